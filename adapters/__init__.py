@@ -1,0 +1,7 @@
+"""How bytes move: transports, and how bytes become files.
+
+Each transport makes one attempt per call and tells the truth about it; landing is the only way a
+file appears, the inventory the only way it becomes known. Nothing here decides what to move, to
+retry or to delete. Read in this order: `transport` (the contract), `landing` (bytes to a file),
+`sqlite` (live databases), `inventory` (what this node holds), `http` (a transport), `throttle`.
+"""

@@ -1,0 +1,128 @@
+"""The contract of a transport, and the errors that say what to do next.
+
+A transport moves the bytes of one entry from one source into one landing, once. It never retries,
+never picks a source, never gives a file its final name and never decides that a digest is right:
+`Landing.commit` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+from streams.values import DataEntry, Transport
+
+if TYPE_CHECKING:
+    from adapters.landing import Landing
+    from adapters.throttle import Throttle
+
+#: Told (bytes done, bytes in all), from the event loop, not more often than the reader can bear.
+Progress = Callable[[int, int], None]
+
+
+class TransportError(Exception):
+    """Base of all that ends an attempt. The class says what to do next."""
+
+    #: Whether the same attempt, made again later, may succeed.
+    retryable = True
+    #: Whether another transport to the same source may succeed now.
+    try_next_transport = True
+
+
+class Unreachable(TransportError):
+    """Nobody answers there: refused, no route, name not found. Another transport may work."""
+
+
+class Refused(TransportError):
+    """The source answered and will not give it: token, permission, protocol."""
+
+
+class EntryMissing(TransportError):
+    """The source does not hold this content any more. Another source may."""
+
+    try_next_transport = False
+
+
+class Stalled(TransportError):
+    """No byte came for too long; what has come is kept, the next attempt goes on from there."""
+
+
+class Interrupted(TransportError):
+    """The connection broke off; what has come is kept."""
+
+
+class TimedOut(TransportError):
+    """The attempt took longer than it was given; what has come is kept."""
+
+
+class DigestMismatch(TransportError):
+    """All bytes came and they are not the entry's. Nothing is kept."""
+
+
+class CheckFailed(TransportError):
+    """The bytes are the entry's, but they are no sound file of their type. It is quarantined."""
+
+    retryable = False
+    try_next_transport = False
+
+
+class DiskFull(TransportError):
+    """The target has no room for the entry and its reserve."""
+
+    try_next_transport = False
+
+
+class PathEscapes(TransportError):
+    """The entry's path would leave the data directory."""
+
+    retryable = False
+    try_next_transport = False
+
+
+class Superseded(TransportError):
+    """The target holds a later version of this path; an older one may not replace it."""
+
+    retryable = False
+    try_next_transport = False
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where to fetch from."""
+
+    node: str
+    #: Base URL of the node's file server; "" if it has none.
+    http_url: str = ""
+
+
+class Request(msgspec.Struct, frozen=True):
+    """One attempt: this entry, from that source, for that target."""
+
+    transfer: str
+    entry: DataEntry
+    source: Source
+    target: str
+    #: No byte for this long ends the attempt.
+    stall_s: float = 30.0
+    connect_s: float = 30.0
+
+
+class Fetches(Protocol):
+    """A transport that pulls: it runs on the target."""
+
+    name: Transport
+
+    async def fetch(
+        self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+    ) -> int:
+        """Bring the bytes that `landing` lacks, from `landing.offset` on; return how many came.
+
+        Returns once all bytes were handed to `landing`; the caller commits. Raises a
+        `TransportError`; bytes handed over before that are kept for the next attempt. If it is
+        cancelled, nothing is left but those bytes. Several fetches may run at once, each into its
+        own landing.
+        """
+
+    async def close(self) -> None:
+        """Let go of connections."""

@@ -1,0 +1,1 @@
+"""What should happen: decisions, and the daemon that carries them out."""

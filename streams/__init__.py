@@ -1,0 +1,8 @@
+"""What happened: the words of the data plane, and the log they are kept in.
+
+Every event, the subject it lives under, its bytes on the wire and the log that keeps it for ever.
+Nothing here decides, folds or moves anything. Read in this order: `values` (the nouns), `events`
+(the facts), `subjects` (where a fact lives), `codec` (bytes to facts and back), `log` (the
+contract of a log), `memory` and `jetstream` (two logs that keep it), `topology` and `server`
+(what the bus must look like, and the bus we bring along).
+"""

@@ -1,0 +1,465 @@
+"""Every fact of the data plane, one class each; its wire name is in `EVENT_TYPES`.
+
+It must never refuse what has happened: only shapes are checked here. Events outlive the code that
+wrote them, so a field is never renamed or given another meaning; it may be added with a default.
+
+Time, id, chain and cause of a fact are not part of its payload, they are its envelope (`codec`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from streams.values import (
+    ALL_CONFIGS,
+    Checksum,
+    Count,
+    DataEntry,
+    DataType,
+    Held,
+    NodeDescription,
+    Refusal,
+    SyncPlan,
+    SyncPriority,
+    TargetOutcome,
+    Token,
+    Transport,
+    TransportResult,
+    Value,
+)
+
+
+class Event(Value, frozen=True):
+    """Base of all events."""
+
+
+# Triggers: what is said from outside. Each opens a chain.
+
+
+class SelfplayComplete(Event, frozen=True):
+    """A node has finished playing; its games wait to be moved to the training nodes."""
+
+    config_key: Token
+    source_node: Token
+    #: Games the player says it played; what really arrived is counted in the files.
+    games_count: Count
+    #: The file they are in, relative to the node's data directory; "" if the node knows best.
+    path: str = ""
+    duration_seconds: float | None = None
+    engine: str = ""
+
+
+class TrainingStarted(Event, frozen=True):
+    """A node begins to train; it needs the newest data of this configuration."""
+
+    config_key: Token
+    node: Token
+    job_id: str = ""
+    #: Which kinds it needs; empty means games and NPZ.
+    data_types: tuple[DataType, ...] = ()
+    #: Seconds since 1970.
+    deadline: float | None = None
+
+
+class TrainingCompleted(Event, frozen=True):
+    """A training run ended; candidate and checkpoint must leave the trainer."""
+
+    config_key: Token
+    node: Token
+    model_path: str
+    checkpoint_path: str = ""
+    success: bool = True
+    metrics: dict[str, float] = {}
+
+
+class ModelPromoted(Event, frozen=True):
+    """A model won its promotion; every GPU node must get it."""
+
+    config_key: Token
+    node: Token
+    model_path: str
+    model_id: str = ""
+    elo: float | None = None
+
+
+class OrphanGamesDetected(Event, frozen=True):
+    """A node holds games that no chain ever took."""
+
+    node: Token
+    config_key: Token
+    orphan_count: Count
+    paths: tuple[str, ...] = ()
+
+
+class DataNeeded(Event, frozen=True):
+    """A node asks for data of a kind; the best holder is to send it."""
+
+    node: Token
+    config_key: Token
+    data_type: DataType
+    min_samples: Count | None = None
+    deadline: float | None = None
+
+
+class DataSyncRequested(Event, frozen=True):
+    """Somebody asks for data on named nodes; what `request_sync()` publishes."""
+
+    data_type: DataType
+    config_key: Token
+    target_nodes: tuple[Token, ...]
+    priority: SyncPriority = SyncPriority.NORMAL
+    deadline: float | None = None
+    requester: str = ""
+
+
+class NodeTerminating(Event, frozen=True):
+    """A node is about to vanish; what only it holds must leave first."""
+
+    node: Token
+    deadline: float | None = None
+    reason: str = ""
+
+
+class HostOnline(Event, frozen=True):
+    """A node can be reached again."""
+
+    node: Token
+    reason: str = ""
+
+
+class HostOffline(Event, frozen=True):
+    """A node can't be reached; planning takes it out."""
+
+    node: Token
+    reason: str = ""
+
+
+class NodeRecovered(Event, frozen=True):
+    """A node is healthy again, with the policy it had before."""
+
+    node: Token
+    reason: str = ""
+
+
+# Facts of ours: what nodes found and did.
+
+
+class NodeRegistered(Event, frozen=True):
+    """A node joined, or its description changed."""
+
+    description: NodeDescription
+
+
+class FilesObserved(Event, frozen=True):
+    """What a node found in its data directories; also the answer to a trigger about them."""
+
+    node: Token
+    entries: tuple[DataEntry, ...] = ()
+    #: A large answer comes in parts; only the last one completes it.
+    last_part: bool = True
+    #: What the node could not read and why, for people.
+    problems: tuple[str, ...] = ()
+
+
+class FilesRemoved(Event, frozen=True):
+    """Files that a node held are gone from it."""
+
+    node: Token
+    paths: tuple[str, ...]
+
+
+class FileQuarantined(Event, frozen=True):
+    """A file failed its check on arrival, or rotted later, and was set aside."""
+
+    node: Token
+    path: str
+    checksum: str
+    reason: str
+
+
+class FileConflict(Event, frozen=True):
+    """A second content appeared under a shared path; both are kept."""
+
+    node: Token
+    path: str
+    checksum: str
+    reason: str
+
+
+class SyncPlanned(Event, frozen=True):
+    """What a chain will move, what is in place already, and what is not moved by which rule."""
+
+    config_key: Token
+    plans: tuple[SyncPlan, ...] = ()
+    held: tuple[Held, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    #: The catalog the decision was taken on: its last folded sequence.
+    as_of_sequence: Count = 0
+
+
+class TransferAssigned(Event, frozen=True):
+    """One entry, one target, one executor: go and do it."""
+
+    transfer: Token
+    executor: Token
+    source: Token
+    target: Token
+    entry: DataEntry
+    transports: tuple[Transport, ...]
+    #: Where the source serves its files.
+    source_url: str = ""
+    #: Mbit/s this transfer may use; 0 means unlimited.
+    bandwidth_mbps: float = 0.0
+    priority: SyncPriority = SyncPriority.NORMAL
+    deadline: float | None = None
+    #: Counts from 1.
+    attempt: Annotated[int, Meta(ge=1)] = 1
+    #: How long the executor may take before the attempt counts as unanswered.
+    timeout_s: float = 600.0
+
+
+class TransferSucceeded(Event, frozen=True):
+    """The target holds every byte, proven by digest, under the final name."""
+
+    transfer: Token
+    node: Token
+    source: Token
+    target: Token
+    entry: DataEntry
+    attempt: Annotated[int, Meta(ge=1)]
+    #: One for each transport tried, the successful one last; empty if it was there already.
+    results: tuple[TransportResult, ...] = ()
+    bytes_transferred: Count = 0
+    duration_seconds: float = 0.0
+    #: Counted in the copy.
+    games: Count | None = None
+
+
+class TransferFailed(Event, frozen=True):
+    """An attempt ended without the bytes in place."""
+
+    transfer: Token
+    node: Token
+    source: Token
+    target: Token
+    entry: DataEntry
+    attempt: Annotated[int, Meta(ge=1)]
+    error: str
+    error_class: str
+    results: tuple[TransportResult, ...] = ()
+    bytes_transferred: Count = 0
+    duration_seconds: float = 0.0
+    #: False where the same attempt would fail again however often it is made.
+    retryable: bool = True
+
+
+class DataSyncStarted(Event, frozen=True):
+    """Bytes of this chain are about to move."""
+
+    config_key: Token
+    source_node: str
+    targets: tuple[str, ...]
+    entries: Count
+    size_bytes: Count
+
+
+class DataSyncCompleted(Event, frozen=True):
+    """Every target holds every byte this chain owed, proven by digest."""
+
+    config_key: Token
+    source_node: str
+    targets: tuple[TargetOutcome, ...] = ()
+    #: Games counted in the arrived files, each file once.
+    games_synced: Count = 0
+    #: Bytes that really moved for this chain's transfers.
+    bytes_transferred: Count = 0
+    duration_seconds: float = 0.0
+    reason: str = ""
+
+
+class DataSyncFailed(Event, frozen=True):
+    """The chain ended with something missing: what arrived, what did not, and why, per target."""
+
+    config_key: Token
+    source_node: str
+    arrived: tuple[TargetOutcome, ...] = ()
+    failed: tuple[TargetOutcome, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    games_synced: Count = 0
+    bytes_transferred: Count = 0
+    duration_seconds: float = 0.0
+    reason: str = ""
+
+
+class NewGamesAvailable(Event, frozen=True):
+    """Games are on the training nodes that were never announced before: exporters may start."""
+
+    config_key: Token
+    game_count: Count
+    source_node: str
+    targets: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+
+
+class ModelDistributionComplete(Event, frozen=True):
+    """A promoted model is on the quorum of GPU nodes."""
+
+    config_key: Token
+    model_path: str
+    checksum: Checksum
+    targets: tuple[str, ...] = ()
+
+
+class S3BackupCompleted(Event, frozen=True):
+    """Entries are in the bucket, and the manifest that names them is too."""
+
+    bucket: str
+    manifest_key: str
+    entries: Count
+    size_bytes: Count
+    config_key: Token = ALL_CONFIGS
+
+
+class NodeDrained(Event, frozen=True):
+    """Nothing is left on a node that is not safe elsewhere."""
+
+    node: Token
+    entries: Count = 0
+    size_bytes: Count = 0
+
+
+class SelfplayNeeded(Event, frozen=True):
+    """Data was asked for that nobody has: somebody must play it."""
+
+    config_key: Token
+    node: Token
+    data_type: DataType
+    min_samples: Count | None = None
+
+
+class ReplicationAlert(Event, frozen=True):
+    """An entry has had fewer copies than it should for too long."""
+
+    path: str
+    checksum: Checksum
+    copies: Count
+    wanted: Count
+    severity: str
+    config_key: Token = ALL_CONFIGS
+
+
+class DeadlineAtRisk(Event, frozen=True):
+    """A transfer will probably miss its deadline."""
+
+    transfer: Token
+    target: Token
+    deadline: float
+    estimate: float
+    config_key: Token = ALL_CONFIGS
+
+
+class ChainOverdue(Event, frozen=True):
+    """A chain is older than its limit and has not ended; it goes on."""
+
+    config_key: Token
+    age_seconds: float
+    waiting_for: str
+
+
+class EventRejected(Event, frozen=True):
+    """A message in the log could not be understood; the original stays where it is."""
+
+    sequence: Count
+    subject: str
+    #: What is wrong, with the path of the field.
+    reason: str
+
+
+EVENT_TYPES: dict[str, type[Event]] = {
+    "SELFPLAY_COMPLETE": SelfplayComplete,
+    "TRAINING_STARTED": TrainingStarted,
+    "TRAINING_COMPLETED": TrainingCompleted,
+    "MODEL_PROMOTED": ModelPromoted,
+    "ORPHAN_GAMES_DETECTED": OrphanGamesDetected,
+    "DATA_NEEDED": DataNeeded,
+    "DATA_SYNC_REQUESTED": DataSyncRequested,
+    "NODE_TERMINATING": NodeTerminating,
+    "HOST_ONLINE": HostOnline,
+    "HOST_OFFLINE": HostOffline,
+    "NODE_RECOVERED": NodeRecovered,
+    "NODE_REGISTERED": NodeRegistered,
+    "FILES_OBSERVED": FilesObserved,
+    "FILES_REMOVED": FilesRemoved,
+    "FILE_QUARANTINED": FileQuarantined,
+    "FILE_CONFLICT": FileConflict,
+    "SYNC_PLANNED": SyncPlanned,
+    "TRANSFER_ASSIGNED": TransferAssigned,
+    "TRANSFER_SUCCEEDED": TransferSucceeded,
+    "TRANSFER_FAILED": TransferFailed,
+    "DATA_SYNC_STARTED": DataSyncStarted,
+    "DATA_SYNC_COMPLETED": DataSyncCompleted,
+    "DATA_SYNC_FAILED": DataSyncFailed,
+    "NEW_GAMES_AVAILABLE": NewGamesAvailable,
+    "MODEL_DISTRIBUTION_COMPLETE": ModelDistributionComplete,
+    "S3_BACKUP_COMPLETED": S3BackupCompleted,
+    "NODE_DRAINED": NodeDrained,
+    "SELFPLAY_NEEDED": SelfplayNeeded,
+    "REPLICATION_ALERT": ReplicationAlert,
+    "DEADLINE_AT_RISK": DeadlineAtRisk,
+    "CHAIN_OVERDUE": ChainOverdue,
+    "EVENT_REJECTED": EventRejected,
+}
+TYPE_NAMES: dict[type[Event], str] = {cls: name for name, cls in EVENT_TYPES.items()}
+
+#: Triggers that speak of files of one node: its agent must answer before a plan is made.
+FILE_TRIGGERS: dict[type[Event], str] = {
+    SelfplayComplete: "source_node",
+    TrainingCompleted: "node",
+    ModelPromoted: "node",
+    OrphanGamesDetected: "node",
+    NodeTerminating: "node",
+}
+#: Triggers that open a chain. HOST_* and NODE_RECOVERED only change what is known of a node.
+CHAIN_TRIGGERS: tuple[type[Event], ...] = (
+    *FILE_TRIGGERS,
+    TrainingStarted,
+    DataNeeded,
+    DataSyncRequested,
+)
+
+
+def type_name(event: Event | type[Event]) -> str:
+    """The wire name of an event, such as ``SELFPLAY_COMPLETE``."""
+    return TYPE_NAMES[event if isinstance(event, type) else type(event)]
+
+
+def config_key_of(event: Event) -> str:
+    """The configuration an event speaks of; `ALL_CONFIGS` where it speaks of none or of many."""
+    if isinstance(event, TransferAssigned | TransferSucceeded | TransferFailed):
+        return event.entry.config_key
+    if isinstance(event, FilesObserved):
+        keys = {entry.config_key for entry in event.entries}
+        return keys.pop() if len(keys) == 1 else ALL_CONFIGS
+    return getattr(event, "config_key", ALL_CONFIGS)
+
+
+def speaker_of(event: Event) -> str | None:
+    """The node an event speaks of or for, where its payload says so."""
+    if isinstance(event, NodeRegistered):
+        return event.description.name
+    if isinstance(event, DataSyncRequested):
+        return event.requester or None
+    name: str | None = getattr(event, "source_node", None) or getattr(event, "node", None)
+    return name
+
+
+def json_schemas() -> tuple[dict[str, Any], dict[str, Any]]:
+    """JSON Schemas of all events by wire name, and the shared components they refer to."""
+    classes = list(EVENT_TYPES.values())
+    refs, components = msgspec.json.schema_components(
+        classes, ref_template="#/components/schemas/{name}"
+    )
+    return dict(zip(EVENT_TYPES, refs, strict=True)), dict(components)

@@ -1,0 +1,116 @@
+"""Whose file a path is: logical paths, their owners, and where a node keeps them.
+
+An owned path carries its producer (``games/gpu-7/hex8_2p.db``), so that two producers never write
+one name; the producer itself keeps it without (``games/hex8_2p.db``). Pure: no file is touched.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import re
+from pathlib import PurePosixPath
+
+from streams.values import DataType, Value
+
+GAME_DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
+_TYPE_BY_SUFFIX = {
+    **dict.fromkeys(GAME_DATABASE_SUFFIXES, DataType.GAMES),
+    ".jsonl": DataType.GAMES,
+    ".npz": DataType.NPZ,
+    ".pth": DataType.MODELS,
+    ".pt": DataType.MODELS,
+    ".onnx": DataType.MODELS,
+}
+
+
+class Ownership(enum.StrEnum):
+    """Who may write a path."""
+
+    #: One producer writes it; the logical path names the producer.
+    OWNED = "owned"
+    #: Many may write it; one version counts at a time.
+    SHARED = "shared"
+    #: Many write it and no copy may replace another.
+    MERGED = "merged"
+
+
+class PathRules(Value, frozen=True):
+    """Which glob is which, first match wins: ``*`` within a directory, ``**`` across them."""
+
+    globs: tuple[tuple[str, Ownership], ...] = (
+        ("**/elo*.db", Ownership.MERGED),
+        ("**/*_elo*.db", Ownership.MERGED),
+        ("**/*registry*.db", Ownership.MERGED),
+        ("**/canonical_*", Ownership.SHARED),
+        ("**/*.npz", Ownership.SHARED),
+        ("**/candidate_*", Ownership.OWNED),
+        ("checkpoints/**", Ownership.OWNED),
+        ("**/*.db", Ownership.OWNED),
+        ("**/*.sqlite", Ownership.OWNED),
+        ("**/*.sqlite3", Ownership.OWNED),
+        ("**/*.jsonl", Ownership.OWNED),
+        ("games/**", Ownership.OWNED),
+        ("**", Ownership.SHARED),
+    )
+
+    def ownership(self, path: str) -> Ownership:
+        """Who may write `path`, local or logical; shared if no glob matches."""
+        for glob, ownership in self.globs:
+            if _matcher(glob).fullmatch(path):
+                return ownership
+        return Ownership.SHARED
+
+    def logical(self, local: str, node: str) -> str:
+        """The cluster's name of a file that `node` itself keeps at `local`."""
+        if self.ownership(local) is not Ownership.OWNED:
+            return local
+        first, *rest = PurePosixPath(local).parts
+        return "/".join((first, node, *rest) if rest else (node, first))
+
+    def local(self, logical: str, node: str) -> str:
+        """Where `node` keeps a logical path: its own without its name, all others as they are."""
+        parts = PurePosixPath(logical).parts
+        if self.ownership(logical) is not Ownership.OWNED:
+            return logical
+        if len(parts) >= 3 and parts[1] == node:
+            return "/".join((parts[0], *parts[2:]))
+        if len(parts) == 2 and parts[0] == node:
+            return parts[1]
+        return logical
+
+    def producer(self, logical: str) -> str:
+        """The node an owned path names; "" for paths that nobody owns."""
+        parts = PurePosixPath(logical).parts
+        if self.ownership(logical) is not Ownership.OWNED:
+            return ""
+        return parts[1] if len(parts) >= 3 else parts[0]
+
+
+def data_type_of(path: str) -> DataType | None:
+    """What a file holds, by its name; None if the data plane has no word for it.
+
+    A database without a ``games`` table is METADATA: only who opens it can tell.
+    """
+    pure = PurePosixPath(path)
+    if "checkpoints" in pure.parts[:-1] and pure.suffix.lower() in _TYPE_BY_SUFFIX:
+        return DataType.CHECKPOINT
+    return _TYPE_BY_SUFFIX.get(pure.suffix.lower())
+
+
+def escapes(path: str) -> bool:
+    """Whether a path would leave the directory it is joined to, or isn't a clean relative path."""
+    parts = path.split("/")
+    return (
+        not path
+        or path.startswith("/")
+        or "\x00" in path
+        or "\\" in path
+        or any(part in ("", ".", "..") for part in parts)
+    )
+
+
+@functools.cache
+def _matcher(glob: str) -> re.Pattern[str]:
+    text = re.escape(glob).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
+    return re.compile(text.replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))

@@ -1,0 +1,150 @@
+"""The contract of a log: an append-only, totally ordered list of facts that several may write.
+
+Two logs keep it, `streams.memory` and `streams.jetstream`; one suite, ``tests/contract/test_log``,
+holds both to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+import msgspec
+
+from streams.codec import Fact, Recorded
+
+
+class LogError(Exception):
+    """Base of all that a log may raise."""
+
+
+class SequenceConflict(LogError):
+    """A guard did not hold: somebody wrote there first. Read what they wrote and decide again."""
+
+
+class DuplicateFact(LogError):
+    """A fact of an atomic append is in the log already, by id; nothing of the batch was stored."""
+
+
+class LogUnavailable(LogError):
+    """The log did not answer in time. The append may or may not have happened; ask again."""
+
+
+class LogFull(LogError):
+    """The log refuses to grow. Nothing was stored; make room, then ask again."""
+
+
+class PermissionDenied(LogError):
+    """The bus refused this client; the text is the server's. Asking again will not help."""
+
+
+class LogState(msgspec.Struct, frozen=True):
+    """Which log this is and how far it goes."""
+
+    #: When the stream was made; two logs never share it.
+    created: str
+    first_sequence: int
+    last_sequence: int
+
+
+class Guard(msgspec.Struct, frozen=True):
+    """A condition of an append: the last message under `subjects` has this sequence (0: none)."""
+
+    subjects: str
+    last_sequence: int
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """The log has it. `duplicate` if it had it before, by id."""
+
+    sequence: int
+    duplicate: bool = False
+
+
+class Delivery(Protocol):
+    """One message given to a durable consumer, until it is acknowledged."""
+
+    recorded: Recorded
+    #: Counts from 1.
+    attempt: int
+
+    async def ack(self) -> None:
+        """It is dealt with. An ack may be lost; then the message comes again."""
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        """Deliver it again, not before `delay_s` has passed."""
+
+    async def in_progress(self) -> None:
+        """Still at it: restart the ack wait. Send it every third of the wait."""
+
+
+class Deliveries(Protocol):
+    """A durable consumer's messages. Iterate in one task; ack from any.
+
+    Order is the log's, but for redeliveries. It survives restarts of the bus by itself and ends
+    only by `close`. Messages come at least once.
+    """
+
+    def __aiter__(self) -> AsyncIterator[Delivery]: ...
+
+    def take_ready(self, limit: int) -> list[Delivery]:
+        """What has arrived already, at most `limit`, without waiting."""
+
+    async def close(self) -> None:
+        """Stop pulling; what is not acknowledged will be delivered to somebody else."""
+
+
+class Log(Protocol):
+    """An append-only list of facts, numbered from 1 without gaps by the log itself.
+
+    All methods may be called concurrently. They raise `LogError`s only.
+    """
+
+    async def state(self) -> LogState:
+        """Which log this is and how far it goes."""
+
+    async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
+        """Append all facts, in order and next to each other, or none of them.
+
+        At most 1,000 facts. Each guard is checked at the moment of the append; each must cover the
+        subject of one of the facts. Raises SequenceConflict or DuplicateFact, and then nothing
+        was stored; LogUnavailable, and then it is unknown: a second call with the same facts and
+        guards finds out, as it can't store them twice.
+        """
+
+    async def publish(self, fact: Fact) -> Receipt:
+        """Append one fact without a condition; the same id twice is stored once (within days)."""
+
+    def read(
+        self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
+    ) -> AsyncIterator[list[Recorded]]:
+        """Facts with a sequence above `after`, in order, none left out, in batches.
+
+        Ends once `until` is passed or reached; without it, it waits for more and never ends.
+        `subjects` are NATS filters; empty means all.
+        """
+
+    async def get(self, sequence: int) -> Recorded | None:
+        """The message with this sequence; None if the log does not hold it."""
+
+    async def last(self, subjects: str) -> Recorded | None:
+        """The newest message under a filter, as the log's leader sees it."""
+
+    async def consume(
+        self,
+        durable: str,
+        subjects: Sequence[str],
+        *,
+        ack_wait_s: float,
+        max_pending: int,
+        new_only: bool = False,
+    ) -> Deliveries:
+        """Join, or make, the durable consumer `durable`; several callers share its messages.
+
+        A message that isn't acknowledged within `ack_wait_s` comes again, without limit. At most
+        `max_pending` are out at once. A new consumer begins at the log's start, or with
+        `new_only` behind its end.
+        """
+
+    async def close(self) -> None:
+        """Let go of the bus. Deliveries and reads end."""

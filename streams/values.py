@@ -1,0 +1,206 @@
+"""The nouns that events are made of. It must never hold a rule: a value is only well formed or not.
+
+Names are the users' own: `DataType`, `SyncPriority`, `Transport`, `DataEntry`, `SyncPlan`,
+`TransportResult`, `config_key`.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+#: One token of a subject: node names, config keys, chain ids.
+TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+CHECKSUM_PATTERN = r"^sha256:[0-9a-f]{64}$"
+
+Token = Annotated[str, Meta(pattern=TOKEN_PATTERN)]
+Checksum = Annotated[str, Meta(pattern=CHECKSUM_PATTERN)]
+Count = Annotated[int, Meta(ge=0)]
+
+#: What a fact says when it speaks of no single configuration.
+ALL_CONFIGS = "all"
+BOARDS = ("hex8", "square8", "square19", "hexagonal")
+_CONFIG_IN_NAME = re.compile(rf"(?<![A-Za-z0-9])((?:{'|'.join(BOARDS)})_[234]p)(?![A-Za-z0-9])")
+
+
+def is_token(text: str) -> bool:
+    """Whether `text` can stand as one token of a subject: 1 to 64 of ``A-Za-z0-9_-``."""
+    return re.fullmatch(TOKEN_PATTERN[1:-1], text) is not None
+
+
+def config_key_in(path: str) -> str:
+    """The configuration a path speaks of, such as ``hex8_2p``; `ALL_CONFIGS` if it names none.
+
+    Boards are matched whole, so ``hexagonal_2p.db`` is never taken for ``hex8``. The last match
+    counts: a file's own name outranks the directories above it.
+    """
+    found = _CONFIG_IN_NAME.findall(path)
+    return found[-1] if found else ALL_CONFIGS
+
+
+class DataType(enum.StrEnum):
+    """What kind of data a file holds."""
+
+    GAMES = "games"
+    MODELS = "models"
+    NPZ = "npz"
+    CHECKPOINT = "checkpoint"
+    METADATA = "metadata"
+
+
+class SyncPriority(enum.StrEnum):
+    """How urgent a transfer is; the smaller `rank` goes first."""
+
+    CRITICAL = "critical"
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+    BACKGROUND = "background"
+
+    @property
+    def rank(self) -> int:
+        """0 for CRITICAL up to 4 for BACKGROUND."""
+        return _RANKS[self]
+
+
+_RANKS = {priority: rank for rank, priority in enumerate(SyncPriority)}
+
+
+class Transport(enum.StrEnum):
+    """The mechanisms that can move bytes between two places."""
+
+    P2P_GOSSIP = "p2p"
+    HTTP_FETCH = "http"
+    RSYNC = "rsync"
+    S3 = "s3"
+    BASE64_SSH = "base64"
+
+
+class Role(enum.StrEnum):
+    """What a node is there for."""
+
+    TRAINING = "training"
+    SELFPLAY = "selfplay"
+    COORDINATOR = "coordinator"
+    STORAGE = "storage"
+
+
+class Trait(enum.StrEnum):
+    """What must be known of a node before bytes are sent to it or fetched from it."""
+
+    EPHEMERAL = "ephemeral"
+    NAT_BLOCKED = "nat_blocked"
+    GPU = "gpu"
+    EXTERNAL_STORAGE = "external_storage"
+    SKIP_SYNC_RECEIVE = "skip_sync_receive"
+
+
+class Value(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Base of all values and events: immutable, compared by content, short on the wire."""
+
+
+class DataEntry(Value, frozen=True):
+    """A file by identity, a path *and* a digest, with what is known of it."""
+
+    #: Logical path, relative, with ``/``; an owned path carries its producer: ``games/gpu-7/x.db``.
+    path: Annotated[str, Meta(min_length=1, max_length=4096)]
+    data_type: DataType
+    config_key: Token
+    size_bytes: Count
+    checksum: Checksum
+    #: Seconds since 1970 of the last change, by the clock of the node that saw it.
+    mtime: float = 0.0
+    #: Games counted in the file itself; None where a file holds no games.
+    games: Count | None = None
+    #: Training samples counted in the file itself.
+    samples: Count | None = None
+    #: The node whose version counts, "" until the catalog knows it.
+    primary_location: str = ""
+    #: Sequence of the fact that made this version current; a later version has a larger one.
+    version: Count = 0
+    #: Nodes that hold a verified copy; filled by catalog queries, empty on the wire.
+    locations: tuple[str, ...] = ()
+
+
+class NodeDescription(Value, frozen=True):
+    """What a node says of itself when it joins."""
+
+    name: Token
+    roles: tuple[Role, ...] = ()
+    traits: tuple[Trait, ...] = ()
+    #: Where this node's files can be fetched, such as ``http://10.0.0.7:8770``; "" if nowhere.
+    http_url: str = ""
+    provider: str = ""
+    region: str = ""
+    nfs_group: str = ""
+    disk_total_bytes: Count = 0
+    disk_free_bytes: Count = 0
+    memory_total_bytes: Count = 0
+    #: The most this node wants to receive or send, in Mbit/s; 0 means no limit of its own.
+    bandwidth_limit_mbps: Count = 0
+    version: str = ""
+
+
+class Refusal(Value, frozen=True):
+    """Something that was not planned, and the rule that said so."""
+
+    rule: str
+    reason: str
+    target: str = ""
+    path: str = ""
+
+
+class SyncPlan(Value, frozen=True):
+    """An intended movement: these entries, from here to there."""
+
+    source_node: str
+    target_nodes: tuple[str, ...]
+    entries: tuple[DataEntry, ...]
+    priority: SyncPriority = SyncPriority.NORMAL
+    #: Why this sync was triggered, for people.
+    reason: str = ""
+    #: Transports in the order in which they are to be tried.
+    transport_preference: tuple[Transport, ...] = ()
+    #: Seconds since 1970 by which the data must be there; None if any time will do.
+    deadline: float | None = None
+
+
+class Held(Value, frozen=True):
+    """A target that already held an entry when the plan was made."""
+
+    target: str
+    path: str
+    checksum: Checksum
+    games: Count | None = None
+
+
+class TransportResult(Value, frozen=True):
+    """One attempt over one transport."""
+
+    success: bool
+    transport_used: Transport
+    #: Bytes that really moved, not bytes that were planned.
+    bytes_transferred: Count
+    duration_seconds: float
+    error: str | None = None
+    #: Which family of error: ``Unreachable``, ``Refused``, ``DigestMismatch`` …
+    error_class: str = ""
+    retries: Count = 0
+
+
+class TargetOutcome(Value, frozen=True):
+    """What became of one entry on one target."""
+
+    target: str
+    path: str
+    checksum: Checksum
+    size_bytes: Count = 0
+    #: Read from the copy at the target, not from what was announced.
+    games: Count | None = None
+    bytes_transferred: Count = 0
+    #: Why the entry is not there, in words; "" if it is.
+    error: str = ""
