@@ -193,9 +193,15 @@ class SyncPlanned(Event, frozen=True):
     """What a chain will move, what is in place already, and what is not moved by which rule."""
 
     config_key: Token
+    source_node: str = ""
     plans: tuple[SyncPlan, ...] = ()
     held: tuple[Held, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    #: Whether completion is to be followed by NEW_GAMES_AVAILABLE: some of the games were never
+    #: announced before.
+    announces: bool = False
+    #: A large plan comes in parts, appended together; only the last one completes it.
+    last_part: bool = True
     #: The catalog the decision was taken on: its last folded sequence.
     as_of_sequence: Count = 0
 
@@ -272,6 +278,8 @@ class DataSyncCompleted(Event, frozen=True):
     config_key: Token
     source_node: str
     targets: tuple[TargetOutcome, ...] = ()
+    #: Outcomes that did not fit; each is a TRANSFER_SUCCEEDED in the log.
+    left_out: Count = 0
     #: Games counted in the arrived files, each file once.
     games_synced: Count = 0
     #: Bytes that really moved for this chain's transfers.
@@ -287,6 +295,7 @@ class DataSyncFailed(Event, frozen=True):
     source_node: str
     arrived: tuple[TargetOutcome, ...] = ()
     failed: tuple[TargetOutcome, ...] = ()
+    left_out: Count = 0
     refusals: tuple[Refusal, ...] = ()
     games_synced: Count = 0
     bytes_transferred: Count = 0

@@ -6,7 +6,7 @@ holds both to it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -117,7 +117,7 @@ class Log(Protocol):
 
     def read(
         self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
-    ) -> AsyncIterator[list[Recorded]]:
+    ) -> AsyncGenerator[list[Recorded], None]:
         """Facts with a sequence above `after`, in order, none left out, in batches.
 
         Ends once `until` is passed or reached; without it, it waits for more and never ends.

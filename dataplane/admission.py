@@ -1,0 +1,202 @@
+"""Which pending transfers start now: priority, caps, backoff and versions, as a pure function.
+
+It must never let a node or the cluster exceed its caps, and never keep CRITICAL work waiting for
+lesser work: that always finds one slot more.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
+from typing import Protocol
+
+import msgspec
+
+from dataplane.chain import exhausted
+from dataplane.policy import Policy
+from projections.nodes import NodeRow
+from projections.transfers import TransferRow
+from streams import events
+from streams.codec import Fact, fact_id, node_fact
+from streams.subjects import subject_for, type_filter
+from streams.values import SyncPriority
+
+#: All assignments share one guard: what is in flight is known to whoever assigns next.
+ASSIGNMENTS = type_filter(events.TransferAssigned)
+#: Assigned in one append, and looked at for it: bounds one round however long the queue is.
+MOST_AT_ONCE = 200
+MOST_LOOKED_AT = 2_000
+#: Failures after which another holder, if there is one, is asked instead.
+_SOURCE_FAILED = ("EntryMissing", "Unreachable", "Refused", "Stalled", "Interrupted")
+
+
+class KnownAtAdmission(Protocol):
+    """What admission asks of the views, transfer by transfer."""
+
+    def node(self, name: str) -> NodeRow | None:
+        """A node by name."""
+
+    def sources(self, transfer: TransferRow) -> Sequence[str]:
+        """Online holders of a transfer's entry, the best first."""
+
+    def newer_versions(self, transfer: TransferRow) -> Sequence[TransferRow]:
+        """Open transfers of later versions of the same path to the same target."""
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """What may start, and when to ask again for what may not start yet."""
+
+    assignments: tuple[Fact, ...]
+    #: Seconds since 1970 at which the next backoff ends; None if none is waiting.
+    next_at: float | None
+
+
+def admit(
+    pending: Iterable[TransferRow],
+    in_flight: Sequence[TransferRow],
+    known: KnownAtAdmission,
+    policy: Policy,
+    now: float,
+) -> Admission:
+    """Pick what starts now from `pending`, which is in order of priority, deadline and age."""
+    slots = _Slots(policy, in_flight)
+    chosen: list[Fact] = []
+    wake: list[float] = []
+    for transfer in islice(pending, MOST_LOOKED_AT):
+        if len(chosen) >= MOST_AT_ONCE or slots.none_left_for(transfer):
+            break
+        if exhausted(transfer, policy) or not transfer.chains:
+            continue
+        ready_at = _ready_at(transfer, policy)
+        if ready_at > now:
+            wake.append(ready_at)
+            continue
+        if not all(exhausted(newer, policy) for newer in known.newer_versions(transfer)):
+            # A later version is on its way; what waits for this one is content with it.
+            continue
+        source = _source(transfer, known.sources(transfer))
+        if slots.take(transfer, source):
+            chosen.append(_assignment(transfer, source, known.node, policy))
+    return Admission(tuple(chosen), min(wake, default=None))
+
+
+def unanswered(
+    in_flight: Iterable[TransferRow], policy: Policy, now: float, teller: str
+) -> list[Fact]:
+    """Attempts whose executor has stayed away beyond their time, as failed; said by `teller`."""
+    return [
+        _given_up(transfer, teller)
+        for transfer in in_flight
+        if now > transfer.assigned_at + transfer.timeout_s + policy.attempt_grace_s
+    ]
+
+
+class _Slots:
+    """How much is under way, by node and in all."""
+
+    def __init__(self, policy: Policy, in_flight: Sequence[TransferRow]) -> None:
+        self._policy = policy
+        self._by_node: Counter[str] = Counter()
+        self._places = {(row.target, row.entry.path) for row in in_flight}
+        self._total = len(in_flight)
+        for row in in_flight:
+            self._by_node[row.target] += 1
+            self._by_node[row.source] += 1
+
+    def none_left_for(self, transfer: TransferRow) -> bool:
+        """Whether neither this transfer nor any of lesser priority can start any more."""
+        extra = 1 if transfer.priority is SyncPriority.CRITICAL else 0
+        return self._total >= self._policy.max_in_flight + extra
+
+    def take(self, transfer: TransferRow, source: str) -> bool:
+        """Count a transfer in if it fits; two versions never move to one place at once."""
+        place = (transfer.target, transfer.entry.path)
+        extra = 1 if transfer.priority is SyncPriority.CRITICAL else 0
+        busiest = max(self._by_node[transfer.target], self._by_node[source])
+        if (
+            place in self._places
+            or busiest >= self._policy.max_per_node + extra
+            or self._total >= self._policy.max_in_flight + extra
+        ):
+            return False
+        self._places.add(place)
+        self._by_node[transfer.target] += 1
+        self._by_node[source] += 1
+        self._total += 1
+        return True
+
+
+def _ready_at(transfer: TransferRow, policy: Policy) -> float:
+    if not transfer.failures:
+        return 0.0
+    wait = policy.backoff_s(transfer.id, len(transfer.failures))
+    return transfer.failures[-1].time + wait
+
+
+def _source(transfer: TransferRow, ranked: Sequence[str]) -> str:
+    """The planned source, or another holder if that one failed."""
+    failed = [f.source for f in transfer.failures if f.error_class in _SOURCE_FAILED]
+    candidates = [transfer.source, *(name for name in ranked if name != transfer.source)]
+    if ranked and transfer.source not in ranked:
+        candidates = [*ranked, transfer.source]
+    # Fewest failures first; among equals the order stands.
+    return min(candidates, key=failed.count)
+
+
+def _assignment(
+    transfer: TransferRow, source: str, node: Callable[[str], NodeRow | None], policy: Policy
+) -> Fact:
+    holder = node(source)
+    attempt = transfer.attempt + 1
+    event = events.TransferAssigned(
+        transfer=transfer.id,
+        executor=transfer.target,
+        source=source,
+        target=transfer.target,
+        entry=transfer.entry,
+        transports=transfer.transports,
+        source_url=holder.description.http_url if holder else "",
+        bandwidth_mbps=_bandwidth(transfer, source, node, policy),
+        priority=transfer.priority,
+        deadline=transfer.deadline,
+        attempt=attempt,
+        timeout_s=policy.attempt_timeout_s(transfer.entry),
+    )
+    chain = transfer.chains[0]
+    return Fact(
+        event,
+        subject_for(event, transfer.target),
+        fact_id(transfer.id, transfer.queued_sequence, attempt),
+        chain,
+        fact_id(chain, "SYNC_PLANNED", 0),
+        "coordinator",
+    )
+
+
+def _bandwidth(
+    transfer: TransferRow, source: str, node: Callable[[str], NodeRow | None], policy: Policy
+) -> float:
+    """The tightest of the limits of this sync and of both nodes; 0 means unlimited."""
+    limits = [policy.bandwidth_mbps]
+    for name in (source, transfer.target):
+        row = node(name)
+        limits.append(float(row.description.bandwidth_limit_mbps) if row else 0.0)
+    return min((limit for limit in limits if limit > 0), default=0.0)
+
+
+def _given_up(transfer: TransferRow, teller: str) -> Fact:
+    event = events.TransferFailed(
+        transfer=transfer.id,
+        node=teller,
+        source=transfer.source,
+        target=transfer.target,
+        entry=transfer.entry,
+        attempt=transfer.attempt,
+        error=f"{transfer.executor} gave no result within {transfer.timeout_s:g} s",
+        error_class="Unanswered",
+        # The assignment still waits for the node: when it comes back, it carries it out.
+        retryable=False,
+    )
+    id = fact_id(transfer.id, transfer.queued_sequence, transfer.attempt, "unanswered")
+    return node_fact(event, teller, id, chain=transfer.chains[0] if transfer.chains else "")

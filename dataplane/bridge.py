@@ -1,0 +1,218 @@
+"""From facts to what they cause: the one loop that drives chains.
+
+It reads what nodes say through a durable consumer, waits until the views have seen it, asks each
+chain that it touches what is owed, appends that in one atomic batch guarded chain by chain, and
+acknowledges only then. Dying at any point costs a redelivery.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+
+import msgspec
+
+from dataplane.chain import owed
+from dataplane.crashpoints import reach
+from dataplane.planner import SyncPlanner
+from dataplane.policy import Policy
+from projections.chains import place_of
+from projections.cluster import ClusterView
+from projections.projector import Projector
+from streams import events
+from streams.codec import Fact, Recorded, chain_fact
+from streams.log import Delivery, DuplicateFact, Guard, Log, LogError, Receipt, SequenceConflict
+from streams.subjects import chain_filter
+
+logger = logging.getLogger(__name__)
+
+DURABLE = "bridge"
+HEARS = ("dp.node.>",)
+ACK_WAIT_S = 10.0
+MAX_PENDING = 512
+#: Events whose chains are decided together; bounded by the 1,000 facts of an atomic append.
+BATCH = 128
+_MOST_FACTS = 900
+_SWEEP_PAGE = 100
+
+
+class Decision(msgspec.Struct, frozen=True):
+    """What one chain owes, and the condition under which it may be said."""
+
+    chain: str
+    cause: str
+    facts: tuple[Fact, ...]
+    guard: Guard
+
+
+class EventBridge:
+    """Drives chains. Several may run on one log: the guards let only one decide."""
+
+    def __init__(
+        self,
+        log: Log,
+        projector: Projector,
+        policy: Policy,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._log = log
+        self._projector = projector
+        self._policy = policy
+        self._clock = clock
+        self.handled = 0
+        self.decided = 0
+        self.conflicts = 0
+        self.errors = 0
+        #: When a delivery was last dealt with: progress, for health.
+        self.last_progress = time.monotonic()
+
+    async def run(self) -> None:
+        """Handle what is delivered, for ever."""
+        deliveries = await self._log.consume(
+            DURABLE, HEARS, ack_wait_s=ACK_WAIT_S, max_pending=MAX_PENDING
+        )
+        try:
+            async for first in deliveries:
+                await self._handle([first, *deliveries.take_ready(BATCH - 1)])
+        finally:
+            await deliveries.close()
+
+    async def sweep(self) -> None:
+        """Ask every open chain, and every rejected message, what is owed; page by page."""
+        after = b""
+        await self._reject()
+        while True:
+            with self._projector.store.read() as reader:
+                page = []
+                for chain in ClusterView(reader).open_chains(after):
+                    page.append(chain)
+                    if len(page) == _SWEEP_PAGE:
+                        break
+            await self.drive({chain.id: chain.trigger_id for chain in page})
+            if len(page) < _SWEEP_PAGE:
+                return
+            after = place_of(page[-1])
+            await asyncio.sleep(0)
+
+    async def _handle(self, deliveries: list[Delivery]) -> None:
+        try:
+            await self._projector.wait_for(max(d.recorded.sequence for d in deliveries), ACK_WAIT_S)
+            await self.drive(self._touched([d.recorded for d in deliveries]))
+            if any(d.recorded.event is None for d in deliveries):
+                await self._reject()
+        except (LogError, TimeoutError) as error:
+            self.errors += 1
+            first = deliveries[0].recorded
+            logger.warning("not handled, will be redelivered: %s (from event %s)", error, first.id)
+            with suppress(LogError):
+                await asyncio.gather(*(d.nak(1.0) for d in deliveries))
+            return
+        reach("coordinator.appended")
+        await asyncio.gather(*(delivery.ack() for delivery in deliveries))
+        self.handled += len(deliveries)
+        self.last_progress = time.monotonic()
+
+    def _touched(self, batch: Iterable[Recorded]) -> dict[str, str]:
+        """Chains that these facts may have moved on, each with the id of the last such fact."""
+        touched: dict[str, str] = {}
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            for recorded in batch:
+                if isinstance(recorded.event, events.TransferSucceeded):
+                    for chain in _waiting_at(view, recorded.event):
+                        touched[chain] = recorded.id
+                elif isinstance(recorded.event, events.TransferFailed):
+                    row = view.transfer(recorded.event.transfer)
+                    touched |= dict.fromkeys(row.chains if row else (), recorded.id)
+                elif recorded.chain:
+                    touched[recorded.chain] = recorded.id
+        return touched
+
+    async def drive(self, chains: Mapping[str, str]) -> None:
+        """Append what these chains owe; the value of each is the id of the event that asks."""
+        decisions = self._decide(chains)
+        for group in _groups(decisions):
+            reach("coordinator.decided")
+            try:
+                await self._append(group)
+            except (SequenceConflict, DuplicateFact):
+                # One chain's conflict refuses the whole batch: take them one by one.
+                for decision in group:
+                    await self._append_alone(decision)
+
+    def _decide(self, chains: Mapping[str, str]) -> list[Decision]:
+        now = self._clock()
+        decisions = []
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            planner = SyncPlanner(self._policy, view)
+            for id, cause in chains.items():
+                chain = view.chain(id)
+                if chain is None:
+                    continue
+                transfers = {row.id: row for row in view.transfers_of(id)}
+                facts = owed(chain, transfers, planner.decide, self._policy, now, cause)
+                if facts:
+                    guard = Guard(chain_filter(id), chain.last_sequence)
+                    decisions.append(Decision(id, cause, tuple(facts), guard))
+        return decisions
+
+    async def _append(self, group: list[Decision]) -> Receipt:
+        facts = [fact for decision in group for fact in decision.facts]
+        receipt = await self._log.append(facts, [decision.guard for decision in group])
+        self.decided += len(group)
+        return receipt
+
+    async def _append_alone(self, decision: Decision) -> None:
+        """Append one decision; on a conflict see what was decided, and decide again if need be."""
+        try:
+            await self._append([decision])
+            return
+        except (SequenceConflict, DuplicateFact):
+            self.conflicts += 1
+        last = await self._log.last(chain_filter(decision.chain))
+        if last is not None:
+            await self._projector.wait_for(last.sequence)
+        for again in self._decide({decision.chain: decision.cause}):
+            # A second conflict is left to the next event or the sweep: somebody else is at it.
+            with suppress(SequenceConflict, DuplicateFact):
+                await self._append([again])
+
+    async def _reject(self) -> None:
+        """Say EVENT_REJECTED of messages that could not be understood, once each."""
+        with self._projector.store.read() as reader:
+            rows = ClusterView(reader).rejections_unsaid()[:_SWEEP_PAGE]
+        for row in rows:
+            id = f"rejected-{row.sequence}"
+            event = events.EventRejected(
+                sequence=row.sequence, subject=row.subject, reason=row.reason
+            )
+            with suppress(SequenceConflict, DuplicateFact):
+                await self._log.append([chain_fact(event, id, "")], [Guard(chain_filter(id), 0)])
+
+
+def _waiting_at(view: ClusterView, event: events.TransferSucceeded) -> list[str]:
+    """Chains that wait for this arrival, or for an older version of it on the same target."""
+    row = view.transfer(event.transfer)
+    waiting = list(row.chains) if row else []
+    for other in view.superseded_at(event.target, event.entry.path):
+        waiting += other.chains
+    return waiting
+
+
+def _groups(decisions: list[Decision]) -> Iterable[list[Decision]]:
+    """Decisions that fit into one atomic append."""
+    group: list[Decision] = []
+    size = 0
+    for decision in decisions:
+        if group and size + len(decision.facts) > _MOST_FACTS:
+            yield group
+            group, size = [], 0
+        group.append(decision)
+        size += len(decision.facts)
+    if group:
+        yield group

@@ -1,0 +1,263 @@
+"""What a chain still owes: the one function that makes chains complete.
+
+`owed` is asked after every event, after every restart and by the sweep. Asked again it gives the
+same facts with the same ids, so that being asked twice, or by two coordinators, does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from msgspec.structs import replace
+
+from dataplane.policy import Policy
+from projections.chains import ChainRow, ChainStatus, Need, planned
+from projections.transfers import TransferRow, TransferState
+from streams import events
+from streams.codec import Fact, chain_fact, split_entries
+from streams.values import Held, SyncPlan, TargetOutcome
+
+#: Outcomes named in an end; a chain of more says how many were left out.
+OUTCOMES_NAMED = 400
+
+
+def owed(
+    chain: ChainRow,
+    transfers: Mapping[str, TransferRow],
+    plan: Callable[[events.Event], events.SyncPlanned],
+    policy: Policy,
+    now: float,
+    cause: str = "",
+) -> list[Fact]:
+    """The facts that are due for a chain now; empty if it must wait, or owes nothing.
+
+    `transfers` holds the rows of `chain.needs` by id; `plan` is asked at most once; `cause` is the
+    id of the event that makes us ask. All facts are for one atomic append, guarded by
+    `chain.last_sequence`.
+    """
+    cause = cause or chain.trigger_id
+    if chain.status is ChainStatus.WAITING_FOR_FILES:
+        if now - chain.opened_at < policy.answer_limit_s:
+            return _overdue(chain, policy, now, cause, f"{chain.node} to say what it holds")
+        reason = f"{chain.node} gave no answer within {policy.answer_limit_s:g} s"
+        return [_failure(chain, [], [], now, reason, cause)]
+    if chain.status is ChainStatus.READY:
+        return _plan(chain, plan(chain.event()), policy, now, cause)
+    if chain.status is ChainStatus.MOVING:
+        return _end(chain, transfers, policy, now, cause)
+    if chain.status is ChainStatus.COMPLETED and not chain.announced_at:
+        # Written together with the end; owed alone only if an older program wrote the end.
+        return _announcement(chain, [], policy, cause)
+    return []
+
+
+def exhausted(transfer: TransferRow, policy: Policy) -> bool:
+    """Whether a transfer has used up its attempts, or the last one can't be made better."""
+    if not transfer.failures:
+        return False
+    return not transfer.failures[-1].retryable or len(transfer.failures) > policy.max_retries
+
+
+def _plan(
+    chain: ChainRow, decision: events.SyncPlanned, policy: Policy, now: float, cause: str
+) -> list[Fact]:
+    parts = _parts(decision)
+    facts = [chain_fact(part, chain.id, cause, index) for index, part in enumerate(parts)]
+    for part in parts:
+        chain = planned(chain, part, now)
+    facts += _missing_data(chain, cause)
+    if not chain.needs:
+        return facts + _end(chain, {}, policy, now, cause)
+    # Two targets of one entry are one file that starts to move.
+    sizes = {(need.path, need.checksum): need.size_bytes for need in chain.needs}
+    started = events.DataSyncStarted(
+        config_key=chain.config_key,
+        source_node=chain.source_node,
+        targets=tuple(sorted({need.target for need in chain.needs})),
+        entries=len(sizes),
+        size_bytes=sum(sizes.values()),
+    )
+    return [*facts, chain_fact(started, chain.id, cause)]
+
+
+def _missing_data(chain: ChainRow, cause: str) -> list[Fact]:
+    """Data was asked for that nobody has: somebody must play it."""
+    event = chain.event()
+    if not isinstance(event, events.DataNeeded) or chain.needs or chain.held:
+        return []
+    needed = events.SelfplayNeeded(
+        config_key=event.config_key,
+        node=event.node,
+        data_type=event.data_type,
+        min_samples=event.min_samples,
+    )
+    return [chain_fact(needed, chain.id, cause)]
+
+
+def _parts(decision: events.SyncPlanned) -> list[events.SyncPlanned]:
+    """A plan cut so that each part fits into a message; the last one completes it."""
+    plans = [
+        replace(plan, entries=entries)
+        for plan in decision.plans
+        for entries in split_entries(plan.entries)
+    ]
+    pieces = split_entries((*plans, *decision.held, *decision.refusals))
+    parts = [
+        replace(
+            decision,
+            plans=tuple(item for item in piece if isinstance(item, SyncPlan)),
+            held=tuple(item for item in piece if isinstance(item, Held)),
+            refusals=tuple(item for item in piece if not isinstance(item, SyncPlan | Held)),
+            last_part=False,
+        )
+        for piece in pieces
+    ]
+    return [*parts[:-1], replace(parts[-1], last_part=True)]
+
+
+def _end(
+    chain: ChainRow,
+    transfers: Mapping[str, TransferRow],
+    policy: Policy,
+    now: float,
+    cause: str,
+) -> list[Fact]:
+    """The end of a planned chain, once each of its needs is met or given up."""
+    arrived: list[TargetOutcome] = []
+    failed: list[TargetOutcome] = []
+    for need in chain.needs:
+        transfer = transfers.get(need.transfer)
+        outcome = None if transfer is None else _outcome(need, transfer, policy)
+        if outcome is None:
+            waiting = f"{need.path} on {need.target}"
+            return _overdue(chain, policy, now, cause, waiting)
+        (failed if outcome.error else arrived).append(outcome)
+    if failed:
+        names = ", ".join(sorted({outcome.target for outcome in failed}))
+        reason = f"{len(failed)} of {len(chain.needs)} copies are missing on {names}"
+        return [_failure(chain, arrived, failed, now, reason, cause)]
+    if not arrived and not chain.held:
+        why = "; ".join(refusal.reason for refusal in chain.refusals) or "nothing was planned"
+        return [_failure(chain, [], [], now, why, cause)]
+    return [
+        _completion(chain, arrived, now, cause),
+        *_announcement(chain, arrived, policy, cause),
+    ]
+
+
+def _outcome(need: Need, transfer: TransferRow, policy: Policy) -> TargetOutcome | None:
+    """What became of a need; None while it is open."""
+    if transfer.state in (TransferState.SUCCEEDED, TransferState.SUPERSEDED):
+        return TargetOutcome(
+            target=need.target,
+            path=need.path,
+            checksum=transfer.arrived_checksum,
+            size_bytes=need.size_bytes,
+            games=transfer.games,
+            bytes_transferred=transfer.bytes_transferred,
+        )
+    if transfer.state is TransferState.PENDING and exhausted(transfer, policy):
+        last = transfer.failures[-1]
+        tries = f" (attempt {len(transfer.failures)})" if len(transfer.failures) > 1 else ""
+        return TargetOutcome(
+            target=need.target,
+            path=need.path,
+            checksum=need.checksum,
+            size_bytes=need.size_bytes,
+            bytes_transferred=transfer.bytes_transferred,
+            error=f"{last.error_class}: {last.error}{tries}",
+        )
+    return None
+
+
+def _completion(chain: ChainRow, arrived: list[TargetOutcome], now: float, cause: str) -> Fact:
+    moved = sum(outcome.bytes_transferred for outcome in arrived)
+    there = [*arrived, *map(_in_place, chain.held)]
+    reason = "every target holds every byte"
+    if not arrived:
+        reason = "nothing new: every target held every byte already"
+    event = events.DataSyncCompleted(
+        config_key=chain.config_key,
+        source_node=chain.source_node,
+        targets=tuple(there[:OUTCOMES_NAMED]),
+        left_out=max(0, len(there) - OUTCOMES_NAMED),
+        games_synced=_games(arrived),
+        bytes_transferred=moved,
+        duration_seconds=round(max(0.0, now - chain.opened_at), 6),
+        reason=reason,
+    )
+    return chain_fact(event, chain.id, cause, "end")
+
+
+def _failure(
+    chain: ChainRow,
+    arrived: list[TargetOutcome],
+    failed: list[TargetOutcome],
+    now: float,
+    reason: str,
+    cause: str,
+) -> Fact:
+    event = events.DataSyncFailed(
+        config_key=chain.config_key,
+        source_node=chain.source_node or chain.node,
+        arrived=tuple(arrived[: OUTCOMES_NAMED // 2]),
+        failed=tuple(failed[: OUTCOMES_NAMED // 2]),
+        left_out=sum(max(0, len(some) - OUTCOMES_NAMED // 2) for some in (arrived, failed)),
+        refusals=chain.refusals[:OUTCOMES_NAMED],
+        games_synced=_games(arrived),
+        bytes_transferred=sum(outcome.bytes_transferred for outcome in (*arrived, *failed)),
+        duration_seconds=round(max(0.0, now - chain.opened_at), 6),
+        reason=reason[:4000],
+    )
+    return chain_fact(event, chain.id, cause, "end")
+
+
+def _announcement(
+    chain: ChainRow, arrived: list[TargetOutcome], policy: Policy, cause: str
+) -> list[Fact]:
+    """NEW_GAMES_AVAILABLE, where games were never announced before."""
+    if not chain.announces or not policy.chain_events:
+        return []
+    there = [*arrived, *map(_in_place, chain.held)] or [*map(_wanted, chain.needs)]
+    games = _games(there)
+    if games == 0:
+        return []
+    event = events.NewGamesAvailable(
+        config_key=chain.config_key,
+        game_count=games,
+        source_node=chain.source_node,
+        targets=tuple(sorted({outcome.target for outcome in there})),
+        paths=tuple(sorted({outcome.path for outcome in there}))[:OUTCOMES_NAMED],
+    )
+    return [chain_fact(event, chain.id, cause)]
+
+
+def _overdue(
+    chain: ChainRow, policy: Policy, now: float, cause: str, waiting_for: str
+) -> list[Fact]:
+    """CHAIN_OVERDUE, once; the chain goes on."""
+    age = now - chain.opened_at
+    if chain.overdue_at or age < policy.chain_limit_s:
+        return []
+    event = events.ChainOverdue(
+        config_key=chain.config_key, age_seconds=round(age, 3), waiting_for=waiting_for
+    )
+    return [chain_fact(event, chain.id, cause)]
+
+
+def _games(outcomes: Sequence[TargetOutcome]) -> int:
+    """Games in files, each file counted once however many targets have it."""
+    by_file = {(outcome.path, outcome.checksum): outcome.games or 0 for outcome in outcomes}
+    return sum(by_file.values())
+
+
+def _in_place(held: Held) -> TargetOutcome:
+    return TargetOutcome(
+        target=held.target, path=held.path, checksum=held.checksum, games=held.games
+    )
+
+
+def _wanted(need: Need) -> TargetOutcome:
+    return TargetOutcome(
+        target=need.target, path=need.path, checksum=need.checksum, games=need.games
+    )

@@ -1,0 +1,246 @@
+"""The configuration: `DataPlaneConfig`, from ``dataplane.toml``, then the environment, then arguments.
+
+Every wrong value is refused with the name of the field and what it may be. No real host or bucket
+is a default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from dataplane.policy import MEGABYTE, Policy
+from streams.identity import PathRules
+from streams.values import TOKEN_PATTERN, Role, Trait, Transport, is_token
+
+CONFIG_FILE = "dataplane.toml"
+ENVIRONMENT_PREFIX = "DATAPLANE_"
+_Positive = Annotated[float, Meta(gt=0)]
+_NotNegative = Annotated[float, Meta(ge=0)]
+_Port = Annotated[int, Meta(ge=0, le=65535)]
+
+
+class ConfigError(ValueError):
+    """A configuration that can't be used; the text names the field and what it may be."""
+
+
+def default_node() -> str:
+    """This machine's name, made fit for a subject."""
+    return re.sub(r"[^A-Za-z0-9_-]", "-", socket.gethostname())[:64].strip("-") or "node"
+
+
+class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """All settings of a process of the data plane. Field names are those of ``dataplane.toml``."""
+
+    # Who and where
+    node: str = msgspec.field(default_factory=default_node)
+    #: URLs of the bus, comma separated; "" starts one on this machine.
+    nats_url: str = ""
+    #: What this node holds and receives.
+    data_dir: Path = Path("data")
+    #: Log, views, outbox: everything of ours that is not data.
+    state_dir: Path = Path(".dataplane")
+    #: Where the views are; "" means ``state_dir/views``.
+    catalog_db_path: Path = Path()
+    roles: tuple[Role, ...] = (Role.TRAINING, Role.SELFPLAY, Role.STORAGE)
+    traits: tuple[Trait, ...] = ()
+    provider: str = ""
+    region: str = ""
+    nfs_group: str = ""
+
+    # The bus
+    nats_port: _Port = 4222
+    nats_user: str = ""
+    nats_password: str = ""
+    nats_credentials: str = ""
+    replicas: Annotated[int, Meta(ge=1, le=5)] = 1
+
+    # Serving files
+    http_host: str = "127.0.0.1"
+    #: 0 picks a free port and keeps to it over restarts.
+    http_port: _Port = 0
+    #: What other nodes should use, such as ``http://10.0.0.7:8770``; "" is made of host and port.
+    http_advertise: str = ""
+
+    # Catalog
+    manifest_refresh_interval: _Positive = 60.0
+
+    # Sync
+    min_replication_factor: Annotated[int, Meta(ge=1)] = 3
+    #: Transfers at once from or to one node.
+    max_concurrent_syncs: Annotated[int, Meta(ge=1)] = 5
+    #: Transfers at once in the whole cluster.
+    max_in_flight: Annotated[int, Meta(ge=1)] = 12
+    #: Mbit/s of one transfer; 0 means unlimited.
+    default_bandwidth_limit_mbps: Annotated[int, Meta(ge=0)] = 100
+    exclude_hosts: tuple[str, ...] = ()
+
+    # S3
+    s3_enabled: bool = False
+    s3_bucket: str = ""
+    s3_sync_interval: _Positive = 3600.0
+
+    # Transports
+    transports: tuple[Transport, ...] = (Transport.HTTP_FETCH,)
+    large_file_threshold_mb: Annotated[int, Meta(ge=1)] = 100
+    transport_timeout_seconds: _Positive = 600.0
+    stall_timeout_seconds: _Positive = 30.0
+    max_retries: Annotated[int, Meta(ge=0)] = 3
+
+    # Chains
+    #: How long a node may take to say what it holds.
+    answer_limit_seconds: _Positive = 60.0
+    #: A chain older than this is said to be overdue.
+    chain_limit_seconds: _Positive = 3600.0
+    sweep_interval: _Positive = 5.0
+    emit_completion_events: bool = True
+    chain_events: bool = True
+
+    path_rules: PathRules = PathRules()
+
+    @property
+    def views_dir(self) -> Path:
+        """Where the views are."""
+        unset = self.catalog_db_path == Path()
+        return self.state_dir / "views" if unset else self.catalog_db_path
+
+    @property
+    def servers(self) -> list[str]:
+        """The URLs of the bus; the embedded one's if none is configured."""
+        urls = [url.strip() for url in self.nats_url.split(",") if url.strip()]
+        return urls or [f"nats://127.0.0.1:{self.nats_port}"]
+
+    def policy(self) -> Policy:
+        """What of this configuration decisions obey."""
+        return Policy(
+            path_rules=self.path_rules,
+            exclude_hosts=self.exclude_hosts,
+            large_file_bytes=self.large_file_threshold_mb * MEGABYTE,
+            transports=self.transports,
+            max_per_node=self.max_concurrent_syncs,
+            max_in_flight=self.max_in_flight,
+            bandwidth_mbps=float(self.default_bandwidth_limit_mbps),
+            max_retries=self.max_retries,
+            attempt_max_s=self.transport_timeout_seconds,
+            attempt_grace_s=min(10.0, self.transport_timeout_seconds),
+            answer_limit_s=self.answer_limit_seconds,
+            chain_limit_s=self.chain_limit_seconds,
+            chain_events=self.chain_events and self.emit_completion_events,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | None = None,
+        *,
+        environment: Mapping[str, str] = os.environ,
+        **arguments: Any,
+    ) -> DataPlaneConfig:
+        """Read ``dataplane.toml`` (or `path`), then ``DATAPLANE_…``, then `arguments` but None.
+
+        Raises ConfigError with the file or variable, the field and what it may be.
+        """
+        values: dict[str, Any] = {}
+        file = path or Path(environment.get(f"{ENVIRONMENT_PREFIX}CONFIG", CONFIG_FILE))
+        if file.exists():
+            values |= _from_file(file)
+        elif path is not None:
+            raise ConfigError(f"{path}: no such file")
+        values |= _from_environment(environment)
+        values |= {name: value for name, value in arguments.items() if value is not None}
+        return cls.from_values(values, where=str(file) if file.exists() else "configuration")
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any], where: str = "") -> DataPlaneConfig:
+        """A configuration from field names and values. Raises ConfigError naming the field."""
+        known = {field.name for field in msgspec.structs.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise ConfigError(
+                    f"{where}: unknown field {name!r}; fields: {', '.join(sorted(known))}"
+                )
+        try:
+            config = msgspec.convert(dict(values), cls, strict=False, dec_hook=_decode_path)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"{where}: {error}{_hint(str(error))}") from None
+        if not is_token(config.node):
+            raise ConfigError(f"{where}: node {config.node!r} must match {TOKEN_PATTERN}")
+        if config.s3_enabled and not config.s3_bucket:
+            raise ConfigError(f"{where}: s3_enabled needs s3_bucket")
+        return config
+
+
+def _from_file(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: {error}") from None
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """``DATAPLANE_MAX_RETRIES=5`` sets ``max_retries``; lists are comma separated."""
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(DataPlaneConfig):
+        text = environment.get(ENVIRONMENT_PREFIX + field.name.upper())
+        if text is None or field.name == "path_rules":
+            continue
+        is_list = str(field.type).startswith("tuple")
+        values[field.name] = [t.strip() for t in text.split(",") if t.strip()] if is_list else text
+    return values
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    if kind is Path and isinstance(value, str | Path):
+        return Path(value).expanduser()
+    raise msgspec.ValidationError(f"Expected `path`, got `{type(value).__name__}`")
+
+
+def _hint(error: str) -> str:
+    """The allowed values of an enumerated field that got another one."""
+    for name, kind in (("roles", Role), ("traits", Trait), ("transports", Transport)):
+        if f"$.{name}" in error:
+            return f"; {name} may be: {', '.join(kind)}"
+    return ""
+
+
+TEMPLATE = """\
+# dataplane.toml: the settings of this machine's data plane. Every line shows a default.
+# The environment (DATAPLANE_NODE=...) overrides the file, arguments override both.
+
+# node = "{node}"                # this machine's name: letters, digits, _ and -
+# roles = ["training", "selfplay", "storage"]   # also: "coordinator"
+# traits = []                    # "ephemeral", "gpu", "nat_blocked", "external_storage", "skip_sync_receive"
+# data_dir = "data"              # games, models and the like: what is watched, served and received
+# state_dir = ".dataplane"       # log, views and outbox; views and outbox can be deleted
+
+# The bus. Without nats_url one is started on this machine and its log is kept in state_dir.
+# nats_url = "nats://10.0.0.1:4222"
+# nats_port = 4222
+# replicas = 1                   # 3 on a cluster of three servers
+
+# Serving files to other nodes.
+# http_host = "127.0.0.1"        # "0.0.0.0" to be reached from outside
+# http_port = 0                  # 0: a free one, kept over restarts
+# http_advertise = ""            # "http://10.0.0.7:8770" where others see another address
+
+# Sync.
+# max_concurrent_syncs = 5       # transfers at once from or to one node
+# max_in_flight = 12             # transfers at once in the cluster
+# default_bandwidth_limit_mbps = 100   # of one transfer; 0 means unlimited
+# max_retries = 3
+# transport_timeout_seconds = 600.0    # the most one attempt may take
+# exclude_hosts = []             # names or globs of nodes that never receive
+
+# Chains.
+# answer_limit_seconds = 60.0    # how long a node may take to say what it holds
+# chain_limit_seconds = 3600.0   # a chain older than this is said to be overdue
+# sweep_interval = 5.0
+"""

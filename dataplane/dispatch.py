@@ -1,0 +1,118 @@
+"""Hands out pending transfers: admission asked again after every change and every backoff.
+
+All assignments share one guard, so that two coordinators never fill the same slot twice. It must
+never hold state of its own: what is pending and in flight is in the views.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from dataplane.admission import ASSIGNMENTS, admit, unanswered
+from dataplane.crashpoints import reach
+from dataplane.planner import SyncPlanner
+from dataplane.policy import Policy
+from projections.cluster import ClusterView
+from projections.nodes import NodeRow
+from projections.projector import Projector
+from projections.transfers import TransferRow
+from streams.codec import Fact
+from streams.log import DuplicateFact, Guard, Log, LogError, SequenceConflict
+
+logger = logging.getLogger(__name__)
+#: Unanswered attempts are looked for at least this often.
+TICK_S = 1.0
+
+
+class Dispatcher:
+    """Assigns transfers. Several may run on one log: the guard lets one assign at a time."""
+
+    def __init__(
+        self,
+        log: Log,
+        projector: Projector,
+        policy: Policy,
+        node: str,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._log = log
+        self._projector = projector
+        self._policy = policy
+        self._node = node
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self.assigned = 0
+        self.errors = 0
+        self.last_progress = time.monotonic()
+        projector.on_commit.append(self._changed.set)
+
+    async def run(self) -> None:
+        """Assign what may start, for ever."""
+        while True:
+            self._changed.clear()
+            next_at: float | None = None
+            try:
+                next_at = await self.dispatch()
+                self.last_progress = time.monotonic()
+            except (LogError, TimeoutError) as error:
+                self.errors += 1
+                logger.warning("nothing was assigned this time: %s", error)
+            wait = TICK_S if next_at is None else min(TICK_S, max(0.0, next_at - self._clock()))
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), wait)
+
+    async def dispatch(self) -> float | None:
+        """Assign once; when to ask again if nothing changes, None for no particular time."""
+        now = self._clock()
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            known = _Known(view, self._policy)
+            in_flight = view.in_flight()
+            admission = admit(view.pending(), in_flight, known, self._policy, now)
+            late = unanswered(in_flight, self._policy, now, self._node)
+            guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
+        for fact in late:
+            await self._log.publish(fact)
+        if admission.assignments:
+            await self._assign(admission.assignments, guard)
+        return admission.next_at
+
+    async def _assign(self, assignments: Sequence[Fact], guard: Guard) -> None:
+        reach("coordinator.admitted")
+        try:
+            receipt = await self._log.append(assignments, [guard])
+        except (SequenceConflict, DuplicateFact):
+            # Somebody assigned in the meantime: see it, then decide on what is left.
+            last = await self._log.last(ASSIGNMENTS)
+            if last is not None:
+                await self._projector.wait_for(last.sequence)
+            return
+        self.assigned += len(assignments)
+        await self._projector.wait_for(receipt.sequence)
+
+
+class _Known:
+    """What admission asks, from one reading."""
+
+    def __init__(self, view: ClusterView, policy: Policy) -> None:
+        self._view = view
+        self._planner = SyncPlanner(policy, view)
+
+    def node(self, name: str) -> NodeRow | None:
+        return self._view.node(name)
+
+    def sources(self, transfer: TransferRow) -> Sequence[str]:
+        target = self._view.node(transfer.target)
+        if target is None:
+            return ()
+        entry = transfer.entry
+        holders = self._view.catalog.holders(entry.path, entry.checksum)
+        return self._planner.rank_sources(holders, target)
+
+    def newer_versions(self, transfer: TransferRow) -> Sequence[TransferRow]:
+        return self._view.newer_versions(transfer)

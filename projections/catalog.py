@@ -1,0 +1,263 @@
+"""Which file is on which node: entries, replicas, and the version of each path that counts.
+
+An entry is a path and a digest. A node holds at most one entry under a path. The authority of a
+path is the node whose claim came first and that still holds a claim; its newest claim is the
+current version. Another node's different content under the same path is kept, and is a conflict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import msgspec
+
+from projections.store import Reader, Writer
+from projections.view import Row, digest_key, pack, text_key, unpacker
+from streams import events
+from streams.codec import Recorded
+from streams.values import DataEntry, DataType
+
+
+class EntryRow(Row, frozen=True):
+    """Table ``entries``: entry key to what is known of the entry."""
+
+    path: str
+    data_type: DataType
+    config_key: str
+    size_bytes: int
+    checksum: str
+    mtime: float
+    games: int | None
+    samples: int | None
+    version: int
+
+
+class PathRow(Row, frozen=True):
+    """Table ``paths``: path key to the version that counts."""
+
+    path: str
+    current: bytes
+    authority: str
+    version: int
+
+
+_ENTRY = unpacker(EntryRow)
+_PATH = unpacker(PathRow)
+
+
+def entry_key(path: str, checksum: str) -> bytes:
+    """The key of an entry: 16 bytes of its path and digest."""
+    return digest_key(path, checksum)
+
+
+class CatalogView:
+    """Folds observations, removals and arrivals."""
+
+    name = "catalog"
+    version = 1
+    tables = ("entries", "paths", "path_entries", "holders", "held", "node_path", "by_config")
+
+    def apply(self, tx: Writer, recorded: Recorded) -> None:
+        """Fold one fact about files."""
+        event = recorded.event
+        if isinstance(event, events.FilesObserved):
+            for entry in event.entries:
+                self._claim(tx, event.node, entry, recorded.sequence)
+        elif isinstance(event, events.TransferSucceeded):
+            self._arrive(tx, event.target, event.entry)
+        elif isinstance(event, events.FilesRemoved):
+            for path in event.paths:
+                self._leave(tx, event.node, digest_key(path))
+        elif isinstance(event, events.FileQuarantined):
+            self._quarantine(tx, event)
+
+    def _claim(self, tx: Writer, node: str, entry: DataEntry, sequence: int) -> None:
+        """A node says that it has, of its own, this content under this path."""
+        path_key, key = digest_key(entry.path), entry_key(entry.path, entry.checksum)
+        row = _path_row(tx, path_key)
+        may_claim = (
+            row is None or row.authority == node or not self._holds(tx, row.authority, path_key)
+        )
+        if row is None or (may_claim and row.current != key):
+            row = PathRow(entry.path, key, node, sequence)
+            tx.put("paths", path_key, pack(row))
+        version = row.version if row.current == key else sequence
+        self._hold(tx, node, path_key, key, entry, version)
+        stored = _entry_row(tx, key)
+        if stored is not None and stored.version != version and row.current == key:
+            # An old content came back as the newest: it must outrank what replaced it.
+            tx.put("entries", key, pack(_row_of(entry, version)))
+
+    def _arrive(self, tx: Writer, node: str, entry: DataEntry) -> None:
+        """A transfer put this content under this path on a node."""
+        path_key, key = digest_key(entry.path), entry_key(entry.path, entry.checksum)
+        self._hold(tx, node, path_key, key, entry, entry.version)
+
+    def _hold(
+        self, tx: Writer, node: str, path_key: bytes, key: bytes, entry: DataEntry, version: int
+    ) -> None:
+        place = text_key(node) + path_key
+        before = tx.get("node_path", place)
+        if before == key:
+            return
+        if before is not None:
+            self._drop(tx, node, before)
+        if tx.get("entries", key) is None:
+            tx.put("entries", key, pack(_row_of(entry, version)))
+            tx.put("path_entries", path_key + key)
+            tx.put("by_config", text_key(entry.config_key, entry.data_type) + key)
+        tx.put("node_path", place, key)
+        tx.put("holders", key + node.encode())
+        tx.put("held", text_key(node, entry.config_key, entry.data_type) + key)
+
+    def _leave(self, tx: Writer, node: str, path_key: bytes) -> None:
+        place = text_key(node) + path_key
+        key = tx.get("node_path", place)
+        if key is not None:
+            tx.delete("node_path", place)
+            self._drop(tx, node, key)
+
+    def _quarantine(self, tx: Writer, event: events.FileQuarantined) -> None:
+        path_key = digest_key(event.path)
+        held = tx.get("node_path", text_key(event.node) + path_key)
+        if held == entry_key(event.path, event.checksum):
+            self._leave(tx, event.node, path_key)
+
+    @staticmethod
+    def _drop(tx: Writer, node: str, key: bytes) -> None:
+        """A node no longer holds an entry; an entry that nobody holds is forgotten."""
+        row = _entry_row(tx, key)
+        tx.delete("holders", key + node.encode())
+        if row is None:
+            return
+        tx.delete("held", text_key(node, row.config_key, row.data_type) + key)
+        if next(tx.scan("holders", key), None) is None:
+            tx.delete("entries", key)
+            tx.delete("path_entries", digest_key(row.path) + key)
+            tx.delete("by_config", text_key(row.config_key, row.data_type) + key)
+
+    @staticmethod
+    def _holds(tx: Writer, node: str, path_key: bytes) -> bool:
+        return tx.get("node_path", text_key(node) + path_key) is not None
+
+
+class DataCatalog:
+    """Where the cluster's data is, as one reading of the views tells it."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    def get(self, path: str) -> DataEntry | None:
+        """The current version of a path, with the nodes that hold exactly it; None if unknown.
+
+        A version whose every holder is gone is still named, with no locations.
+        """
+        row = _path_row(self._reader, digest_key(path))
+        return None if row is None else self._entry(row.current)
+
+    def versions(self, path: str) -> list[DataEntry]:
+        """All contents that some node holds under a path, newest first; conflicts among them."""
+        keys = [key[16:] for key, _ in self._reader.scan("path_entries", digest_key(path))]
+        found = [entry for key in keys if (entry := self._entry(key)) is not None]
+        return sorted(found, key=lambda entry: -entry.version)
+
+    def entries(
+        self, *, node: str = "", config_key: str = "", data_type: DataType | None = None
+    ) -> Iterator[DataEntry]:
+        """Entries that somebody holds: on one node, of one configuration, of one type, or all."""
+        table, prefix = ("held", text_key(node)) if node else ("by_config", b"")
+        if config_key:
+            prefix += text_key(config_key)
+            if data_type:
+                prefix += text_key(data_type)
+        for key, _ in self._reader.scan(table, prefix):
+            entry = self._entry(key[-16:])
+            if entry is not None and data_type in (None, entry.data_type):
+                yield entry
+
+    def current(
+        self, *, node: str = "", config_key: str = "", data_type: DataType | None = None
+    ) -> Iterator[DataEntry]:
+        """As `entries`, but only versions that count."""
+        for entry in self.entries(node=node, config_key=config_key, data_type=data_type):
+            if self.is_current(entry):
+                yield entry
+
+    def is_current(self, entry: DataEntry) -> bool:
+        """Whether an entry is the version of its path that counts."""
+        row = _path_row(self._reader, digest_key(entry.path))
+        return row is not None and row.current == entry_key(entry.path, entry.checksum)
+
+    def holders(self, path: str, checksum: str) -> tuple[str, ...]:
+        """Nodes with a verified copy of an entry, by name."""
+        key = entry_key(path, checksum)
+        return tuple(found[16:].decode() for found, _ in self._reader.scan("holders", key))
+
+    def held_by(self, node: str, path: str) -> DataEntry | None:
+        """What a node holds under a path."""
+        key = self._reader.get("node_path", text_key(node) + digest_key(path))
+        return None if key is None else self._entry(key)
+
+    def get_replication_factor(self, path: str) -> int:
+        """How many nodes hold the current version of a path; 0 for a path nobody knows."""
+        entry = self.get(path)
+        return 0 if entry is None else len(entry.locations)
+
+    def get_missing_on_node(
+        self,
+        node_id: str,
+        data_type: DataType | None = None,
+        *,
+        wanted: Callable[[DataEntry], bool] = lambda entry: True,
+    ) -> list[DataEntry]:
+        """Current entries that `wanted` says belong on a node and that aren't there, by path."""
+        missing = [
+            entry
+            for entry in self.current(data_type=data_type)
+            if node_id not in entry.locations and wanted(entry)
+        ]
+        return sorted(missing, key=lambda entry: entry.path)
+
+    def counts(self) -> dict[str, int]:
+        """How many paths, entries and replicas there are."""
+        return {
+            "paths": self._reader.count("paths"),
+            "entries": self._reader.count("entries"),
+            "replicas": self._reader.count("holders"),
+        }
+
+    def _entry(self, key: bytes) -> DataEntry | None:
+        row = _entry_row(self._reader, key)
+        if row is None:
+            return None
+        path_row = _path_row(self._reader, digest_key(row.path))
+        locations = tuple(k[16:].decode() for k, _ in self._reader.scan("holders", key))
+        return DataEntry(
+            **msgspec.structs.asdict(row),
+            primary_location=path_row.authority if path_row else "",
+            locations=locations,
+        )
+
+
+def _row_of(entry: DataEntry, version: int) -> EntryRow:
+    return EntryRow(
+        entry.path,
+        entry.data_type,
+        entry.config_key,
+        entry.size_bytes,
+        entry.checksum,
+        entry.mtime,
+        entry.games,
+        entry.samples,
+        version,
+    )
+
+
+def _entry_row(reader: Reader, key: bytes) -> EntryRow | None:
+    value = reader.get("entries", key)
+    return None if value is None else _ENTRY.decode(value)
+
+
+def _path_row(reader: Reader, path_key: bytes) -> PathRow | None:
+    value = reader.get("paths", path_key)
+    return None if value is None else _PATH.decode(value)

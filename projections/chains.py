@@ -1,0 +1,239 @@
+"""Every chain from its trigger to its end: what it waits for, what it planned, how it ended."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator
+from typing import cast
+
+import msgspec
+from msgspec.structs import replace
+
+from projections.catalog import entry_key
+from projections.store import Reader, Writer
+from projections.transfers import transfer_id
+from projections.view import Row, number, pack, unpacker
+from streams import events
+from streams.codec import Recorded
+from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS
+from streams.values import Held, Refusal
+
+
+class ChainStatus(enum.StrEnum):
+    """Where a chain stands."""
+
+    #: The node it speaks of has not yet said what it holds.
+    WAITING_FOR_FILES = "waiting for files"
+    #: All is known that a plan needs.
+    READY = "ready"
+    #: Planned; its transfers are not all done.
+    MOVING = "moving"
+    COMPLETED = "completed"
+    FAILED = "failed"
+
+
+class Need(Row, frozen=True):
+    """One entry that must be on one target for the chain to complete."""
+
+    transfer: str
+    target: str
+    path: str
+    checksum: str
+    size_bytes: int
+    games: int | None
+
+
+class ChainRow(Row, frozen=True):
+    """One chain."""
+
+    id: str
+    trigger: str
+    config_key: str
+    #: The node whose files or wishes it speaks of.
+    node: str
+    #: The trigger's payload, JSON.
+    payload: bytes
+    #: Id of the trigger event.
+    trigger_id: str
+    opened_sequence: int
+    opened_at: float
+    status: ChainStatus
+    #: Sequence of the newest fact under ``dp.chain.<id>``: what guards the next decision.
+    last_sequence: int = 0
+    #: When anything last happened to it.
+    progress_at: float = 0.0
+    answered_at: float = 0.0
+    planned_at: float = 0.0
+    needs: tuple[Need, ...] = ()
+    held: tuple[Held, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    source_node: str = ""
+    #: Whether its completion is to be followed by NEW_GAMES_AVAILABLE.
+    announces: bool = False
+    announced_at: float = 0.0
+    overdue_at: float = 0.0
+    ended_at: float = 0.0
+    reason: str = ""
+    bytes_transferred: int = 0
+    games_synced: int = 0
+
+    @property
+    def open(self) -> bool:
+        """Whether it has not ended."""
+        return self.status not in (ChainStatus.COMPLETED, ChainStatus.FAILED)
+
+    def event(self) -> events.Event:
+        """The trigger as it was understood."""
+        return msgspec.json.decode(self.payload, type=EVENT_TYPES[self.trigger])
+
+
+_CHAIN = unpacker(ChainRow)
+
+
+class ChainsView:
+    """Folds triggers, answers, decisions and results into chains."""
+
+    name = "chains"
+    version = 1
+    tables = ("chains", "chains_open", "chains_ended", "announced")
+
+    def apply(self, tx: Writer, recorded: Recorded) -> None:
+        """Fold one fact of a chain."""
+        event = recorded.event
+        if isinstance(event, CHAIN_TRIGGERS):
+            self._open(tx, recorded)
+            return
+        row = get_chain(tx, recorded.chain) if recorded.chain else None
+        if row is None:
+            return
+        changed = self._evolve(tx, row, recorded)
+        if changed is not None:
+            if recorded.subject.startswith("dp.chain."):
+                changed = replace(changed, last_sequence=recorded.sequence)
+            self._store(tx, replace(changed, progress_at=recorded.time), recorded.sequence)
+
+    def _open(self, tx: Writer, recorded: Recorded) -> None:
+        if get_chain(tx, recorded.chain) is not None:
+            return
+        event = cast(events.Event, recorded.event)
+        waits = type(event) in FILE_TRIGGERS
+        row = ChainRow(
+            id=recorded.chain,
+            trigger=recorded.type,
+            config_key=recorded.config_key,
+            node=events.speaker_of(event) or recorded.owner,
+            payload=msgspec.json.encode(event),
+            trigger_id=recorded.id,
+            opened_sequence=recorded.sequence,
+            opened_at=recorded.time,
+            status=ChainStatus.WAITING_FOR_FILES if waits else ChainStatus.READY,
+            progress_at=recorded.time,
+        )
+        self._store(tx, row, recorded.sequence)
+
+    def _evolve(self, tx: Writer, row: ChainRow, recorded: Recorded) -> ChainRow | None:
+        event, time = recorded.event, recorded.time
+        if isinstance(event, events.FilesObserved):
+            return self._answer(row, event, time)
+        if isinstance(event, events.SyncPlanned):
+            return planned(row, event, time)
+        if isinstance(event, events.DataSyncCompleted | events.DataSyncFailed):
+            done = isinstance(event, events.DataSyncCompleted)
+            return replace(
+                row,
+                status=ChainStatus.COMPLETED if done else ChainStatus.FAILED,
+                ended_at=time,
+                reason=event.reason,
+                bytes_transferred=event.bytes_transferred,
+                games_synced=event.games_synced,
+            )
+        if isinstance(event, events.NewGamesAvailable):
+            self._announce(tx, row)
+            return replace(row, announced_at=time)
+        if isinstance(event, events.ChainOverdue):
+            return replace(row, overdue_at=time)
+        return row if recorded.subject.startswith("dp.chain.") else None
+
+    @staticmethod
+    def _answer(row: ChainRow, event: events.FilesObserved, time: float) -> ChainRow | None:
+        if row.status is not ChainStatus.WAITING_FOR_FILES or event.node != row.node:
+            return None
+        if not event.last_part:
+            return row
+        problems = tuple(Refusal(rule="unreadable", reason=text) for text in event.problems)
+        return replace(row, status=ChainStatus.READY, answered_at=time, refusals=problems)
+
+    @staticmethod
+    def _announce(tx: Writer, row: ChainRow) -> None:
+        said = {(need.path, need.checksum) for need in row.needs}
+        said |= {(held.path, held.checksum) for held in row.held}
+        for path, checksum in said:
+            tx.put("announced", entry_key(path, checksum), row.id.encode())
+
+    @staticmethod
+    def _store(tx: Writer, row: ChainRow, sequence: int) -> None:
+        tx.put("chains", row.id.encode(), pack(row))
+        place = number(row.opened_sequence) + row.id.encode()
+        if row.open:
+            tx.put("chains_open", place)
+        elif tx.delete("chains_open", place):
+            tx.put("chains_ended", number(sequence) + row.id.encode())
+
+
+def planned(row: ChainRow, event: events.SyncPlanned, time: float) -> ChainRow:
+    """A chain with what one SYNC_PLANNED adds to it; a large plan comes in several."""
+    needs = tuple(
+        Need(
+            transfer_id(entry, target),
+            target,
+            entry.path,
+            entry.checksum,
+            entry.size_bytes,
+            entry.games,
+        )
+        for plan in event.plans
+        for target in plan.target_nodes
+        for entry in plan.entries
+    )
+    return replace(
+        row,
+        status=ChainStatus.MOVING if event.last_part else row.status,
+        planned_at=time,
+        needs=row.needs + needs,
+        held=row.held + event.held,
+        refusals=row.refusals + event.refusals,
+        source_node=event.source_node,
+        announces=event.announces,
+    )
+
+
+def get_chain(reader: Reader, id: str) -> ChainRow | None:
+    """A chain by its id."""
+    value = reader.get("chains", id.encode())
+    return None if value is None else _CHAIN.decode(value)
+
+
+def open_chains(reader: Reader, *, after: bytes = b"") -> Iterator[ChainRow]:
+    """Chains that have not ended, oldest first; `after` is a `place_of` to go on from."""
+    for key, _ in reader.scan("chains_open", start=after + b"\x00" if after else b""):
+        row = get_chain(reader, key[8:].decode())
+        if row is not None:
+            yield row
+
+
+def ended_chains(reader: Reader) -> Iterator[ChainRow]:
+    """Chains that have ended, newest first."""
+    for key, _ in reader.scan("chains_ended", reverse=True):
+        row = get_chain(reader, key[8:].decode())
+        if row is not None:
+            yield row
+
+
+def place_of(row: ChainRow) -> bytes:
+    """Where a chain stands among the open ones."""
+    return number(row.opened_sequence) + row.id.encode()
+
+
+def was_announced(reader: Reader, path: str, checksum: str) -> bool:
+    """Whether NEW_GAMES_AVAILABLE was said of this content before."""
+    return reader.get("announced", entry_key(path, checksum)) is not None

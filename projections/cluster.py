@@ -1,0 +1,110 @@
+"""All views as one reading of the cluster: what the planner decides on and the commands show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from projections import chains, nodes, rejected, transfers
+from projections.catalog import DataCatalog
+from projections.chains import ChainRow
+from projections.fold import Checkpoint, checkpoint
+from projections.nodes import NodeRow
+from projections.rejected import RejectedRow
+from projections.store import Reader
+from projections.transfers import TransferRow
+from streams.values import DataEntry, DataType
+
+
+class ClusterView:
+    """Everything known at one moment. Bound to a reading: use it and let it go."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self.catalog = DataCatalog(reader)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Up to where the log is folded."""
+        return checkpoint(self._reader)
+
+    def nodes(self) -> list[NodeRow]:
+        """All nodes that ever registered, by name."""
+        return list(nodes.all_nodes(self._reader))
+
+    def node(self, name: str) -> NodeRow | None:
+        """A node by name."""
+        return nodes.get_node(self._reader, name)
+
+    def current(self, *, node: str, config_key: str, data_type: DataType) -> list[DataEntry]:
+        """Current entries of a configuration and type; with `node`, those it is authority of."""
+        found = self.catalog.current(node=node, config_key=config_key, data_type=data_type)
+        return [entry for entry in found if not node or entry.primary_location == node]
+
+    def held_by(self, node: str, path: str) -> DataEntry | None:
+        """What a node holds under a path."""
+        return self.catalog.held_by(node, path)
+
+    def was_announced(self, entry: DataEntry) -> bool:
+        """Whether exporters were told of this content before."""
+        return chains.was_announced(self._reader, entry.path, entry.checksum)
+
+    def chain(self, id: str) -> ChainRow | None:
+        """A chain by id."""
+        return chains.get_chain(self._reader, id)
+
+    def open_chains(self, after: bytes = b"") -> Iterator[ChainRow]:
+        """Chains that have not ended, oldest first."""
+        return chains.open_chains(self._reader, after=after)
+
+    def ended_chains(self) -> Iterator[ChainRow]:
+        """Chains that have ended, newest first."""
+        return chains.ended_chains(self._reader)
+
+    def transfer(self, id: str) -> TransferRow | None:
+        """A transfer that some chain waits for or that is under way."""
+        return transfers.get_transfer(self._reader, id)
+
+    def transfers_of(self, chain: str) -> list[TransferRow]:
+        """What an open chain waits for."""
+        return transfers.transfers_of_chain(self._reader, chain)
+
+    def pending(self) -> Iterator[TransferRow]:
+        """Transfers that wait to be assigned, in the order in which they should be."""
+        return transfers.pending(self._reader)
+
+    def in_flight(self) -> list[TransferRow]:
+        """Transfers that are assigned and have no result yet."""
+        return list(transfers.in_flight(self._reader))
+
+    def newer_versions(self, transfer: TransferRow) -> list[TransferRow]:
+        """Open transfers of later versions of the same path to the same target."""
+        return transfers.newer_versions(self._reader, transfer)
+
+    def superseded_at(self, target: str, path: str) -> list[TransferRow]:
+        """Transfers that a later version on the target has made needless."""
+        return transfers.superseded_at(self._reader, target, path)
+
+    def last_assigned_sequence(self) -> int:
+        """What guards the next assignment."""
+        return transfers.last_assigned_sequence(self._reader)
+
+    def rejected(self) -> Iterator[RejectedRow]:
+        """Messages that could not be understood, newest first."""
+        return rejected.all_rejected(self._reader)
+
+    def rejections_unsaid(self) -> list[RejectedRow]:
+        """Messages of which EVENT_REJECTED is still owed."""
+        return list(rejected.unsaid(self._reader))
+
+    def counts(self) -> dict[str, int]:
+        """Sizes of the views."""
+        tables = {
+            "chains_open": "chains_open",
+            "chains_ended": "chains_ended",
+            "transfers_pending": "queue",
+            "transfers_in_flight": "flight",
+            "rejected": "rejected",
+            "nodes": "nodes",
+        }
+        sizes = {name: self._reader.count(table) for name, table in tables.items()}
+        return {**self.catalog.counts(), **sizes}

@@ -1,0 +1,70 @@
+"""Which nodes there are, what they said of themselves, and whether they are in planning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from projections.store import Reader, Writer
+from projections.view import Row, pack, unpacker
+from streams import events
+from streams.codec import Recorded
+from streams.values import NodeDescription
+
+
+class NodeRow(Row, frozen=True):
+    """A node by its own word and by what others said of it."""
+
+    description: NodeDescription
+    #: Seconds since 1970 of its last registration.
+    registered_at: float
+    #: HOST_OFFLINE takes it out of planning; HOST_ONLINE and NODE_RECOVERED put it back.
+    online: bool = True
+    reason: str = ""
+    #: When `online` last changed.
+    since: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.description.name
+
+
+_NODE = unpacker(NodeRow)
+
+
+class NodesView:
+    """Folds registrations and HOST events. Being taken out never changes a node's description."""
+
+    name = "nodes"
+    version = 1
+    tables = ("nodes",)
+
+    def apply(self, tx: Writer, recorded: Recorded) -> None:
+        """Fold one fact about a node."""
+        event, time = recorded.event, recorded.time
+        if isinstance(event, events.NodeRegistered):
+            row = NodeRow(event.description, time, True, "", time)
+            tx.put("nodes", event.description.name.encode(), pack(row))
+        elif isinstance(event, events.HostOffline):
+            self._set(tx, event.node, False, event.reason, time)
+        elif isinstance(event, events.HostOnline | events.NodeRecovered):
+            self._set(tx, event.node, True, event.reason, time)
+
+    @staticmethod
+    def _set(tx: Writer, name: str, online: bool, reason: str, time: float) -> None:
+        row = get_node(tx, name)
+        if row is not None:
+            changed = NodeRow(row.description, row.registered_at, online, reason, time)
+            tx.put("nodes", name.encode(), pack(changed))
+
+
+def get_node(reader: Reader, name: str) -> NodeRow | None:
+    """A node by name; None if it never registered."""
+    value = reader.get("nodes", name.encode())
+    return None if value is None else _NODE.decode(value)
+
+
+def all_nodes(reader: Reader) -> Iterator[NodeRow]:
+    """All nodes that ever registered, by name."""
+    for _, value in reader.scan("nodes"):
+        yield _NODE.decode(value)

@@ -1,0 +1,161 @@
+"""The log into the store: the one loop that writes the views.
+
+It reads from its own checkpoint, never from a consumer's, and proves before it goes on that the
+log is still the one the views were folded from. What it finds wanting it rebuilds beside, and
+switches in one step; readers keep the old views until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from pathlib import Path
+from typing import TypeVar
+
+from projections.fold import TABLES, WANTED_VERSIONS, Checkpoint, checkpoint, fold
+from projections.store import Store, StoreCorrupt, StoreDirectory
+from streams.codec import Recorded
+from streams.log import Log, LogState
+
+logger = logging.getLogger(__name__)
+REBUILD_BATCH = 5_000
+T = TypeVar("T")
+
+
+class Projector:
+    """Keeps the views under `root` up with `log`. `start`, then `run` in a task, then `close`."""
+
+    def __init__(self, log: Log, root: Path) -> None:
+        self._log = log
+        self._directory = StoreDirectory(root)
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="projector")
+        self._advanced = asyncio.Condition()
+        self._store: Store | None = None
+        self._created = ""
+        self.checkpoint = Checkpoint()
+        #: Batches committed, and when the last one was: progress, for health.
+        self.batches = 0
+        self.last_commit = 0.0
+        #: Called on the event loop after each commit.
+        self.on_commit: list[Callable[[], None]] = []
+
+    @property
+    def store(self) -> Store:
+        """The current views. Raises RuntimeError before `start`."""
+        if self._store is None:
+            raise RuntimeError("the projector has not started")
+        return self._store
+
+    async def start(self) -> None:
+        """Open the views, or rebuild them where they do not belong to this log and version."""
+        state = await self._log.state()
+        self._created = state.created
+        store = await self._in_writer(self._open_current)
+        if store is not None:
+            with store.read() as reader:
+                self.checkpoint = checkpoint(reader)
+            problem = await self._problem(self.checkpoint, state)
+            if problem:
+                logger.warning("views are rebuilt: %s", problem)
+                await self._in_writer(store.close)
+                store = None
+        self._store = store or await self._rebuild(state)
+
+    def _open_current(self) -> Store | None:
+        path = self._directory.current()
+        if path is None or not path.is_dir():
+            return None
+        try:
+            store = Store.open(path, TABLES)
+        except StoreCorrupt as error:
+            logger.warning("views are rebuilt: %s", error)
+            return None
+        return store
+
+    async def _problem(self, have: Checkpoint, state: LogState) -> str:
+        """Why these views can't be gone on from; "" if they can."""
+        if have.versions != WANTED_VERSIONS:
+            return f"they are of version {have.versions}, this code writes {WANTED_VERSIONS}"
+        if have.sequence == 0:
+            return ""
+        if have.created != state.created:
+            return "they were folded from another log"
+        if have.sequence > state.last_sequence:
+            return f"they are at {have.sequence}, the log was rolled back to {state.last_sequence}"
+        recorded = await self._log.get(have.sequence)
+        if recorded is None or recorded.id != have.event_id:
+            return f"the log holds another event at {have.sequence}: it was rolled back"
+        return ""
+
+    async def _rebuild(self, state: LogState) -> Store:
+        """Fold the whole log into a new generation, then switch to it."""
+        path = self._directory.next()
+        building = await self._in_writer(lambda: Store.open(path, TABLES, durable=False))
+        self.checkpoint = Checkpoint()
+        await self.catch_up(building, state.last_sequence)
+        await self._in_writer(building.sync)
+        await self._in_writer(building.close)
+        self._directory.switch(path)
+        self._directory.remove_others()
+        return await self._in_writer(lambda: Store.open(path, TABLES))
+
+    async def catch_up(self, store: Store, until: int) -> None:
+        """Fold from the checkpoint on up to `until` in large batches."""
+        if until <= self.checkpoint.sequence:
+            return
+        reading = self._log.read(after=self.checkpoint.sequence, until=until)
+        async with aclosing(reading), aclosing(_regroup(reading, REBUILD_BATCH)) as batches:
+            async for batch in batches:
+                self.checkpoint = await self._fold(store, batch)
+
+    async def run(self) -> None:
+        """Fold what comes, for ever. Ends by cancellation or by an error that ends the process."""
+        async with aclosing(self._log.read(after=self.checkpoint.sequence)) as batches:
+            async for batch in batches:
+                self.checkpoint = await self._fold(self.store, batch)
+                self.batches += 1
+                self.last_commit = time.monotonic()
+                for tell in self.on_commit:
+                    tell()
+                async with self._advanced:
+                    self._advanced.notify_all()
+
+    async def wait_for(self, sequence: int, timeout_s: float = 30.0) -> None:
+        """Wait until the views have seen `sequence`. Raises TimeoutError."""
+        async with asyncio.timeout(timeout_s), self._advanced:
+            await self._advanced.wait_for(lambda: self.checkpoint.sequence >= sequence)
+
+    async def lag(self) -> int:
+        """How many facts of the log the views have not seen yet."""
+        return (await self._log.state()).last_sequence - self.checkpoint.sequence
+
+    async def close(self) -> None:
+        """Let go of the store; `run` must have ended."""
+        if self._store is not None:
+            await self._in_writer(self._store.close)
+            self._store = None
+        self._writer.shutdown()
+
+    async def _fold(self, store: Store, batch: list[Recorded]) -> Checkpoint:
+        return await self._in_writer(lambda: store.write(lambda tx: fold(tx, batch, self._created)))
+
+    async def _in_writer(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._writer, work)
+
+
+async def _regroup(
+    batches: AsyncIterator[list[Recorded]], size: int
+) -> AsyncGenerator[list[Recorded], None]:
+    """The same facts in larger batches."""
+    group: list[Recorded] = []
+    async for batch in batches:
+        group += batch
+        if len(group) >= size:
+            yield group
+            group = []
+    if group:
+        yield group

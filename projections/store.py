@@ -1,0 +1,308 @@
+"""Named, ordered key-value tables in LMDB, and the only module that imports `lmdb`.
+
+One environment per process and path, one writing thread, short read transactions. It must never
+interpret a value. Everything in it can be rebuilt from the log.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import lmdb
+
+T = TypeVar("T")
+_FIRST_MAP_BYTES = 1 << 28
+_MAX_DATABASES = 64
+_MAX_READERS = 512
+
+
+class StoreError(Exception):
+    """Base of all that a store may raise."""
+
+
+class StoreFull(StoreError):
+    """The disk refuses to grow the store. Make room; nothing was written."""
+
+
+class StoreCorrupt(StoreError):
+    """The files are no sound store. Delete the directory: it is refolded from the log."""
+
+
+class StoreMissing(StoreError):
+    """There is no store at this path yet."""
+
+
+class Reader:
+    """A consistent reading of all tables at one moment. Keep it short; never across an await."""
+
+    def __init__(self, txn: Any, tables: dict[str, Any]) -> None:
+        self._txn = txn
+        self._tables = tables
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value of a key; None if there is none."""
+        value: bytes | None = self._txn.get(key, db=self._tables[table])
+        return value
+
+    def scan(
+        self, table: str, prefix: bytes = b"", *, start: bytes = b"", reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Keys under `prefix` in byte order, from `start` on (a full key) if it is given."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            if reverse:
+                yield from self._scan_back(cursor, prefix)
+                return
+            if not cursor.set_range(start or prefix) if (start or prefix) else not cursor.first():
+                return
+            for key, value in cursor.iternext():
+                if not key.startswith(prefix):
+                    return
+                yield key, value
+
+    @staticmethod
+    def _scan_back(cursor: Any, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        found = cursor.set_range(prefix + b"\xff" * 8) if prefix else False
+        if not (cursor.prev() if found else cursor.last()):
+            return
+        for key, value in cursor.iterprev():
+            if not key.startswith(prefix):
+                return
+            yield key, value
+
+    def count(self, table: str) -> int:
+        """How many keys a table has."""
+        return int(self._txn.stat(self._tables[table])["entries"])
+
+    def has_tables(self, tables: Sequence[str]) -> bool:
+        """Whether all these tables exist; a store written by an older version may lack some."""
+        return all(name in self._tables for name in tables)
+
+    def digest(self, tables: Sequence[str]) -> str:
+        """SHA-256 over all keys and values of these tables, in order."""
+        total = hashlib.sha256()
+        for name in tables:
+            total.update(name.encode() + b"\x00")
+            for key, value in self.scan(name):
+                total.update(b"%d:%d:" % (len(key), len(value)))
+                total.update(key)
+                total.update(value)
+        return "sha256:" + total.hexdigest()
+
+
+class Writer(Reader):
+    """A transaction: all of it is stored, or nothing."""
+
+    def put(self, table: str, key: bytes, value: bytes = b"") -> None:
+        """Set a key."""
+        self._txn.put(key, value, db=self._tables[table])
+
+    def delete(self, table: str, key: bytes) -> bool:
+        """Remove a key; whether it was there."""
+        return bool(self._txn.delete(key, db=self._tables[table]))
+
+
+class _Environment:
+    """An open LMDB environment and who uses it: LMDB allows one per path and process."""
+
+    def __init__(self, env: Any, handles: dict[str, Any], writable: bool) -> None:
+        self.env = env
+        self.handles = handles
+        self.writable = writable
+        self.users = 1
+
+
+_environments: dict[Path, _Environment] = {}
+_environments_lock = threading.Lock()
+
+
+class Store:
+    """The tables of one directory. Use `open` and `close`."""
+
+    def __init__(self, shared: _Environment, path: Path) -> None:
+        self._shared = shared
+        self._env = shared.env
+        self._tables = shared.handles
+        self._write_lock = threading.Lock()
+        self.path = path
+
+    @classmethod
+    def open(
+        cls, path: Path, tables: Sequence[str], *, writable: bool = True, durable: bool = True
+    ) -> Store:
+        """Open, or with `writable` make, the store in directory `path`.
+
+        `durable=False` leaves syncing to `sync`: for a rebuild, which is worthless until it is
+        whole. Raises StoreMissing if there is nothing to read, StoreCorrupt if it can't be read.
+        """
+        if not writable and not (path / "data.mdb").exists():
+            raise StoreMissing(f"no views at {path}: has a coordinator run with this directory?")
+        path.mkdir(parents=True, exist_ok=True)
+        place = path.resolve()
+        with _environments_lock:
+            shared = _environments.get(place)
+            if shared is None or (writable and not shared.writable):
+                if shared is not None:
+                    raise StoreError(f"{path} is open for reading in this process; close it first")
+                shared = cls._open_environment(place, tables, writable, durable)
+                _environments[place] = shared
+            else:
+                shared.users += 1
+        return cls(shared, place)
+
+    @staticmethod
+    def _open_environment(
+        path: Path, tables: Sequence[str], writable: bool, durable: bool
+    ) -> _Environment:
+        try:
+            env = lmdb.open(
+                str(path),
+                map_size=_FIRST_MAP_BYTES if writable else 0,
+                max_dbs=_MAX_DATABASES,
+                max_readers=_MAX_READERS,
+                readonly=not writable,
+                sync=durable,
+                metasync=durable,
+            )
+            handles = {}
+            for name in tables:
+                with contextlib.suppress(lmdb.NotFoundError, lmdb.ReadonlyError):
+                    handles[name] = env.open_db(name.encode(), create=writable)
+            env.reader_check()
+        except lmdb.Error as error:
+            raise StoreCorrupt(f"{path}: {error}") from error
+        return _Environment(env, handles, writable)
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A short reading."""
+        try:
+            txn = self._env.begin()
+        except lmdb.MapResizedError:
+            self._env.set_mapsize(0)
+            txn = self._env.begin()
+        try:
+            yield Reader(txn, self._tables)
+        finally:
+            txn.abort()
+
+    def write(self, work: Callable[[Writer], T]) -> T:
+        """Run `work` in a transaction and commit it; run it again in a larger map if it is full.
+
+        Blocks for a disk sync: call it from the one thread that writes. If `work` raises, nothing
+        was stored.
+        """
+        with self._write_lock:
+            while True:
+                try:
+                    with self._env.begin(write=True) as txn:
+                        return work(Writer(txn, self._tables))
+                except lmdb.MapFullError:
+                    self._grow()
+                except lmdb.MapResizedError:
+                    self._env.set_mapsize(0)
+                except lmdb.DiskError as error:
+                    raise StoreFull(f"{self.path}: {error}") from error
+
+    def _grow(self) -> None:
+        self._env.set_mapsize(self._env.info()["map_size"] * 2)
+
+    def clear_stale_readers(self) -> int:
+        """Free the pages that killed readers pin; how many there were."""
+        return int(self._env.reader_check())
+
+    def used_bytes(self) -> int:
+        """Bytes of the file that hold pages."""
+        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
+
+    def sync(self) -> None:
+        """Put everything written onto the disk."""
+        self._env.sync(True)
+
+    def copy(self, target: Path) -> None:
+        """A compacted copy, consistent with its own checkpoint."""
+        target.mkdir(parents=True, exist_ok=True)
+        self._env.copy(str(target), compact=True)
+
+    def close(self) -> None:
+        """Let go of the files; no reading of this process may be under way."""
+        with _environments_lock:
+            self._shared.users -= 1
+            if self._shared.users == 0:
+                del _environments[self.path]
+                self._env.close()
+
+
+class StoreDirectory:
+    """Where the current generation of a store lives, so that a rebuild can switch in one step.
+
+    <root>/current -> gen-3        a symlink, replaced by rename
+    <root>/gen-3/data.mdb
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def current(self) -> Path | None:
+        """The directory of the current generation; None before the first."""
+        link = self.root / "current"
+        return self.root / link.readlink() if link.is_symlink() else None
+
+    def next(self) -> Path:
+        """A new, empty directory for the next generation."""
+        numbers = [int(p.name[4:]) for p in self.root.glob("gen-*") if p.name[4:].isdigit()]
+        path = self.root / f"gen-{max(numbers, default=0) + 1}"
+        path.mkdir(parents=True)
+        return path
+
+    def switch(self, path: Path) -> None:
+        """Make `path` the current generation; readers see the old or the new, never neither."""
+        link = self.root / f".current-{os.getpid()}"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        link.replace(self.root / "current")
+
+    def remove_others(self) -> None:
+        """Delete all generations but the current one."""
+        current = self.current()
+        for path in self.root.glob("gen-*"):
+            if path != current:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+class StoreReader:
+    """The current generation of a store, for readers in any process.
+
+    Works while nothing writes it, and follows a switch to a rebuilt generation by itself.
+    """
+
+    def __init__(self, root: Path, tables: Sequence[str]) -> None:
+        self._directory = StoreDirectory(root)
+        self._tables = tables
+        self._store: Store | None = None
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Reader]:
+        """A short reading. Raises StoreMissing before the first fold."""
+        current = self._directory.current()
+        if current is None:
+            raise StoreMissing(
+                f"no views at {self._directory.root}: has a coordinator run with this directory?"
+            )
+        if self._store is None or self._store.path != current.resolve():
+            self.close()
+            self._store = Store.open(current, self._tables, writable=False)
+        with self._store.read() as reader:
+            yield reader
+
+    def close(self) -> None:
+        """Let go of the files."""
+        if self._store is not None:
+            self._store.close()
+            self._store = None

@@ -1,0 +1,314 @@
+"""Pending plans and transfers: one row for each entry that is to reach a target.
+
+Two chains that need the same bytes on the same node share one row. A row goes when the last chain
+that waits for it has ended; what it did stays in the log.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+import struct
+from collections.abc import Iterator
+
+from msgspec.structs import replace
+
+from projections.catalog import DataCatalog
+from projections.store import Reader, Writer
+from projections.view import Row, digest_key, number, pack, text_key, unpacker
+from streams import events
+from streams.codec import Recorded, fact_id
+from streams.values import DataEntry, SyncPlan, SyncPriority, Transport
+
+
+class TransferState(enum.StrEnum):
+    """Where a transfer stands."""
+
+    PENDING = "pending"
+    ASSIGNED = "assigned"
+    SUCCEEDED = "succeeded"
+    #: A later version of the path has reached the target instead.
+    SUPERSEDED = "superseded"
+
+
+class Failure(Row, frozen=True):
+    """An attempt that failed."""
+
+    time: float
+    error: str
+    error_class: str
+    retryable: bool
+    source: str
+
+
+class TransferRow(Row, frozen=True):
+    """One entry on its way to one target."""
+
+    id: str
+    entry: DataEntry
+    source: str
+    target: str
+    state: TransferState
+    priority: SyncPriority
+    transports: tuple[Transport, ...]
+    reason: str
+    #: Seconds since 1970; None if any time will do.
+    deadline: float | None
+    #: Chains that wait for it.
+    chains: tuple[str, ...]
+    #: Sequence of the plan that asked for it first; later rows of the same transfer differ in it.
+    queued_sequence: int
+    queued_at: float
+    #: Attempts assigned so far.
+    attempt: int = 0
+    executor: str = ""
+    assigned_at: float = 0.0
+    timeout_s: float = 0.0
+    bandwidth_mbps: float = 0.0
+    failures: tuple[Failure, ...] = ()
+    bytes_transferred: int = 0
+    games: int | None = None
+    #: What the target holds at the end: this entry's digest, or that of the later version.
+    arrived_checksum: str = ""
+    ended_at: float = 0.0
+
+
+_TRANSFER = unpacker(TransferRow)
+
+
+def transfer_id(entry: DataEntry, target: str) -> str:
+    """A transfer by what it achieves: this content, under this path, on this target."""
+    return fact_id("transfer", entry.path, entry.checksum, target)
+
+
+class TransfersView:
+    """Folds plans, assignments, results and the ends of chains."""
+
+    name = "transfers"
+    version = 1
+    tables = (
+        "transfers",
+        "queue",
+        "flight",
+        "by_target",
+        "superseded",
+        "chain_transfers",
+        "transfers_meta",
+    )
+
+    def apply(self, tx: Writer, recorded: Recorded) -> None:
+        """Fold one fact about a transfer."""
+        event = recorded.event
+        if isinstance(event, events.SyncPlanned):
+            for plan in event.plans:
+                self._plan(tx, plan, recorded)
+        elif isinstance(event, events.TransferAssigned):
+            self._assign(tx, event, recorded)
+        elif isinstance(event, events.TransferSucceeded):
+            self._succeed(tx, event, recorded.time)
+        elif isinstance(event, events.TransferFailed):
+            self._fail(tx, event, recorded.time)
+        elif isinstance(event, events.DataSyncCompleted | events.DataSyncFailed):
+            self._end_chain(tx, recorded.chain)
+
+    def _plan(self, tx: Writer, plan: SyncPlan, recorded: Recorded) -> None:
+        for target in plan.target_nodes:
+            for entry in plan.entries:
+                self._want(tx, plan, target, entry, recorded)
+
+    def _want(
+        self, tx: Writer, plan: SyncPlan, target: str, entry: DataEntry, recorded: Recorded
+    ) -> None:
+        id = transfer_id(entry, target)
+        row = get_transfer(tx, id)
+        waiting = row.chains if row else ()
+        chains = waiting if recorded.chain in waiting else (*waiting, recorded.chain)
+        tx.put("chain_transfers", text_key(recorded.chain) + id.encode())
+        if row is not None and row.state in (TransferState.PENDING, TransferState.ASSIGNED):
+            priority = min(row.priority, plan.priority, key=lambda p: p.rank)
+            deadline = _earlier(row.deadline, plan.deadline)
+            self._store(tx, row, replace(row, chains=chains, priority=priority, deadline=deadline))
+            return
+        held = DataCatalog(tx).held_by(target, entry.path)
+        if held is not None and (held.checksum == entry.checksum or held.version > entry.version):
+            # It arrived between the decision and its record.
+            state, checksum, games = TransferState.SUCCEEDED, held.checksum, held.games
+        else:
+            state, checksum, games = TransferState.PENDING, "", None
+        fresh = TransferRow(
+            id=id,
+            entry=entry,
+            source=plan.source_node,
+            target=target,
+            state=state,
+            priority=plan.priority,
+            transports=plan.transport_preference,
+            reason=plan.reason,
+            deadline=plan.deadline,
+            chains=chains,
+            queued_sequence=recorded.sequence,
+            queued_at=recorded.time,
+            arrived_checksum=checksum,
+            games=games,
+        )
+        self._store(tx, row, fresh)
+
+    def _assign(self, tx: Writer, event: events.TransferAssigned, recorded: Recorded) -> None:
+        tx.put("transfers_meta", b"last_assigned", number(recorded.sequence))
+        row = get_transfer(tx, event.transfer)
+        if row is None or row.state is not TransferState.PENDING:
+            return
+        assigned = replace(
+            row,
+            state=TransferState.ASSIGNED,
+            attempt=event.attempt,
+            executor=event.executor,
+            source=event.source,
+            assigned_at=recorded.time,
+            timeout_s=event.timeout_s,
+            bandwidth_mbps=event.bandwidth_mbps,
+        )
+        self._store(tx, row, assigned)
+
+    def _succeed(self, tx: Writer, event: events.TransferSucceeded, time: float) -> None:
+        row = get_transfer(tx, event.transfer)
+        if row is not None and row.state is not TransferState.SUCCEEDED:
+            done = replace(
+                row,
+                state=TransferState.SUCCEEDED,
+                bytes_transferred=row.bytes_transferred + event.bytes_transferred,
+                games=event.games,
+                arrived_checksum=event.entry.checksum,
+                ended_at=time,
+            )
+            self._store(tx, row, done)
+        self._supersede_older(tx, event, time)
+
+    def _supersede_older(self, tx: Writer, event: events.TransferSucceeded, time: float) -> None:
+        """Older versions of the path need not reach this target any more."""
+        for row in list(_at_place(tx, "by_target", event.target, event.entry.path)):
+            if row.entry.version < event.entry.version:
+                superseded = replace(
+                    row,
+                    state=TransferState.SUPERSEDED,
+                    games=event.games,
+                    arrived_checksum=event.entry.checksum,
+                    ended_at=time,
+                )
+                self._store(tx, row, superseded)
+
+    def _fail(self, tx: Writer, event: events.TransferFailed, time: float) -> None:
+        row = get_transfer(tx, event.transfer)
+        if row is None or row.state is not TransferState.ASSIGNED or row.attempt != event.attempt:
+            return
+        failure = Failure(time, event.error, event.error_class, event.retryable, event.source)
+        failed = replace(
+            row,
+            state=TransferState.PENDING,
+            failures=(*row.failures, failure),
+            bytes_transferred=row.bytes_transferred + event.bytes_transferred,
+        )
+        self._store(tx, row, failed)
+
+    def _end_chain(self, tx: Writer, chain: str) -> None:
+        prefix = text_key(chain)
+        for key, _ in list(tx.scan("chain_transfers", prefix)):
+            tx.delete("chain_transfers", key)
+            row = get_transfer(tx, key[len(prefix) :].decode())
+            if row is not None:
+                rest = tuple(waiting for waiting in row.chains if waiting != chain)
+                self._store(tx, row, replace(row, chains=rest))
+
+    @staticmethod
+    def _store(tx: Writer, before: TransferRow | None, row: TransferRow) -> None:
+        """Write a row and its places in the queue, among those in flight and by target."""
+        id = row.id.encode()
+        if before is not None:
+            tx.delete("queue", _queue_key(before))
+            tx.delete("flight", id)
+            tx.delete("by_target", _target_key(before))
+            tx.delete("superseded", _target_key(before))
+        if not row.chains and row.state is not TransferState.ASSIGNED:
+            tx.delete("transfers", id)
+            return
+        tx.put("transfers", id, pack(row))
+        if row.state is TransferState.PENDING:
+            tx.put("queue", _queue_key(row))
+        if row.state is TransferState.ASSIGNED:
+            tx.put("flight", id)
+        if row.state in (TransferState.PENDING, TransferState.ASSIGNED):
+            tx.put("by_target", _target_key(row), id)
+        if row.state is TransferState.SUPERSEDED:
+            tx.put("superseded", _target_key(row), id)
+
+
+def get_transfer(reader: Reader, id: str) -> TransferRow | None:
+    """A transfer that some chain waits for or that is under way."""
+    value = reader.get("transfers", id.encode())
+    return None if value is None else _TRANSFER.decode(value)
+
+
+def pending(reader: Reader) -> Iterator[TransferRow]:
+    """Transfers that wait to be assigned: by priority, then deadline, then age."""
+    for key, _ in reader.scan("queue"):
+        row = get_transfer(reader, key[17:].decode())
+        if row is not None:
+            yield row
+
+
+def in_flight(reader: Reader) -> Iterator[TransferRow]:
+    """Transfers that are assigned and have no result yet."""
+    for key, _ in reader.scan("flight"):
+        row = get_transfer(reader, key.decode())
+        if row is not None:
+            yield row
+
+
+def newer_versions(reader: Reader, row: TransferRow) -> list[TransferRow]:
+    """Open transfers of later versions of the same path to the same target."""
+    there = _at_place(reader, "by_target", row.target, row.entry.path)
+    return [other for other in there if other.entry.version > row.entry.version]
+
+
+def superseded_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
+    """Transfers that some chain still names and that a later version has made needless."""
+    return list(_at_place(reader, "superseded", target, path))
+
+
+def last_assigned_sequence(reader: Reader) -> int:
+    """Sequence of the newest TRANSFER_ASSIGNED; what guards the next one. 0 before the first."""
+    return int.from_bytes(reader.get("transfers_meta", b"last_assigned") or b"\x00", "big")
+
+
+def transfers_of_chain(reader: Reader, chain: str) -> list[TransferRow]:
+    """What an open chain waits for."""
+    prefix = text_key(chain)
+    ids = [key[len(prefix) :].decode() for key, _ in reader.scan("chain_transfers", prefix)]
+    return [row for id in ids if (row := get_transfer(reader, id)) is not None]
+
+
+def _queue_key(row: TransferRow) -> bytes:
+    deadline = math.inf if row.deadline is None else row.deadline
+    # Big-endian bytes of a positive double sort as the number does.
+    return (
+        bytes([row.priority.rank])
+        + struct.pack(">d", max(deadline, 0.0))
+        + number(row.queued_sequence)
+        + row.id.encode()
+    )
+
+
+def _at_place(reader: Reader, table: str, target: str, path: str) -> Iterator[TransferRow]:
+    for _, id in reader.scan(table, text_key(target) + digest_key(path)):
+        row = get_transfer(reader, id.decode())
+        if row is not None:
+            yield row
+
+
+def _target_key(row: TransferRow) -> bytes:
+    place = text_key(row.target) + digest_key(row.entry.path)
+    return place + number(row.entry.version) + digest_key(row.id)
+
+
+def _earlier(one: float | None, other: float | None) -> float | None:
+    return min((d for d in (one, other) if d is not None), default=None)

@@ -1,0 +1,66 @@
+"""What a fold is, and how its keys and rows are written.
+
+A fold is total: it takes every fact as it happened, holds no rule and asks no clock. Its identity
+is (name, version): change what it writes and raise the version, then it is rebuilt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from projections.store import Writer
+from streams.codec import Recorded
+
+R = TypeVar("R")
+
+
+class View(Protocol):
+    """A fold of the log into tables of its own."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def version(self) -> int: ...
+    @property
+    def tables(self) -> tuple[str, ...]: ...
+
+    def apply(self, tx: Writer, recorded: Recorded) -> None:
+        """Fold one fact. Called once per sequence, in order, `recorded.event` never None.
+
+        It may read the tables of views that stand before it in `projector.VIEWS`.
+        """
+
+
+class Row(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
+    """Base of rows: stored as MessagePack arrays, so field order is part of a view's version."""
+
+
+def pack(row: Any) -> bytes:
+    """A row as bytes."""
+    return _ENCODER.encode(row)
+
+
+_ENCODER = msgspec.msgpack.Encoder()
+
+
+def unpacker(cls: type[R]) -> msgspec.msgpack.Decoder[R]:
+    """A decoder for rows of a class; make it once."""
+    return msgspec.msgpack.Decoder(cls)
+
+
+def number(value: int) -> bytes:
+    """A sequence as a key part that sorts."""
+    return value.to_bytes(8, "big")
+
+
+def text_key(*parts: str) -> bytes:
+    """Names as a key; each ends with a zero byte, so a prefix never matches half a name."""
+    return "\x00".join(parts).encode() + b"\x00"
+
+
+def digest_key(*parts: str) -> bytes:
+    """16 bytes that stand for a text of any length, such as a path."""
+    return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).digest()
