@@ -2,6 +2,8 @@
 
 Each transport makes one attempt per call and tells the truth about it; landing is the only way a
 file appears, the inventory the only way it becomes known. Nothing here decides what to move, to
-retry or to delete. Read in this order: `transport` (the contract), `landing` (bytes to a file),
-`sqlite` (live databases), `inventory` (what this node holds), `http` (a transport), `throttle`.
+retry or to delete. Read in this order: `transport` (the contract), `landing` (bytes to a file, on
+`partial`, `places` and `checks`), `sqlite` (live databases), `inventory` (what this node holds: it
+`walk`s, has a `reading` of each file, and remembers what is `known`, in an `index`, and where the
+`contents` are), `server` and `http` (a transport, on `signing`), `throttle`.
 """

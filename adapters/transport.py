@@ -88,6 +88,32 @@ class Superseded(TransportError):
     try_next_transport = False
 
 
+class Regression(TransportError):
+    """The entry is much smaller than the training set it would replace: likely a broken export."""
+
+    retryable = False
+    try_next_transport = False
+
+
+class NeverReplaced(TransportError):
+    """What stands at the entry's path may only be merged into, or is no file."""
+
+    retryable = False
+    try_next_transport = False
+
+
+class InUse(TransportError):
+    """Another attempt at the same transfer still writes; its bytes and ours must not mix."""
+
+    try_next_transport = False
+
+
+class DiskFailed(TransportError):
+    """The target's disk would not take the bytes: read-only, no permission, defective."""
+
+    try_next_transport = False
+
+
 class Source(msgspec.Struct, frozen=True):
     """Where to fetch from."""
 

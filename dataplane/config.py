@@ -1,4 +1,4 @@
-"""The configuration: `DataPlaneConfig`, from ``dataplane.toml``, then the environment, then arguments.
+"""`DataPlaneConfig`: from ``dataplane.toml``, then the environment, then arguments.
 
 Every wrong value is refused with the name of the field and what it may be. No real host or bucket
 is a default.
@@ -114,9 +114,15 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def servers(self) -> list[str]:
-        """The URLs of the bus; the embedded one's if none is configured."""
-        urls = [url.strip() for url in self.nats_url.split(",") if url.strip()]
+        """The URLs of the bus; those of the one running on this machine if none is configured."""
+        said = self.nats_url or _read_if_there(self.bus_file)
+        urls = [url.strip() for url in said.split(",") if url.strip()]
         return urls or [f"nats://127.0.0.1:{self.nats_port}"]
+
+    @property
+    def bus_file(self) -> Path:
+        """Where an embedded bus writes its URL while it runs."""
+        return self.state_dir / "nats_url"
 
     def policy(self) -> Policy:
         """What of this configuration decisions obey."""
@@ -203,6 +209,13 @@ def _decode_path(kind: type, value: Any) -> Any:
     raise msgspec.ValidationError(f"Expected `path`, got `{type(value).__name__}`")
 
 
+def _read_if_there(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
+
+
 def _hint(error: str) -> str:
     """The allowed values of an enumerated field that got another one."""
     for name, kind in (("roles", Role), ("traits", Trait), ("transports", Transport)):
@@ -217,7 +230,7 @@ TEMPLATE = """\
 
 # node = "{node}"                # this machine's name: letters, digits, _ and -
 # roles = ["training", "selfplay", "storage"]   # also: "coordinator"
-# traits = []                    # "ephemeral", "gpu", "nat_blocked", "external_storage", "skip_sync_receive"
+# traits = []   # "ephemeral", "gpu", "nat_blocked", "external_storage", "skip_sync_receive"
 # data_dir = "data"              # games, models and the like: what is watched, served and received
 # state_dir = ".dataplane"       # log, views and outbox; views and outbox can be deleted
 

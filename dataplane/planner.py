@@ -13,6 +13,7 @@ import msgspec
 
 from dataplane.policy import Policy
 from dataplane.routes import (
+    BELONGS,
     ROUTES,
     TARGET_ROLES,
     TARGET_TRAITS,
@@ -176,14 +177,7 @@ class SyncPlanner:
                 else:
                     yield node
             return
-        for node in self._view.nodes():
-            description = node.description
-            roles = TARGET_ROLES.get(route.target, ())
-            if (
-                set(roles) & set(description.roles)
-                or TARGET_TRAITS.get(route.target) in description.traits
-            ):
-                yield node
+        yield from (node for node in self._view.nodes() if _is_kind(node, route.target))
 
     def _exclusion(self, node: NodeRow, *, asked_for: bool) -> tuple[str, str]:
         """The rule that keeps a node from receiving, and its words; ("", "") if none does."""
@@ -201,6 +195,17 @@ class SyncPlanner:
                 f"{node.name} is a coordinator without external storage",
             )
         return "", ""
+
+    def belongs(self, entry: DataEntry, node_name: str) -> bool:
+        """Whether the routing table would bring an entry to a node without anybody naming it."""
+        node = self._view.node(node_name)
+        if node is None or self._exclusion(node, asked_for=False)[0]:
+            return False
+        if self._policy.path_rules.ownership(entry.path) == "merged":
+            return False
+        return any(
+            entry.data_type in types and _is_kind(node, kind) for kind, types in BELONGS.items()
+        )
 
     # What is missing where
 
@@ -292,6 +297,13 @@ class SyncPlanner:
             kind = "ephemeral_urgent" if route.urgent else "small_file"
         have = self._policy.transports
         return tuple(t for t in TRANSPORT_CHAINS[kind] if t in have) or have
+
+
+def _is_kind(node: NodeRow, target: To) -> bool:
+    """Whether a node is one of a kind of target, by its roles or traits."""
+    description = node.description
+    by_role = bool(set(TARGET_ROLES.get(target, ())) & set(description.roles))
+    return by_role or TARGET_TRAITS.get(target) in description.traits
 
 
 def _wanted_types(event: Event) -> tuple[DataType, ...]:

@@ -110,6 +110,12 @@ TARGET_ROLES: dict[To, tuple[Role, ...]] = {
 }
 TARGET_TRAITS: dict[To, Trait] = {To.GPU: Trait.GPU}
 
+#: Where data belongs for good, without a trigger: what ``dataplane missing`` looks for.
+BELONGS: dict[To, tuple[DataType, ...]] = {
+    To.TRAINING: (DataType.GAMES, DataType.NPZ),
+    To.GPU: (DataType.MODELS,),
+}
+
 TRANSPORT_CHAINS: dict[str, tuple[Transport, ...]] = {
     "small_file": (Transport.P2P_GOSSIP, Transport.HTTP_FETCH, Transport.BASE64_SSH),
     "large_file": (Transport.RSYNC, Transport.HTTP_FETCH, Transport.BASE64_SSH),

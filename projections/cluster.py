@@ -11,7 +11,7 @@ from projections.fold import Checkpoint, checkpoint
 from projections.nodes import NodeRow
 from projections.rejected import RejectedRow
 from projections.store import Reader
-from projections.transfers import TransferRow
+from projections.transfers import Totals, TransferRow
 from streams.values import DataEntry, DataType
 
 
@@ -83,6 +83,10 @@ class ClusterView:
     def superseded_at(self, target: str, path: str) -> list[TransferRow]:
         """Transfers that a later version on the target has made needless."""
         return transfers.superseded_at(self._reader, target, path)
+
+    def totals(self) -> Totals:
+        """Transfers and bytes since the log began."""
+        return transfers.totals(self._reader)
 
     def last_assigned_sequence(self) -> int:
         """What guards the next assignment."""

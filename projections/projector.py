@@ -16,6 +16,8 @@ from contextlib import aclosing
 from pathlib import Path
 from typing import TypeVar
 
+from msgspec.structs import replace
+
 from projections.fold import TABLES, WANTED_VERSIONS, Checkpoint, checkpoint, fold
 from projections.store import Store, StoreCorrupt, StoreDirectory
 from streams.codec import Recorded
@@ -50,9 +52,14 @@ class Projector:
             raise RuntimeError("the projector has not started")
         return self._store
 
-    async def start(self) -> None:
-        """Open the views, or rebuild them where they do not belong to this log and version."""
+    async def start(self, until: int | None = None) -> None:
+        """Open the views, or rebuild them where they do not belong to this log and version.
+
+        A rebuild goes up to the log's end as it is now, or up to `until`.
+        """
         state = await self._log.state()
+        if until is not None:
+            state = replace(state, last_sequence=until)
         self._created = state.created
         store = await self._in_writer(self._open_current)
         if store is not None:

@@ -73,7 +73,16 @@ class TransferRow(Row, frozen=True):
     ended_at: float = 0.0
 
 
+class Totals(Row, frozen=True):
+    """Since the log began."""
+
+    transfers: int = 0
+    bytes: int = 0
+    failures: int = 0
+
+
 _TRANSFER = unpacker(TransferRow)
+_TOTALS = unpacker(Totals)
 
 
 def transfer_id(entry: DataEntry, target: str) -> str:
@@ -171,6 +180,11 @@ class TransfersView:
         self._store(tx, row, assigned)
 
     def _succeed(self, tx: Writer, event: events.TransferSucceeded, time: float) -> None:
+        before = totals(tx)
+        after = Totals(
+            before.transfers + 1, before.bytes + event.bytes_transferred, before.failures
+        )
+        tx.put("transfers_meta", b"totals", pack(after))
         row = get_transfer(tx, event.transfer)
         if row is not None and row.state is not TransferState.SUCCEEDED:
             done = replace(
@@ -198,6 +212,10 @@ class TransfersView:
                 self._store(tx, row, superseded)
 
     def _fail(self, tx: Writer, event: events.TransferFailed, time: float) -> None:
+        before = totals(tx)
+        moved = before.bytes + event.bytes_transferred
+        after = Totals(before.transfers, moved, before.failures + 1)
+        tx.put("transfers_meta", b"totals", pack(after))
         row = get_transfer(tx, event.transfer)
         if row is None or row.state is not TransferState.ASSIGNED or row.attempt != event.attempt:
             return
@@ -273,6 +291,12 @@ def newer_versions(reader: Reader, row: TransferRow) -> list[TransferRow]:
 def superseded_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
     """Transfers that some chain still names and that a later version has made needless."""
     return list(_at_place(reader, "superseded", target, path))
+
+
+def totals(reader: Reader) -> Totals:
+    """Transfers and bytes since the log began."""
+    value = reader.get("transfers_meta", b"totals")
+    return Totals() if value is None else _TOTALS.decode(value)
 
 
 def last_assigned_sequence(reader: Reader) -> int:

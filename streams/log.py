@@ -148,3 +148,25 @@ class Log(Protocol):
 
     async def close(self) -> None:
         """Let go of the bus. Deliveries and reads end."""
+
+
+class Bus(Protocol):
+    """What the bus does besides keeping the log: small shared values, and words nobody keeps."""
+
+    async def kv_put(self, bucket: str, key: str, value: bytes) -> None:
+        """Set a value."""
+
+    async def kv_get(self, bucket: str, key: str) -> bytes | None:
+        """A value; None if there is none."""
+
+    async def kv_create(self, bucket: str, key: str, value: bytes) -> bool:
+        """Set a value if there is none; whether it was set."""
+
+    async def kv_all(self, bucket: str) -> dict[str, bytes]:
+        """All values of a bucket by key."""
+
+    def tell(self, subject: str, body: bytes) -> None:
+        """Say something to whoever listens now. Never waits, never fails; it may be lost."""
+
+    def listen(self, subject: str) -> AsyncGenerator[tuple[str, bytes], None]:
+        """What is told under a subject from now on."""

@@ -1,0 +1,133 @@
+"""Where files of a data root may lie, how much room is promised there, and what may be swept up.
+
+No path may lead out of the root, in words or through a symlink.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+
+from adapters.transport import DiskFull, PathEscapes
+from streams.identity import escapes
+
+#: The data plane's own directory within a data root; nothing in it is data.
+OWN_DIRECTORY = ".dataplane"
+#: Kept free beyond a file's own size.
+RESERVE = 0.1
+PARTIAL_MAX_AGE_S = 24 * 3600.0
+QUARANTINE_MAX_AGE_S = 30 * 24 * 3600.0
+
+_promises: dict[object, tuple[int, int]] = {}
+_promises_lock = threading.Lock()
+
+
+def confined(root: Path, local: str) -> Path:
+    """The absolute path of `local` under `root`. Raises `PathEscapes` if it would lead out.
+
+    Directories on the way may be symlinks as long as they stay within the root; a symlink at the
+    end is fine, for landing replaces it and never follows it.
+    """
+    if escapes(local):
+        raise PathEscapes(f"{local!r} is no clean relative path")
+    if local.split("/", 1)[0] == OWN_DIRECTORY:
+        raise PathEscapes(f"{local!r} belongs to the data plane itself")
+    home = root.resolve()
+    target = home / local
+    parent = target.parent.resolve()
+    if not parent.is_relative_to(home) or parent.is_relative_to(home / OWN_DIRECTORY):
+        raise PathEscapes(f"{local!r} leads out of the data root through a symlink")
+    return parent / target.name
+
+
+def same_disk_directory(root: Path, target: Path, name: str) -> Path:
+    """An own directory called `name`, made if needed, on the disk that `target` will lie on.
+
+    It is the root's, unless another disk is mounted on the way to `target`.
+    """
+    home = root.resolve()
+    chain = [p for p in (target.parent, *target.parent.parents) if p.is_relative_to(home)]
+    existing = [p for p in chain if p.is_dir()] or [home]
+    device = existing[0].stat().st_dev
+    highest = [p for p in existing if p.stat().st_dev == device][-1]
+    directory = highest / OWN_DIRECTORY / name
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory
+
+
+class Reservation:
+    """Room on a disk promised to one file, until it is released. Counts within this process."""
+
+    def __init__(self, directory: Path, size_bytes: int, have_bytes: int = 0) -> None:
+        """Promise `size_bytes` and a reserve, of which `have_bytes` are there already.
+
+        Raises `DiskFull` if what is free does not cover this and all other promises.
+        """
+        device = directory.stat().st_dev
+        needed = size_bytes - have_bytes + int(size_bytes * RESERVE)
+        with _promises_lock:
+            promised = sum(left for where, left in _promises.values() if where == device)
+            free = shutil.disk_usage(directory).free - promised
+            if needed > free:
+                raise DiskFull(
+                    f"{needed} bytes needed, {max(free, 0)} free and not promised to others"
+                )
+            _promises[self] = (device, needed)
+
+    def used(self, nbytes: int) -> None:
+        """So many bytes of it were written, and are now missing from what is free."""
+        with _promises_lock:
+            if self in _promises:
+                device, left = _promises[self]
+                _promises[self] = (device, max(0, left - nbytes))
+
+    def release(self) -> None:
+        """Give back what was not used. Harmless when done twice."""
+        with _promises_lock:
+            _promises.pop(self, None)
+
+
+def fsync_directories(lowest: Path, highest: Path) -> None:
+    """Make names in `lowest` and in all directories above it, up to `highest`, durable."""
+    for directory in (lowest, *lowest.parents):
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if directory == highest:
+            return
+
+
+def sweep_partials(root: Path, now: float | None = None) -> list[Path]:
+    """Remove partial files that nobody has touched for a day. Blocks. Returns what it removed."""
+    return _sweep(root, "partial", (time.time() if now is None else now) - PARTIAL_MAX_AGE_S)
+
+
+def sweep_quarantine(root: Path, now: float | None = None) -> list[Path]:
+    """Remove what has been in quarantine for a month. Blocks. Returns what it removed."""
+    return _sweep(root, "quarantine", (time.time() if now is None else now) - QUARANTINE_MAX_AGE_S)
+
+
+def _sweep(root: Path, name: str, oldest: float) -> list[Path]:
+    removed = []
+    for directory, directories, _ in os.walk(root):
+        if OWN_DIRECTORY in directories:
+            directories.remove(OWN_DIRECTORY)
+            removed += _sweep_directory(Path(directory) / OWN_DIRECTORY / name, oldest)
+    return removed
+
+
+def _sweep_directory(directory: Path, oldest: float) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    removed = []
+    for path in directory.iterdir():
+        # A file's own time may be its entry's; the time of its last change of any kind is ours.
+        if path.stat().st_ctime < oldest and path.stat().st_mtime < oldest:
+            path.unlink()
+            removed.append(path)
+    return removed

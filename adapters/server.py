@@ -1,0 +1,163 @@
+"""Serves the content this node holds, by digest, over HTTP: ranges, signed URLs, `sendfile`.
+
+It must never list anything, follow a path from a URL, or say whether it holds a content to somebody
+who may not fetch it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+from aiohttp import hdrs, web
+
+from adapters.signing import ENTRY_ROUTE, BadSignature, Signer
+from adapters.workers import finish
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+#: Wait for transfers under way when the server is stopped.
+_GRACE_S = 2.0
+
+
+class Served(msgspec.Struct):
+    """What a file server did since it started."""
+
+    requests: int = 0
+    bytes_sent: int = 0
+    refused: int = 0
+    missing: int = 0
+    broken_off: int = 0
+
+
+class FileServer:
+    """An HTTP server over `locate`, which finds the file that holds exactly a digest's content."""
+
+    def __init__(
+        self,
+        locate: Callable[[str], Path | None],
+        signer: Signer,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.host = host
+        #: The port it listens on; real once `start` has returned.
+        self.port = port
+        self.served = Served()
+        self._locate = locate
+        self._signer = signer
+        self._clock = clock
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def url(self) -> str:
+        """The base of this server's URLs, as seen from its own machine."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    async def start(self) -> None:
+        """Listen. Raises `OSError` if the address is taken."""
+        application = web.Application()
+        application.router.add_get(ENTRY_ROUTE + "{digest:[0-9a-f]{64}}", self._answer)
+        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_GRACE_S)
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self.host, self.port)
+        await site.start()
+        listening: list[socket.socket] = site._server.sockets  # type: ignore[union-attr]
+        self.port = int(listening[0].getsockname()[1])
+
+    async def stop(self) -> None:
+        """Stop listening and let go of all connections. Harmless when done twice."""
+        if self._runner is not None:
+            runner, self._runner = self._runner, None
+            await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.StreamResponse:
+        self.served.requests += 1
+        checksum = "sha256:" + request.match_info["digest"]
+        try:
+            self._signer.verify(checksum, request.query, self._clock())
+        except BadSignature as error:
+            self.served.refused += 1
+            return web.Response(status=403, text=str(error))
+        opened = await finish(lambda: self._open(checksum))
+        if opened is None:
+            self.served.missing += 1
+            return web.Response(status=404, text="this content is not here (any more)")
+        file, size = opened
+        try:
+            return await self._send(request, file, size, f'"{checksum}"')
+        finally:
+            file.close()
+
+    def _open(self, checksum: str) -> tuple[BinaryIO, int] | None:
+        path = self._locate(checksum)
+        if path is None:
+            return None
+        try:
+            file = path.open("rb", buffering=0)
+        except OSError:
+            return None
+        return file, path.stat().st_size
+
+    async def _send(
+        self, request: web.Request, file: BinaryIO, size: int, etag: str
+    ) -> web.StreamResponse:
+        headers = {hdrs.ETAG: etag, hdrs.ACCEPT_RANGES: "bytes"}
+        asked = request.headers.get(hdrs.RANGE, "")
+        if request.headers.get(hdrs.IF_RANGE, etag) != etag:
+            asked = ""
+        first, count = _range(asked, size)
+        if count < 0:
+            headers[hdrs.CONTENT_RANGE] = f"bytes */{size}"
+            return web.Response(status=416, headers=headers)
+        response = web.StreamResponse(status=206 if asked else 200, headers=headers)
+        if asked:
+            response.headers[hdrs.CONTENT_RANGE] = f"bytes {first}-{first + count - 1}/{size}"
+        response.content_type = "application/octet-stream"
+        response.content_length = count
+        await response.prepare(request)
+        if count and request.method != hdrs.METH_HEAD:
+            await self._send_bytes(request, file, first, count)
+        await response.write_eof()
+        return response
+
+    async def _send_bytes(
+        self, request: web.Request, file: BinaryIO, first: int, count: int
+    ) -> None:
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the other side is gone")
+        try:
+            sent = await asyncio.get_running_loop().sendfile(transport, file, first, count)
+            self.served.bytes_sent += sent
+        except (ConnectionError, asyncio.CancelledError):
+            self.served.broken_off += 1
+            raise
+        if sent < count:
+            # A file that shrank: the length was said already, so only breaking off is honest.
+            self.served.broken_off += 1
+            transport.abort()
+
+
+def _range(asked: str, size: int) -> tuple[int, int]:
+    """First byte and count of what a ``Range`` header asks for; a count below 0 if there is none.
+
+    What is no single range of bytes is taken for no range at all, as RFC 9110 wants it.
+    """
+    found = _RANGE.fullmatch(asked.strip())
+    if not asked or found is None or found.groups() == ("", ""):
+        return 0, size
+    first, last = found.groups()
+    if not first:
+        count = min(int(last), size)
+        return size - count, count or -1
+    start, end = int(first), min(int(last) if last else size - 1, size - 1)
+    return start, end - start + 1 if start <= end else -1

@@ -1,0 +1,5 @@
+"""``python -m dataplane`` is the ``dataplane`` command."""
+
+from dataplane.cli import main
+
+main()

@@ -1,0 +1,374 @@
+"""What users import: publish events, ask for data and wait for it, subscribe, query.
+
+`DataPlane` is a client. It decides nothing and holds nothing but an outbox; it may be closed and
+opened again at any time without anything being lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+
+from dataplane.catalog import Catalog
+from dataplane.config import DataPlaneConfig
+from dataplane.health import HealthCheckResult, cluster_health
+from dataplane.outbox import Outbox
+from dataplane.presence import present
+from streams import events
+from streams.codec import Recorded, chain_of_trigger, node_fact
+from streams.events import CHAIN_TRIGGERS, Event
+from streams.jetstream import JetStreamLog
+from streams.log import Delivery, Log, LogError, LogUnavailable
+from streams.subjects import chain_filter, type_filter
+from streams.values import ALL_CONFIGS, DataType, SyncPriority, TargetOutcome
+
+E = TypeVar("E", bound=Event)
+CONNECT_TIMEOUT_S = 10.0
+SUBSCRIBER_ACK_WAIT_S = 30.0
+SUBSCRIBER_MAX_PENDING = 64
+
+
+class Published(msgspec.Struct, frozen=True):
+    """What became of a publication."""
+
+    #: The event's id; the same id is stored once however often it is published.
+    id: str
+    #: The chain a trigger opens; "" for other facts.
+    chain: str
+    #: Its place in the log; None while it waits in the outbox.
+    sequence: int | None
+
+    @property
+    def queued(self) -> bool:
+        """Whether it waits in the outbox because the bus could not be reached."""
+        return self.sequence is None
+
+
+class SyncResult(msgspec.Struct, frozen=True):
+    """How a chain ended."""
+
+    success: bool
+    chain: str
+    config_key: str
+    reason: str
+    #: What is in place, target by target, proven by digest.
+    targets: tuple[TargetOutcome, ...]
+    #: What is missing, and why.
+    failed: tuple[TargetOutcome, ...]
+    games_synced: int
+    bytes_transferred: int
+    duration_seconds: float
+
+
+class SyncHandle:
+    """A chain on its way."""
+
+    def __init__(self, log: Log, chain: str, sequence: int) -> None:
+        self._log = log
+        self._sequence = sequence
+        #: The chain's id, for ``dataplane chain ID``.
+        self.chain = chain
+
+    async def wait(self, timeout: float | None = None) -> SyncResult:
+        """Wait for the chain's end. Raises TimeoutError; the chain goes on all the same."""
+        async with asyncio.timeout(timeout):
+            reading = self._log.read(after=self._sequence, subjects=[chain_filter(self.chain)])
+            async with contextlib.aclosing(reading) as batches:
+                async for batch in batches:
+                    for recorded in batch:
+                        result = _result(recorded)
+                        if result is not None:
+                            return result
+        raise LogUnavailable("the log was closed before the chain ended")
+
+
+class Received(Generic[E]):
+    """An event given to a subscriber; its fields can be read from it directly."""
+
+    def __init__(self, recorded: Recorded, delivery: Delivery | None) -> None:
+        self._delivery = delivery
+        self.event = cast(E, recorded.event)
+        #: Where it stands in the log, its id, chain, cause and time.
+        self.recorded = recorded
+        #: Counts from 1; above it, this is a redelivery.
+        self.attempt = delivery.attempt if delivery else 1
+
+    async def ack(self) -> None:
+        """It is dealt with. Without this a durable subscription delivers it again."""
+        if self._delivery is not None:
+            await self._delivery.ack()
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        """Deliver it again, to this or another member of the subscription."""
+        if self._delivery is not None:
+            await self._delivery.nak(delay_s)
+
+    async def in_progress(self) -> None:
+        """Still at it: do not deliver it again yet."""
+        if self._delivery is not None:
+            await self._delivery.in_progress()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.event, name)
+
+    def __repr__(self) -> str:
+        return f"Received({self.event!r})"
+
+
+class DataPlane:
+    """A client of the data plane. Use `connect`; it can be used as ``async with``."""
+
+    def __init__(self, config: DataPlaneConfig) -> None:
+        self.config = config
+        self._log: JetStreamLog | None = None
+        self._connecting = asyncio.Lock()
+        self._retry_at = 0.0
+        self._outbox = Outbox(config.state_dir / "outbox")
+        #: Where the cluster's data is, from the views of this machine.
+        self.catalog = Catalog(config)
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        *,
+        node: str | None = None,
+        config: DataPlaneConfig | None = None,
+        outbox: Path | None = None,
+    ) -> DataPlane:
+        """A client for the bus at `url`, speaking as `node`; both default to the configuration.
+
+        Nothing is sent yet: ``async with`` or the first call connects. `outbox` is the directory
+        that keeps what can't be sent, by default ``state_dir/outbox``.
+        """
+        settings = config or DataPlaneConfig.load()
+        if url is not None:
+            settings = msgspec.structs.replace(settings, nats_url=url)
+        if node is not None:
+            settings = msgspec.structs.replace(settings, node=node)
+        plane = cls(DataPlaneConfig.from_values(msgspec.structs.asdict(settings)))
+        if outbox is not None:
+            plane._outbox = Outbox(outbox)
+        return plane
+
+    async def __aenter__(self) -> DataPlane:
+        with contextlib.suppress(LogUnavailable):
+            await self.log()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def log(self) -> JetStreamLog:
+        """The log, connected. Raises LogUnavailable, or PermissionDenied with the bus's words."""
+        async with self._connecting:
+            if self._log is None:
+                if time.monotonic() < self._retry_at:
+                    raise LogUnavailable(
+                        f"{', '.join(self.config.servers)} did not answer just now"
+                    )
+                try:
+                    self._log = await open_log(self.config)
+                except LogUnavailable:
+                    self._retry_at = time.monotonic() + 1.0
+                    raise
+            return self._log
+
+    async def publish(self, event: Event, *, id: str | None = None) -> Published:
+        """Say that something happened; durable once this returns.
+
+        With the same `id` it is stored once, however often it is published: give one, made from
+        what was done, where a program that runs again would say the same thing again. If the bus
+        can't be reached the event waits in the outbox, and this node's agent, or the next
+        publication, sends it. Raises ValueError, naming the field, before anything is stored.
+        """
+        node = events.speaker_of(event) or self.config.node
+        event_id = id or uuid.uuid4().hex
+        fact = node_fact(event, node, event_id)
+        path = self._outbox.put(fact)
+        chain = chain_of_trigger(event_id) if isinstance(event, CHAIN_TRIGGERS) else ""
+        try:
+            receipt = await (await self.log()).publish(fact)
+        except LogUnavailable:
+            return Published(event_id, chain, None)
+        except LogError:
+            # Refused for good: the caller is told, so it must not be tried again behind his back.
+            self._outbox.done(path)
+            raise
+        self._outbox.done(path)
+        return Published(event_id, chain, receipt.sequence)
+
+    async def drain_outbox(self) -> int:
+        """Send what waits in the outbox; how many events were sent."""
+        return await self._outbox.drain(await self.log())
+
+    async def request_sync(
+        self,
+        data_type: DataType,
+        config_key: str,
+        target_nodes: Iterable[str],
+        priority: SyncPriority = SyncPriority.NORMAL,
+        deadline: float | None = None,
+    ) -> SyncHandle:
+        """Ask for data on named nodes; the handle waits for it.
+
+        Raises LogUnavailable where nobody could take the request: a request is never queued.
+        """
+        event = events.DataSyncRequested(
+            data_type=data_type,
+            config_key=config_key,
+            target_nodes=tuple(target_nodes),
+            priority=priority,
+            deadline=deadline,
+            requester=self.config.node,
+        )
+        log = await self.log()
+        id = uuid.uuid4().hex
+        receipt = await log.publish(node_fact(event, self.config.node, id))
+        return SyncHandle(log, chain_of_trigger(id), receipt.sequence)
+
+    async def handle(self, published: Published) -> SyncHandle:
+        """A handle on the chain that a published trigger opened."""
+        return SyncHandle(await self.log(), published.chain, published.sequence or 0)
+
+    async def sync_all(self, priority: SyncPriority = SyncPriority.LOW) -> list[SyncHandle]:
+        """Ask for everything that training nodes lack; a handle for each request."""
+        asked: dict[tuple[str, DataType], set[str]] = {}
+        for node, entry in self.catalog.missing_everywhere():
+            asked.setdefault((entry.config_key, entry.data_type), set()).add(node)
+        return [
+            await self.request_sync(data_type, config_key, sorted(nodes), priority)
+            for (config_key, data_type), nodes in sorted(asked.items())
+        ]
+
+    async def backup_to_s3(self) -> None:
+        """Not available in this version: no S3 transport is configured."""
+        raise RuntimeError("s3: no S3 transport is available; s3_enabled is off")
+
+    async def subscribe(
+        self,
+        event_class: type[E],
+        *,
+        config_key: str = "",
+        durable: str = "",
+        since: str = "",
+    ) -> AsyncIterator[Received[E]]:
+        """Events of a class, of one configuration if it is given, in the log's order.
+
+        With `durable`, a subscription that outlives its process: it goes on where it was, shares
+        its events with all who use the same name, and delivers again what was not acknowledged
+        within 30 s. A new one begins at the log's ``start``, or with ``since="now"`` behind its
+        end. Without, it begins now, or at the ``start``, and remembers nothing.
+        """
+        log = await self.log()
+        subjects = [type_filter(event_class, config_key)]
+        if durable:
+            deliveries = await log.consume(
+                durable,
+                subjects,
+                ack_wait_s=SUBSCRIBER_ACK_WAIT_S,
+                max_pending=SUBSCRIBER_MAX_PENDING,
+                new_only=since == "now",
+            )
+            try:
+                async for delivery in deliveries:
+                    if delivery.recorded.event is None:
+                        await delivery.ack()
+                        continue
+                    yield Received(delivery.recorded, delivery)
+            finally:
+                await deliveries.close()
+            return
+        after = 0 if since == "start" else (await log.state()).last_sequence
+        async with contextlib.aclosing(log.read(after=after, subjects=subjects)) as batches:
+            async for batch in batches:
+                for recorded in batch:
+                    if recorded.event is not None:
+                        yield Received(recorded, None)
+
+    async def health_check(self) -> HealthCheckResult:
+        """Whether the data plane does its work, judged by progress."""
+        last_sequence, there = None, None
+        with contextlib.suppress(LogError):
+            log = await self.log()
+            last_sequence = (await log.state()).last_sequence
+            there = await present(log.bus)
+        with self.catalog.view() as view:
+            return cluster_health(view, now=time.time(), last_sequence=last_sequence, present=there)
+
+    async def close(self) -> None:
+        """Let go of the bus and the views."""
+        if self._log is not None:
+            await self._log.close()
+            self._log = None
+        self.catalog.close()
+
+
+async def open_log(config: DataPlaneConfig) -> JetStreamLog:
+    """Connect to the configured bus. Raises LogUnavailable or PermissionDenied with a hint."""
+    credentials = config.nats_credentials
+    return await JetStreamLog.connect(
+        config.servers,
+        name=config.node,
+        user=config.nats_user or None,
+        password=config.nats_password or None,
+        creds_file=Path(credentials) if credentials else None,
+    )
+
+
+_current: DataPlane | None = None
+
+
+def get_data_plane() -> DataPlane:
+    """This process's client, made from the configuration at the first call."""
+    global _current
+    if _current is None:
+        _current = DataPlane.connect()
+    return _current
+
+
+async def request_sync(
+    data_type: DataType,
+    config_key: str,
+    target_nodes: Iterable[str],
+    priority: SyncPriority = SyncPriority.NORMAL,
+    deadline: float | None = None,
+) -> SyncHandle:
+    """`DataPlane.request_sync` of this process's client."""
+    plane = get_data_plane()
+    return await plane.request_sync(data_type, config_key, target_nodes, priority, deadline)
+
+
+def _result(recorded: Recorded) -> SyncResult | None:
+    event = recorded.event
+    failed: tuple[TargetOutcome, ...] = ()
+    if isinstance(event, events.DataSyncCompleted):
+        arrived = event.targets
+    elif isinstance(event, events.DataSyncFailed):
+        arrived, failed = event.arrived, event.failed
+    else:
+        return None
+    return SyncResult(
+        success=isinstance(event, events.DataSyncCompleted),
+        chain=recorded.chain,
+        config_key=event.config_key or ALL_CONFIGS,
+        reason=event.reason,
+        targets=arrived,
+        failed=failed,
+        games_synced=event.games_synced,
+        bytes_transferred=event.bytes_transferred,
+        duration_seconds=event.duration_seconds,
+    )

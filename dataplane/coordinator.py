@@ -1,0 +1,97 @@
+"""The coordinator: projector, bridge, dispatcher and sweep over one log.
+
+It holds no state that a kill could lose: all it knows is folded, all it decides is in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from dataplane.bridge import EventBridge
+from dataplane.config import DataPlaneConfig
+from dataplane.dispatch import Dispatcher
+from dataplane.health import CoordinatorHealth, coordinator_health
+from dataplane.presence import Presence
+from projections.cluster import ClusterView
+from projections.projector import Projector
+from streams.log import Bus, Log, LogError
+
+logger = logging.getLogger(__name__)
+HEARTBEAT_S = 5.0
+READERS_S = 60.0
+
+
+class Coordinator:
+    """Decides for the cluster. `start`, then `run` in a task until cancelled, then `stop`."""
+
+    def __init__(self, log: Log, bus: Bus, config: DataPlaneConfig) -> None:
+        self._log = log
+        self._config = config
+        self._presence = Presence(bus, config.node, "coordinator")
+        policy = config.policy()
+        self.projector = Projector(log, config.views_dir)
+        self.bridge = EventBridge(log, self.projector, policy)
+        self.dispatcher = Dispatcher(log, self.projector, policy, config.node)
+
+    async def start(self) -> None:
+        """Bring the views up to the log."""
+        await self.projector.start()
+
+    async def run(self) -> None:
+        """Everything a coordinator does at once, for ever. One loop's end is the end of all."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.projector.run(), name="projector")
+            group.create_task(self.bridge.run(), name="bridge")
+            group.create_task(self.dispatcher.run(), name="dispatcher")
+            group.create_task(self._sweep(), name="sweep")
+            group.create_task(self._beat(), name="heartbeat")
+            group.create_task(self._clear_readers(), name="readers")
+
+    async def stop(self) -> None:
+        """Let go of the views."""
+        await self.projector.close()
+
+    async def health(self) -> CoordinatorHealth:
+        """How this coordinator does, by progress."""
+        state = await self._log.state()
+        with self.projector.store.read() as reader:
+            view = ClusterView(reader)
+            return coordinator_health(
+                view,
+                last_sequence=state.last_sequence,
+                now=time.time(),
+                errors=self.bridge.errors + self.dispatcher.errors,
+                stalled_s=self._stalled_s(),
+            )
+
+    def _stalled_s(self) -> float:
+        """How long the dispatcher's loop has stood still; it turns every second when it lives."""
+        return time.monotonic() - self.dispatcher.last_progress
+
+    async def _sweep(self) -> None:
+        """Ask what is owed where nobody else asked: limits that passed, answers that were lost."""
+        while True:
+            await asyncio.sleep(self._config.sweep_interval)
+            try:
+                await self.bridge.sweep()
+            except (LogError, TimeoutError) as error:
+                logger.warning("sweep did not finish: %s", error)
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                health = await self.health()
+                await self._presence.beat(
+                    {"status": health.status, "message": health.message, "lag": health.lag}
+                )
+            except LogError as error:
+                logger.debug("heartbeat not heard: %s", error)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _clear_readers(self) -> None:
+        """Readers that were killed pin pages of the views until they are cleared."""
+        while True:
+            await asyncio.sleep(READERS_S)
+            self.projector.store.clear_stale_readers()

@@ -1,0 +1,256 @@
+"""The processes: one role in this process, or all of them as children that are kept alive.
+
+A role that ends, for whatever reason, ends its process; whoever supervises starts it again. That
+is the whole error handling at this level, and it is safe because nothing is held in memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import enum
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from typing import Any
+
+from dataplane.agent import Agent
+from dataplane.api import open_log
+from dataplane.catalog import Catalog
+from dataplane.config import DataPlaneConfig
+from dataplane.coordinator import Coordinator
+from streams.jetstream import JetStreamLog
+from streams.log import LogUnavailable, PermissionDenied
+from streams.server import EmbeddedServer, ServerFailed
+
+logger = logging.getLogger(__name__)
+
+#: Set for children: they end when this process does.
+PARENT_VARIABLE = "DATAPLANE_PARENT_PID"
+_RESTART_FIRST_S, _RESTART_MOST_S = 0.2, 5.0
+#: A child that lived for this long is started again at once.
+_STEADY_S = 10.0
+_STOP_S = 10.0
+#: A bus that is not there yet is asked again for this long before the process gives up.
+_BUS_PATIENCE_S = 60.0
+
+
+class Part(enum.StrEnum):
+    """What a process of the data plane can be."""
+
+    COORDINATOR = "coordinator"
+    AGENT = "agent"
+
+
+class UnifiedDataPlaneDaemon:
+    """Coordinator, agent or both, in this event loop. `run` until cancelled, or `start`/`stop`."""
+
+    def __init__(
+        self,
+        config: DataPlaneConfig | None = None,
+        parts: Iterable[Part] = (Part.COORDINATOR, Part.AGENT),
+    ) -> None:
+        self.config = config or DataPlaneConfig.load()
+        self._wanted = tuple(parts)
+        self._parts: list[Coordinator | Agent] = []
+        self._log: JetStreamLog | None = None
+        self.catalog = Catalog(self.config)
+        self._running: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect, bring the views up to the log, register, serve; then go on in the background."""
+        await self._open()
+        self._running = asyncio.create_task(self._run_parts(), name="dataplane")
+
+    async def stop(self) -> None:
+        """End in order; what was under way is done again at the next start."""
+        if self._running is not None:
+            self._running.cancel()
+            await asyncio.gather(self._running, return_exceptions=True)
+            self._running = None
+        self.catalog.close()
+        for part in reversed(self._parts):
+            await part.stop()
+        self._parts = []
+        if self._log is not None:
+            await self._log.close()
+            self._log = None
+
+    async def run(self) -> None:
+        """Start and go on until this is cancelled or a part fails; then stop."""
+        try:
+            await self.start()
+            assert self._running is not None
+            await self._running
+        finally:
+            await self.stop()
+
+    async def _open(self) -> None:
+        self._log = log = await _patiently_connect(self.config)
+        await log.ensure_topology(replicas=self.config.replicas)
+        for part in self._wanted:
+            made = (Coordinator if part is Part.COORDINATOR else Agent)(log, log.bus, self.config)
+            await made.start()
+            self._parts.append(made)
+
+    async def _run_parts(self) -> None:
+        assert self._log is not None
+        async with asyncio.TaskGroup() as group:
+            for part in self._parts:
+                group.create_task(part.run())
+            group.create_task(_end_with(self._log))
+
+
+async def _end_with(log: JetStreamLog) -> None:
+    """A connection that is closed for good never comes back: the process must."""
+    reason = await log.connection.closed
+    raise LogUnavailable(f"the connection to the bus was closed for good: {reason}")
+
+
+async def _patiently_connect(config: DataPlaneConfig) -> JetStreamLog:
+    """Connect, waiting for a bus that is just starting; wrong credentials are said at once."""
+    deadline = time.monotonic() + _BUS_PATIENCE_S
+    while True:
+        try:
+            return await open_log(config)
+        except PermissionDenied:
+            raise
+        except LogUnavailable as error:
+            if time.monotonic() > deadline:
+                raise
+            logger.info("waiting for the bus: %s", error)
+            await asyncio.sleep(0.5)
+
+
+def run_parts(config: DataPlaneConfig, parts: Iterable[Part]) -> int:
+    """Run roles in this process until SIGTERM or SIGINT; the exit status."""
+    _die_with_parent()
+    # The digest threads give the event loop its turn ten times sooner than by default.
+    sys.setswitchinterval(0.0005)
+    return asyncio.run(_until_told(UnifiedDataPlaneDaemon(config, parts).run()))
+
+
+async def _until_told(work: Coroutine[Any, Any, None]) -> int:
+    """Run until a signal cancels it: 0; or until it fails: 1, with the reason logged."""
+    task = asyncio.create_task(work)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        await task
+    except asyncio.CancelledError:
+        return 0
+    except (LogUnavailable, PermissionDenied, ServerFailed, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    except BaseExceptionGroup as errors:
+        logger.error("stopped by an error", exc_info=errors)
+        return 1
+    return 0
+
+
+class Supervisor:
+    """The embedded bus, a coordinator and an agent as children; each is kept alive."""
+
+    def __init__(
+        self,
+        config: DataPlaneConfig,
+        parts: Iterable[Part] = tuple(Part),
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._config = config
+        self._parts = tuple(parts)
+        self._environment = dict(environment or {})
+        self._server: EmbeddedServer | None = None
+
+    async def run(self) -> None:
+        """Start all and keep them alive until this is cancelled; then stop all."""
+        async with self._bus() as url, asyncio.TaskGroup() as group:
+            self._environment["DATAPLANE_NATS_URL"] = url
+            for part in self._parts:
+                group.create_task(self._keep_alive(part))
+
+    @contextlib.asynccontextmanager
+    async def _bus(self) -> AsyncIterator[str]:
+        """The configured bus, or an embedded one that is kept alive too."""
+        config = self._config
+        if config.nats_url:
+            yield config.nats_url
+            return
+        server = EmbeddedServer(config.state_dir / "nats", port=config.nats_port)
+        await server.start_async()
+        config.bus_file.write_text(server.url)
+        logger.info("bus on %s, its log in %s", server.url, server.store_dir)
+        keeper = asyncio.create_task(_keep_server_alive(server))
+        try:
+            yield server.url
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+            await server.stop_async()
+            config.bus_file.unlink(missing_ok=True)
+
+    async def _keep_alive(self, part: Part) -> None:
+        pause = _RESTART_FIRST_S
+        while True:
+            started = time.monotonic()
+            status = await self._run_child(part)
+            lived = time.monotonic() - started
+            pause = _RESTART_FIRST_S if lived > _STEADY_S else min(pause * 2, _RESTART_MOST_S)
+            logger.warning("%s ended (%s) and is started again", part, _said(status))
+            await asyncio.sleep(pause)
+
+    async def _run_child(self, part: Part) -> int:
+        command = [sys.executable, "-m", "dataplane", str(part)]
+        environment = {**os.environ, **self._environment, PARENT_VARIABLE: str(os.getpid())}
+        child = await asyncio.create_subprocess_exec(*command, env=environment)
+        logger.info("%s runs as process %d", part, child.pid)
+        try:
+            return await child.wait()
+        finally:
+            if child.returncode is None:
+                await _stop_child(child)
+
+
+async def _keep_server_alive(server: EmbeddedServer) -> None:
+    while True:
+        status = await server.wait()
+        logger.warning("the bus ended (%s) and is started again", _said(status or 0))
+        await asyncio.sleep(_RESTART_FIRST_S)
+        await server.start_async()
+
+
+async def _stop_child(child: asyncio.subprocess.Process) -> None:
+    """SIGTERM, and SIGKILL where that is not heeded in time."""
+    child.terminate()
+    try:
+        await asyncio.wait_for(child.wait(), _STOP_S)
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+
+
+def supervise(config: DataPlaneConfig, environment: Mapping[str, str] | None = None) -> int:
+    """Run ``dataplane up`` until SIGTERM or SIGINT; the exit status."""
+    config.state_dir.mkdir(parents=True, exist_ok=True)
+    return asyncio.run(_until_told(Supervisor(config, environment=environment).run()))
+
+
+def _said(status: int) -> str:
+    return f"killed by {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+
+
+def _die_with_parent() -> None:
+    """A child whose supervisor was killed must not go on unseen. Best effort, on Linux."""
+    parent = os.environ.get(PARENT_VARIABLE)
+    if not parent or not sys.platform.startswith("linux"):
+        return
+    set_death_signal = 1
+    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+    if os.getppid() != int(parent):
+        os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,216 @@
+"""How answers look: the same rows as JSON for programs and as tables for people."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from dataplane.replay import describe
+from projections.chains import ChainRow
+from projections.nodes import NodeRow
+from projections.transfers import TransferRow
+from streams.codec import Recorded
+from streams.values import DataEntry
+
+Row = Mapping[str, Any]
+console = Console()
+errors = Console(stderr=True)
+
+
+def emit(rows: Sequence[Row], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
+    """Print rows: all their fields as JSON, or these columns as a table."""
+    if as_json:
+        print_json(list(rows))
+        return
+    if not rows:
+        console.print(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        right = bool(rows) and isinstance(rows[0].get(column), int | float)
+        table.add_column(column, justify="right" if right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_cell(column, row.get(column))) for column in columns))
+    console.print(table)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    print(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
+
+
+def entry_row(entry: DataEntry) -> dict[str, Any]:
+    """An entry of the catalog."""
+    return {
+        "path": entry.path,
+        "type": entry.data_type,
+        "config_key": entry.config_key,
+        "size_bytes": entry.size_bytes,
+        "games": entry.games,
+        "copies": len(entry.locations),
+        "locations": list(entry.locations),
+        "authority": entry.primary_location,
+        "checksum": entry.checksum,
+        "version": entry.version,
+        "mtime": entry.mtime,
+    }
+
+
+def node_row(row: NodeRow, beat: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A node, with its last heartbeat if the bus could be asked."""
+    description = row.description
+    return {
+        "node": row.name,
+        "roles": list(description.roles),
+        "traits": list(description.traits),
+        "planned_for": row.online,
+        "seen_s_ago": None if beat is None else round(time.time() - beat["time"], 1),
+        "disk_free_bytes": (beat or {}).get("disk_free_bytes", description.disk_free_bytes),
+        "transfers_running": (beat or {}).get("transfers_running"),
+        "http_url": description.http_url,
+        "reason": row.reason,
+        "registered_at": row.registered_at,
+    }
+
+
+def transfer_row(row: TransferRow) -> dict[str, Any]:
+    """A pending or running transfer."""
+    last = row.failures[-1] if row.failures else None
+    return {
+        "transfer": row.id,
+        "state": row.state,
+        "priority": row.priority,
+        "path": row.entry.path,
+        "source": row.source,
+        "target": row.target,
+        "size_bytes": row.entry.size_bytes,
+        "attempts": row.attempt,
+        "last_error": f"{last.error_class}: {last.error}" if last else "",
+        "deadline": row.deadline,
+        "chains": list(row.chains),
+        "reason": row.reason,
+    }
+
+
+def chain_row(row: ChainRow) -> dict[str, Any]:
+    """A chain in one line."""
+    end = row.ended_at or time.time()
+    return {
+        "chain": row.id,
+        "trigger": row.trigger,
+        "config_key": row.config_key,
+        "node": row.node,
+        "status": row.status,
+        "copies_wanted": len(row.needs) + len(row.held),
+        "games": row.games_synced,
+        "bytes": row.bytes_transferred,
+        "seconds": round(end - row.opened_at, 3),
+        "opened_at": row.opened_at,
+        "new_games_announced": bool(row.announced_at),
+        "reason": row.reason,
+    }
+
+
+def print_timeline(recorded: Recorded, *, as_json: bool) -> None:
+    """One fact of a timeline; as JSON, one object a line."""
+    if as_json:
+        print(json.dumps(describe(recorded), ensure_ascii=False), flush=True)
+        return
+    line = Text()
+    line.append(f"{recorded.sequence:>8} ", style="dim")
+    line.append(f"{clock(recorded.time)} ", style="dim")
+    line.append(f"{recorded.type:<26} ", style=_STYLES.get(recorded.type, "cyan"))
+    line.append(f"{recorded.owner:<20.20} {recorded.config_key:<12} ")
+    line.append(summary(recorded))
+    console.print(line, soft_wrap=True)
+
+
+def chain_tree(chain: ChainRow | None, history: Iterable[Recorded], id: str) -> Tree:
+    """A chain's facts under what caused them, with the time since the trigger."""
+    facts = list(history)
+    start = facts[0].time if facts else 0.0
+    title = f"chain {id}" if chain is None else f"chain {id}: {chain.status}. {chain.reason}"
+    tree = Tree(Text(title, style="bold"))
+    branches: dict[str, Tree] = {}
+    for recorded in facts:
+        line = Text(f"+{recorded.time - start:8.3f} s  ", style="dim")
+        line.append(recorded.type, style=_STYLES.get(recorded.type, "cyan"))
+        line.append(f"  {summary(recorded)}", style="default")
+        branches[recorded.id] = branches.get(recorded.cause, tree).add(line)
+    return tree
+
+
+def summary(recorded: Recorded) -> str:
+    """A fact's payload in one line of words."""
+    event = recorded.event
+    if event is None:
+        return f"could not be understood: {recorded.problem}"
+    parts = []
+    for name in msgspec.structs.fields(type(event)):
+        value = getattr(event, name.name)
+        if value == name.default or value in ("", None, ()):
+            continue
+        parts.append(f"{name.name}={_brief(value)}")
+    return " ".join(parts)
+
+
+def clock(seconds: float) -> str:
+    """Local time of day with milliseconds, with the date where it isn't today's."""
+    moment = datetime.fromtimestamp(seconds).astimezone()
+    form = "%H:%M:%S" if moment.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S"
+    return f"{moment.strftime(form)}.{moment.microsecond // 1000:03d}"
+
+
+def size(count: float) -> str:
+    """Bytes in the unit that reads best."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} TB"
+
+
+_STYLES = {
+    "DATA_SYNC_COMPLETED": "bold green",
+    "NEW_GAMES_AVAILABLE": "bold green",
+    "TRANSFER_SUCCEEDED": "green",
+    "DATA_SYNC_FAILED": "bold red",
+    "TRANSFER_FAILED": "red",
+    "EVENT_REJECTED": "bold red",
+    "CHAIN_OVERDUE": "yellow",
+}
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if column in ("size_bytes", "bytes", "disk_free_bytes"):
+        return size(value)
+    if column.endswith("_at") or column in ("time", "mtime"):
+        return clock(value)
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value) or "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, DataEntry):
+        return f"{value.path}@{value.checksum[7:15]}"
+    if isinstance(value, msgspec.Struct):
+        named = [getattr(value, name, "") for name in ("target", "path", "rule", "source_node")]
+        return "/".join(str(part) for part in named if part) or type(value).__name__
+    if isinstance(value, tuple | list):
+        shown = ", ".join(_brief(item) for item in value[:3])
+        return f"[{shown}{', …' if len(value) > 3 else ''}]"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,361 @@
+"""The connection to the bus: the only module that imports ``nats``.
+
+It never decides what to say. A lost connection is restored for ever; what can't be restored (a
+client that was thrown out) ends in `Connection.closed`, and the process should end with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import ssl
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, Self
+from urllib.parse import urlsplit
+
+import nats.errors
+import nkeys
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription as NatsSubscription
+
+from streams.log import LogUnavailable, PermissionDenied
+from streams.values import is_token
+from streams.wire import Answer, Handler, Message, NoAnswer, Subscription, Watcher, parse_headers
+
+log = logging.getLogger(__name__)
+
+DEFAULT_SERVER = "nats://127.0.0.1:4222"
+_CONNECT_S = 2
+_PROBE_S = 10.0
+
+
+class _Client(Client):
+    """nats-py with a short way in: a message goes from the parser straight to its handler.
+
+    Its own way is a header parse, a queue and a task switch for each message: 8 µs, where reading
+    a million of them is to take seconds.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handlers: dict[int, Handler] = {}
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        handler = self.handlers.get(sid)
+        if handler is not None:
+            handler(subject, reply, data, headers)
+
+    async def settle(self) -> None:
+        """Until the server has seen all that was sent: the library's ping overtakes it."""
+        await self._flush_pending(force_flush=True)
+        await self.flush()
+
+
+class _Subscription:
+    """What `Connection.subscribe` gives out."""
+
+    def __init__(self, client: _Client, subscription: NatsSubscription) -> None:
+        self._client, self._subscription = client, subscription
+
+    async def close(self) -> None:
+        self._client.handlers.pop(self._subscription._id, None)
+        with contextlib.suppress(nats.errors.Error):
+            await self._subscription.unsubscribe()
+
+
+class Connection:
+    """One client's connection to the bus; the `Wire` of the log and of everything beside it."""
+
+    def __init__(self, client: _Client) -> None:
+        self._client = client
+        self._inbox = ""
+        self._tokens = 0
+        self._waiting: dict[bytes, tuple[asyncio.Future[Answer], frozenset[str]]] = {}
+        self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
+        self._up = asyncio.Event()
+        self._refused = ""
+        self._closing = False
+        #: For health: how often it came back, and what the client library last complained of.
+        self.reconnects = 0
+        self.last_error = ""
+        #: Done when the connection is lost for good; not by our own `close`.
+        self.closed: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def connect(
+        cls,
+        servers: str | Sequence[str] = DEFAULT_SERVER,
+        *,
+        name: str = "",
+        user: str | None = None,
+        password: str | None = None,
+        token: str | None = None,
+        creds_file: Path | None = None,
+        nkey_seed_file: Path | None = None,
+        inbox_prefix: str | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> Self:
+        """Connect, or say within seconds why not: PermissionDenied or LogUnavailable."""
+        servers = [servers] if isinstance(servers, str) else list(servers)
+        prefix = inbox_prefix or (f"_INBOX_{name}" if is_token(name) else "_INBOX")
+        options: dict[str, Any] = {
+            "servers": servers,
+            "name": name or None,
+            "user": user,
+            "password": password,
+            "token": token,
+            "user_credentials": _credentials(creds_file, "BEGIN NATS USER JWT"),
+            "nkeys_seed": _credentials(nkey_seed_file, "SU"),
+            "inbox_prefix": prefix,
+            "tls": tls,
+            "connect_timeout": _CONNECT_S,
+        }
+        await _probe(options)
+        client = _Client()
+        connection = cls(client)
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                await client.connect(
+                    **options,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.25,  # type: ignore[arg-type]
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    error_cb=connection._on_error,
+                    disconnected_cb=connection._on_disconnect,
+                    reconnected_cb=connection._on_reconnect,
+                    closed_cb=connection._on_close,
+                )
+                await connection._open()
+        except (nats.errors.Error, OSError) as error:
+            _explain(servers, user, [str(error)], error)
+        return connection
+
+    async def _open(self) -> None:
+        self._inbox = self._client.new_inbox()
+        self._up.set()
+        await self.subscribe(f"{self._inbox}.*", self._on_answer)
+
+    @property
+    def connected(self) -> bool:
+        return self._up.is_set() and self._client.is_connected
+
+    @property
+    def alive(self) -> bool:
+        return not self._client.is_closed
+
+    def token(self) -> str:
+        return self._client.new_inbox().rpartition(".")[2]
+
+    def inbox(self) -> str:
+        return self._client.new_inbox()
+
+    async def online(self, timeout_s: float) -> None:
+        if self.connected:
+            return
+        if not self.alive:
+            raise LogUnavailable(f"the connection is closed: {self.last_error or 'by us'}")
+        if self._refused:
+            raise PermissionDenied(f"the bus lets us in no more: {self._refused}")
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._up.wait()
+        except TimeoutError:
+            raise NoAnswer(f"no connection to the bus: {self.last_error}") from None
+
+    async def send(self, message: Message, *, reply: str = "") -> None:
+        headers = dict(message.headers) if message.headers else None
+        try:
+            await self._client.publish(message.subject, message.body, reply, headers)
+        except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
+            raise LogUnavailable(f"the connection is closed: {self.last_error}") from error
+        except nats.errors.OutboundBufferLimitError as error:
+            raise NoAnswer(f"no connection to the bus: {self.last_error}") from error
+        except (nats.errors.MaxPayloadError, nats.errors.BadSubjectError) as error:
+            raise ValueError(f"{message.subject}: {error}") from error
+
+    async def ask(self, *messages: Message, timeout_s: float = 2.0) -> Answer:
+        await self.online(timeout_s)
+        self._tokens += 1
+        token = str(self._tokens)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Answer] = loop.create_future()
+        subjects = frozenset(message.subject.lower() for message in messages)
+        self._waiting[token.encode()] = future, subjects
+        last = messages[-1]
+        # Not asyncio.timeout: the library's publish swallows a cancellation now and then.
+        timer = loop.call_later(timeout_s, _give_up, future, last.subject, timeout_s)
+        try:
+            for message in messages[:-1]:
+                await self.send(message)
+            await self.send(last, reply=f"{self._inbox}.{token}")
+            return await future
+        finally:
+            timer.cancel()
+            del self._waiting[token.encode()]
+
+    async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
+        # The future is never used: it keeps the library from starting a task for a callback.
+        unused: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            subscription = await self._client.subscribe(subject, queue, future=unused)
+        except (nats.errors.ConnectionClosedError, nats.errors.ConnectionDrainingError) as error:
+            raise LogUnavailable(f"the connection is closed: {self.last_error}") from error
+        self._client.handlers[subscription._id] = handler
+        return _Subscription(self._client, subscription)
+
+    async def flush(self) -> None:
+        """Wait until the server has seen all that was sent."""
+        try:
+            await self._client.settle()
+        except (nats.errors.Error, OSError) as error:
+            raise NoAnswer(f"no connection to the bus: {error}") from error
+
+    def watch(self, watcher: Watcher) -> None:
+        self._watchers.add(watcher)
+
+    def unwatch(self, watcher: Watcher) -> None:
+        self._watchers.discard(watcher)
+
+    async def close(self) -> None:
+        """Send what is under way and let go."""
+        self._closing = True
+        if self._client.is_connected:
+            with contextlib.suppress(LogUnavailable):
+                await self.flush()
+        await self._client.close()
+        self._fail_all(LogUnavailable("the connection is closed: by us"))
+
+    def _on_answer(self, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
+        future, _ = self._waiting.get(subject[len(self._inbox) + 1 :], (None, None))
+        if future is None or future.done():
+            return
+        if headers is not None and headers.startswith(b"NATS/1.0 503"):
+            future.set_exception(
+                NoAnswer("nobody listens there; is JetStream on, the stream made?")
+            )
+        else:
+            future.set_result(Answer(parse_headers(headers), body))
+
+    async def _on_error(self, error: Exception) -> None:
+        text = str(error) or repr(error)
+        self.last_error = text
+        if "permissions violation" in text.lower():
+            self._deny(text)
+        elif "authorization" in text.lower() or "authentication" in text.lower():
+            self._refused = text
+            log.error("the bus refuses our credentials: %s", text)
+            self._fail_all(PermissionDenied(text))
+        else:
+            log.debug("nats: %s", text)
+
+    def _deny(self, text: str) -> None:
+        """The server names the subject, in lower case; who uses it learns of it at once."""
+        log.error("%s", text)
+        named = re.search(r'"([^"]+)"', text)
+        subject = named.group(1).lower() if named else ""
+        for future, subjects in list(self._waiting.values()):
+            own_inbox = subject.startswith(self._inbox.lower())
+            if (subject in subjects or own_inbox) and not future.done():
+                future.set_exception(PermissionDenied(text))
+        for watcher in list(self._watchers):
+            watcher.denied(subject, text)
+
+    async def _on_disconnect(self) -> None:
+        self._up.clear()
+        if not self._closing:
+            log.warning("lost the connection to the bus: %s", self.last_error)
+
+    async def _on_reconnect(self) -> None:
+        self.reconnects += 1
+        self._refused = ""
+        log.info("connected to the bus again")
+        self._up.set()
+        for watcher in list(self._watchers):
+            watcher.reconnected()
+
+    async def _on_close(self) -> None:
+        self._up.clear()
+        self._fail_all(LogUnavailable(f"the connection is closed: {self.last_error}"))
+        if not self._closing and not self.closed.done():
+            log.critical("the bus closed the connection for good: %s", self.last_error)
+            self.closed.set_result(self.last_error)
+        for watcher in list(self._watchers):
+            watcher.reconnected()
+
+    def _fail_all(self, error: Exception) -> None:
+        for future, _ in list(self._waiting.values()):
+            if not future.done():
+                future.set_exception(error)
+
+
+def _give_up(future: asyncio.Future[Answer], subject: str, timeout_s: float) -> None:
+    if not future.done():
+        future.set_exception(NoAnswer(f"{subject}: no answer in {timeout_s:g} s"))
+
+
+def _credentials(path: Path | None, marker: str) -> str | None:
+    """The file's name, if it is what it should be; the library would read a wrong one for ever."""
+    if path is None:
+        return None
+    try:
+        text = path.read_text(errors="replace")
+    except OSError as error:
+        raise PermissionDenied(f"credentials {path} can't be read: {error.strerror}") from error
+    if marker not in text:
+        raise PermissionDenied(f"{path} holds no NATS credentials: no {marker!r} in it")
+    return str(path)
+
+
+async def _probe(options: Mapping[str, Any]) -> None:
+    """Connect once without patience: with it, bad credentials and no server look like waiting."""
+    client, failures = Client(), list[str]()
+
+    async def note(error: Exception) -> None:
+        failures.append(str(error) or repr(error))
+
+    try:
+        async with asyncio.timeout(_PROBE_S):
+            await client.connect(
+                **options,
+                allow_reconnect=False,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=0.05,  # type: ignore[arg-type]
+                error_cb=note,
+            )
+    except (nats.errors.Error, OSError, ValueError, nkeys.NkeysError) as error:
+        _explain(options["servers"], options["user"], [*failures, str(error)], error)
+    finally:
+        if client.is_connected or client.is_connecting:
+            await client.close()
+
+
+def _explain(
+    servers: Sequence[str], user: str | None, why: list[str], cause: Exception
+) -> NoReturn:
+    """Turn what the library said into what an operator can act on; no password is in it."""
+    where = ", ".join(_without_secret(server) for server in servers)
+    said = "; ".join(dict.fromkeys(filter(None, why))) or repr(cause)
+    if isinstance(cause, nkeys.NkeysError) or re.search(
+        "authori[sz]ation|authentication", said, re.I
+    ):
+        who = f"user {user!r}" if user else "these credentials"
+        raise PermissionDenied(
+            f"the NATS server at {where} does not let {who} in ({said}); check user and password, "
+            "or the credentials file, against its configuration"
+        ) from cause
+    raise LogUnavailable(
+        f"no NATS server answers at {where} ({said}); is it running and is the address right? "
+        "`dataplane up` brings its own"
+    ) from cause
+
+
+def _without_secret(server: str) -> str:
+    parts = urlsplit(server if "://" in server else f"nats://{server}")
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -1,0 +1,157 @@
+"""The log on NATS JetStream, and the bus beside it.
+
+It never decides what to write, and never changes a stream that exists.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Self
+
+from streams import topology
+from streams.appending import Appender, find
+from streams.codec import STREAM, Fact, Recorded
+from streams.connection import DEFAULT_SERVER, Connection
+from streams.log import Guard, LogState, LogUnavailable, Receipt
+from streams.pull import JetStreamDeliveries, Reader, log_state, open_deliveries
+from streams.services import JetStreamBus
+from streams.wire import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError, api, persist
+
+log = logging.getLogger(__name__)
+
+
+class JetStreamLog:
+    """The log as a JetStream stream; keeps the contract of `streams.log.Log`."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        stream: str = STREAM,
+        try_s: float = 2.0,
+        deadline_s: float = 30.0,
+    ) -> None:
+        self.connection = connection
+        #: Key-value buckets and plain messages over the same connection.
+        self.bus = JetStreamBus(connection, deadline_s=deadline_s)
+        self._stream, self._deadline_s = stream, deadline_s
+        self._deliveries: weakref.WeakSet[JetStreamDeliveries] = weakref.WeakSet()
+        self._closed = False
+        self._appender = Appender(
+            connection, stream, self._history, try_s=try_s, deadline_s=deadline_s
+        )
+
+    @classmethod
+    async def connect(
+        cls,
+        servers: str | Sequence[str] = DEFAULT_SERVER,
+        *,
+        stream: str = STREAM,
+        try_s: float = 2.0,
+        deadline_s: float = 30.0,
+        **options: Any,
+    ) -> Self:
+        """Connect (options: see `Connection.connect`); the stream need not exist yet."""
+        connection = await Connection.connect(servers, **options)
+        return cls(connection, stream=stream, try_s=try_s, deadline_s=deadline_s)
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection is up now."""
+        return self.connection.connected
+
+    async def ensure_topology(
+        self, *, replicas: int = 1, max_bytes: int | None = None, **log_options: Any
+    ) -> list[str]:
+        """Make what is missing, change nothing; a sentence for each field that differs."""
+        wanted = topology.streams(replicas=replicas, max_bytes=max_bytes, **log_options)
+        sentences: list[str] = []
+        for config in wanted:
+            existing = await persist(lambda c=config: self._ensure(c), self._deadline_s)  # type: ignore[misc]
+            sentences += topology.drift(config, existing)
+        for sentence in sentences:
+            log.warning("%s", sentence)
+        return sentences
+
+    async def _ensure(self, config: topology.Config) -> Mapping[str, Any]:
+        name = config["name"]
+        wire = self.connection
+        try:
+            info = await api(wire, f"STREAM.INFO.{name}")
+        except ApiError as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            try:
+                info = await api(wire, f"STREAM.CREATE.{name}", config)
+            except ApiError as late:
+                if late.code != STREAM_NAME_IN_USE:
+                    raise LogUnavailable(f"stream {name} can't be made: {late}") from late
+                info = await api(wire, f"STREAM.INFO.{name}")
+        found: Mapping[str, Any] = info["config"]
+        return found
+
+    async def state(self) -> LogState:
+        try:
+            return await persist(lambda: log_state(self.connection, self._stream), self._deadline_s)
+        except ApiError as error:
+            raise LogUnavailable(f"the log {self._stream}: {error}") from error
+
+    async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
+        return await self._appender.append(facts, guards)
+
+    async def publish(self, fact: Fact) -> Receipt:
+        return await self._appender.publish(fact)
+
+    async def read(
+        self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
+    ) -> AsyncGenerator[list[Recorded], None]:
+        reader = Reader(self.connection, self._stream, after, until, subjects)
+        try:
+            while (batch := await reader.next()) is not None:
+                if batch:
+                    yield batch
+        except LogUnavailable:
+            if not self._closed:
+                raise
+        finally:
+            await reader.close()
+
+    async def _history(self, subject: str) -> AsyncGenerator[list[Recorded], None]:
+        end = (await self.state()).last_sequence
+        async for batch in self.read(until=end, subjects=[subject]):
+            yield batch
+
+    async def get(self, sequence: int) -> Recorded | None:
+        return await find(self.connection, self._stream, {"seq": sequence}, self._deadline_s)
+
+    async def last(self, subjects: str) -> Recorded | None:
+        request = {"last_by_subj": subjects}
+        return await find(self.connection, self._stream, request, self._deadline_s)
+
+    async def consume(
+        self,
+        durable: str,
+        subjects: Sequence[str],
+        *,
+        ack_wait_s: float,
+        max_pending: int,
+        new_only: bool = False,
+    ) -> JetStreamDeliveries:
+        config = topology.durable_consumer(
+            durable,
+            list(subjects),
+            ack_wait_s=ack_wait_s,
+            max_pending=max_pending,
+            new_only=new_only,
+        )
+        deliveries = await open_deliveries(self.connection, self._stream, config, self._deadline_s)
+        self._deliveries.add(deliveries)
+        return deliveries
+
+    async def close(self) -> None:
+        self._closed = True
+        for deliveries in list(self._deliveries):
+            await deliveries.close()
+        await self.connection.close()

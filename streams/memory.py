@@ -1,0 +1,404 @@
+"""The reference log: the contract of `streams.log` in memory, for tests and simulation.
+
+It has no thread and no randomness: with a given clock and event loop the same calls have the same
+results. It goes through the same bytes as the real one, so that what can't be encoded fails here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Self
+
+from streams.appending import covered, place_guards
+from streams.codec import H_MSG_ID, Fact, Recorded, decode, encode
+from streams.log import (
+    Delivery,
+    DuplicateFact,
+    Guard,
+    LogFull,
+    LogState,
+    LogUnavailable,
+    Receipt,
+    SequenceConflict,
+)
+from streams.subjects import LOG_SUBJECTS, matches
+
+_READ_BATCH = 500
+
+
+class _Change:
+    """Wakes all who wait for something to happen."""
+
+    def __init__(self) -> None:
+        self._waiting: list[asyncio.Future[None]] = []
+
+    def happened(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, timeout_s: float | None = None) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await future
+        except TimeoutError:
+            pass
+
+
+class _Store:
+    """What outlives the handles on it: the messages, and who has been given which."""
+
+    def __init__(self, clock: Callable[[], float], max_messages: int | None) -> None:
+        self.clock = clock
+        self.created = datetime.fromtimestamp(clock(), UTC).isoformat()
+        self.max_messages = max_messages
+        self.messages: list[Recorded] = []
+        self.ids: dict[str, int] = {}
+        self.consumers: dict[str, _Consumer] = {}
+        self.change = _Change()
+        # The last sequence of every subject, and of all that stand under each of its prefixes.
+        self._last: dict[str, int] = {}
+
+    def add(self, subject: str, headers: Mapping[str, str], body: bytes) -> int:
+        if self.max_messages is not None and len(self.messages) >= self.max_messages:
+            raise LogFull(f"the log holds {self.max_messages} messages and may not grow")
+        sequence = len(self.messages) + 1
+        message = decode(sequence, self.clock(), subject, headers, body)
+        self.messages.append(message)
+        if H_MSG_ID in headers:
+            self.ids[headers[H_MSG_ID]] = sequence
+        self._last[subject] = sequence
+        tokens = subject.split(".")
+        for depth in range(1, len(tokens)):
+            self._last[".".join([*tokens[:depth], ">"])] = sequence
+        self.change.happened()
+        return sequence
+
+    def last(self, subjects: str) -> int:
+        """The sequence of the newest message under a filter; 0 if there is none."""
+        if "*" not in subjects:
+            return self._last.get(subjects, 0)
+        found = (
+            sequence
+            for subject, sequence in self._last.items()
+            if not subject.endswith(">") and matches(subject, subjects)
+        )
+        return max(found, default=0)
+
+    def start_of(self, facts: Sequence[Fact], guards: Sequence[Guard]) -> int | None:
+        """Where these facts stand already, if it was they who broke the first guard."""
+        first = self.ids.get(facts[0].id)
+        if first is None:
+            return None
+        stored = self.messages[first - 1 : first - 1 + len(facts)]
+        if [message.id for message in stored] != [fact.id for fact in facts]:
+            return None
+        if guards:
+            guard, index = guards[0], covered(facts, guards[0])[0]
+            for message in self.messages[guard.last_sequence :]:
+                if matches(message.subject, guard.subjects):
+                    return first if message.sequence == first + index else None
+            return None
+        return first
+
+
+class MemoryLog:
+    """A log in memory. `another` is a second client of the same one; `close` ends one client."""
+
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.time,
+        *,
+        max_messages: int | None = None,
+        store: _Store | None = None,
+    ) -> None:
+        self._store = store or _Store(clock, max_messages)
+        self._members: list[MemoryDeliveries] = []
+        self._closed = False
+
+    def another(self) -> Self:
+        """Another client of the same log."""
+        return type(self)(store=self._store)
+
+    async def state(self) -> LogState:
+        self._check_open()
+        return LogState(self._store.created, 1, len(self._store.messages))
+
+    async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
+        self._check_open()
+        store = self._store
+        place_guards(facts, guards)
+        start = store.start_of(facts, guards)
+        if start is not None:
+            return Receipt(start + len(facts) - 1, duplicate=True)
+        for guard in guards:
+            last = store.last(guard.subjects)
+            if last != guard.last_sequence:
+                raise SequenceConflict(
+                    f"{guard.subjects}: the last is {last}, not {guard.last_sequence}"
+                )
+        for fact in facts:
+            if fact.id in store.ids:
+                raise DuplicateFact(f"{fact.id} is in the log at {store.ids[fact.id]}")
+        encoded = [(fact.subject, *encode(fact, store.clock())) for fact in facts]
+        if store.max_messages is not None:
+            room = store.max_messages - len(store.messages)
+            if len(facts) > room:
+                raise LogFull(f"{len(facts)} facts, and the log has room for {room}")
+        for subject, headers, body in encoded:
+            store.add(subject, headers, body)
+        receipt = Receipt(len(store.messages))
+        # Stored, but whose it is does not know yet: others may act on it before.
+        await asyncio.sleep(0)
+        return receipt
+
+    async def publish(self, fact: Fact) -> Receipt:
+        self._check_open()
+        store = self._store
+        headers, body = encode(fact, store.clock())
+        known = store.ids.get(fact.id)
+        receipt = (
+            Receipt(known, duplicate=True)
+            if known is not None
+            else Receipt(store.add(fact.subject, headers, body))
+        )
+        await asyncio.sleep(0)
+        return receipt
+
+    def tell(self, subject: str, body: bytes, headers: Mapping[str, str] | None = None) -> None:
+        """Store a message that somebody made by hand, if the log listens to its subject."""
+        headers = headers or {}
+        known = headers.get(H_MSG_ID) in self._store.ids
+        if not known and any(matches(subject, pattern) for pattern in LOG_SUBJECTS):
+            self._store.add(subject, headers, body)
+
+    async def read(
+        self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
+    ) -> AsyncGenerator[list[Recorded], None]:
+        self._check_open()
+        store, position = self._store, after
+        while not self._closed and (until is None or position < until):
+            end = min(position + _READ_BATCH, len(store.messages))
+            if until is not None:
+                end = min(end, until)
+            batch = [
+                message for message in store.messages[position:end] if _wanted(message, subjects)
+            ]
+            position = max(position, end)
+            if batch:
+                yield batch
+            elif position >= len(store.messages) and (until is None or position < until):
+                await store.change.wait()
+
+    async def get(self, sequence: int) -> Recorded | None:
+        self._check_open()
+        messages = self._store.messages
+        return messages[sequence - 1] if 0 < sequence <= len(messages) else None
+
+    async def last(self, subjects: str) -> Recorded | None:
+        self._check_open()
+        sequence = self._store.last(subjects)
+        return self._store.messages[sequence - 1] if sequence else None
+
+    async def consume(
+        self,
+        durable: str,
+        subjects: Sequence[str],
+        *,
+        ack_wait_s: float,
+        max_pending: int,
+        new_only: bool = False,
+    ) -> MemoryDeliveries:
+        self._check_open()
+        consumer = self._store.consumers.get(durable)
+        if consumer is None:
+            after = len(self._store.messages) if new_only else 0
+            consumer = _Consumer(self._store, subjects, ack_wait_s, max_pending, after)
+            self._store.consumers[durable] = consumer
+        member = MemoryDeliveries(consumer)
+        self._members.append(member)
+        return member
+
+    async def close(self) -> None:
+        self._closed = True
+        for member in self._members:
+            await member.close()
+        self._store.change.happened()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise LogUnavailable("the log is closed: by us")
+
+
+class _Given:
+    """A message that is out: to whom it is due again, and when."""
+
+    __slots__ = ("attempt", "due")
+
+    def __init__(self, due: float) -> None:
+        self.attempt = 1
+        self.due = due
+
+
+class _Consumer:
+    """A durable consumer: how far it has given out, and what is not acknowledged."""
+
+    def __init__(
+        self,
+        store: _Store,
+        subjects: Sequence[str],
+        ack_wait_s: float,
+        max_pending: int,
+        after: int,
+    ) -> None:
+        self.store = store
+        self.ack_wait_s = ack_wait_s
+        self.out: dict[int, _Given] = {}
+        self._subjects = tuple(subjects)
+        self._max_pending = max_pending
+        self._position = after
+
+    def take(self) -> MemoryDelivery | None:
+        """The next message to give out: what is due again goes before what is new."""
+        now = self.store.clock()
+        due = [(given.due, sequence) for sequence, given in self.out.items() if given.due <= now]
+        if due:
+            sequence = min(due)[1]
+            given = self.out[sequence]
+            given.attempt += 1
+            given.due = now + self.ack_wait_s
+        elif (found := self._next_new()) is not None:
+            sequence, given = found, _Given(now + self.ack_wait_s)
+            self.out[sequence] = given
+        else:
+            return None
+        return MemoryDelivery(self, self.store.messages[sequence - 1], given.attempt)
+
+    def wait_s(self) -> float | None:
+        """How long until something that is out is due again."""
+        if not self.out:
+            return None
+        return max(min(given.due for given in self.out.values()) - self.store.clock(), 0.0)
+
+    def _next_new(self) -> int | None:
+        messages = self.store.messages
+        while self._position < len(messages) and len(self.out) < self._max_pending:
+            message = messages[self._position]
+            self._position += 1
+            if _wanted(message, self._subjects):
+                return message.sequence
+        return None
+
+
+class MemoryDelivery:
+    """One message of a durable consumer, until it is acknowledged."""
+
+    def __init__(self, consumer: _Consumer, recorded: Recorded, attempt: int) -> None:
+        self._consumer = consumer
+        self.recorded = recorded
+        self.attempt = attempt
+
+    async def ack(self) -> None:
+        self._consumer.out.pop(self.recorded.sequence, None)
+        self._consumer.store.change.happened()
+
+    async def nak(self, delay_s: float = 0.0) -> None:
+        self._due_in(delay_s)
+
+    async def in_progress(self) -> None:
+        self._due_in(self._consumer.ack_wait_s)
+
+    def _due_in(self, delay_s: float) -> None:
+        given = self._consumer.out.get(self.recorded.sequence)
+        if given is not None:
+            given.due = self._consumer.store.clock() + delay_s
+            self._consumer.store.change.happened()
+
+
+class MemoryDeliveries:
+    """A member of a durable consumer. It fetches nothing ahead."""
+
+    def __init__(self, consumer: _Consumer) -> None:
+        self._consumer = consumer
+        self._closed = False
+
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        return self
+
+    async def __anext__(self) -> Delivery:
+        while not self._closed:
+            if ready := self.take_ready(1):
+                return ready[0]
+            await self._consumer.store.change.wait(self._consumer.wait_s())
+        raise StopAsyncIteration
+
+    def take_ready(self, limit: int) -> list[Delivery]:
+        ready: list[Delivery] = []
+        while len(ready) < limit and not self._closed:
+            delivery = self._consumer.take()
+            if delivery is None:
+                break
+            ready.append(delivery)
+        return ready
+
+    async def close(self) -> None:
+        self._closed = True
+        self._consumer.store.change.happened()
+
+
+class MemoryBus:
+    """Buckets and messages without a server; clients in one loop share one. No value expires."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[str, dict[str, bytes]] = {}
+        self._listeners: list[tuple[str, deque[tuple[str, bytes]]]] = []
+        self._change = _Change()
+
+    async def kv_put(self, bucket: str, key: str, value: bytes) -> None:
+        self._buckets.setdefault(bucket, {})[key] = value
+
+    async def kv_get(self, bucket: str, key: str) -> bytes | None:
+        return self._buckets.get(bucket, {}).get(key)
+
+    async def kv_create(self, bucket: str, key: str, value: bytes) -> bool:
+        return self._buckets.setdefault(bucket, {}).setdefault(key, value) == value
+
+    async def kv_delete(self, bucket: str, key: str) -> None:
+        self._buckets.get(bucket, {}).pop(key, None)
+
+    async def kv_all(self, bucket: str) -> dict[str, bytes]:
+        return dict(self._buckets.get(bucket, {}))
+
+    def tell(self, subject: str, body: bytes) -> None:
+        for pattern, heard in self._listeners:
+            if matches(subject, pattern):
+                heard.append((subject, body))
+        self._change.happened()
+
+    def listen(self, subject: str) -> AsyncGenerator[tuple[str, bytes], None]:
+        heard: deque[tuple[str, bytes]] = deque()
+        entry = (subject, heard)
+        self._listeners.append(entry)
+        return self._messages(entry)
+
+    async def _messages(
+        self, entry: tuple[str, deque[tuple[str, bytes]]]
+    ) -> AsyncGenerator[tuple[str, bytes], None]:
+        try:
+            while True:
+                while entry[1]:
+                    yield entry[1].popleft()
+                await self._change.wait()
+        finally:
+            self._listeners.remove(entry)
+
+
+def _wanted(message: Recorded, subjects: Sequence[str]) -> bool:
+    return not subjects or any(matches(message.subject, pattern) for pattern in subjects)

@@ -1,0 +1,218 @@
+"""What the bus does besides the log: key-value buckets, plain messages, questions and answers.
+
+Nothing here is a fact. A bucket holds what may be forgotten or is no history (who is alive, a
+signing key); a plain message reaches who listens at that moment and nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from typing import Any
+
+from streams.log import LogError, LogUnavailable, PermissionDenied, SequenceConflict
+from streams.wire import (
+    MESSAGE_NOT_FOUND,
+    WRONG_LAST_SEQUENCE,
+    ApiError,
+    Message,
+    Subscription,
+    Wire,
+    accepted,
+    api,
+    parse_headers,
+    persist,
+)
+
+log = logging.getLogger(__name__)
+
+#: What answers a question: gets its subject and body.
+Answerer = Callable[[str, bytes], Awaitable[bytes]]
+#: A listener that does not keep up loses the oldest of these.
+_LISTEN_BACKLOG = 10_000
+#: How NATS services say that a handler failed; without it a failure looks like an empty answer.
+_ERROR_HEADER, _ERROR_CODE_HEADER = "Nats-Service-Error", "Nats-Service-Error-Code"
+_OPERATION_HEADER = "KV-Operation"
+
+
+class RequestFailed(LogError):
+    """Who was asked could not answer; the text is theirs."""
+
+
+class JetStreamBus:
+    """Buckets and messages over one connection. All methods raise `LogError`s only."""
+
+    def __init__(self, wire: Wire, *, deadline_s: float = 30.0) -> None:
+        self._wire, self._deadline_s = wire, deadline_s
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def kv_put(self, bucket: str, key: str, value: bytes) -> None:
+        """Set a key; its time to live begins again."""
+        await self._store(Message(f"$KV.{bucket}.{key}", value))
+
+    async def kv_create(self, bucket: str, key: str, value: bytes) -> bool:
+        """Set a key that has no value; False if it has another one. Of several callers one wins."""
+        expected = 0
+        while True:
+            headers = {"Nats-Expected-Last-Subject-Sequence": str(expected)}
+            try:
+                await self._store(Message(f"$KV.{bucket}.{key}", value, headers))
+                return True
+            except SequenceConflict:
+                expected, found = await self._last(bucket, key)
+            if found is not None:
+                # The same value is our own, from a try whose answer was lost.
+                return found == value
+
+    async def kv_get(self, bucket: str, key: str) -> bytes | None:
+        """A key's value as the bucket's leader has it; None if it has none."""
+        _, value = await self._last(bucket, key)
+        return value
+
+    async def kv_delete(self, bucket: str, key: str) -> None:
+        """Take a key's value away; harmless if it has none."""
+        await self._store(Message(f"$KV.{bucket}.{key}", b"", {_OPERATION_HEADER: "DEL"}))
+
+    async def kv_all(self, bucket: str) -> dict[str, bytes]:
+        """Every key that has a value, with it; not a snapshot of one moment."""
+        prefix = f"$KV.{bucket}."
+        request = {"subjects_filter": f"{prefix}>"}
+        info = await persist(
+            lambda: api(self._wire, f"STREAM.INFO.KV_{bucket}", request), self._deadline_s
+        )
+        keys = [subject.removeprefix(prefix) for subject in info["state"].get("subjects") or {}]
+        values = await asyncio.gather(*(self.kv_get(bucket, key) for key in keys))
+        return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+
+    async def _store(self, message: Message) -> None:
+        async def once() -> None:
+            answer = await self._wire.ask(message)
+            try:
+                accepted(answer.body)
+            except ApiError as error:
+                if error.code == WRONG_LAST_SEQUENCE:
+                    raise SequenceConflict(f"{message.subject}: {error}") from error
+                raise
+
+        await persist(once, self._deadline_s)
+
+    async def _last(self, bucket: str, key: str) -> tuple[int, bytes | None]:
+        """Sequence and value of a key's last message; 0 if there is none."""
+        request = {"last_by_subj": f"$KV.{bucket}.{key}"}
+        try:
+            said = await persist(
+                lambda: api(self._wire, f"STREAM.MSG.GET.KV_{bucket}", request), self._deadline_s
+            )
+        except ApiError as error:
+            if error.code == MESSAGE_NOT_FOUND:
+                return 0, None
+            raise
+        message = said["message"]
+        raw = base64.b64decode(message["hdrs"]) if message.get("hdrs") else None
+        gone = parse_headers(raw).get(_OPERATION_HEADER) in ("DEL", "PURGE")
+        return message["seq"], None if gone else base64.b64decode(message.get("data", ""))
+
+    def tell(self, subject: str, body: bytes) -> None:
+        """Say it to who listens now. Never waits, never fails; it may be lost."""
+        self._spawn(self._send(Message(subject, body)))
+
+    def listen(self, subject: str) -> AsyncGenerator[tuple[str, bytes], None]:
+        """Subject and body of all that is told from now on; of a backlog the oldest is lost.
+
+        It ends with the connection. Wildcards work as in every NATS subject.
+        """
+        listener = _Listener(self._wire, subject)
+        self._spawn(listener.open())
+        return listener.messages()
+
+    async def request(self, subject: str, body: bytes, timeout_s: float = 5.0) -> bytes:
+        """Ask once. LogUnavailable if nobody answers in time, RequestFailed if they could not."""
+        answer = await self._wire.ask(Message(subject, body), timeout_s=timeout_s)
+        if _ERROR_CODE_HEADER in answer.headers:
+            raise RequestFailed(f"{subject}: {answer.headers.get(_ERROR_HEADER, 'failed')}")
+        return answer.body
+
+    async def answer(self, subject: str, answerer: Answerer, *, queue: str = "") -> Subscription:
+        """Answer what is asked under `subject`, several at a time, until the result is closed.
+
+        An exception of `answerer` reaches who asked as RequestFailed. Of those that give the same
+        `queue` one gets each question.
+        """
+
+        def on_question(topic: bytes, reply: bytes, body: bytes, _: bytes | None) -> None:
+            self._spawn(self._answer_one(answerer, topic.decode(), reply.decode(), body))
+
+        subscription = await self._wire.subscribe(subject, on_question, queue=queue)
+        await self._wire.flush()
+        return subscription
+
+    async def _answer_one(self, answerer: Answerer, subject: str, reply: str, body: bytes) -> None:
+        headers: dict[str, str] | None = None
+        try:
+            said = await answerer(subject, body)
+        except Exception as error:  # the outermost frame: who asked must hear
+            log.warning("no answer to %s", subject, exc_info=error)
+            text = f"{type(error).__name__}: {error}"
+            said, headers = b"", {_ERROR_CODE_HEADER: "500", _ERROR_HEADER: text}
+        if reply:
+            await self._send(Message(reply, said, headers))
+
+    async def _send(self, message: Message) -> None:
+        try:
+            await self._wire.send(message)
+        except (LogUnavailable, ValueError) as error:
+            log.debug("%s is lost: %s", message.subject, error)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+class _Listener:
+    """A subscription of `JetStreamBus.listen`."""
+
+    def __init__(self, wire: Wire, subject: str) -> None:
+        self._wire, self._subject = wire, subject
+        self._heard: deque[tuple[bytes, bytes]] = deque(maxlen=_LISTEN_BACKLOG)
+        self._wake = asyncio.Event()
+        self._failure: LogError | None = None
+        self._subscription: Subscription | None = None
+
+    async def open(self) -> None:
+        try:
+            self._wire.watch(self)
+            self._subscription = await self._wire.subscribe(self._subject, self._on_message)
+        except LogError as error:
+            self._failure = error
+        self._wake.set()
+
+    async def messages(self) -> AsyncGenerator[tuple[str, bytes], None]:
+        try:
+            while self._wire.alive:
+                while self._heard:
+                    subject, body = self._heard.popleft()
+                    yield subject.decode(), body
+                if self._failure is not None:
+                    raise self._failure
+                await self._wake.wait()
+                self._wake.clear()
+        finally:
+            self._wire.unwatch(self)
+            if self._subscription is not None:
+                await self._subscription.close()
+
+    def _on_message(self, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
+        self._heard.append((subject, body))
+        self._wake.set()
+
+    def reconnected(self) -> None:
+        self._wake.set()
+
+    def denied(self, subject: str, text: str) -> None:
+        if subject == self._subject.lower():
+            self._failure = PermissionDenied(text)
+            self._wake.set()

@@ -1,0 +1,139 @@
+"""What the bus must look like, as data, and how what it looks like differs from that.
+
+It never changes anything: a stream is made once, and a difference is said, not repaired, because
+most of what protects the log (`deny_delete`, `deny_purge`) can't be taken back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from streams.codec import MAX_MESSAGE_BYTES, STREAM
+from streams.subjects import LOG_SUBJECTS
+
+#: A stream's configuration in the words of JetStream's own JSON; times are nanoseconds.
+Config = Mapping[str, Any]
+
+#: Who is alive: gone after 30 s without a word, and after a restart of the bus.
+NODES_BUCKET = "DP_NODES"
+NODES_TTL_S = 30.0
+#: The key that signs HTTP URLs.
+KEYS_BUCKET = "DP_KEYS"
+#: How long the log knows the id of what was published without a guard.
+DUPLICATE_WINDOW_S = 72 * 3600.0
+#: The server counts headers into a message's size; ours are ten short lines.
+HEADER_BYTES = 8 * 1024
+
+_SECOND = 1_000_000_000
+_TIMES = frozenset({"duplicate_window", "max_age", "ack_wait"})
+# What the server leaves out of its answer where it is zero.
+_UNSAID: dict[type, object] = {bool: False, int: 0, str: "", list: []}
+
+
+def log_stream(
+    *,
+    name: str = STREAM,
+    replicas: int = 1,
+    max_bytes: int | None = None,
+    duplicate_window_s: float = DUPLICATE_WINDOW_S,
+) -> Config:
+    """The log: nothing in it can be deleted, expire or be rolled up, and full is an error."""
+    return {
+        "name": name,
+        "subjects": list(LOG_SUBJECTS),
+        "storage": "file",
+        "retention": "limits",
+        "discard": "new",
+        "num_replicas": replicas,
+        "max_bytes": -1 if max_bytes is None else max_bytes,
+        "max_msgs": -1,
+        "max_msgs_per_subject": -1,
+        "max_age": 0,
+        "max_msg_size": MAX_MESSAGE_BYTES + HEADER_BYTES,
+        "max_consumers": -1,
+        "duplicate_window": round(duplicate_window_s * _SECOND),
+        "compression": "s2",
+        "deny_delete": True,
+        "deny_purge": True,
+        "allow_direct": True,
+        "allow_atomic": True,
+        # Each of these three lets a publisher erase what was said.
+        "allow_rollup_hdrs": False,
+        "allow_msg_ttl": False,
+        "allow_msg_schedules": False,
+    }
+
+
+def bucket_stream(
+    bucket: str, *, replicas: int = 1, ttl_s: float | None = None, storage: str = "file"
+) -> Config:
+    """A key-value bucket, made as NATS clients make it, so that ``nats kv`` reads it."""
+    config: dict[str, Any] = {
+        "name": f"KV_{bucket}",
+        "subjects": [f"$KV.{bucket}.>"],
+        "storage": storage,
+        "retention": "limits",
+        "discard": "new",
+        "num_replicas": replicas,
+        "max_msgs_per_subject": 1,
+        "deny_delete": True,
+        "allow_direct": True,
+        "allow_rollup_hdrs": True,
+        "max_age": round((ttl_s or 0) * _SECOND),
+    }
+    if ttl_s is not None:
+        config["duplicate_window"] = round(min(ttl_s, 120.0) * _SECOND)
+    return config
+
+
+def streams(
+    *,
+    replicas: int = 1,
+    max_bytes: int | None = None,
+    duplicate_window_s: float = DUPLICATE_WINDOW_S,
+) -> list[Config]:
+    """Every stream of the data plane."""
+    return [
+        log_stream(replicas=replicas, max_bytes=max_bytes, duplicate_window_s=duplicate_window_s),
+        bucket_stream(NODES_BUCKET, replicas=replicas, ttl_s=NODES_TTL_S, storage="memory"),
+        bucket_stream(KEYS_BUCKET, replicas=replicas),
+    ]
+
+
+def durable_consumer(
+    name: str, filters: list[str], *, ack_wait_s: float, max_pending: int, new_only: bool
+) -> Config:
+    """A consumer that gives every message until it is acknowledged, however often that takes."""
+    return {
+        "name": name,
+        "durable_name": name,
+        "ack_policy": "explicit",
+        "ack_wait": round(ack_wait_s * _SECOND),
+        "max_deliver": -1,
+        "max_ack_pending": max_pending,
+        "deliver_policy": "new" if new_only else "all",
+        "replay_policy": "instant",
+        **({"filter_subjects": filters} if filters else {}),
+    }
+
+
+def drift(wanted: Config, existing: Config) -> list[str]:
+    """One sentence for each field in which a stream or consumer is not what was wanted."""
+    name = wanted["name"]
+    sentences = []
+    for field, want in wanted.items():
+        have = existing.get(field, _UNSAID.get(type(want)))
+        if isinstance(want, list) and isinstance(have, list):
+            want, have = sorted(want), sorted(have)
+        if want != have:
+            sentences.append(f"{name}: {field}: wanted {_say(field, want)}, is {_say(field, have)}")
+    return sentences
+
+
+def _say(field: str, value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    if field in _TIMES and isinstance(value, int):
+        return f"{value / _SECOND:g} s"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,100 @@
+"""What all tests share: one real nats-server a session, and a clean log on it for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from streams.jetstream import JetStreamLog
+from streams.server import EmbeddedServer
+from streams.wire import api
+
+#: Generous: the machine that runs the tests may be busy with something else.
+PATIENCE_S = 30.0
+
+
+class Server(Protocol):
+    """A running nats-server."""
+
+    @property
+    def url(self) -> str: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--containers`` runs the bus from its published image instead of from the wheel."""
+    parser.addoption("--containers", action="store_true", help="nats-server in a container")
+
+
+@pytest.fixture(scope="session")
+def nats_server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """The session's bus; without its binary the tests fail, they never skip."""
+    if request.config.getoption("--containers"):
+        yield from _container()
+        return
+    server = EmbeddedServer(tmp_path_factory.mktemp("nats"))
+    server.start()
+    yield server
+    server.stop()
+
+
+def _container() -> Iterator[Server]:
+    from testcontainers.nats import NatsContainer
+
+    class Contained:
+        def __init__(self, url: str) -> None:
+            self.url = url
+
+    with NatsContainer("nats:2.12-alpine") as container:
+        yield Contained(container.nats_uri())
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[EmbeddedServer]:
+    """A nats-server of this test's own, to be killed and restarted; not started yet."""
+    server = EmbeddedServer(tmp_path / "nats")
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def jetstream_log(nats_server: Server) -> AsyncIterator[JetStreamLog]:
+    """A log on the session's bus with nothing in it."""
+    async with empty_log(nats_server.url) as log:
+        yield log
+
+
+@asynccontextmanager
+async def empty_log(url: str) -> AsyncIterator[JetStreamLog]:
+    """A log with nothing in it; for fixtures that choose what they need while they run."""
+    log = await JetStreamLog.connect(url, name="test")
+    await wipe(log)
+    assert await log.ensure_topology() == []
+    yield log
+    await log.close()
+
+
+async def wipe(log: JetStreamLog) -> None:
+    """Delete every stream: the log denies its messages' deletion, not its own."""
+    for name in (await api(log.connection, "STREAM.NAMES"))["streams"] or []:
+        await api(log.connection, f"STREAM.DELETE.{name}")
+
+
+async def eventually(
+    condition: Callable[[], bool | Awaitable[bool]], timeout_s: float = PATIENCE_S
+) -> None:
+    """Wait until `condition` holds; fail if it takes too long."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        holds = condition()
+        if holds if isinstance(holds, bool) else await holds:
+            return
+        assert time.monotonic() < deadline, f"{condition} did not hold within {timeout_s} s"
+        await asyncio.sleep(0.01)
