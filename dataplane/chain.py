@@ -175,7 +175,7 @@ def _completion(chain: ChainRow, arrived: list[TargetOutcome], now: float, cause
     there = [*arrived, *map(_in_place, chain.held)]
     reason = "every target holds every byte"
     if not arrived:
-        reason = "nothing new: every target held every byte already"
+        reason = "nothing had to move: every target held every byte"
     event = events.DataSyncCompleted(
         config_key=chain.config_key,
         source_node=chain.source_node,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -22,8 +23,10 @@ from streams.codec import Recorded
 from streams.values import DataEntry
 
 Row = Mapping[str, Any]
-console = Console()
-errors = Console(stderr=True)
+#: Where nobody looks at a screen, lines are as long as they need to be.
+_WIDTH_OF_PIPES = 240
+console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_PIPES)
+errors = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH_OF_PIPES)
 
 
 def emit(rows: Sequence[Row], columns: Sequence[str], *, as_json: bool, empty: str) -> None:

@@ -14,7 +14,7 @@ import ssl
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 import nats.errors
@@ -22,7 +22,7 @@ import nkeys
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription as NatsSubscription
 
-from streams.log import LogUnavailable, PermissionDenied
+from streams.log import LogError, LogUnavailable, PermissionDenied
 from streams.values import is_token
 from streams.wire import Answer, Handler, Message, NoAnswer, Subscription, Watcher, parse_headers
 
@@ -31,6 +31,21 @@ log = logging.getLogger(__name__)
 DEFAULT_SERVER = "nats://127.0.0.1:4222"
 _CONNECT_S = 2
 _PROBE_S = 10.0
+
+
+class ConnectOptions(TypedDict, total=False):
+    """How to connect; all may be left out."""
+
+    #: What the server calls us; also names our inboxes, ``_INBOX_<name>``, if it is a token.
+    name: str
+    #: Another beginning for our inboxes: what the user may subscribe to.
+    inbox_prefix: str
+    user: str | None
+    password: str | None
+    token: str | None
+    creds_file: Path | None
+    nkey_seed_file: Path | None
+    tls: ssl.SSLContext | None
 
 
 class _Client(Client):
@@ -80,6 +95,7 @@ class Connection:
         self._watchers: weakref.WeakSet[Watcher] = weakref.WeakSet()
         self._up = asyncio.Event()
         self._refused = ""
+        self._deaf = ""
         self._closing = False
         #: For health: how often it came back, and what the client library last complained of.
         self.reconnects = 0
@@ -91,38 +107,18 @@ class Connection:
     async def connect(
         cls,
         servers: str | Sequence[str] = DEFAULT_SERVER,
-        *,
-        name: str = "",
-        user: str | None = None,
-        password: str | None = None,
-        token: str | None = None,
-        creds_file: Path | None = None,
-        nkey_seed_file: Path | None = None,
-        inbox_prefix: str | None = None,
-        tls: ssl.SSLContext | None = None,
+        **options: Unpack[ConnectOptions],
     ) -> Self:
         """Connect, or say within seconds why not: PermissionDenied or LogUnavailable."""
         servers = [servers] if isinstance(servers, str) else list(servers)
-        prefix = inbox_prefix or (f"_INBOX_{name}" if is_token(name) else "_INBOX")
-        options: dict[str, Any] = {
-            "servers": servers,
-            "name": name or None,
-            "user": user,
-            "password": password,
-            "token": token,
-            "user_credentials": _credentials(creds_file, "BEGIN NATS USER JWT"),
-            "nkeys_seed": _credentials(nkey_seed_file, "SU"),
-            "inbox_prefix": prefix,
-            "tls": tls,
-            "connect_timeout": _CONNECT_S,
-        }
-        await _probe(options)
+        arguments = _arguments(servers, options)
+        await _probe(arguments)
         client = _Client()
         connection = cls(client)
         try:
             async with asyncio.timeout(_PROBE_S):
                 await client.connect(
-                    **options,
+                    **arguments,
                     max_reconnect_attempts=-1,
                     reconnect_time_wait=0.25,  # type: ignore[arg-type]
                     ping_interval=10,
@@ -133,14 +129,19 @@ class Connection:
                     closed_cb=connection._on_close,
                 )
                 await connection._open()
-        except (nats.errors.Error, OSError) as error:
-            _explain(servers, user, [str(error)], error)
+        except (nats.errors.Error, OSError, LogError) as error:
+            await connection.close()
+            _explain(arguments, [str(error)], error)
+        if connection._deaf:
+            await connection.close()
+            raise PermissionDenied(f"{connection._deaf}: name or inbox_prefix must fit the user")
         return connection
 
     async def _open(self) -> None:
         self._inbox = self._client.new_inbox()
         self._up.set()
         await self.subscribe(f"{self._inbox}.*", self._on_answer)
+        await self.flush()
 
     @property
     def connected(self) -> bool:
@@ -182,6 +183,8 @@ class Connection:
 
     async def ask(self, *messages: Message, timeout_s: float = 2.0) -> Answer:
         await self.online(timeout_s)
+        if self._deaf:
+            raise PermissionDenied(self._deaf)
         self._tokens += 1
         token = str(self._tokens)
         loop = asyncio.get_running_loop()
@@ -260,9 +263,11 @@ class Connection:
         log.error("%s", text)
         named = re.search(r'"([^"]+)"', text)
         subject = named.group(1).lower() if named else ""
+        if subject.startswith(self._inbox.lower()):
+            # No answer to anything will ever reach us.
+            self._deaf = text
         for future, subjects in list(self._waiting.values()):
-            own_inbox = subject.startswith(self._inbox.lower())
-            if (subject in subjects or own_inbox) and not future.done():
+            if (subject in subjects or self._deaf) and not future.done():
                 future.set_exception(PermissionDenied(text))
         for watcher in list(self._watchers):
             watcher.denied(subject, text)
@@ -282,6 +287,8 @@ class Connection:
 
     async def _on_close(self) -> None:
         self._up.clear()
+        # A protocol error is not told to the error callback, only kept.
+        self.last_error = str(self._client.last_error or "") or self.last_error
         self._fail_all(LogUnavailable(f"the connection is closed: {self.last_error}"))
         if not self._closing and not self.closed.done():
             log.critical("the bus closed the connection for good: %s", self.last_error)
@@ -313,7 +320,25 @@ def _credentials(path: Path | None, marker: str) -> str | None:
     return str(path)
 
 
-async def _probe(options: Mapping[str, Any]) -> None:
+def _arguments(servers: list[str], options: ConnectOptions) -> dict[str, Any]:
+    """The options in the library's words."""
+    name = options.get("name", "")
+    return {
+        "servers": servers,
+        "name": name or None,
+        "inbox_prefix": options.get("inbox_prefix")
+        or (f"_INBOX_{name}" if is_token(name) else "_INBOX"),
+        "user": options.get("user"),
+        "password": options.get("password"),
+        "token": options.get("token"),
+        "user_credentials": _credentials(options.get("creds_file"), "BEGIN NATS USER JWT"),
+        "nkeys_seed": _credentials(options.get("nkey_seed_file"), "SU"),
+        "tls": options.get("tls"),
+        "connect_timeout": _CONNECT_S,
+    }
+
+
+async def _probe(arguments: Mapping[str, Any]) -> None:
     """Connect once without patience: with it, bad credentials and no server look like waiting."""
     client, failures = Client(), list[str]()
 
@@ -323,28 +348,26 @@ async def _probe(options: Mapping[str, Any]) -> None:
     try:
         async with asyncio.timeout(_PROBE_S):
             await client.connect(
-                **options,
+                **arguments,
                 allow_reconnect=False,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=0.05,  # type: ignore[arg-type]
                 error_cb=note,
             )
     except (nats.errors.Error, OSError, ValueError, nkeys.NkeysError) as error:
-        _explain(options["servers"], options["user"], [*failures, str(error)], error)
+        _explain(arguments, [*failures, str(error)], error)
     finally:
         if client.is_connected or client.is_connecting:
             await client.close()
 
 
-def _explain(
-    servers: Sequence[str], user: str | None, why: list[str], cause: Exception
-) -> NoReturn:
+def _explain(arguments: Mapping[str, Any], why: list[str], cause: Exception) -> NoReturn:
     """Turn what the library said into what an operator can act on; no password is in it."""
-    where = ", ".join(_without_secret(server) for server in servers)
+    where = ", ".join(_without_secret(server) for server in arguments["servers"])
     said = "; ".join(dict.fromkeys(filter(None, why))) or repr(cause)
-    if isinstance(cause, nkeys.NkeysError) or re.search(
-        "authori[sz]ation|authentication", said, re.I
-    ):
+    refused = re.search("authori[sz]ation|authentication", said, re.IGNORECASE)
+    if refused or isinstance(cause, nkeys.NkeysError):
+        user = arguments["user"]
         who = f"user {user!r}" if user else "these credentials"
         raise PermissionDenied(
             f"the NATS server at {where} does not let {who} in ({said}); check user and password, "

@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, Unpack
 
 from streams import topology
 from streams.appending import Appender, find
 from streams.codec import STREAM, Fact, Recorded
-from streams.connection import DEFAULT_SERVER, Connection
+from streams.connection import DEFAULT_SERVER, Connection, ConnectOptions
+from streams.consuming import JetStreamDeliveries, open_deliveries
 from streams.log import Guard, LogState, LogUnavailable, Receipt
-from streams.pull import JetStreamDeliveries, Reader, log_state, open_deliveries
+from streams.reading import Reader, log_state
 from streams.services import JetStreamBus
 from streams.wire import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError, api, persist
 
@@ -51,9 +53,9 @@ class JetStreamLog:
         stream: str = STREAM,
         try_s: float = 2.0,
         deadline_s: float = 30.0,
-        **options: Any,
+        **options: Unpack[ConnectOptions],
     ) -> Self:
-        """Connect (options: see `Connection.connect`); the stream need not exist yet."""
+        """Connect ; the stream need not exist yet."""
         connection = await Connection.connect(servers, **options)
         return cls(connection, stream=stream, try_s=try_s, deadline_s=deadline_s)
 
@@ -69,7 +71,7 @@ class JetStreamLog:
         wanted = topology.streams(replicas=replicas, max_bytes=max_bytes, **log_options)
         sentences: list[str] = []
         for config in wanted:
-            existing = await persist(lambda c=config: self._ensure(c), self._deadline_s)  # type: ignore[misc]
+            existing = await persist(partial(self._ensure, config), self._deadline_s)
             sentences += topology.drift(config, existing)
         for sentence in sentences:
             log.warning("%s", sentence)

@@ -157,9 +157,15 @@ class EmbeddedServer:
         ]
         # The server refuses to be told twice. What the configuration says, if it is relative,
         # is relative to where the server runs, which is our store directory.
-        if not re.search(rb"^\s*store_dir", self.config.read_bytes(), re.MULTILINE):
+        if not re.search(r"^[^#\n]*\bstore_dir\b", self._config_text(), re.MULTILINE):
             command += ["--store_dir", str(self.store_dir.resolve())]
         return command
+
+    def _config_text(self) -> str:
+        try:
+            return self.config.read_text(errors="replace")
+        except OSError as error:
+            raise ServerFailed(f"configuration {self.config}: {error.strerror}") from error
 
     def _ready(self, deadline: float) -> bool:
         """One look. The ports file is ours alone: who else may answer on the port is not asked."""
@@ -172,7 +178,9 @@ class EmbeddedServer:
             return True
         if time.monotonic() > deadline:
             self.kill()
-            raise ServerFailed(self._complaint("did not become ready in time and was killed"))
+            raise ServerFailed(
+                self._complaint("was not ready with JetStream in time, and is killed")
+            )
         return False
 
     def _port_said(self) -> int | None:
@@ -191,6 +199,8 @@ class EmbeddedServer:
         # A bad configuration is followed by the whole usage text, which says nothing.
         cut = next((i for i, line in enumerate(lines) if line.startswith("Usage:")), len(lines))
         tail = "\n".join(lines[:cut][-_LOG_LINES:]) or "(nothing)"
+        if "address already in use" in tail:
+            what += ": somebody else has that port; choose another, or use theirs with --nats URL"
         where = f"port {self.port}" if self.port else "a port of its choice"
         return (
             f"nats-server on {HOST}, {where}, {what}. Configuration: {self.config}; "

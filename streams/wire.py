@@ -140,6 +140,12 @@ async def api(wire: Wire, name: str, request: Mapping[str, Any] | None = None) -
     return accepted(answer.body)
 
 
+async def create_consumer(wire: Wire, stream: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Create and never update: an existing consumer with another configuration is an error."""
+    request = {"stream_name": stream, "config": config, "action": "create"}
+    return await api(wire, f"CONSUMER.CREATE.{stream}.{config['name']}", request)
+
+
 def accepted(body: bytes) -> dict[str, Any]:
     """JetStream's answer, if it is not an error; else that error as the exception it means."""
     said: dict[str, Any] = msgspec.json.decode(body) if body else {}

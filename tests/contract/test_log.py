@@ -9,7 +9,6 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
-from conftest import PATIENCE_S, empty_log, eventually
 
 from streams.codec import MAX_MESSAGE_BYTES, Fact, Recorded, chain_fact, node_fact
 from streams.events import FilesRemoved, SelfplayComplete, SelfplayNeeded
@@ -26,6 +25,7 @@ from streams.log import (
 from streams.memory import MemoryLog
 from streams.subjects import chain_filter
 from streams.values import DataType
+from tests.conftest import PATIENCE_S, empty_log, eventually
 
 
 class Bench:
@@ -275,7 +275,7 @@ class TestPublish:
         assert sorted(receipt.sequence for receipt in receipts) == list(range(1, 201))
 
     async def test_the_largest_fact_fits_and_a_larger_one_is_refused(self, log: Log) -> None:
-        """What the codec lets through the log takes; more is a ValueError and no lost connection."""
+        """What the codec lets through the log takes; more is a ValueError, no lost connection."""
         frame = len('{"node":"gpu-1","paths":[""]}')
         for size, fits in ((MAX_MESSAGE_BYTES - frame, True), (MAX_MESSAGE_BYTES, False)):
             event = FilesRemoved(node="gpu-1", paths=("x" * size,))
@@ -488,7 +488,7 @@ class TestConsume:
         deliveries = await log.consume("d", [], ack_wait_s=1.5, max_pending=10)
         (job,) = await deliver(deliveries, 1, ack=False)
         again = asyncio.ensure_future(deliver(deliveries, 1))
-        ends = time.monotonic() + 4.0
+        ends = time.monotonic() + 3.0
         while time.monotonic() < ends:
             await job.in_progress()
             await asyncio.sleep(0.05)

@@ -1,0 +1,185 @@
+"""The demo as people see it: a live picture on a terminal, lines elsewhere. It changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from dataplane.demo.cluster import COORDINATOR, Child, DemoCluster
+from dataplane.demo.picture import ChainLine, Picture, TransferLine
+from dataplane.show import size
+
+_REFRESH_S = 0.25
+_MOST_CHAINS, _MOST_TRANSFERS, _MOST_LINES = 8, 8, 6
+_STYLES = {
+    "running": "green",
+    "killed": "bold red",
+    "completed": "green",
+    "failed": "bold red",
+    "moving": "cyan",
+}
+
+
+@contextlib.asynccontextmanager
+async def shown(
+    console: Console, cluster: DemoCluster, picture: Picture, *, live: bool
+) -> AsyncIterator[None]:
+    """Show the demo while the context lasts; at its end everything said so far is shown."""
+    drawing = _Live(console, cluster, picture) if live else _Lines(console, picture)
+    with drawing:
+        task = asyncio.create_task(_refresh(drawing))
+        try:
+            yield
+        finally:
+            task.cancel()
+            drawing.draw()
+
+
+async def _refresh(drawing: _Live | _Lines) -> None:
+    while True:
+        drawing.draw()
+        await asyncio.sleep(_REFRESH_S)
+
+
+class _Lines:
+    """The journal, a line each."""
+
+    def __init__(self, console: Console, picture: Picture) -> None:
+        self._console, self._picture = console, picture
+        self._told = 0
+
+    def __enter__(self) -> None:
+        """Nothing is to be prepared."""
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is to be cleared."""
+
+    def draw(self) -> None:
+        """Print what is new."""
+        lines = self._picture.journal
+        for at, text in lines[self._told :]:
+            self._console.print(_line(at, text), soft_wrap=True)
+        self._told = len(lines)
+
+
+class _Live:
+    """Nodes, chains and transfers, drawn again and again in one place."""
+
+    def __init__(self, console: Console, cluster: DemoCluster, picture: Picture) -> None:
+        self._cluster, self._picture = cluster, picture
+        # Without a thread of its own: it reads what the event loop changes.
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> None:
+        self._live.__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self._live.__exit__(None, None, None)
+
+    def draw(self) -> None:
+        """Draw it as it is now."""
+        self._live.update(draw(self._cluster, self._picture, time.time()), refresh=True)
+
+
+def draw(cluster: DemoCluster, picture: Picture, now: float) -> Group:
+    """The whole picture at `now`, seconds since 1970."""
+    chains = picture.chains.values()
+    ended = [chain for chain in chains if not chain.open]
+    title = Text(f"dataplane demo  {now - picture.started_at:5.1f} s", style="bold")
+    title.append(
+        f"   {len(chains)} of {cluster.expected_chains} chains begun, {len(ended)} ended, "
+        f"{picture.announced} times NEW_GAMES_AVAILABLE, "
+        f"{picture.copies} copies, {size(picture.bytes_moved)}",
+        style="default",
+    )
+    journal = [_line(at, text) for at, text in picture.journal[-_MOST_LINES:]]
+    return Group(
+        title,
+        Text(),
+        _nodes(cluster, picture),
+        Text(),
+        _chains(picture, ended, now),
+        Text(),
+        _transfers(picture),
+        Text(),
+        *journal,
+    )
+
+
+def _nodes(cluster: DemoCluster, picture: Picture) -> Table:
+    children = {child.name: child for child in cluster.children()}
+    kills = {kill.name: kill.during for kill in cluster.kills}
+    table = _table("node", "role", "process", "state", "games", "")
+    for name in (COORDINATOR, *cluster.roles):
+        child = children.get(name)
+        player = children.get(f"{name}.player")
+        state = child.status if child else "not started"
+        games = "" if name == COORDINATOR else str(picture.games_on(name))
+        table.add_row(
+            name,
+            str(cluster.roles.get(name, COORDINATOR)),
+            str(child.pid if child else ""),
+            _styled(state),
+            games,
+            _remark(player, kills.get(name, "")),
+        )
+    return table
+
+
+def _remark(player: Child | None, killed_during: str) -> str:
+    if killed_during:
+        return f"killed while {killed_during}"
+    if player is None:
+        return ""
+    return "plays" if player.status == "running" else "has played"
+
+
+def _chains(picture: Picture, ended: list[ChainLine], now: float) -> Table:
+    table = _table("chain", "config", "node", "state", "games", "seconds")
+    latest = picture.open_chains()[:_MOST_CHAINS]
+    latest += sorted(ended, key=lambda chain: -chain.ended_at)[: _MOST_CHAINS - len(latest)]
+    for chain in latest:
+        table.add_row(
+            chain.id[:8],
+            chain.config_key,
+            chain.node,
+            _styled(chain.status),
+            str(chain.games or ""),
+            f"{(chain.ended_at or now) - chain.opened_at:.1f}",
+        )
+    return table
+
+
+def _transfers(picture: Picture) -> Table:
+    table = _table("transfer", "to", "progress", "", "")
+    for line in list(picture.transfers.values())[:_MOST_TRANSFERS]:
+        table.add_row(line.path, line.target, _bar(line), f"{line.share:4.0%}", size(line.total))
+    return table
+
+
+def _bar(line: TransferLine) -> ProgressBar:
+    return ProgressBar(total=max(1, line.total), completed=line.done, width=30)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold dim")
+    for column in columns:
+        right = column in ("games", "seconds", "process")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    return table
+
+
+def _styled(state: str) -> Text:
+    return Text(state, style=_STYLES.get(state, "default"))
+
+
+def _line(at: float, text: str) -> Text:
+    return Text(f"{at:6.1f} s  ", style="dim").append(text, style="default")

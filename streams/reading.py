@@ -1,0 +1,196 @@
+"""Reading the log in order, through consumers that are thrown away at the first doubt.
+
+A reader acknowledges nothing and keeps its own place; whatever happens to the bus, it makes a new
+consumer and goes on behind the last fact it gave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from streams.codec import Recorded, decode
+from streams.log import LogState, LogUnavailable, PermissionDenied
+from streams.pull import Pull
+from streams.wire import (
+    MESSAGE_NOT_FOUND,
+    ApiError,
+    Message,
+    NoAnswer,
+    Wire,
+    api,
+    create_consumer,
+    parse_headers,
+    parse_reply,
+)
+
+log = logging.getLogger(__name__)
+
+_AHEAD = 1000
+_BATCH = 500
+#: A reader that is not iterated for longer than this begins again where it was.
+_IDLE_S = 120.0
+_PAUSE_S = 0.2
+_SECOND = 1_000_000_000
+
+
+async def log_state(wire: Wire, stream: str) -> LogState:
+    """One try of asking how far the stream goes."""
+    info = await api(wire, f"STREAM.INFO.{stream}")
+    state = info["state"]
+    return LogState(info["created"], max(state["first_seq"], 1), state["last_seq"])
+
+
+class Reader:
+    """Facts in order through a consumer that is thrown away at the first doubt."""
+
+    def __init__(
+        self, wire: Wire, stream: str, after: int, until: int | None, subjects: Sequence[str]
+    ) -> None:
+        self._wire, self._stream = wire, stream
+        self._until, self._subjects = until, list(subjects)
+        self._position = after
+        self._pull: Pull | None = None
+        self._consumer = ""
+        self._expected = 1
+        self._state: LogState | None = None
+        #: Matching messages behind the last one seen, as the server said with it.
+        self._pending = 0
+
+    async def next(self) -> list[Recorded] | None:
+        """What has arrived, perhaps nothing yet; None if all up to `until` has been given."""
+        if self._until is not None and self._position >= self._until:
+            return None
+        pull = self._pull or await self._begin()
+        if pull.items:
+            batch = self._take(pull)
+            if pull.wanting and not pull.gone:
+                await pull.request()
+            return batch
+        if self._until is not None and self._pending == 0 and await self._passed(self._until):
+            return None
+        if pull.denial:
+            raise PermissionDenied(pull.denial)
+        if pull.gone or pull.silent:
+            await self.close()
+            if self._expected == 1:  # it never worked: don't make consumers as fast as we can
+                await asyncio.sleep(_PAUSE_S)
+        else:
+            if pull.left <= 0:
+                await pull.request()
+            await pull.wait(pull.arrival)
+        return []
+
+    async def close(self) -> None:
+        """Let go of the consumer; the reader may begin again where it is."""
+        pull, self._pull = self._pull, None
+        if pull is None:
+            return
+        await pull.close()
+        if self._wire.connected:
+            name = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
+            await self._wire.send(Message(name))
+
+    def _take(self, pull: Pull) -> list[Recorded]:
+        batch: list[Recorded] = []
+        items, until = pull.items, self._until
+        while items and len(batch) < _BATCH:
+            _, subject, reply, body, headers = items.popleft()
+            said = parse_reply(reply)
+            if said.consumer_sequence != self._expected:
+                log.warning(
+                    "read of %s: gap after %d, beginning again", self._stream, self._position
+                )
+                items.clear()
+                pull.gone = True
+                break
+            self._expected += 1
+            self._pending = said.pending
+            self._position = said.sequence
+            if until is not None and said.sequence > until:
+                break
+            batch.append(
+                decode(said.sequence, said.time, subject.decode(), parse_headers(headers), body)
+            )
+        return batch
+
+    async def _begin(self) -> Pull:
+        """A new consumer from where we are, however long the bus takes to come back."""
+        pause = 0.05
+        while True:
+            try:
+                return await self._open()
+            except NoAnswer as error:
+                log.debug("read of %s: %s", self._stream, error)
+            except ApiError as error:
+                raise LogUnavailable(f"the log {self._stream} can't be read: {error}") from error
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, 1.0)
+
+    async def _open(self) -> Pull:
+        state = await log_state(self._wire, self._stream)
+        self._check_same(state)
+        self._consumer = f"read_{self._wire.token()}"
+        config: dict[str, Any] = {
+            "name": self._consumer,
+            "ack_policy": "none",
+            "deliver_policy": "by_start_sequence",
+            "opt_start_seq": self._position + 1,
+            "replay_policy": "instant",
+            "mem_storage": True,
+            "num_replicas": 1,
+            "inactive_threshold": round(_IDLE_S * _SECOND),
+        }
+        if self._subjects:
+            config["filter_subjects"] = self._subjects
+        pull = Pull(self._wire, self._stream, self._consumer, _AHEAD)
+        await pull.open()
+        try:
+            made = await create_consumer(self._wire, self._stream, config)
+            self._expected, self._pending = 1, made["num_pending"]
+            await pull.request()
+        except BaseException:
+            await pull.close()
+            raise
+        self._state, self._pull = state, pull
+        return pull
+
+    def _check_same(self, state: LogState) -> None:
+        """A log that lost its end counts again from there; to read on would skip facts."""
+        if self._state is None:
+            return
+        if state.created != self._state.created or state.last_sequence < self._position:
+            raise LogUnavailable(
+                f"the log {self._stream} is not the one that was read up to {self._position}: made "
+                f"{state.created}, it ends at {state.last_sequence}; read it again from its start"
+            )
+
+    async def _passed(self, until: int) -> bool:
+        """Whether nothing up to `until` can still come; asked of the stream's leader.
+
+        The consumer's own count won't do: in a cluster it may stand on a replica that is behind.
+        """
+        try:
+            if (await log_state(self._wire, self._stream)).last_sequence < until:
+                return False
+            for pattern in self._subjects or [">"]:
+                request = {"seq": self._position + 1, "next_by_subj": pattern}
+                if await self._sequence(request) <= until:
+                    return False
+        except (NoAnswer, ApiError):
+            return False
+        return True
+
+    async def _sequence(self, request: dict[str, Any]) -> float:
+        """Where the leader finds a message; infinity if it finds none."""
+        try:
+            found = await api(self._wire, f"STREAM.MSG.GET.{self._stream}", request)
+        except ApiError as error:
+            if error.code == MESSAGE_NOT_FOUND:
+                return math.inf
+            raise
+        sequence: int = found["message"]["seq"]
+        return sequence
