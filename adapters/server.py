@@ -20,7 +20,7 @@ from aiohttp import hdrs, web
 from adapters.signing import ENTRY_ROUTE, BadSignature, Signer
 from adapters.workers import finish
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)", re.ASCII)
+_RANGE = re.compile(r"bytes=(?!-$)(\d{0,18})-(\d{0,18})", re.ASCII)
 #: Wait for transfers under way when the server is stopped.
 _GRACE_S = 2.0
 
@@ -111,10 +111,10 @@ class FileServer:
         self, request: web.Request, file: BinaryIO, size: int, etag: str
     ) -> web.StreamResponse:
         headers = {hdrs.ETAG: etag, hdrs.ACCEPT_RANGES: "bytes"}
-        asked = request.headers.get(hdrs.RANGE, "")
+        asked = _RANGE.fullmatch(request.headers.get(hdrs.RANGE, "").strip())
         if request.headers.get(hdrs.IF_RANGE, etag) != etag:
-            asked = ""
-        first, count = _range(asked, size)
+            asked = None
+        first, count = _span(asked, size)
         if count < 0:
             headers[hdrs.CONTENT_RANGE] = f"bytes */{size}"
             return web.Response(status=416, headers=headers)
@@ -147,15 +147,14 @@ class FileServer:
             transport.abort()
 
 
-def _range(asked: str, size: int) -> tuple[int, int]:
+def _span(asked: re.Match[str] | None, size: int) -> tuple[int, int]:
     """First byte and count of what a ``Range`` header asks for; a count below 0 if there is none.
 
-    What is no single range of bytes is taken for no range at all, as RFC 9110 wants it.
+    What is no single range of bytes counts as no range at all, as RFC 9110 wants it.
     """
-    found = _RANGE.fullmatch(asked.strip())
-    if not asked or found is None or found.groups() == ("", ""):
+    if asked is None:
         return 0, size
-    first, last = found.groups()
+    first, last = asked.groups()
     if not first:
         count = min(int(last), size)
         return size - count, count or -1

@@ -52,7 +52,7 @@ class Signer:
             raise BadSignature("the URL's expiry is no number")
         expiry = int(query["expires"][:20])
         proper = self._sign(entry_checksum, query["path"], query["target"], expiry)
-        if not hmac.compare_digest(proper.encode(), query["signature"].encode()):
+        if not hmac.compare_digest(proper.encode(), query["signature"].encode(errors="replace")):
             raise BadSignature("wrong signature: another key, or something in the URL was changed")
         if now > expiry:
             raise BadSignature(f"the URL expired {now - expiry:.0f} s ago; do the clocks agree?")

@@ -9,6 +9,8 @@ import time
 BURST_S = 0.1
 #: A waiting taker looks this often whether the rate has changed.
 LOOK_S = 0.1
+#: Shorter sleeps would only spin.
+SHORTEST_S = 0.001
 
 
 class Throttle:
@@ -40,7 +42,7 @@ class Throttle:
         self._taken += nbytes
         mine = self._taken
         while self._rate and (lacking := mine - self._earned) > 0:
-            await asyncio.sleep(min(lacking / self._rate, LOOK_S))
+            await asyncio.sleep(min(max(lacking / self._rate, SHORTEST_S), LOOK_S))
             self._earn()
 
     def _earn(self) -> None:

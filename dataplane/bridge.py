@@ -157,7 +157,7 @@ class EventBridge:
                 transfers = {row.id: row for row in view.transfers_of(id)}
                 facts = owed(chain, transfers, planner.decide, self._policy, now, cause)
                 if facts:
-                    guard = Guard(chain_filter(id), chain.last_sequence)
+                    guard = Guard(chain_filter(id), view.last_sequence_of(id))
                     decisions.append(Decision(id, cause, tuple(facts), guard))
         return decisions
 

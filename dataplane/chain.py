@@ -33,7 +33,7 @@ def owed(
 
     `transfers` holds the rows of `chain.needs` by id; `plan` is asked at most once; `cause` is the
     id of the event that makes us ask. All facts are for one atomic append, guarded by
-    `chain.last_sequence`.
+    the last sequence of the chain's subjects.
     """
     cause = cause or chain.trigger_id
     if chain.status is ChainStatus.WAITING_FOR_FILES:

@@ -58,8 +58,6 @@ class ChainRow(Row, frozen=True):
     opened_sequence: int
     opened_at: float
     status: ChainStatus
-    #: Sequence of the newest fact under ``dp.chain.<id>``: what guards the next decision.
-    last_sequence: int = 0
     #: When anything last happened to it.
     progress_at: float = 0.0
     answered_at: float = 0.0
@@ -108,8 +106,6 @@ class ChainsView:
             return
         changed = self._evolve(tx, row, recorded)
         if changed is not None:
-            if recorded.subject.startswith("dp.chain."):
-                changed = replace(changed, last_sequence=recorded.sequence)
             self._store(tx, replace(changed, progress_at=recorded.time), recorded.sequence)
 
     def _open(self, tx: Writer, recorded: Recorded) -> None:
@@ -152,7 +148,7 @@ class ChainsView:
             return replace(row, announced_at=time)
         if isinstance(event, events.ChainOverdue):
             return replace(row, overdue_at=time)
-        return row if recorded.subject.startswith("dp.chain.") else None
+        return None
 
     @staticmethod
     def _answer(row: ChainRow, event: events.FilesObserved, time: float) -> ChainRow | None:

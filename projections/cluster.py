@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from projections import chains, nodes, rejected, transfers
+from projections import chains, guards, nodes, rejected, transfers
 from projections.catalog import DataCatalog
 from projections.chains import ChainRow
 from projections.fold import Checkpoint, checkpoint
@@ -90,7 +90,11 @@ class ClusterView:
 
     def last_assigned_sequence(self) -> int:
         """What guards the next assignment."""
-        return transfers.last_assigned_sequence(self._reader)
+        return guards.last_assignment(self._reader)
+
+    def last_sequence_of(self, chain: str) -> int:
+        """What guards the next decision for a chain."""
+        return guards.last_of_chain(self._reader, chain)
 
     def rejected(self) -> Iterator[RejectedRow]:
         """Messages that could not be understood, newest first."""

@@ -11,6 +11,7 @@ import msgspec
 
 from projections.catalog import CatalogView
 from projections.chains import ChainsView
+from projections.guards import GuardsView
 from projections.nodes import NodesView
 from projections.rejected import RejectedView
 from projections.store import Reader, Writer
@@ -18,12 +19,15 @@ from projections.transfers import TransfersView
 from projections.view import View, digest_key, number
 from streams.codec import STREAM, Recorded
 
+_GUARDS = GuardsView()
 _REJECTED = RejectedView()
 #: In this order each fact visits them; a view may read those before it.
 VIEWS: tuple[View, ...] = (CatalogView(), NodesView(), TransfersView(), ChainsView(), _REJECTED)
+#: With those that also see what has no meaning, or came twice.
+ALL_VIEWS: tuple[View, ...] = (_GUARDS, *VIEWS)
 #: `fold`'s own: the checkpoint, and the ids that were seen.
 OWN_TABLES = ("meta", "seen", "seen_order")
-TABLES = (*OWN_TABLES, *(table for view in VIEWS for table in view.tables))
+TABLES = (*OWN_TABLES, *(table for view in ALL_VIEWS for table in view.tables))
 #: How many ids are remembered to recognise a fact that was published twice. Far more than a
 #: publisher can have under way; the log's own window covers the recent ones.
 SEEN_LIMIT = 1_000_000
@@ -50,7 +54,7 @@ class SequenceGap(Exception):
 
 
 _CHECKPOINT = msgspec.json.Decoder(Checkpoint)
-WANTED_VERSIONS = {view.name: view.version for view in VIEWS}
+WANTED_VERSIONS = {view.name: view.version for view in ALL_VIEWS}
 
 
 def checkpoint(reader: Reader) -> Checkpoint:
@@ -79,11 +83,12 @@ def fold(tx: Writer, batch: Iterable[Recorded], created: str) -> Checkpoint:
 
 def view_digests(reader: Reader) -> dict[str, str]:
     """SHA-256 of each view's tables; two folds of one log have the same."""
-    return {view.name: reader.digest(view.tables) for view in VIEWS}
+    return {view.name: reader.digest(view.tables) for view in ALL_VIEWS}
 
 
 def _fold_one(tx: Writer, recorded: Recorded) -> bool:
     """Apply one fact; False if its id was seen before."""
+    _GUARDS.apply(tx, recorded)
     if recorded.event is None:
         _REJECTED.apply_undecodable(tx, recorded)
         return True

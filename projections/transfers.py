@@ -163,7 +163,6 @@ class TransfersView:
         self._store(tx, row, fresh)
 
     def _assign(self, tx: Writer, event: events.TransferAssigned, recorded: Recorded) -> None:
-        tx.put("transfers_meta", b"last_assigned", number(recorded.sequence))
         row = get_transfer(tx, event.transfer)
         if row is None or row.state is not TransferState.PENDING:
             return
@@ -297,11 +296,6 @@ def totals(reader: Reader) -> Totals:
     """Transfers and bytes since the log began."""
     value = reader.get("transfers_meta", b"totals")
     return Totals() if value is None else _TOTALS.decode(value)
-
-
-def last_assigned_sequence(reader: Reader) -> int:
-    """Sequence of the newest TRANSFER_ASSIGNED; what guards the next one. 0 before the first."""
-    return int.from_bytes(reader.get("transfers_meta", b"last_assigned") or b"\x00", "big")
 
 
 def transfers_of_chain(reader: Reader, chain: str) -> list[TransferRow]:

@@ -83,6 +83,15 @@ class _Subscription:
         with contextlib.suppress(nats.errors.Error):
             await self._subscription.unsubscribe()
 
+    async def drain(self) -> None:
+        # The library forgets the subscription at once; our handler stays until the server has
+        # seen the end of it.
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._subscription.unsubscribe()
+            if self._client.is_connected:
+                await self._client.settle()
+        self._client.handlers.pop(self._subscription._id, None)
+
 
 class Connection:
     """One client's connection to the bus; the `Wire` of the log and of everything beside it."""

@@ -110,7 +110,7 @@ class JetStreamDeliveries:
         return JetStreamDelivery(self._wire, item.reply.decode(), fact, said.attempt)
 
     async def close(self) -> None:
-        """Stop, and hand back at once what was fetched but not taken."""
+        """Stop, and hand back at once what was sent to us but not taken."""
         if self._closed:
             return
         self._closed = True
@@ -118,7 +118,7 @@ class JetStreamDeliveries:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._pull.close()
+        await self._pull.close(drain=True)
         while self._pull.items and self._wire.connected:
             item = self._pull.items.popleft()
             await self._wire.send(Message(item.reply.decode(), b"-NAK"))
@@ -127,7 +127,8 @@ class JetStreamDeliveries:
         """Keep a request open until closed; a failure is handed to who iterates."""
         pull = self._pull
         try:
-            while not pull.denial:
+            # The client library swallows a cancellation now and then: look at the flag too.
+            while not pull.denial and not self._closed:
                 try:
                     await self._request_if_wanted(pull)
                 except NoAnswer as error:

@@ -59,10 +59,11 @@ class Pull:
         self._subscription = await self._wire.subscribe(f"{self._inbox}.*", self._on_message)
         self._wire.watch(self)
 
-    async def close(self) -> None:
+    async def close(self, *, drain: bool = False) -> None:
+        """Listen no more; with `drain` what is under way to us still comes to `items`."""
         self._wire.unwatch(self)
         if self._subscription is not None:
-            await self._subscription.close()
+            await (self._subscription.drain() if drain else self._subscription.close())
 
     async def request(self) -> None:
         """Ask for the next batch. An answer to an earlier request no longer counts."""

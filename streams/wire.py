@@ -69,6 +69,9 @@ class Subscription(Protocol):
     async def close(self) -> None:
         """No message is handed over after this. Never raises."""
 
+    async def drain(self) -> None:
+        """Close it, but hand over what the server has sent already. Never raises."""
+
 
 class Wire(Protocol):
     """A connection that restores itself. All methods raise `LogError`s only."""
