@@ -134,12 +134,10 @@ class SyncPlanner:
             names = {path for p in paths for path in (p, rules.logical(p, speaker))}
             found = [entry for entry in found if entry.path in names]
         if not found:
-            what = "/".join(types)
-            where = f"{speaker} holds" if node else "nobody holds"
             named = f" at {', '.join(paths)}" if paths else ""
-            return [], [
-                Refusal(rule="nothing-held", reason=f"{where} no {config_key} {what}{named}")
-            ]
+            what = f"{config_key} {'/'.join(types)}{named}"
+            reason = f"{speaker} holds no {what}" if node else f"nobody holds {what}"
+            return [], [Refusal(rule="nothing-held", reason=reason)]
         return sorted(found, key=lambda entry: entry.path), []
 
     # Where to

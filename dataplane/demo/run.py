@@ -14,17 +14,24 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import aclosing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.demo.audit import Audit, audit
-from dataplane.demo.cluster import COORDINATOR, DemoCluster, DemoFailed, Kill, Layout
+from dataplane.demo.cluster import (
+    BANDWIDTH_MBPS,
+    COORDINATOR,
+    DemoCluster,
+    DemoFailed,
+    Kill,
+    Layout,
+)
 from dataplane.demo.picture import ChainLine, Picture, TransferLine
 from dataplane.demo.view import shown
 from dataplane.replay import verify
@@ -165,18 +172,25 @@ async def _perform(cluster: DemoCluster, log: JetStreamLog, *, live: bool) -> No
         try:
             async with _meanwhile(watch.follow, watch.listen, cluster.watch):
                 await _story(cluster, watch)
-        except* DemoFailed as failures:
-            raise failures.exceptions[0] from None
+        except ExceptionGroup as failures:
+            raise _first_of(failures) from None
 
 
 @contextlib.asynccontextmanager
-async def _meanwhile(*loops: Callable[[], object]) -> AsyncIterator[None]:
+async def _meanwhile(*loops: Callable[[], Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
     """Endless loops beside the body; if one fails, the body is cancelled."""
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(loop()) for loop in loops]  # type: ignore[arg-type]
+        tasks = [group.create_task(loop()) for loop in loops]
         yield
         for task in tasks:
             task.cancel()
+
+
+def _first_of(failures: ExceptionGroup) -> Exception:
+    """The failure that says most: the demo's own, or else the first."""
+    own = failures.subgroup(DemoFailed) or failures
+    first = own.exceptions[0]
+    return _first_of(first) if isinstance(first, ExceptionGroup) else first
 
 
 async def _story(cluster: DemoCluster, watch: Watch) -> None:
@@ -277,8 +291,9 @@ def _print_report(report: Report) -> None:
         f"chains      {totals.chains_started} started, {totals.chains_completed} completed, "
         f"{totals.chains_failed} failed, {totals.chains_open} open",
         f"latency     {_seconds(totals.latency_p50_s)} p50, {_seconds(totals.latency_p99_s)} p99 "
-        f"from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE ({totals.announced} of them)",
-        f"moved       {size(totals.bytes_moved)} in {totals.transfers} transfers",
+        f"from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE, {totals.announced} times",
+        f"moved       {size(totals.bytes_moved)} in {totals.transfers} transfers of at most "
+        f"{BANDWIDTH_MBPS} Mbit/s, so that they can be seen",
         f"digests     {totals.digests_checked} of {len(copies)} files on targets are what their "
         f"source had; {totals.outcomes_proven} outcomes proven by the log",
         f"duplicates  {totals.duplicates} among {totals.facts} facts",
@@ -305,13 +320,12 @@ def _print_where_to_look(layout: Layout) -> None:
     command = "dataplane" if shutil.which("dataplane") else shlex.quote(str(beside))
     dataplane = f"{command} --state-dir {shlex.quote(str(layout.state(COORDINATOR)))}"
     server = f"{shlex.quote(str(find_binary()))} -c {shlex.quote(str(default_config()))}"
-    store = f"--store_dir {shlex.quote(str(layout.nats))}"
     lines = [
         f"\neverything is in {layout.root}; to look around:",
         f"  {dataplane} chains",
         f"  {dataplane} catalog ls",
         "and with the bus, for all that reads the log:",
-        f"  (cd {shlex.quote(str(layout.nats))} && {server}) &" if store else "",
+        f"  (cd {shlex.quote(str(layout.nats))} && {server}) &",
         f"  {dataplane} replay",
         f"  {dataplane} verify",
     ]

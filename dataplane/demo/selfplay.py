@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import signal
 import sys
@@ -24,6 +25,8 @@ from streams.events import SelfplayComplete
 #: Tells the cluster; returns the event's id, or "" if it has none.
 Publish = Callable[[SelfplayComplete], str]
 
+#: Set by who starts this process and does not want it to stay behind.
+_PARENT_VARIABLE = "DATAPLANE_PARENT_PID"
 #: A pause is waited out in pieces of this length, so that a signal is soon noticed.
 _SLICE_S = 0.05
 #: A visit count takes about this many bytes as JSON.
@@ -103,13 +106,17 @@ class GameWriter:
 
 
 class StopSignal:
-    """Remembers that the process was asked to stop; calling it tells whether."""
+    """Remembers that the process was asked to stop; calling it tells whether.
 
-    def __init__(self) -> None:
+    With `parent`, a process id, the end of that parent asks too, even by ``kill -9``.
+    """
+
+    def __init__(self, parent: int = 0) -> None:
         self._asked = False
+        self._parent = parent
 
     def __call__(self) -> bool:
-        return self._asked
+        return self._asked or self._parent not in (0, os.getppid())
 
     def install(self) -> None:
         """Take SIGTERM and SIGINT of this process."""
@@ -139,7 +146,7 @@ def run(options: Options, publish: Publish, stopping: Callable[[], bool]) -> Non
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one self-play node until its rounds are played or it is asked to stop."""
-    stopping = StopSignal()
+    stopping = StopSignal(int(os.environ.get(_PARENT_VARIABLE) or 0))
     stopping.install()
     options = _parse(arguments)
     if not options.nats_url:

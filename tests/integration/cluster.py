@@ -60,9 +60,7 @@ class LocalCluster:
         """Start an agent."""
         return self._spawn("agent", name, {"DATAPLANE_ROLES": str(role), **environment})
 
-    def _spawn(
-        self, part: str, name: str, environment: dict[str, str]
-    ) -> subprocess.Popen[bytes]:
+    def _spawn(self, part: str, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
         home = self.base / name
         home.mkdir(exist_ok=True)
         own = {

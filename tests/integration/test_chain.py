@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -224,8 +225,6 @@ async def test_live_database_is_copied_while_it_is_written(cluster: LocalCluster
     command = ["-m", "dataplane.demo.selfplay", "--data-dir", str(player / "data")]
     command += ["--node", "gpu-7", "--config-key", "hex8_2p", "--nats", cluster.server.url]
     command += ["--rounds", "5", "--games-per-round", "10", "--pause", "0.3", "--padding-kb", "20"]
-    import sys
-
     process = await asyncio.create_subprocess_exec(
         sys.executable, *command, cwd=player, stdout=subprocess.DEVNULL
     )
