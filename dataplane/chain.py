@@ -246,9 +246,14 @@ def _overdue(
 
 
 def _games(outcomes: Sequence[TargetOutcome]) -> int:
-    """Games in files, each file counted once however many targets have it."""
-    by_file = {(outcome.path, outcome.checksum): outcome.games or 0 for outcome in outcomes}
-    return sum(by_file.values())
+    """Games in files, each file counted once however many targets have it.
+
+    A target may have got a later version than another: those are one file, counted as the later.
+    """
+    by_path: dict[str, int] = {}
+    for outcome in outcomes:
+        by_path[outcome.path] = max(by_path.get(outcome.path, 0), outcome.games or 0)
+    return sum(by_path.values())
 
 
 def _in_place(held: Held) -> TargetOutcome:

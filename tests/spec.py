@@ -122,7 +122,7 @@ class Said(NamedTuple):
     cause: str = ""
 
 
-#: What a story may be told. A function is asked for facts when its turn comes.
+#: What a story may be told. A function gives facts when its turn comes, or one after the other.
 Tellable = Event | Said | Fact | Raw | After | Callable[["Story"], Iterable[Any]]
 
 
@@ -340,7 +340,8 @@ class Story:
             elif isinstance(fact, Event | Said | Fact | Raw):
                 self._fold([self._recorded(fact)])
             else:
-                self.tell(*_lazily(fact, self))
+                for one in fact(self):
+                    self.tell(one)
         return self
 
     def tell_again(self, *facts: Recorded) -> Story:
@@ -549,18 +550,6 @@ def wired(fact: Fact, sequence: int, time: float) -> Recorded:
 
 def _speaker(event: Event) -> str:
     return events.speaker_of(event) or "somebody"
-
-
-def _lazily(ask: Callable[[Story], Iterable[Any]], story: Story) -> Iterable[Any]:
-    """One at a time: a later fact may depend on what an earlier one did to the views."""
-    answer = ask(story)
-    return answer if isinstance(answer, Sequence) else _each(answer, story)
-
-
-def _each(facts: Iterable[Any], story: Story) -> Iterable[Any]:
-    for fact in facts:
-        story.tell(fact)
-    return ()
 
 
 def _empty_store() -> tuple[Store, Path]:

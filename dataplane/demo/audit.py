@@ -111,6 +111,7 @@ async def audit_facts(
         *_log_problems(facts),
         *_chain_problems(chains, expected_chains),
         *unproven,
+        *_overstated(facts),
         *(f"{copy.path} on {copy.target}: {copy.problem}" for copy in copies if copy.problem),
         *_absent_games(facts, copies),
     ]
@@ -212,6 +213,26 @@ def _outcomes(facts: Sequence[Recorded]) -> tuple[list[str], int]:
                         f"as {outcome.checksum}, and no transfer before it has proven that"
                     )
     return problems, proven
+
+
+def _overstated(facts: Sequence[Recorded]) -> Iterator[str]:
+    """Ends and announcements that speak of more games than any version of their files holds."""
+    most: dict[str, int] = defaultdict(int)
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.FilesObserved):
+            for entry in event.entries:
+                most[entry.path] = max(most[entry.path], entry.games or 0)
+            continue
+        if isinstance(event, events.NewGamesAvailable):
+            paths, said = set(event.paths), event.game_count
+        elif isinstance(event, events.DataSyncCompleted):
+            paths, said = {outcome.path for outcome in event.targets}, event.games_synced
+        else:
+            continue
+        have = sum(most[path] for path in paths)
+        if said > have:
+            yield f"chain {recorded.chain} says {said} games in {recorded.type}, there are {have}"
 
 
 def _totals(

@@ -18,7 +18,10 @@ from dataplane.demo.picture import ChainLine, Picture, TransferLine
 from dataplane.show import size
 
 _REFRESH_S = 0.25
-_MOST_CHAINS, _MOST_TRANSFERS, _MOST_LINES = 8, 8, 6
+#: Rows of each of chains, transfers and journal, where the terminal is high enough.
+_MOST_ROWS = 8
+#: Rows that are always there, besides one for each node.
+_OTHER_ROWS = 10
 _STYLES = {
     "running": "green",
     "killed": "bold red",
@@ -75,6 +78,7 @@ class _Live:
 
     def __init__(self, console: Console, cluster: DemoCluster, picture: Picture) -> None:
         self._cluster, self._picture = cluster, picture
+        self._height = console.height
         # Without a thread of its own: it reads what the event loop changes.
         self._live = Live(console=console, auto_refresh=False)
 
@@ -86,29 +90,32 @@ class _Live:
 
     def draw(self) -> None:
         """Draw it as it is now."""
-        self._live.update(draw(self._cluster, self._picture, time.time()), refresh=True)
+        rows = (self._height - _OTHER_ROWS - len(self._cluster.roles)) // 3
+        rows = max(2, min(_MOST_ROWS, rows))
+        picture = draw(self._cluster, self._picture, time.time(), rows)
+        self._live.update(picture, refresh=True)
 
 
-def draw(cluster: DemoCluster, picture: Picture, now: float) -> Group:
-    """The whole picture at `now`, seconds since 1970."""
+def draw(cluster: DemoCluster, picture: Picture, now: float, rows: int) -> Group:
+    """The whole picture at `now`, seconds since 1970, with at most so many `rows` of each kind."""
     chains = picture.chains.values()
     ended = [chain for chain in chains if not chain.open]
-    title = Text(f"dataplane demo  {now - picture.started_at:5.1f} s", style="bold")
+    title = Text(f"dataplane demo  {now - picture.started_at:5.1f} s", "bold", no_wrap=True)
     title.append(
-        f"   {len(chains)} of {cluster.expected_chains} chains begun, {len(ended)} ended, "
-        f"{picture.announced} times NEW_GAMES_AVAILABLE, "
-        f"{picture.copies} copies, {size(picture.bytes_moved)}",
+        f"   chains {len(chains)} of {cluster.expected_chains}, {len(ended)} ended   "
+        f"copies {picture.copies}, {size(picture.bytes_moved)}   "
+        f"NEW_GAMES_AVAILABLE {picture.announced}",
         style="default",
     )
-    journal = [_line(at, text) for at, text in picture.journal[-_MOST_LINES:]]
+    journal = [_line(at, text) for at, text in picture.journal[-rows:]]
     return Group(
         title,
         Text(),
         _nodes(cluster, picture),
         Text(),
-        _chains(picture, ended, now),
+        _chains(picture, ended, now, rows),
         Text(),
-        _transfers(picture),
+        _transfers(picture, rows),
         Text(),
         *journal,
     )
@@ -136,16 +143,16 @@ def _nodes(cluster: DemoCluster, picture: Picture) -> Table:
 
 def _remark(player: Child | None, killed_during: str) -> str:
     if killed_during:
-        return f"killed while {killed_during}"
+        return f"was killed while {killed_during}"
     if player is None:
         return ""
     return "plays" if player.status == "running" else "has played"
 
 
-def _chains(picture: Picture, ended: list[ChainLine], now: float) -> Table:
+def _chains(picture: Picture, ended: list[ChainLine], now: float, rows: int) -> Table:
     table = _table("chain", "config", "node", "state", "games", "seconds")
-    latest = picture.open_chains()[:_MOST_CHAINS]
-    latest += sorted(ended, key=lambda chain: -chain.ended_at)[: _MOST_CHAINS - len(latest)]
+    latest = picture.open_chains()[:rows]
+    latest += sorted(ended, key=lambda chain: -chain.ended_at)[: rows - len(latest)]
     for chain in latest:
         table.add_row(
             chain.id[:8],
@@ -158,9 +165,9 @@ def _chains(picture: Picture, ended: list[ChainLine], now: float) -> Table:
     return table
 
 
-def _transfers(picture: Picture) -> Table:
+def _transfers(picture: Picture, rows: int) -> Table:
     table = _table("transfer", "to", "progress", "", "")
-    for line in list(picture.transfers.values())[:_MOST_TRANSFERS]:
+    for line in list(picture.transfers.values())[:rows]:
         table.add_row(line.path, line.target, _bar(line), f"{line.share:4.0%}", size(line.total))
     return table
 
@@ -182,4 +189,5 @@ def _styled(state: str) -> Text:
 
 
 def _line(at: float, text: str) -> Text:
-    return Text(f"{at:6.1f} s  ", style="dim").append(text, style="default")
+    line = Text(f"{at:6.1f} s  ", style="dim", no_wrap=True, overflow="ellipsis")
+    return line.append(text, style="default")

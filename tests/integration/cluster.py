@@ -99,7 +99,7 @@ class LocalCluster:
         assert process.returncode == -signal.SIGKILL, self.said(name)
 
     async def joined(self, *names: str) -> None:
-        """Wait until these agents have registered and coordinators have said that they are there."""
+        """Wait until these agents and coordinators have said that they are there."""
         missing = set(names)
 
         async def all_there() -> bool:

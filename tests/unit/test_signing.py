@@ -103,14 +103,15 @@ async def answer(url: str, **headers: str) -> tuple[int, bytes, dict[str, str]]:
     """Status, body and headers of what a URL brings."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     async with aiohttp.ClientSession() as session, session.get(url, headers=named) as response:
-        return response.status, await response.read(), dict(response.headers)
+        found = {name.title(): value for name, value in response.headers.items()}
+        return response.status, await response.read(), found
 
 
 async def test_the_server_gives_a_content_to_a_proper_url(server: FileServer) -> None:
     """All of it, with its digest as ETag; and its counters are honest."""
     status, body, headers = await answer(signed(base=server.url))
     assert (status, body) == (200, b"0123456789")
-    assert headers["ETag"] == f'"{CHECKSUM}"'
+    assert headers["Etag"] == f'"{CHECKSUM}"'
     assert (server.served.requests, server.served.bytes_sent) == (1, 10)
 
 

@@ -1,0 +1,67 @@
+# make demo   a cluster on this machine: plays, loses processes, goes on, and is audited
+# make test   all tests          make check   formatting, types, imports          make clean
+#
+# Everything is installed into .venv, once; ARGS goes to the command: make demo ARGS="--rounds 5".
+
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+ARGS =
+
+.PHONY: demo test check clean system
+
+demo: $(VENV)/installed
+	@$(BIN)/dataplane demo $(ARGS)
+
+test: $(VENV)/installed-dev system
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp says what was installed last; a changed pyproject.toml installs again.
+$(VENV)/installed: pyproject.toml | $(BIN)/pip
+	@echo "installing into $(VENV)"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/installed-dev: pyproject.toml | $(BIN)/pip
+	@echo "installing into $(VENV), with what the tests need"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/installed
+
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null 2>&1 || { \
+	  echo "there is no $(PYTHON); install Python 3.11 or later, or: make PYTHON=/path/to/python" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$$($(PYTHON) --version) is too old; use 3.11 or later: make PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+	  rm -rf $(VENV); \
+	  echo "$(PYTHON) can't make $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; \
+	  exit 1; }
+
+# rsync and the ssh client, for the tests that move bytes by them.
+system:
+	@missing=; \
+	command -v rsync >/dev/null 2>&1 || missing="$$missing rsync"; \
+	command -v ssh >/dev/null 2>&1 || missing="$$missing openssh-client"; \
+	[ -z "$$missing" ] && exit 0; \
+	if ! command -v apt-get >/dev/null 2>&1; then \
+	  echo "missing:$$missing; install them with this system's package manager" >&2; exit 1; \
+	elif [ "$$(id -u)" = 0 ]; then become=; \
+	elif sudo -n true 2>/dev/null; then become=sudo; \
+	else \
+	  echo "missing:$$missing; as root: apt-get install$$missing" >&2; exit 1; \
+	fi; \
+	echo "installing$$missing"; \
+	$$become apt-get update -qq && $$become apt-get install -qq -y $$missing >/dev/null

@@ -1,0 +1,183 @@
+"""The ``dataplane`` command as its users run it: a real process, real views, real exit statuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streams import events
+from streams.values import Role
+from tests.integration.cluster import LocalCluster, until
+
+
+class Terminal:
+    """Runs the command against one cluster's coordinator."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.cluster = cluster
+        self._environment = {
+            "DATAPLANE_NATS_URL": cluster.server.url,
+            "DATAPLANE_STATE_DIR": str(cluster.base / "coord" / "state"),
+            "DATAPLANE_NODE": "gpu-7",
+            "PATH": "/usr/bin:/bin",
+        }
+
+    def run(self, *words: str, status: int = 0, stdin: str = "") -> str:
+        """Run a command; its output. Fails unless it ends with `status`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dataplane", *words],
+            env=self._environment,
+            cwd=self.cluster.base,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def json(self, *words: str, status: int = 0) -> Any:
+        """Run a command with ``--json``; its document."""
+        return json.loads(self.run(*words, "--json", status=status))
+
+
+@pytest.fixture
+async def terminal(tmp_path: Path) -> AsyncIterator[Terminal]:
+    """A cluster that has moved one database and heard one message it can't understand."""
+    async with LocalCluster(tmp_path) as cluster:
+        cluster.coordinator()
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        cluster.play("gpu-7", 6)
+        cluster.log.bus.tell("dp.node.gpu-7.SELFPLAY_COMPLETE.hex8_2p", b'{"games_count":-1}')
+
+        async def rejected() -> bool:
+            return bool(await cluster.facts(events.EventRejected))
+
+        await until(rejected, "the rejection")
+        yield Terminal(cluster)
+
+
+async def test_every_question_has_an_answer_also_while_the_daemon_is_down(
+    terminal: Terminal,
+) -> None:
+    """Publish by command, then ask everything; what reads views works after all were killed."""
+    said = terminal.json(
+        "publish", "SELFPLAY_COMPLETE", '{"config_key":"hex8_2p","games_count":6}', "--wait", "60"
+    )
+    assert said["result"]["success"], said
+    chain = said["published"]["chain"]
+    path = "games/gpu-7/hex8_2p.db"
+
+    assert terminal.json("status")["status"] == "healthy"
+    there = {row["node"]: row for row in terminal.json("nodes")}
+    assert there["train-1"]["roles"] == ["training"]
+    assert there["train-1"]["seen_s_ago"] is not None
+    facts = terminal.json("chain", chain)["facts"]
+    assert [fact["type"] for fact in facts] == [
+        "SELFPLAY_COMPLETE",
+        "FILES_OBSERVED",
+        "SYNC_PLANNED",
+        "DATA_SYNC_STARTED",
+        "TRANSFER_ASSIGNED",
+        "TRANSFER_SUCCEEDED",
+        "DATA_SYNC_COMPLETED",
+        "NEW_GAMES_AVAILABLE",
+    ]
+    ids = {fact["id"] for fact in facts}
+    assert all(fact["cause"] in ids for fact in facts[1:]), "each fact's cause is in the chain"
+    assert "DATA_SYNC_COMPLETED" in terminal.run("chain", chain)
+    timeline = terminal.run("replay", "--json", "--since", "10m").splitlines()
+    assert [json.loads(line)["sequence"] for line in timeline] == list(
+        range(1, len(timeline) + 1)
+    )
+    only = terminal.run("replay", "--type", "NEW_GAMES_AVAILABLE")
+    assert only.count("NEW_GAMES_AVAILABLE") == 1
+    assert terminal.json("verify")["same"]
+
+    for name in terminal.cluster.processes:
+        terminal.cluster.kill(name)
+    terminal.cluster.server.kill()
+    [entry] = terminal.json("catalog", "ls", "--config-key", "hex8_2p")
+    assert (entry["path"], entry["games"]) == (path, 6)
+    [entry] = terminal.json("where", path)
+    assert entry["locations"] == ["gpu-7", "train-1"]
+    assert terminal.json("missing", "train-1", "--type", "games") == []
+    assert terminal.json("plans") == []
+    [row] = terminal.json("chains")
+    assert (row["chain"], row["status"], row["new_games_announced"]) == (chain, "completed", True)
+    [wrong] = terminal.json("rejected")
+    assert "$.games_count" in wrong["reason"]
+    assert terminal.json("status", status=1)["status"] == "unhealthy"
+    assert "can't be reached" in terminal.run("status", status=1)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "text"),
+    [
+        (["publish", "SELFPLAY_DONE"], 2, "SELFPLAY_COMPLETE"),
+        (["publish", "SYNC_PLANNED"], 2, "can't be published"),
+        (["publish", "SELFPLAY_COMPLETE", '{"games_count":"x"}'], 2, "$.games_count"),
+        (["publish", "SELFPLAY_COMPLETE", '{"games_count":3}'], 2, "config_key"),
+        (["publish", "SELFPLAY_COMPLETE", "{"], 2, "payload of SELFPLAY_COMPLETE"),
+        (["replay", "--type", "NOPE"], 2, "SELFPLAY_COMPLETE"),
+        (["replay", "--since", "yesterday-ish"], 2, "--since"),
+        (["--config", "nowhere.toml", "chains"], 2, "nowhere.toml"),
+        (["--state-dir", "empty", "chains"], 4, "has a coordinator run"),
+        (["--nats", "nats://127.0.0.1:1", "replay"], 3, "127.0.0.1:1"),
+        (["catalog", "ls", "--type", "movies"], 2, "npz"),
+    ],
+)
+def test_wrong_call_says_which_word_is_wrong(
+    tmp_path: Path, words: list[str], status: int, text: str
+) -> None:
+    """A wrong call ends at once with its status and names the field, file or rule."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dataplane", *words],
+        cwd=tmp_path,
+        env={"PATH": "/usr/bin:/bin", "DATAPLANE_NODE": "gpu-7"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == status, done.stderr
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_init_writes_a_configuration_that_can_be_read(tmp_path: Path) -> None:
+    """``dataplane init`` writes it once, and every line of it holds when it is uncommented."""
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "dataplane", *words],
+            cwd=tmp_path,
+            env={"PATH": "/usr/bin:/bin"},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    assert run("init").returncode == 0
+    again = run("init")
+    assert again.returncode == 2
+    assert "--force" in again.stderr
+    assert run("chains").returncode == 4
+
+
+def test_committed_schema_is_the_one_of_the_code() -> None:
+    """``dataplane schema`` prints what is committed: a change of the wire is seen in review."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dataplane", "schema"], capture_output=True, text=True, check=True
+    )
+    committed = Path(__file__).parents[1] / "schema.json"
+    assert json.loads(done.stdout) == json.loads(committed.read_text()), (
+        "python -m dataplane schema > tests/schema.json"
+    )

@@ -1,0 +1,77 @@
+"""The README's examples, as they stand there, against a cluster: what a newcomer would paste."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from streams.values import Role
+from tests.integration.cluster import LocalCluster
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def example(name: str) -> str:
+    """The code block that follows ``<!-- runs: name -->``."""
+    found = re.search(rf"<!-- runs: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, f"README has no example {name!r}"
+    return found[1]
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
+    """The nodes that the README speaks of, with games played."""
+    async with LocalCluster(tmp_path) as cluster:
+        cluster.coordinator()
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        cluster.play("gpu-7", 8)
+        yield cluster
+
+
+def run(cluster: LocalCluster, command: list[str]) -> str:
+    """Run an example in the coordinator's directory; its output."""
+    environment = {
+        **os.environ,
+        "DATAPLANE_NATS_URL": cluster.server.url,
+        "DATAPLANE_STATE_DIR": str(cluster.base / "coord" / "state"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    done = subprocess.run(
+        command, env=environment, cwd=cluster.base, capture_output=True, text=True, timeout=150
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+async def test_examples_of_the_readme_run(cluster: LocalCluster) -> None:
+    """The producer's, the consumer's and the operator's example do what the text says."""
+    url = cluster.server.url
+    producer = example("producer").replace("nats://127.0.0.1:4222", url)
+    assert "8 games" in run(cluster, [sys.executable, "-c", producer])
+    consumer = example("consumer").replace("nats://127.0.0.1:4222", url)
+    said = run(cluster, [sys.executable, "-c", consumer])
+    assert "8 games in ('games/gpu-7/hex8_2p.db',)" in said
+    operator = "set -e\n" + example("operator")
+    said = run(cluster, ["sh", "-c", operator])
+    for words in ("healthy", "train-1 has all", "gpu-7, train-1", "the fold of the log"):
+        assert words in said
+
+
+def test_every_command_of_the_readme_exists() -> None:
+    """Each ``dataplane`` command that the text names is one of the program."""
+    named = set(re.findall(r"^(?: {4})?dataplane ([a-z]+)", README, re.MULTILINE))
+    named |= set(re.findall(r"`dataplane ([a-z]+)", README))
+    assert {"up", "init", "status"} <= named
+    said = subprocess.run(
+        [sys.executable, "-m", "dataplane", "--help"], capture_output=True, text=True, check=True
+    )
+    commands = set(re.findall(r"^\W*([a-z]+) ", said.stdout, re.MULTILINE))
+    assert named <= commands, named - commands
