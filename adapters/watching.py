@@ -32,7 +32,6 @@ async def changes_under(root: Path, stop: asyncio.Event, rescan_s: float) -> Asy
             stop_event=stop,
             rust_timeout=int(rescan_s * 1000),
             yield_on_timeout=True,
-            raise_interrupt=False,
         ):
             if not stop.is_set():
                 yield

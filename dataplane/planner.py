@@ -221,8 +221,11 @@ class SyncPlanner:
         for target in targets:
             for entry in entries:
                 there = self._view.held_by(target.name, entry.path)
-                if there is not None and _satisfies(there, entry):
+                if there is not None and there.checksum == entry.checksum:
                     held.append(_held(target.name, there))
+                    continue
+                if there is not None and there.version > entry.version:
+                    refusals.append(_conflict(target.name, entry))
                     continue
                 source = self._source(route, speaker, entry, target)
                 if isinstance(source, Refusal):
@@ -329,9 +332,10 @@ def _priority(event: Event, route: Route) -> SyncPriority:
     return route.priority
 
 
-def _satisfies(there: DataEntry, entry: DataEntry) -> bool:
-    """Whether what a target has under the path is the entry, or a later version of it."""
-    return there.checksum == entry.checksum or there.version > entry.version
+def _conflict(target: str, entry: DataEntry) -> Refusal:
+    """What a target has is younger than the version that counts and never became it."""
+    reason = f"{target} holds another content of its own under {entry.path}; both stay"
+    return Refusal(rule="conflict", reason=reason, target=target, path=entry.path)
 
 
 def _held(target: str, there: DataEntry) -> Held:

@@ -97,20 +97,9 @@ class TransportManager:
             return attempt.succeeded(self._node, entry.games)
         if version > entry.version:
             raise Superseded(f"{entry.path}: version {version} is newer than {entry.version}")
-        local = self._local(entry)
-        landing = await Landing.open(
-            self._root,
-            entry,
-            order.transfer,
-            local,
-            rules=self._rules,
-        )
-        try:
-            landed = await self._bring(order, landing, attempt, progress)
-        finally:
-            await landing.abort()
+        landed = await self._bring(order, attempt, progress)
         reach("agent.landed")
-        await self._inventory.landed(entry, local)
+        await self._inventory.landed(entry, self._local(entry))
         self.succeeded += 1
         return attempt.succeeded(self._node, landed.games)
 
@@ -118,11 +107,7 @@ class TransportManager:
         return self._rules.local(entry.path, self._node)
 
     async def _bring(
-        self,
-        order: events.TransferAssigned,
-        landing: Landing,
-        attempt: _Attempt,
-        progress: Progress,
+        self, order: events.TransferAssigned, attempt: _Attempt, progress: Progress
     ) -> Landed:
         """Try the transports in order, within the time the attempt has in all."""
         error: TransportError = Unreachable(f"none of {list(order.transports)} is known here")
@@ -134,9 +119,7 @@ class TransportManager:
                     if transport is None:
                         continue
                     try:
-                        return await self._try(
-                            transport, order, landing, throttle, attempt, progress
-                        )
+                        return await self._try(transport, order, throttle, attempt, progress)
                     except TransportError as failure:
                         error = failure
                         if not failure.try_next_transport:
@@ -151,26 +134,30 @@ class TransportManager:
         self,
         transport: Fetches,
         order: events.TransferAssigned,
-        landing: Landing,
         throttle: Throttle,
         attempt: _Attempt,
         progress: Progress,
     ) -> Landed:
-        """One attempt over one transport, and what it was as a result."""
+        """One try over one transport, from where the last one stopped; recorded as a result."""
+        entry, local = order.entry, self._local(order.entry)
         request = Request(
             transfer=order.transfer,
-            entry=order.entry,
+            entry=entry,
             source=Source(order.source, order.source_url),
             target=self._node,
             stall_s=self._stall_s,
             connect_s=CONNECT_TIMEOUT_S,
         )
-        with attempt.measure(transport.name, landing) as measured:
-            reach("agent.fetching")
-            measured.moved = await transport.fetch(request, landing, throttle, progress)
-            # Said by path before the file appears: a crash in between must not make it ours.
-            await self._inventory.expect(order.entry, self._local(order.entry))
-            return await landing.commit()
+        landing = await Landing.open(self._root, entry, order.transfer, local, rules=self._rules)
+        try:
+            with attempt.measure(transport.name, landing) as measured:
+                reach("agent.fetching")
+                measured.moved = await transport.fetch(request, landing, throttle, progress)
+                # Said before the file appears: a crash in between must not make it ours.
+                await self._inventory.expect(entry, local)
+                return await landing.commit()
+        finally:
+            await landing.abort()
 
 
 class _Attempt:

@@ -1,4 +1,4 @@
-"""The words in which rules and views are specified: facts that are given, what happens, what follows.
+"""The words in which rules and views are specified: what is given, what happens, what follows.
 
     given(trainer("train-1"), opens("c1", played("gpu-1")), answers("c1", "gpu-1", GAMES))
         .when(asked("c1"))
@@ -309,8 +309,7 @@ class Says(NamedTuple):
     def check(self, event: Event) -> None:
         """Fail where the event is another one."""
         assert type(event) is self.type, f"{events.type_name(self.type)} expected, not {event}"
-        have = {name: getattr(event, name) for name in self.fields}
-        assert have == dict(self.fields), f"of {event}"
+        _same({name: getattr(event, name) for name in self.fields}, dict(self.fields))
 
 
 def says(type: type[Event], **fields: Any) -> Says:
@@ -462,11 +461,10 @@ class Outcome:
     def then(self, *expected: str | Says) -> Story:
         """Exactly this follows: lines of a plan in any order, or events in theirs."""
         if self.planned is not None:
-            assert sorted(lines_of(self.planned)) == sorted(map(str, expected))
+            _same(sorted(lines_of(self.planned)), sorted(map(str, expected)))
             return self.story
-        said = [events.type_name(event) for event in self.events]
         wanted = [events.type_name(e.type) for e in expected if isinstance(e, Says)]
-        assert said == wanted
+        _same([events.type_name(event) for event in self.events], wanted)
         for event, want in zip(self.events, expected, strict=True):
             assert isinstance(want, Says)
             want.check(event)
@@ -488,9 +486,9 @@ class Projection:
         """`query` of the views gives `expected`, or holds if nothing is expected."""
         found = query(self.view)
         if expected:
-            assert found == expected[0]
+            _same(found, expected[0])
         else:
-            assert found
+            assert found, "it does not hold"
         return self
 
 
@@ -546,6 +544,10 @@ def wired(fact: Fact, sequence: int, time: float) -> Recorded:
     recorded = decode(sequence, time, fact.subject, headers, body)
     assert recorded.event == fact.event, recorded.problem
     return recorded
+
+
+def _same(have: object, expected: object) -> None:
+    assert have == expected, f"\n    have: {have}\nexpected: {expected}"
 
 
 def _speaker(event: Event) -> str:

@@ -256,8 +256,8 @@ def _totals(
         chains_failed=sum(chain.failed > 0 for chain in chains),
         chains_open=sum(chain.completed + chain.failed == 0 for chain in chains),
         announced=sum(chain.announced for chain in chains),
-        latency_p50_s=_quantile(latencies, 0.50),
-        latency_p99_s=_quantile(latencies, 0.99),
+        latency_p50_s=quantile(latencies, 0.50),
+        latency_p99_s=quantile(latencies, 0.99),
         transfers=sum(isinstance(event, events.TransferSucceeded) for event in results),
         bytes_moved=sum(event.bytes_transferred for event in results),
         outcomes_proven=proven,
@@ -267,8 +267,8 @@ def _totals(
     )
 
 
-def _quantile(ordered: Sequence[float], share: float) -> float | None:
-    """The smallest value that `share` of all values do not exceed."""
+def quantile(ordered: Sequence[float], share: float) -> float | None:
+    """The smallest of ordered values that `share` of all do not exceed; None if there are none."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)] if ordered else None
 
 

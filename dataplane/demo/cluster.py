@@ -25,7 +25,7 @@ from streams.values import Role
 COORDINATOR = "coordinator"
 CONFIG_KEYS = ("hex8_2p", "square8_2p")
 #: What one transfer may use: slow enough for a transfer to be seen, and to be killed within.
-BANDWIDTH_MBPS = 10
+BANDWIDTH_MBPS = 16
 #: Games of one round and configuration, and search statistics with each: about 1.5 MB together.
 GAMES_PER_ROUND, PADDING_KB = 40, 20
 #: Between two rounds players go on committing games, while what they announced is copied.
@@ -177,6 +177,10 @@ class DemoCluster:
         """How many triggers the players will publish."""
         players = len(self.roles) - len(self.trainers)
         return players * len(CONFIG_KEYS) * self.rounds
+
+    def chains_before(self, number: int) -> int:
+        """How many triggers the players publish before a round; rounds count from 1."""
+        return self.expected_chains // self.rounds * (number - 1)
 
     def children(self) -> list[Child]:
         """All processes but the bus, in the order of their first start."""

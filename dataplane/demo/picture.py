@@ -61,7 +61,6 @@ class Picture:
     registered: dict[str, int] = field(default_factory=dict)
     #: Games that a node holds, by node and path.
     games: dict[tuple[str, str], int] = field(default_factory=dict)
-    announced: int = 0
     copies: int = 0
     bytes_moved: int = 0
     #: What happened, a line each, with seconds since the start.
@@ -140,8 +139,6 @@ class Picture:
             return
         if isinstance(event, events.DataSyncStarted):
             chain.status = "moving"
-        elif isinstance(event, events.NewGamesAvailable):
-            self.announced += 1
         elif isinstance(event, events.DataSyncCompleted | events.DataSyncFailed):
             failed = isinstance(event, events.DataSyncFailed)
             chain.status = "failed" if failed else "completed"

@@ -23,7 +23,7 @@ import msgspec
 
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
-from dataplane.demo.audit import Audit, audit
+from dataplane.demo.audit import Audit, audit, quantile
 from dataplane.demo.cluster import (
     BANDWIDTH_MBPS,
     COORDINATOR,
@@ -61,6 +61,8 @@ class Report(msgspec.Struct, frozen=True):
     views_same: bool
     views_sequence: int
     kills: list[Kill]
+    #: Median latency of the chains that had ended when the first process was killed.
+    undisturbed_p50_s: float | None
     nodes: int
     rounds: int
     duration_s: float
@@ -214,10 +216,11 @@ async def _story(cluster: DemoCluster, watch: Watch) -> None:
 
 
 async def _lose_a_trainer(cluster: DemoCluster, watch: Watch) -> None:
-    """Kill a training agent while it receives a file, and start it again."""
+    """Kill a training agent mid-way, while it receives a file, and start it again."""
     name = cluster.trainers[0]
+    before = cluster.chains_before((cluster.rounds + 1) // 2)
     line: TransferLine = await watch.until(
-        lambda picture: picture.moving_to(name),
+        lambda picture: picture.moving_to(name) if len(picture.chains) > before else None,
         _START_LIMIT_S,
         lambda: f"no transfer to {name} was seen running",
     )
@@ -232,10 +235,10 @@ async def _lose_a_trainer(cluster: DemoCluster, watch: Watch) -> None:
 
 
 async def _lose_the_coordinator(cluster: DemoCluster, watch: Watch) -> None:
-    """Kill the coordinator while a chain is open, in the second round if there is one."""
-    first_round = cluster.expected_chains // cluster.rounds if cluster.rounds > 1 else 0
+    """Kill the coordinator while a chain is open, a round later if there is one, and start it."""
+    before = cluster.chains_before(min(cluster.rounds, (cluster.rounds + 1) // 2 + 1))
     chains = await watch.until(
-        lambda picture: picture.open_chains() if len(picture.chains) > first_round else None,
+        lambda picture: picture.open_chains() if len(picture.chains) > before else None,
         _START_LIMIT_S,
         lambda: "no chain was seen open",
     )
@@ -276,10 +279,18 @@ async def _judge(cluster: DemoCluster, log: JetStreamLog, began: float) -> Repor
         views_same=views.same,
         views_sequence=views.sequence,
         kills=cluster.kills,
+        undisturbed_p50_s=quantile(_undisturbed(found, cluster.kills), 0.50),
         nodes=len(cluster.roles),
         rounds=cluster.rounds,
         duration_s=round(time.monotonic() - began, 3),
     )
+
+
+def _undisturbed(found: Audit, kills: list[Kill]) -> list[float]:
+    """Latencies of the chains that had ended when the first process was killed, in order."""
+    first = min((kill.time for kill in kills), default=0.0)
+    known = [(c.triggered_at, c.latency_s) for c in found.chains if c.latency_s is not None]
+    return sorted(latency for at, latency in known if at + latency < first)
 
 
 def _print_report(report: Report) -> None:
@@ -291,7 +302,8 @@ def _print_report(report: Report) -> None:
         f"chains      {totals.chains_started} started, {totals.chains_completed} completed, "
         f"{totals.chains_failed} failed, {totals.chains_open} open",
         f"latency     {_seconds(totals.latency_p50_s)} p50, {_seconds(totals.latency_p99_s)} p99 "
-        f"from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE, {totals.announced} times",
+        f"from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE ({totals.announced}); "
+        f"{_seconds(report.undisturbed_p50_s)} p50 before the first kill",
         f"moved       {size(totals.bytes_moved)} in {totals.transfers} transfers of at most "
         f"{BANDWIDTH_MBPS} Mbit/s, so that they can be seen",
         f"digests     {totals.digests_checked} of {len(copies)} files on targets are what their "

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator
 
-from rich.console import Console, Group
+from rich.console import Console, Group, JustifyMethod
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -100,11 +100,10 @@ def draw(cluster: DemoCluster, picture: Picture, now: float, rows: int) -> Group
     """The whole picture at `now`, seconds since 1970, with at most so many `rows` of each kind."""
     chains = picture.chains.values()
     ended = [chain for chain in chains if not chain.open]
-    title = Text(f"dataplane demo  {now - picture.started_at:5.1f} s", "bold", no_wrap=True)
+    title = Text(f"dataplane demo  {now - picture.started_at:.1f} s", "bold", no_wrap=True)
     title.append(
-        f"   chains {len(chains)} of {cluster.expected_chains}, {len(ended)} ended   "
-        f"copies {picture.copies}, {size(picture.bytes_moved)}   "
-        f"NEW_GAMES_AVAILABLE {picture.announced}",
+        f"   {len(chains)} of {cluster.expected_chains} chains, {len(ended)} ended, "
+        f"{picture.copies} copies, {size(picture.bytes_moved)}",
         style="default",
     )
     journal = [_line(at, text) for at, text in picture.journal[-rows:]]
@@ -124,7 +123,7 @@ def draw(cluster: DemoCluster, picture: Picture, now: float, rows: int) -> Group
 def _nodes(cluster: DemoCluster, picture: Picture) -> Table:
     children = {child.name: child for child in cluster.children()}
     kills = {kill.name: kill.during for kill in cluster.kills}
-    table = _table("node", "role", "process", "state", "games", "")
+    table = _table("node", "process", "state", "games", "", flexible="")
     for name in (COORDINATOR, *cluster.roles):
         child = children.get(name)
         player = children.get(f"{name}.player")
@@ -132,11 +131,10 @@ def _nodes(cluster: DemoCluster, picture: Picture) -> Table:
         games = "" if name == COORDINATOR else str(picture.games_on(name))
         table.add_row(
             name,
-            str(cluster.roles.get(name, COORDINATOR)),
             str(child.pid if child else ""),
             _styled(state),
             games,
-            _remark(player, kills.get(name, "")),
+            _cut(_remark(player, kills.get(name, ""))),
         )
     return table
 
@@ -166,22 +164,30 @@ def _chains(picture: Picture, ended: list[ChainLine], now: float, rows: int) -> 
 
 
 def _transfers(picture: Picture, rows: int) -> Table:
-    table = _table("transfer", "to", "progress", "", "")
+    table = _table("transfer", "to", "progress", "", "size", flexible="transfer")
     for line in list(picture.transfers.values())[:rows]:
-        table.add_row(line.path, line.target, _bar(line), f"{line.share:4.0%}", size(line.total))
+        table.add_row(
+            _cut(line.path), line.target, _bar(line), f"{line.share:4.0%}", size(line.total)
+        )
     return table
 
 
 def _bar(line: TransferLine) -> ProgressBar:
-    return ProgressBar(total=max(1, line.total), completed=line.done, width=30)
+    return ProgressBar(total=max(1, line.total), completed=line.done, width=20)
 
 
-def _table(*columns: str) -> Table:
+def _table(*columns: str, flexible: str | None = None) -> Table:
+    """A table of which `flexible` is the column that gives way on a narrow terminal."""
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for column in columns:
-        right = column in ("games", "seconds", "process")
-        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+        right = column in ("games", "seconds", "process", "size")
+        justify: JustifyMethod = "right" if right else "left"
+        table.add_column(column, justify=justify, no_wrap=column != flexible)
     return table
+
+
+def _cut(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _styled(state: str) -> Text:

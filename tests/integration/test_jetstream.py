@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import os
@@ -217,6 +218,64 @@ class TestCrash:
 
             await eventually(settled)
             await deliveries.close()
+
+
+class Line:
+    """A line to a server that can be cut while the server lives."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._writers: list[asyncio.StreamWriter] = []
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one client."""
+        from_server, to_server = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += [writer, to_server]
+        for source, sink in ((reader, to_server), (from_server, writer)):
+            pump = asyncio.create_task(self._pump(source, sink))
+            self._pumps.add(pump)
+            pump.add_done_callback(self._pumps.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while data := await source.read(65536):
+                sink.write(data)
+                await sink.drain()
+        sink.transport.abort()
+
+    def cut(self) -> None:
+        """Everything under way is lost."""
+        for writer in self._writers:
+            writer.transport.abort()
+        self._writers.clear()
+
+
+class TestCut:
+    """A line that is cut while the server lives loses and doubles nothing either."""
+
+    async def test_readers_and_publishers_go_on(self, own_server: EmbeddedServer) -> None:
+        """What was under way to the reader comes again, what was on its way to the log is there."""
+        await own_server.start_async()
+        line = Line(own_server.port)
+        async with await asyncio.start_server(line, "127.0.0.1", 0) as entry:
+            url = f"nats://127.0.0.1:{entry.sockets[0].getsockname()[1]}"
+            log = await JetStreamLog.connect(url, try_s=1.0)
+            await log.ensure_topology()
+            filled = await fill(log, 12_000)
+            cuts = iter((100, 3000, 6000, 9000, 10**9))
+            cut, seen = next(cuts), list[str]()
+            published = asyncio.gather(*(log.publish(trigger(n)) for n in range(100)))
+            async with asyncio.timeout(2 * PATIENCE_S):
+                async for batch in log.read(until=12_100):
+                    seen += [fact.id for fact in batch]
+                    if len(seen) >= cut:
+                        cut = next(cuts)
+                        line.cut()
+                await published
+            assert seen[:12_000] == filled
+            assert sorted(seen[12_000:]) == sorted(trigger(n).id for n in range(100))
+            await log.close()
 
 
 class TestDeletion:

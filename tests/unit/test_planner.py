@@ -1,4 +1,4 @@
-"""The planner: what each trigger moves from where to where, and what it does not move by which rule.
+"""The planner: what each trigger moves from where to where, and what not, by which rule.
 
 The cases cite the behaviours they keep (K…), forbid (P…), or the row of the routing table.
 """
@@ -146,15 +146,25 @@ CASES = [
     ),
     Case(
         "route: self-play moves the speaker's games, not those of other players",
-        (trainer(), player(), player("gpu-2"), holds("gpu-1", GAMES))
-        + (holds("gpu-2", games_of("gpu-2")),),
+        (
+            trainer(),
+            player(),
+            player("gpu-2"),
+            holds("gpu-1", GAMES),
+            holds("gpu-2", games_of("gpu-2")),
+        ),
         played(),
         (f"gpu-1 -> train-1: {GAMES_PATH}",),
     ),
     Case(
         "route: a copy the speaker received is not the speaker's to send on",
-        (trainer(), player("gpu-2"), player("gpu-1"), holds("gpu-2", games_of("gpu-2")))
-        + (copied("games/gpu-2/hex8_2p.db", "gpu-1"),),
+        (
+            trainer(),
+            player("gpu-2"),
+            player("gpu-1"),
+            holds("gpu-2", games_of("gpu-2")),
+            copied("games/gpu-2/hex8_2p.db", "gpu-1"),
+        ),
         played("gpu-1"),
         ("nothing-held: all",),
     ),
@@ -181,8 +191,13 @@ CASES = [
     ),
     Case(
         "P22: the same size is not the same content: a newer version moves",
-        (trainer(), player(), holds("gpu-1", GAMES), copied(GAMES_PATH, "train-1"))
-        + (holds("gpu-1", games_of("gpu-1", "second")),),
+        (
+            trainer(),
+            player(),
+            holds("gpu-1", GAMES),
+            copied(GAMES_PATH, "train-1"),
+            holds("gpu-1", games_of("gpu-1", "second")),
+        ),
         played(),
         (f"gpu-1 -> train-1: {GAMES_PATH}",),
     ),
@@ -194,8 +209,14 @@ CASES = [
     ),
     Case(
         "P4: two producers' databases of one name both reach the trainer that holds the other",
-        (trainer(), player(), player("gpu-2"), holds("gpu-2", games_of("gpu-2")))
-        + (copied("games/gpu-2/hex8_2p.db", "train-1"), holds("gpu-1", GAMES)),
+        (
+            trainer(),
+            player(),
+            player("gpu-2"),
+            holds("gpu-2", games_of("gpu-2")),
+            copied("games/gpu-2/hex8_2p.db", "train-1"),
+            holds("gpu-1", GAMES),
+        ),
         played(),
         (f"gpu-1 -> train-1: {GAMES_PATH}",),
     ),
@@ -207,8 +228,12 @@ CASES = [
     ),
     Case(
         "P2: games that were removed are a refusal, not an empty plan",
-        (trainer(), player(), holds("gpu-1", GAMES))
-        + (events.FilesRemoved(node="gpu-1", paths=(GAMES_PATH,)),),
+        (
+            trainer(),
+            player(),
+            holds("gpu-1", GAMES),
+            events.FilesRemoved(node="gpu-1", paths=(GAMES_PATH,)),
+        ),
         played(),
         ("nothing-held: all",),
     ),
@@ -251,22 +276,38 @@ CASES = [
     ),
     Case(
         "K7: a holder of the same provider is asked before the others",
-        (trainer(provider="lambda"), player(provider="vast"), holds("gpu-1", GAMES))
-        + (node("z-gpu", Role.SELFPLAY, provider="lambda"), copied(GAMES_PATH, "z-gpu")),
+        (
+            trainer(provider="lambda"),
+            player(provider="vast"),
+            holds("gpu-1", GAMES),
+            node("z-gpu", Role.SELFPLAY, provider="lambda"),
+            copied(GAMES_PATH, "z-gpu"),
+        ),
         started(),
         (f"z-gpu -> train-1: {GAMES_PATH}",),
     ),
     Case(
         "K7: an ephemeral holder is asked last",
-        (trainer(), player(traits=[Trait.EPHEMERAL]), node("z-gpu", Role.SELFPLAY))
-        + (holds("gpu-1", GAMES), copied(GAMES_PATH, "z-gpu")),
+        (
+            trainer(),
+            player(traits=[Trait.EPHEMERAL]),
+            node("z-gpu", Role.SELFPLAY),
+            holds("gpu-1", GAMES),
+            copied(GAMES_PATH, "z-gpu"),
+        ),
         started(),
         (f"z-gpu -> train-1: {GAMES_PATH}",),
     ),
     Case(
         "K11: an offline holder is not asked",
-        (trainer(), player(), VAULT, holds("gpu-1", GAMES), copied(GAMES_PATH, "vault"))
-        + (offline("gpu-1"),),
+        (
+            trainer(),
+            player(),
+            VAULT,
+            holds("gpu-1", GAMES),
+            copied(GAMES_PATH, "vault"),
+            offline("gpu-1"),
+        ),
         started(),
         (f"vault -> train-1: {GAMES_PATH}",),
     ),
@@ -348,8 +389,13 @@ CASES = [
     ),
     Case(
         "route: a GPU node with the old model gets the new one",
-        (trainer(), GPUS[0], holds("train-1", model()))
-        + (copied("models/canonical_hex8_2p.pth", "gpu-1"), holds("train-1", model("second"))),
+        (
+            trainer(),
+            GPUS[0],
+            holds("train-1", model()),
+            copied("models/canonical_hex8_2p.pth", "gpu-1"),
+            holds("train-1", model("second")),
+        ),
         promoted(),
         ("train-1 -> gpu-1: models/canonical_hex8_2p.pth",),
     ),
@@ -399,8 +445,14 @@ CASES = [
     known_bug(
         Case(
             "K9: a node that vanishes also saves the last copies of what others produced",
-            (VAULT, player(), trainer(), holds("gpu-1", GAMES), copied(GAMES_PATH, "train-1"))
-            + (events.FilesRemoved(node="gpu-1", paths=(GAMES_PATH,)),),
+            (
+                VAULT,
+                player(),
+                trainer(),
+                holds("gpu-1", GAMES),
+                copied(GAMES_PATH, "train-1"),
+                events.FilesRemoved(node="gpu-1", paths=(GAMES_PATH,)),
+            ),
             terminating("train-1"),
             (f"train-1 -> vault: {GAMES_PATH}",),
         ),
@@ -436,8 +488,12 @@ CASES = [
     ),
     Case(
         "K5: a node with skip_sync_receive never receives",
-        (trainer(traits=[Trait.SKIP_SYNC_RECEIVE]), trainer("train-2"), player())
-        + (holds("gpu-1", GAMES),),
+        (
+            trainer(traits=[Trait.SKIP_SYNC_RECEIVE]),
+            trainer("train-2"),
+            player(),
+            holds("gpu-1", GAMES),
+        ),
         played(),
         (f"gpu-1 -> train-2: {GAMES_PATH}", "skip-sync-receive: train-1"),
     ),
@@ -467,8 +523,12 @@ CASES = [
     ),
     Case(
         "K5: nodes of one NFS group never sync among themselves",
-        (trainer(nfs_group="rack"), trainer("train-2", nfs_group="other"))
-        + (player(nfs_group="rack"), holds("gpu-1", GAMES)),
+        (
+            trainer(nfs_group="rack"),
+            trainer("train-2", nfs_group="other"),
+            player(nfs_group="rack"),
+            holds("gpu-1", GAMES),
+        ),
         played(),
         (f"gpu-1 -> train-2: {GAMES_PATH}", f"same-nfs: train-1 {GAMES_PATH}"),
     ),
@@ -486,15 +546,25 @@ CASES = [
     ),
     Case(
         "K11: a recovered node is planned for again",
-        (trainer(), player(), holds("gpu-1", GAMES), offline("train-1"))
-        + (events.NodeRecovered(node="train-1"),),
+        (
+            trainer(),
+            player(),
+            holds("gpu-1", GAMES),
+            offline("train-1"),
+            events.NodeRecovered(node="train-1"),
+        ),
         played(),
         (f"gpu-1 -> train-1: {GAMES_PATH}",),
     ),
     Case(
         "K11: a recovered node has its own policy back, not a default one",
-        (trainer(traits=[Trait.SKIP_SYNC_RECEIVE]), player(), holds("gpu-1", GAMES))
-        + (offline("train-1"), events.NodeRecovered(node="train-1")),
+        (
+            trainer(traits=[Trait.SKIP_SYNC_RECEIVE]),
+            player(),
+            holds("gpu-1", GAMES),
+            offline("train-1"),
+            events.NodeRecovered(node="train-1"),
+        ),
         played(),
         ("skip-sync-receive: train-1", "no-target: all"),
     ),
@@ -519,7 +589,7 @@ CASES = [
 
 @pytest.mark.parametrize(
     "case",
-    [case if not isinstance(case, Case) else pytest.param(case, id=case.rule) for case in CASES],
+    [pytest.param(case, id=case.rule) if isinstance(case, Case) else case for case in CASES],
 )
 def test_plan_follows_the_routing_table_and_the_rules(case: Case) -> None:
     """Exactly these entries move, these are held, and these rules refuse the rest."""

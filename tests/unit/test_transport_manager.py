@@ -1,0 +1,210 @@
+"""One transfer through its chain of transports, with transports that fail in every way."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from adapters.inventory import Inventory
+from adapters.landing import Landing
+from adapters.throttle import Throttle
+from adapters.transport import (
+    EntryMissing,
+    Interrupted,
+    Progress,
+    Request,
+    TransportError,
+    Unreachable,
+)
+from dataplane.transfers import TransportManager
+from streams import events
+from streams.values import DataEntry, DataType, Transport
+
+CONTENT = bytes(range(256)) * 1000
+ENTRY = DataEntry(
+    path="models/hex8_2p.onnx",
+    data_type=DataType.MODELS,
+    config_key="hex8_2p",
+    size_bytes=len(CONTENT),
+    checksum="sha256:" + hashlib.sha256(CONTENT).hexdigest(),
+    version=7,
+)
+P2P, HTTP, RSYNC = Transport.P2P_GOSSIP, Transport.HTTP_FETCH, Transport.RSYNC
+
+
+class Faulty:
+    """A transport that gives some bytes and then does what it was told to."""
+
+    def __init__(
+        self,
+        name: Transport,
+        *,
+        content: bytes = CONTENT,
+        stop_after: int | None = None,
+        then: Callable[[], TransportError] | None = None,
+        hangs: bool = False,
+    ) -> None:
+        self.name = name
+        self.calls = 0
+        self.offsets: list[int] = []
+        self._content, self._stop, self._then, self._hangs = content, stop_after, then, hangs
+
+    async def fetch(
+        self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+    ) -> int:
+        """Give what it has from the landing's offset on, then fail, hang or return."""
+        self.calls += 1
+        self.offsets.append(landing.offset)
+        data = self._content[landing.offset : self._stop]
+        await landing.write(data)
+        progress(landing.offset, request.entry.size_bytes)
+        if self._hangs:
+            await asyncio.Event().wait()
+        if self._then is not None:
+            raise self._then()
+        return len(data)
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+@pytest.fixture
+async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
+    """The inventory of the target."""
+    inventory = Inventory(tmp_path, "train-1")
+    yield inventory
+    await inventory.close()
+
+
+def manager(root: Path, inventory: Inventory, *transports: Faulty) -> TransportManager:
+    """A manager on the target with these transports."""
+    return TransportManager("train-1", root, inventory, {t.name: t for t in transports})
+
+
+def order(*transports: Transport, **changes: object) -> events.TransferAssigned:
+    """An assignment over a chain of transports."""
+    fields: dict[str, object] = {"timeout_s": 30.0, "attempt": 1, "entry": ENTRY, **changes}
+    return events.TransferAssigned(
+        transfer="t1",
+        executor="train-1",
+        source="gpu-7",
+        target="train-1",
+        transports=transports,
+        **fields,  # type: ignore[arg-type]
+    )
+
+
+async def test_next_transport_goes_on_where_the_first_broke_off(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """The first transport dies half-way; the second brings the rest, and the facts say so."""
+    first = Faulty(P2P, stop_after=100_000, then=lambda: Interrupted("cut"))
+    second = Faulty(HTTP)
+    done = await manager(tmp_path, inventory, first, second).transfer(order(P2P, HTTP))
+    assert isinstance(done, events.TransferSucceeded)
+    assert second.offsets == [100_000]
+    assert [(r.transport_used, r.success, r.bytes_transferred) for r in done.results] == [
+        (P2P, False, 100_000),
+        (HTTP, True, len(CONTENT) - 100_000),
+    ]
+    assert done.results[0].error_class == "Interrupted"
+    assert done.bytes_transferred == len(CONTENT)
+    assert (tmp_path / ENTRY.path).read_bytes() == CONTENT
+
+
+async def test_p15_result_counts_bytes_that_moved_not_bytes_that_were_planned(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """A refused connection moved nothing; a second delivery of done work moves nothing again."""
+    dead = Faulty(HTTP, stop_after=0, then=lambda: Unreachable("connection refused"))
+    failed = await manager(tmp_path, inventory, dead).transfer(order(HTTP))
+    assert isinstance(failed, events.TransferFailed)
+    assert (failed.bytes_transferred, failed.error_class) == (0, "Unreachable")
+    assert failed.retryable
+    good = manager(tmp_path, inventory, Faulty(HTTP))
+    first, again = await good.transfer(order(HTTP)), await good.transfer(order(HTTP, attempt=2))
+    assert isinstance(first, events.TransferSucceeded)
+    assert isinstance(again, events.TransferSucceeded)
+    assert (first.bytes_transferred, again.bytes_transferred) == (len(CONTENT), 0)
+
+
+async def test_missing_entry_is_not_asked_of_the_same_source_by_another_way(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """The source does not have it: another transport to it would not help."""
+    first = Faulty(P2P, stop_after=0, then=lambda: EntryMissing("gone"))
+    second = Faulty(HTTP)
+    failed = await manager(tmp_path, inventory, first, second).transfer(order(P2P, HTTP))
+    assert isinstance(failed, events.TransferFailed)
+    assert failed.error_class == "EntryMissing"
+    assert second.calls == 0
+
+
+async def test_wrong_bytes_never_get_the_final_name_and_the_next_transport_starts_anew(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """The digest decides: what one transport corrupted, another brings from the first byte."""
+    corrupt = Faulty(P2P, content=b"\x00" * len(CONTENT))
+    sound = Faulty(HTTP)
+    done = await manager(tmp_path, inventory, corrupt, sound).transfer(order(P2P, HTTP))
+    assert isinstance(done, events.TransferSucceeded), done
+    assert done.results[0].error_class == "DigestMismatch"
+    assert sound.offsets == [0]
+    assert (tmp_path / ENTRY.path).read_bytes() == CONTENT
+
+
+async def test_attempt_ends_at_its_time_and_keeps_what_came(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """A transport that hangs is cut off with TimedOut; the next attempt goes on from there."""
+    hanging = Faulty(HTTP, stop_after=50_000, hangs=True)
+    failed = await manager(tmp_path, inventory, hanging).transfer(order(HTTP, timeout_s=0.2))
+    assert isinstance(failed, events.TransferFailed)
+    assert (failed.error_class, failed.retryable) == ("TimedOut", True)
+    good = Faulty(HTTP)
+    done = await manager(tmp_path, inventory, good).transfer(order(HTTP, attempt=2))
+    assert isinstance(done, events.TransferSucceeded)
+    assert good.offsets == [50_000]
+
+
+async def test_p5_older_version_never_replaces_a_newer_one(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """An assignment that was overtaken is refused: version 7 stays where 9 would be lost."""
+    newer = DataEntry(
+        path=ENTRY.path,
+        data_type=ENTRY.data_type,
+        config_key=ENTRY.config_key,
+        size_bytes=3,
+        checksum="sha256:" + hashlib.sha256(b"new").hexdigest(),
+        version=9,
+    )
+    there = manager(tmp_path, inventory, Faulty(HTTP, content=b"new"))
+    assert isinstance(await there.transfer(order(HTTP, entry=newer)), events.TransferSucceeded)
+    refused = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
+    assert isinstance(refused, events.TransferFailed)
+    assert (refused.error_class, refused.retryable) == ("Superseded", False)
+    assert (tmp_path / ENTRY.path).read_bytes() == b"new"
+
+
+async def test_unknown_transports_are_passed_over_and_said(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """An assignment over transports this node lacks fails in words, at once."""
+    failed = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(RSYNC))
+    assert isinstance(failed, events.TransferFailed)
+    assert "rsync" in failed.error
+
+
+async def test_progress_callback_is_told_bytes_done_and_in_all(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """Library users watch a transfer by (done, total)."""
+    told: list[tuple[int, int]] = []
+    moving = manager(tmp_path, inventory, Faulty(HTTP))
+    await moving.transfer(order(HTTP), lambda done, total: told.append((done, total)))
+    assert told[-1] == (len(CONTENT), len(CONTENT))
