@@ -168,13 +168,20 @@ class Inventory:
         await self._known.ready()
         return [row.entry for row in self._known.here()]
 
-    async def version_of(self, path: str) -> tuple[str, int] | None:
-        """Checksum and version of the received file at a logical path; None if there is none."""
+    async def arrived(self, path: str) -> DataEntry | None:
+        """What was received under a logical path and is here unchanged; None if nothing was.
+
+        A file that got its name just before the process died is read first.
+        """
         await self._known.ready()
+        local = self._rules.local(path, self._node)
+        if local in self._known.expected and (self._root / local).exists():
+            async with self._scanning:
+                await self._read_all([local])
         row = self._known.row_of(path)
         if row is None or not row.received or row.state is not State.HERE:
             return None
-        return row.entry.checksum, row.entry.version
+        return row.entry
 
     def locate(self, checksum: str) -> Path | None:
         """A file that holds exactly this content, as far as its size, time and inode tell.

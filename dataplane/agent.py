@@ -309,6 +309,7 @@ class Agent:
                 facts.append(node_fact(quarantined, self.node, id, chain=recorded.chain))
         for fact in facts:
             await self._outbox.publish(self._log, fact)
+        manager.said(order.transfer)
         reach("agent.reported")
 
     def _result_fact(

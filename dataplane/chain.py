@@ -7,18 +7,23 @@ same facts with the same ids, so that being asked twice, or by two coordinators,
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
+import msgspec
 from msgspec.structs import replace
 
 from dataplane.policy import Policy
 from projections.chains import ChainRow, ChainStatus, Need, planned
 from projections.transfers import TransferRow, TransferState
 from streams import events
-from streams.codec import Fact, chain_fact, split_entries
+from streams.codec import LIST_BYTES, Fact, chain_fact, split_entries
 from streams.values import Held, SyncPlan, TargetOutcome
 
-#: Outcomes named in an end; a chain of more says how many were left out.
+T = TypeVar("T")
+#: Outcomes named in an end, and the characters of each error: an end must fit into a message. A
+#: chain of more outcomes says how many were left out.
 OUTCOMES_NAMED = 400
+ERROR_CHARACTERS = 1_000
 
 
 def owed(
@@ -165,7 +170,7 @@ def _outcome(need: Need, transfer: TransferRow, policy: Policy) -> TargetOutcome
             checksum=need.checksum,
             size_bytes=need.size_bytes,
             bytes_transferred=transfer.bytes_transferred,
-            error=f"{last.error_class}: {last.error}{tries}",
+            error=f"{last.error_class}: {last.error[:ERROR_CHARACTERS]}{tries}",
         )
     return None
 
@@ -176,11 +181,12 @@ def _completion(chain: ChainRow, arrived: list[TargetOutcome], now: float, cause
     reason = "every target holds every byte"
     if not arrived:
         reason = "nothing had to move: every target held every byte"
+    named = _that_fit(there, LIST_BYTES)
     event = events.DataSyncCompleted(
         config_key=chain.config_key,
         source_node=chain.source_node,
-        targets=tuple(there[:OUTCOMES_NAMED]),
-        left_out=max(0, len(there) - OUTCOMES_NAMED),
+        targets=named,
+        left_out=len(there) - len(named),
         games_synced=_games(arrived),
         bytes_transferred=moved,
         duration_seconds=round(max(0.0, now - chain.opened_at), 6),
@@ -197,13 +203,15 @@ def _failure(
     reason: str,
     cause: str,
 ) -> Fact:
+    arrived_named = _that_fit(arrived, LIST_BYTES // 4)
+    failed_named = _that_fit(failed, LIST_BYTES // 2)
     event = events.DataSyncFailed(
         config_key=chain.config_key,
         source_node=chain.source_node or chain.node,
-        arrived=tuple(arrived[: OUTCOMES_NAMED // 2]),
-        failed=tuple(failed[: OUTCOMES_NAMED // 2]),
-        left_out=sum(max(0, len(some) - OUTCOMES_NAMED // 2) for some in (arrived, failed)),
-        refusals=chain.refusals[:OUTCOMES_NAMED],
+        arrived=arrived_named,
+        failed=failed_named,
+        left_out=len(arrived) + len(failed) - len(arrived_named) - len(failed_named),
+        refusals=_that_fit(chain.refusals, LIST_BYTES // 4),
         games_synced=_games(arrived),
         bytes_transferred=sum(outcome.bytes_transferred for outcome in (*arrived, *failed)),
         duration_seconds=round(max(0.0, now - chain.opened_at), 6),
@@ -227,7 +235,7 @@ def _announcement(
         game_count=games,
         source_node=chain.source_node,
         targets=tuple(sorted({outcome.target for outcome in there})),
-        paths=tuple(sorted({outcome.path for outcome in there}))[:OUTCOMES_NAMED],
+        paths=_that_fit(sorted({outcome.path for outcome in there}), LIST_BYTES),
     )
     return [chain_fact(event, chain.id, cause)]
 
@@ -243,6 +251,13 @@ def _overdue(
         config_key=chain.config_key, age_seconds=round(age, 3), waiting_for=waiting_for
     )
     return [chain_fact(event, chain.id, cause)]
+
+
+def _that_fit(items: Sequence[T], limit: int) -> tuple[T, ...]:
+    """As many of the first items as may be named, and as fit into `limit` bytes of a message."""
+    first = split_entries(tuple(items[:OUTCOMES_NAMED]), limit)[0]
+    alone_too_large = len(first) == 1 and len(msgspec.json.encode(first[0])) > limit
+    return () if alone_too_large else first
 
 
 def _games(outcomes: Sequence[TargetOutcome]) -> int:

@@ -37,6 +37,9 @@ from streams.values import (
     Transport,
 )
 
+#: Of each refusal, as many characters are kept.
+REASON_CHARACTERS = 2_000
+
 
 class PlanningView(Protocol):
     """What a planner must know of the cluster; `projections.cluster.ClusterView` knows it."""
@@ -106,7 +109,7 @@ class SyncPlanner:
             source_node=speaker if route.source is From.SPEAKER else _only_source(plans),
             plans=tuple(plans),
             held=tuple(held),
-            refusals=tuple(refusals),
+            refusals=tuple(_legible(refusal) for refusal in refusals),
             announces=announces,
         )
 
@@ -330,6 +333,11 @@ def _priority(event: Event, route: Route) -> SyncPriority:
     if isinstance(event, events.DataSyncRequested):
         return event.priority
     return route.priority
+
+
+def _legible(refusal: Refusal) -> Refusal:
+    """A refusal whose words, which may repeat what somebody else said, fit into a message."""
+    return msgspec.structs.replace(refusal, reason=refusal.reason[:REASON_CHARACTERS])
 
 
 def _conflict(target: str, entry: DataEntry) -> Refusal:

@@ -47,6 +47,7 @@ class TransportManager:
         *,
         rules: PathRules = PathRules(),  # noqa: B008 - immutable
         stall_s: float = 30.0,
+        receipts: Path | None = None,
     ) -> None:
         self._node = node
         self._root = root
@@ -54,6 +55,7 @@ class TransportManager:
         self._transports = transports
         self._rules = rules
         self._stall_s = stall_s
+        self._receipts = _Receipts(receipts or root / ".dataplane" / "receipts")
         self._throttles: dict[str, Throttle] = {}
         self.running = 0
         self.succeeded = 0
@@ -81,6 +83,10 @@ class TransportManager:
             self.running -= 1
             self.bytes_moved += attempt.moved
 
+    def said(self, transfer: str) -> None:
+        """The result of a transfer is in the log: what was kept in case of a crash can go."""
+        self._receipts.remove(transfer)
+
     def set_bandwidth(self, transfer: str, mbps: float) -> None:
         """Change the grant of a running transfer; 0 means unlimited."""
         throttle = self._throttles.get(transfer)
@@ -91,12 +97,13 @@ class TransportManager:
         self, order: events.TransferAssigned, attempt: _Attempt, progress: Progress
     ) -> events.TransferSucceeded:
         entry = order.entry
-        checksum, version = await self._inventory.version_of(entry.path) or ("", 0)
-        if checksum == entry.checksum:
+        there = await self._inventory.arrived(entry.path)
+        if there is not None and there.checksum == entry.checksum:
             self.succeeded += 1
-            return attempt.succeeded(self._node, entry.games)
-        if version > entry.version:
-            raise Superseded(f"{entry.path}: version {version} is newer than {entry.version}")
+            receipt = self._receipts.read(order.transfer)
+            return attempt.succeeded(self._node, there.games, receipt.moved)
+        if there is not None and there.version > entry.version:
+            raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
         landed = await self._bring(order, attempt, progress)
         reach("agent.landed")
         await self._inventory.landed(entry, self._local(entry))
@@ -153,11 +160,42 @@ class TransportManager:
             with attempt.measure(transport.name, landing) as measured:
                 reach("agent.fetching")
                 measured.moved = await transport.fetch(request, landing, throttle, progress)
-                # Said before the file appears: a crash in between must not make it ours.
+                # Said before the file appears: a crash in between must neither make the file
+                # ours nor the bytes unmoved.
                 await self._inventory.expect(entry, local)
+                self._receipts.write(order.transfer, attempt.moved + measured.moved)
                 return await landing.commit()
         finally:
             await landing.abort()
+
+
+class _Receipt(msgspec.Struct, frozen=True):
+    """What a transfer had moved when its file was about to appear."""
+
+    moved: int = 0
+
+
+class _Receipts:
+    """Notes from before a file appears until its result is in the log.
+
+    They outlive a killed process, not a power failure: then the bytes count as not moved.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def write(self, transfer: str, moved: int) -> None:
+        self._directory.mkdir(parents=True, exist_ok=True)
+        (self._directory / transfer).write_bytes(msgspec.json.encode(_Receipt(moved)))
+
+    def read(self, transfer: str) -> _Receipt:
+        try:
+            return msgspec.json.decode((self._directory / transfer).read_bytes(), type=_Receipt)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return _Receipt()
+
+    def remove(self, transfer: str) -> None:
+        (self._directory / transfer).unlink(missing_ok=True)
 
 
 class _Attempt:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from projections.store import Reader, Writer
 from projections.view import number
+from streams import events
 from streams.codec import Recorded
+from streams.subjects import matches, type_filter
+from streams.values import is_token
 
-_ASSIGNED = ".TRANSFER_ASSIGNED."
+_ASSIGNED = type_filter(events.TransferAssigned)
 
 
 class GuardsView:
@@ -22,11 +25,11 @@ class GuardsView:
 
     def apply(self, tx: Writer, recorded: Recorded) -> None:
         """Note where a message stands."""
-        subject = recorded.subject
-        if subject.startswith("dp.chain."):
-            chain = subject.split(".", 3)[2]
-            tx.put("guards", b"c" + chain.encode(), number(recorded.sequence))
-        elif subject.startswith("dp.task.") and _ASSIGNED in subject:
+        tokens = recorded.subject.split(".")
+        # Exactly what a guard's filter covers; and no chain's name is longer than a key may be.
+        if tokens[:2] == ["dp", "chain"] and len(tokens) > 3 and is_token(tokens[2]):
+            tx.put("guards", b"c" + tokens[2].encode(), number(recorded.sequence))
+        elif matches(recorded.subject, _ASSIGNED):
             tx.put("guards", b"assigned", number(recorded.sequence))
 
 

@@ -261,8 +261,9 @@ class Connection:
         if "permissions violation" in text.lower():
             self._deny(text)
         elif "authorization" in text.lower() or "authentication" in text.lower():
+            if not self._refused:
+                log.error("the bus refuses our credentials: %s", text)
             self._refused = text
-            log.error("the bus refuses our credentials: %s", text)
             self._fail_all(PermissionDenied(text))
         else:
             log.debug("nats: %s", text)

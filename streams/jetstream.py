@@ -55,7 +55,7 @@ class JetStreamLog:
         deadline_s: float = 30.0,
         **options: Unpack[ConnectOptions],
     ) -> Self:
-        """Connect ; the stream need not exist yet."""
+        """Connect; the stream need not exist yet. See `Connection.connect`."""
         connection = await Connection.connect(servers, **options)
         return cls(connection, stream=stream, try_s=try_s, deadline_s=deadline_s)
 

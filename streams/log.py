@@ -97,7 +97,8 @@ class Deliveries(Protocol):
 class Log(Protocol):
     """An append-only list of facts, numbered from 1 without gaps by the log itself.
 
-    All methods may be called concurrently. They raise `LogError`s only.
+    All methods may be called concurrently. They raise `LogError`s only, but for ValueError where
+    an append makes no sense or a fact can't be encoded.
     """
 
     async def state(self) -> LogState:

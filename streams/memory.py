@@ -66,9 +66,11 @@ class _Store:
         # The last sequence of every subject, and of all that stand under each of its prefixes.
         self._last: dict[str, int] = {}
 
+    def check_room(self, count: int) -> None:
+        if self.max_messages is not None and len(self.messages) + count > self.max_messages:
+            raise LogFull(f"the log may hold {self.max_messages} messages and no more")
+
     def add(self, subject: str, headers: Mapping[str, str], body: bytes) -> int:
-        if self.max_messages is not None and len(self.messages) >= self.max_messages:
-            raise LogFull(f"the log holds {self.max_messages} messages and may not grow")
         sequence = len(self.messages) + 1
         message = decode(sequence, self.clock(), subject, headers, body)
         self.messages.append(message)
@@ -148,10 +150,7 @@ class MemoryLog:
             if fact.id in store.ids:
                 raise DuplicateFact(f"{fact.id} is in the log at {store.ids[fact.id]}")
         encoded = [(fact.subject, *encode(fact, store.clock())) for fact in facts]
-        if store.max_messages is not None:
-            room = store.max_messages - len(store.messages)
-            if len(facts) > room:
-                raise LogFull(f"{len(facts)} facts, and the log has room for {room}")
+        store.check_room(len(encoded))
         for subject, headers, body in encoded:
             store.add(subject, headers, body)
         receipt = Receipt(len(store.messages))
@@ -164,11 +163,10 @@ class MemoryLog:
         store = self._store
         headers, body = encode(fact, store.clock())
         known = store.ids.get(fact.id)
-        receipt = (
-            Receipt(known, duplicate=True)
-            if known is not None
-            else Receipt(store.add(fact.subject, headers, body))
-        )
+        if known is not None:
+            return Receipt(known, duplicate=True)
+        store.check_room(1)
+        receipt = Receipt(store.add(fact.subject, headers, body))
         await asyncio.sleep(0)
         return receipt
 

@@ -7,6 +7,7 @@ consumer and goes on behind the last fact it gave.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
@@ -67,8 +68,8 @@ class Reader:
         pull = self._pull or await self._begin()
         if pull.items:
             batch = self._take(pull)
-            if pull.wanting and not pull.gone:
-                await pull.request()
+            if pull.wanting and not pull.gone and self._wire.connected:
+                await self._request(pull)
             return batch
         if self._until is not None and self._pending == 0 and await self._passed(self._until):
             return None
@@ -80,9 +81,15 @@ class Reader:
                 await asyncio.sleep(_PAUSE_S)
         else:
             if pull.left <= 0:
-                await pull.request()
+                await self._request(pull)
             await pull.wait(pull.arrival)
         return []
+
+    async def _request(self, pull: Pull) -> None:
+        try:
+            await pull.request()
+        except NoAnswer:
+            pull.gone = True
 
     async def close(self) -> None:
         """Let go of the consumer; the reader may begin again where it is."""
@@ -92,7 +99,8 @@ class Reader:
         await pull.close()
         if self._wire.connected:
             name = f"$JS.API.CONSUMER.DELETE.{self._stream}.{self._consumer}"
-            await self._wire.send(Message(name))
+            with contextlib.suppress(LogUnavailable):
+                await self._wire.send(Message(name))
 
     def _take(self, pull: Pull) -> list[Recorded]:
         batch: list[Recorded] = []

@@ -17,6 +17,8 @@ from streams.wire import api
 
 #: Generous: the machine that runs the tests may be busy with something else.
 PATIENCE_S = 30.0
+#: The oldest server that the log runs on.
+IMAGE = "nats:2.12-alpine"
 
 
 class Server(Protocol):
@@ -46,14 +48,19 @@ def nats_server(
 
 
 def _container() -> Iterator[Server]:
-    from testcontainers.nats import NatsContainer
+    from testcontainers.core.container import DockerContainer
+    from testcontainers.core.waiting_utils import wait_for_logs
 
     class Contained:
-        def __init__(self, url: str) -> None:
-            self.url = url
+        url = ""
 
-    with NatsContainer("nats:2.12-alpine") as container:
-        yield Contained(container.nats_uri())
+    port = 4222
+    with DockerContainer(IMAGE).with_command("-js").with_exposed_ports(port) as container:
+        wait_for_logs(container, "Server is ready")
+        host = container.get_container_host_ip()
+        server = Contained()
+        server.url = f"nats://{host}:{container.get_exposed_port(port)}"
+        yield server
 
 
 @pytest.fixture

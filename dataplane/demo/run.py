@@ -122,7 +122,7 @@ def run_demo(
             if keep is None:
                 errors.print("--keep DIR keeps all logs and files", highlight=False)
             return 1
-        except (asyncio.CancelledError, KeyboardInterrupt):
+        except asyncio.CancelledError:
             errors.print("interrupted; every process was stopped", highlight=False)
             return 130
         if keep is not None:
@@ -151,10 +151,11 @@ def _directory(keep: Path | None) -> Iterator[Path]:
 
 
 async def _interruptible(directory: Path, nodes: int, rounds: int, as_json: bool) -> Report:
-    """Run, and stop in order at SIGTERM as at Ctrl-C."""
+    """Run, and stop in order at Ctrl-C and SIGTERM."""
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     began = time.monotonic()
     async with DemoCluster(Layout(directory), nodes, rounds) as cluster:
         log = await JetStreamLog.connect(cluster.url, name="demo")

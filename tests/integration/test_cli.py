@@ -95,9 +95,7 @@ async def test_every_question_has_an_answer_also_while_the_daemon_is_down(
     assert all(fact["cause"] in ids for fact in facts[1:]), "each fact's cause is in the chain"
     assert "DATA_SYNC_COMPLETED" in terminal.run("chain", chain)
     timeline = terminal.run("replay", "--json", "--since", "10m").splitlines()
-    assert [json.loads(line)["sequence"] for line in timeline] == list(
-        range(1, len(timeline) + 1)
-    )
+    assert [json.loads(line)["sequence"] for line in timeline] == list(range(1, len(timeline) + 1))
     only = terminal.run("replay", "--type", "NEW_GAMES_AVAILABLE")
     assert only.count("NEW_GAMES_AVAILABLE") == 1
     assert terminal.json("verify")["same"]

@@ -19,6 +19,7 @@ import pytest
 
 from streams import topology
 from streams.codec import Fact, chain_fact, node_fact
+from streams.connection import ConnectOptions
 from streams.events import SelfplayComplete, SelfplayNeeded
 from streams.jetstream import JetStreamLog
 from streams.log import Guard, LogFull, LogUnavailable, PermissionDenied, Receipt
@@ -123,6 +124,26 @@ class TestCrash:
                 await log.publish(trigger(2))
                 assert [fact.sequence for fact in await waiting] == [2]
             await reading.aclose()
+
+    async def test_an_outage_is_said_to_writers_and_borne_by_readers(
+        self, own_server: EmbeddedServer
+    ) -> None:
+        """Past the deadline writers get LogUnavailable; reads and deliveries wait on."""
+        async with connected(own_server) as log:
+            impatient = await JetStreamLog.connect(own_server.url, deadline_s=12)
+            deliveries = await log.consume("d", [], ack_wait_s=30, max_pending=10)
+            consuming = asyncio.ensure_future(anext(aiter(deliveries)))
+            reading = asyncio.ensure_future(anext(log.read()))
+            own_server.kill()
+            async with asyncio.timeout(PATIENCE_S):
+                with pytest.raises(LogUnavailable):
+                    await impatient.publish(trigger(1))
+            await own_server.start_async()
+            async with asyncio.timeout(PATIENCE_S):
+                await log.publish(trigger(2))
+                assert (await consuming).recorded.id == trigger(2).id
+                assert [fact.id for fact in await reading] == [trigger(2).id]
+            await impatient.close()
 
     async def test_publishers_lose_and_double_nothing(self, own_server: EmbeddedServer) -> None:
         """Killed mid-publish: every receipt is true, every fact is there once."""
@@ -328,7 +349,7 @@ class TestRefusal:
         "options", [{"user": "node", "password": "wrong"}, {"token": "wrong"}, {}]
     )
     async def test_bad_credentials_fail_promptly(
-        self, own_server: EmbeddedServer, tmp_path: Path, options: dict[str, str]
+        self, own_server: EmbeddedServer, tmp_path: Path, options: ConnectOptions
     ) -> None:
         """PermissionDenied names the server and what to check, and no password."""
         own_server.config = roles(tmp_path)
@@ -358,12 +379,13 @@ class TestRefusal:
         seed = tmp_path / "seed"
         seed.write_text("SUNOTASEED\n")
         async with asyncio.timeout(PROMPT_S):
-            for options in (
+            wrong: list[ConnectOptions] = [
                 {"creds_file": tmp_path / "missing"},
                 {"creds_file": junk},
                 {"nkey_seed_file": junk},
                 {"nkey_seed_file": seed},
-            ):
+            ]
+            for options in wrong:
                 with pytest.raises(PermissionDenied):
                     await JetStreamLog.connect(nats_server.url, **options)
 
@@ -487,7 +509,7 @@ class TestTopology:
         """Two who make it at once, and a third later, find no difference; it keeps its facts."""
         async with connected(own_server, topology=False) as log:
             both = await asyncio.gather(log.ensure_topology(), log.ensure_topology())
-            assert both == [[], []]
+            assert list(both) == [[], []]
             made = await log.state()
             await log.publish(trigger(1))
             assert await log.ensure_topology() == []

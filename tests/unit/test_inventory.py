@@ -414,7 +414,8 @@ async def test_p4_a_received_file_keeps_its_producers_name(make: Make, root: Pat
     await landed(inventory, root, b"{}\n", entry)
     assert await inventory.scan() == Scan()
     assert await inventory.held() == [entry]
-    assert await inventory.version_of(entry.path) == (entry.checksum, 42)
+    there = await inventory.arrived(entry.path)
+    assert there and (there.checksum, there.version) == (entry.checksum, 42)
     assert inventory.locate(entry.checksum) == root / entry.path
     await inventory.close()
     again = make("t1")
@@ -433,7 +434,8 @@ async def test_p4_a_crash_between_commit_and_record_makes_nobody_its_owner(
     await first.close()
     again = make("t1")
     assert await again.scan() == Scan()
-    assert await again.version_of(entry.path) == (entry.checksum, 42)
+    there = await again.arrived(entry.path)
+    assert there and (there.checksum, there.version) == (entry.checksum, 42)
 
 
 async def test_p4_a_changed_copy_of_a_producers_file_is_a_problem_and_not_served(
@@ -464,7 +466,7 @@ async def test_a_deleted_replica_is_removed(make: Make, root: Path) -> None:
     await landed(inventory, root, b"{}\n", entry)
     (root / entry.path).unlink()
     assert (await told(inventory)).removed == (entry.path,)
-    assert await inventory.version_of(entry.path) is None
+    assert await inventory.arrived(entry.path) is None
 
 
 async def test_a_shared_file_changed_where_it_was_received_is_news(make: Make, root: Path) -> None:
@@ -475,7 +477,7 @@ async def test_a_shared_file_changed_where_it_was_received_is_news(make: Make, r
     put(root / entry.path, b"\x80two")
     (changed,) = (await told(inventory)).changed
     assert (changed.path, changed.checksum) == (entry.path, sha(b"\x80two"))
-    assert await inventory.version_of(entry.path) is None
+    assert await inventory.arrived(entry.path) is None
 
 
 async def test_a_producer_goes_on_with_its_own_file_that_was_restored_to_it(
@@ -507,7 +509,8 @@ async def test_p11_what_was_received_is_learned_again_after_the_index_was_lost(
     found = await inventory.scan()
     assert found.changed == ()
     assert found.removed == (wrong.path,)
-    assert await inventory.version_of(right.path) == (right.checksum, 3)
+    there = await inventory.arrived(right.path)
+    assert there and (there.checksum, there.version) == (right.checksum, 3)
 
 
 @pytest.mark.parametrize("damage", [b"", b"no index", b"SQLite format 3\x00" + bytes(8000)])

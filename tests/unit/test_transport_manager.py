@@ -126,10 +126,24 @@ async def test_p15_result_counts_bytes_that_moved_not_bytes_that_were_planned(
     assert (failed.bytes_transferred, failed.error_class) == (0, "Unreachable")
     assert failed.retryable
     good = manager(tmp_path, inventory, Faulty(HTTP))
-    first, again = await good.transfer(order(HTTP)), await good.transfer(order(HTTP, attempt=2))
+    first = await good.transfer(order(HTTP))
+    good.said("t1")
+    again = await good.transfer(order(HTTP, attempt=2))
     assert isinstance(first, events.TransferSucceeded)
     assert isinstance(again, events.TransferSucceeded)
     assert (first.bytes_transferred, again.bytes_transferred) == (len(CONTENT), 0)
+
+
+async def test_p15_bytes_moved_are_known_after_a_crash_before_they_were_said(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """The result was never said: carried out again, it moves nothing and says what had moved."""
+    await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
+    second = Faulty(HTTP)
+    again = await manager(tmp_path, inventory, second).transfer(order(HTTP))
+    assert isinstance(again, events.TransferSucceeded)
+    assert second.calls == 0
+    assert again.bytes_transferred == len(CONTENT)
 
 
 async def test_missing_entry_is_not_asked_of_the_same_source_by_another_way(

@@ -1,0 +1,783 @@
+"""What a chain owes: each status, each limit, and that asking again never does harm."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given as sampled
+from hypothesis import settings
+
+from dataplane.policy import Policy
+from projections.chains import ChainStatus
+from streams import events
+from streams.codec import MAX_MESSAGE_BYTES, Fact, encode
+from streams.events import Event
+from streams.values import DataType, Role, TargetOutcome, Trait
+from tests.spec import (
+    T0,
+    Raw,
+    Story,
+    after,
+    answers,
+    asked,
+    assigned,
+    checksum,
+    copied,
+    decided,
+    entry,
+    failed,
+    games_of,
+    given,
+    holds,
+    model,
+    node,
+    npz,
+    opens,
+    played,
+    player,
+    ran,
+    said_what_is_owed,
+    says,
+    succeeded,
+    trainer,
+)
+from tests.unit.histories import Step, histories, lived
+
+GAMES = games_of("gpu-1")
+OPENED = (trainer("train-1"), player("gpu-1"), opens("c1", played("gpu-1")))
+READY = (*OPENED, answers("c1", "gpu-1", GAMES))
+MOVING = (*READY, said_what_is_owed, assigned)
+TWO_TARGETS = (trainer("train-2"), *MOVING)
+NO_RETRIES = Policy(max_retries=0)
+
+SyncPlanned, DataSyncStarted = events.SyncPlanned, events.DataSyncStarted
+DataSyncCompleted, DataSyncFailed = events.DataSyncCompleted, events.DataSyncFailed
+NewGamesAvailable, ChainOverdue = events.NewGamesAvailable, events.ChainOverdue
+
+
+# Waiting for the node to say what it holds
+
+
+def test_chain_waits_for_the_node_to_say_what_it_holds() -> None:
+    """A trigger that speaks of files owes nothing before their node has answered."""
+    given(*OPENED).when(asked("c1", after=59)).then_nothing()
+
+
+def test_unanswered_observation_ends_the_chain_as_failed() -> None:
+    """P1: a node that never answers does not keep the chain open; the end names it."""
+    given(*OPENED).when(asked("c1", after=60)).then(
+        says(
+            DataSyncFailed,
+            reason="gpu-1 gave no answer within 60 s",
+            source_node="gpu-1",
+            duration_seconds=60.0,
+        )
+    )
+
+
+def test_part_of_an_answer_is_no_answer() -> None:
+    """A large answer comes in parts, and the plan waits for the last one."""
+    story = given(*OPENED, answers("c1", "gpu-1", GAMES, last_part=False))
+    story.when(asked("c1")).then_nothing()
+    story.tell(answers("c1", "gpu-1", last_part=True))
+    story.when(asked("c1")).then(says(SyncPlanned), says(DataSyncStarted))
+
+
+def test_answer_of_another_node_is_no_answer() -> None:
+    """Only the node the trigger speaks of can say what it holds."""
+    given(*OPENED, answers("c1", "gpu-2", games_of("gpu-2"))).when(asked("c1")).then_nothing()
+
+
+def test_answer_for_another_chain_is_no_answer() -> None:
+    """What a node reports by itself, or for another trigger, does not open this plan."""
+    given(*OPENED, holds("gpu-1", GAMES)).when(asked("c1")).then_nothing()
+
+
+def test_late_answer_does_not_reopen_a_failed_chain() -> None:
+    """An end is an end: the next trigger finds the files in the catalog."""
+    story = given(*OPENED, after(60), said_what_is_owed, answers("c1", "gpu-1", GAMES))
+    assert story.chain("c1").status is ChainStatus.FAILED
+    story.when(asked("c1")).then_nothing()
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        events.TrainingStarted(config_key="hex8_2p", node="train-1"),
+        events.DataNeeded(node="train-1", config_key="hex8_2p", data_type=DataType.GAMES),
+        events.DataSyncRequested(
+            data_type=DataType.GAMES, config_key="hex8_2p", target_nodes=("train-1",)
+        ),
+    ],
+    ids=events.type_name,
+)
+def test_trigger_that_asks_for_data_waits_for_nobody(trigger: Event) -> None:
+    """What is known of the holders is enough: the plan is owed at once."""
+    story = given(trainer(), player(), holds("gpu-1", GAMES), opens("c1", trigger))
+    story.when(asked("c1")).then(says(SyncPlanned), says(DataSyncStarted))
+
+
+# Planning
+
+
+def test_plan_and_start_are_owed_together() -> None:
+    """What starts to move is counted in files and their bytes, each file once (P15)."""
+    given(trainer("train-2"), *READY).when(asked("c1")).then(
+        says(SyncPlanned, source_node="gpu-1", announces=True, last_part=True),
+        says(DataSyncStarted, targets=("train-1", "train-2"), entries=1, size_bytes=1_000),
+    )
+
+
+def test_p2_chain_without_a_plan_fails_with_the_reason() -> None:
+    """Nothing to move and nothing in place is a failure that says why, in words."""
+    story = given(trainer(), player(), opens("c1", played()), answers("c1", "gpu-1"))
+    outcome = story.when(asked("c1"))
+    outcome.then(
+        says(SyncPlanned, plans=()),
+        says(DataSyncFailed, reason="gpu-1 holds no hex8_2p games", arrived=(), failed=()),
+    )
+
+
+def test_p2_reason_names_every_rule_that_refused_a_target() -> None:
+    """An operator reads in the end itself why nobody could receive."""
+    story = given(
+        trainer("train-1", traits=[Trait.SKIP_SYNC_RECEIVE]),
+        trainer("train-2"),
+        events.HostOffline(node="train-2", reason="ping lost"),
+        player(),
+        opens("c1", played()),
+        answers("c1", "gpu-1", GAMES),
+    )
+    (planned, end) = story.when(asked("c1")).events
+    assert isinstance(planned, SyncPlanned) and isinstance(end, DataSyncFailed)
+    assert "train-1 has skip_sync_receive" in end.reason
+    assert "train-2 is offline: ping lost" in end.reason
+    assert {refusal.rule for refusal in end.refusals} == {
+        "skip-sync-receive",
+        "offline",
+        "no-target",
+    }
+
+
+def test_data_that_nobody_has_must_be_played() -> None:
+    """DATA_NEEDED without a holder asks for self-play, and the chain ends."""
+    needed = events.DataNeeded(
+        node="train-1", config_key="hex8_2p", data_type=DataType.GAMES, min_samples=50
+    )
+    given(trainer(), opens("c1", needed)).when(asked("c1")).then(
+        says(SyncPlanned),
+        says(
+            events.SelfplayNeeded,
+            config_key="hex8_2p",
+            node="train-1",
+            data_type=DataType.GAMES,
+            min_samples=50,
+        ),
+        says(DataSyncFailed, reason="nobody holds hex8_2p games"),
+    )
+
+
+def test_data_that_somebody_has_is_not_asked_to_be_played() -> None:
+    """Neither where it moves nor where it is in place already."""
+    needed = events.DataNeeded(node="train-1", config_key="hex8_2p", data_type=DataType.GAMES)
+    story = given(trainer(), player(), holds("gpu-1", GAMES), opens("c1", needed))
+    story.when(asked("c1")).then(says(SyncPlanned), says(DataSyncStarted))
+    story.tell(copied(GAMES.path, "train-1"))
+    story.when(asked("c1")).then(
+        says(SyncPlanned), says(DataSyncCompleted), says(NewGamesAvailable)
+    )
+
+
+def test_plan_is_asked_for_once_and_only_where_it_is_due() -> None:
+    """A planned chain is not planned a second time, whatever has changed since."""
+    story = given(*MOVING, trainer("train-9"), holds("gpu-1", games_of("gpu-1", "second")))
+    story.when(asked("c1")).then_nothing()
+
+
+def test_large_plan_is_cut_so_that_each_part_fits_into_a_message() -> None:
+    """Thousands of files are one decision in several messages; only the last completes it."""
+    many = tuple(entry(f"games/gpu-1/{n:05}_hex8_2p.db", games=1) for n in range(4_000))
+    story = given(trainer("train-1"), trainer("train-2"), player(), opens("c1", played()))
+    for start in range(0, len(many), 500):
+        story.tell(holds("gpu-1", *many[start : start + 500]))
+    story.tell(answers("c1", "gpu-1"))
+    facts = story.owes("c1")["c1"]
+    parts = [fact.event for fact in facts if isinstance(fact.event, SyncPlanned)]
+    assert len(parts) > 2
+    assert [part.last_part for part in parts] == [False] * (len(parts) - 1) + [True]
+    assert len({fact.id for fact in facts}) == len(facts)
+    for fact in facts:
+        encode(fact, T0)
+    story.tell(*facts[: len(parts) - 1])
+    assert story.chain("c1").status is ChainStatus.READY
+    story.tell(*facts[len(parts) - 1 :])
+    assert story.chain("c1").status is ChainStatus.MOVING
+    assert len(story.chain("c1").needs) == 8_000
+
+
+# Moving
+
+
+def test_chain_waits_while_a_transfer_is_open() -> None:
+    """Neither waiting nor assigned nor failed once is an end."""
+    given(*READY, said_what_is_owed).when(asked("c1")).then_nothing()
+    given(*MOVING).when(asked("c1")).then_nothing()
+    given(*MOVING, failed()).when(asked("c1")).then_nothing()
+
+
+def test_chain_completes_when_the_target_holds_every_byte() -> None:
+    """The end names target, digest, games and bytes; the announcement goes with it."""
+    given(*MOVING, after(5), succeeded()).when(asked("c1")).then(
+        says(
+            DataSyncCompleted,
+            config_key="hex8_2p",
+            source_node="gpu-1",
+            targets=(
+                TargetOutcome(
+                    target="train-1",
+                    path=GAMES.path,
+                    checksum=GAMES.checksum,
+                    size_bytes=1_000,
+                    games=500,
+                    bytes_transferred=1_000,
+                ),
+            ),
+            games_synced=500,
+            bytes_transferred=1_000,
+            duration_seconds=5.0,
+        ),
+        says(
+            NewGamesAvailable,
+            config_key="hex8_2p",
+            game_count=500,
+            source_node="gpu-1",
+            targets=("train-1",),
+            paths=(GAMES.path,),
+        ),
+    )
+
+
+def test_p3_completion_is_per_target() -> None:
+    """One target of two is not completion: the chain waits for the other."""
+    story = given(*TWO_TARGETS, succeeded("train-1"))
+    story.when(asked("c1")).then_nothing()
+    story.tell(succeeded("train-2")).when(asked("c1")).then(
+        says(DataSyncCompleted, games_synced=500, bytes_transferred=2_000),
+        says(NewGamesAvailable, game_count=500, targets=("train-1", "train-2")),
+    )
+
+
+def test_p3_completion_is_per_file() -> None:
+    """One file of two is not completion either."""
+    second = entry("games/gpu-1/b_hex8_2p.db", games=7)
+    story = given(*OPENED, answers("c1", "gpu-1", GAMES, second), said_what_is_owed, assigned)
+    story.tell(succeeded(path=second.path)).when(asked("c1")).then_nothing()
+    story.tell(succeeded()).when(asked("c1")).then(
+        says(DataSyncCompleted, games_synced=507), says(NewGamesAvailable, game_count=507)
+    )
+
+
+def test_p3_one_missing_copy_makes_the_whole_chain_fail() -> None:
+    """The end says what arrived, what did not, and why, per target; nothing is announced."""
+    story = given(*TWO_TARGETS, policy=NO_RETRIES)
+    story.tell(succeeded("train-1"), failed("train-2", error_class="Refused"))
+    (end,) = story.when(asked("c1")).events
+    assert isinstance(end, DataSyncFailed)
+    assert [outcome.target for outcome in end.arrived] == ["train-1"]
+    assert [(o.target, o.error) for o in end.failed] == [("train-2", "Refused: no byte came")]
+    assert end.reason == "1 of 2 copies are missing on train-2"
+    assert (end.games_synced, end.bytes_transferred) == (500, 1_000)
+
+
+@pytest.mark.xfail(strict=True, reason="a refused target that was named does not count in _end")
+def test_p3_named_target_that_was_refused_is_not_completed() -> None:
+    """Who names two nodes and gets one of them served must not read COMPLETED."""
+    wanted = events.DataSyncRequested(
+        data_type=DataType.GAMES, config_key="hex8_2p", target_nodes=("train-1", "ghost")
+    )
+    story = given(trainer(), player(), holds("gpu-1", GAMES), opens("c1", wanted))
+    story.tell(said_what_is_owed, assigned, succeeded())
+    story.when(asked("c1")).then(says(DataSyncFailed))
+
+
+@pytest.mark.xfail(strict=True, reason="an entry refused as no-source does not count in _end")
+def test_p3_entry_without_a_source_is_not_completed() -> None:
+    """COMPLETED says that every target holds every byte: an unreachable file contradicts it."""
+    wanted = events.TrainingStarted(config_key="hex8_2p", node="train-1")
+    story = given(trainer(), player(), holds("train-1", games_of("train-1")))
+    story.tell(holds("gpu-1", npz()), events.HostOffline(node="gpu-1"), opens("c1", wanted))
+    (_, end) = story.when(asked("c1")).events
+    assert isinstance(end, DataSyncFailed)
+
+
+@pytest.mark.xfail(strict=True, reason="problems of FILES_OBSERVED do not count in _end")
+def test_p2_file_the_node_could_not_read_is_not_completed() -> None:
+    """A new database that is locked must not read 'every target held every byte'."""
+    story = given(trainer(), player(), ran("c1", played(), GAMES), opens("c2", played()))
+    story.tell(answers("c2", "gpu-1", problems=("games/hex8_2p.db is being written",)))
+    (_, end) = story.when(asked("c2")).events
+    assert isinstance(end, DataSyncFailed)
+
+
+def test_later_version_that_arrived_meets_the_need() -> None:
+    """A chain whose file was overtaken completes with the digest that is really there."""
+    second = games_of("gpu-1", "second", games=600)
+    story = given(*READY, said_what_is_owed, opens("c2", played()))
+    story.tell(answers("c2", "gpu-1", second), said_what_is_owed, assigned, succeeded())
+    story.when(asked("c1")).then(
+        says(
+            DataSyncCompleted,
+            games_synced=600,
+            bytes_transferred=0,
+            targets=(
+                TargetOutcome(
+                    target="train-1",
+                    path=GAMES.path,
+                    checksum=second.checksum,
+                    size_bytes=1_000,
+                    games=600,
+                ),
+            ),
+        ),
+        says(NewGamesAvailable, game_count=600),
+    )
+
+
+def test_transfer_is_given_up_after_its_last_retry() -> None:
+    """The first failure and each retry are attempts; the end tells how many there were."""
+    story = given(*MOVING).under(max_retries=2)
+    for _ in range(2):
+        story.tell(failed())
+        story.when(asked("c1")).then_nothing()
+        story.tell(after(60), assigned)
+    story.tell(failed())
+    (end,) = story.when(asked("c1")).events
+    assert isinstance(end, DataSyncFailed)
+    assert end.failed[0].error == "Stalled: no byte came (attempt 3)"
+
+
+def test_failure_that_would_repeat_itself_is_not_retried() -> None:
+    """An attempt that would fail again however often it is made ends the transfer at once."""
+    story = given(*MOVING, failed(error_class="PathEscapes", retryable=False))
+    story.when(asked("c1")).then(says(DataSyncFailed))
+
+
+def test_unanswered_attempt_ends_the_chain_and_names_the_executor() -> None:
+    """P1: a target that stays away for good does not keep the chain open."""
+    story = given(*MOVING, after(75), lambda story: story.gives_up())
+    (end,) = story.when(asked("c1")).events
+    assert isinstance(end, DataSyncFailed)
+    assert end.reason == "1 of 1 copies are missing on train-1"
+    assert end.failed[0].error.startswith("Unanswered: train-1 gave no result within")
+
+
+def test_late_success_after_the_end_changes_no_end() -> None:
+    """The node comes back and carries it out: the catalog knows, the chain stays as it ended."""
+    story = given(*MOVING)
+    row = story.under_way()[0]
+    story.tell(after(75), lambda story: story.gives_up(), said_what_is_owed)
+    late = events.TransferSucceeded(
+        transfer=row.id,
+        node="train-1",
+        source="gpu-1",
+        target="train-1",
+        entry=row.entry,
+        attempt=1,
+    )
+    story.tell(late)
+    assert story.chain("c1").status is ChainStatus.FAILED
+    assert story.view.catalog.holders(GAMES.path, GAMES.checksum) == ("gpu-1", "train-1")
+    story.when(asked("c1")).then_nothing()
+
+
+# The clock
+
+
+def test_chain_that_is_overdue_says_so_once_and_goes_on() -> None:
+    """Past its limit a chain says what it waits for; it still completes later."""
+    story = given(*MOVING)
+    story.when(asked("c1", after=3_599)).then_nothing()
+    story.when(asked("c1", after=1)).then(
+        says(ChainOverdue, age_seconds=3600.0, waiting_for=f"{GAMES.path} on train-1")
+    )
+    story.tell(said_what_is_owed)
+    story.when(asked("c1", after=10_000)).then_nothing()
+    story.tell(succeeded()).when(asked("c1")).then(says(DataSyncCompleted), says(NewGamesAvailable))
+
+
+def test_chain_that_waits_for_an_answer_can_be_overdue() -> None:
+    """Where nodes are given long to answer, the chain's own limit still counts."""
+    story = given(*OPENED).under(answer_limit_s=9_000.0)
+    story.when(asked("c1", after=3_600)).then(
+        says(ChainOverdue, waiting_for="gpu-1 to say what it holds")
+    )
+
+
+def test_clock_that_ran_back_makes_no_negative_duration() -> None:
+    """The log's clock and ours may differ: a duration is never below zero."""
+    outcome = given(*MOVING, succeeded()).when(asked("c1", after=-100))
+    outcome.then(says(DataSyncCompleted, duration_seconds=0.0), says(NewGamesAvailable))
+
+
+# Announcements
+
+
+def test_p15_games_are_counted_in_files_not_in_triggers() -> None:
+    """The trigger boasts of 9,999 games, the file holds 500."""
+    story = given(trainer(), player(), opens("c1", played(games=9_999)))
+    story.tell(answers("c1", "gpu-1", GAMES), said_what_is_owed, assigned, succeeded())
+    story.when(asked("c1")).then(
+        says(DataSyncCompleted, games_synced=500), says(NewGamesAvailable, game_count=500)
+    )
+
+
+def test_p15_games_are_counted_in_the_copy_not_in_the_source() -> None:
+    """What the target read from its own copy outranks what the source had said."""
+    story = given(*MOVING)
+    (row,) = story.under_way()
+    story.tell(
+        events.TransferSucceeded(
+            transfer=row.id,
+            node="train-1",
+            source="gpu-1",
+            target="train-1",
+            entry=row.entry,
+            attempt=1,
+            games=499,
+            bytes_transferred=10,
+        )
+    )
+    story.when(asked("c1")).then(
+        says(DataSyncCompleted, games_synced=499, bytes_transferred=10),
+        says(NewGamesAvailable, game_count=499),
+    )
+
+
+def test_p15_nothing_new_moves_no_byte_and_announces_nothing() -> None:
+    """A second trigger for the same games completes with 0 bytes and no NEW_GAMES_AVAILABLE."""
+    story = given(trainer(), player(), ran("c1", played(), GAMES), opens("c2", played()))
+    story.tell(answers("c2", "gpu-1"))
+    story.when(asked("c2")).then(
+        says(SyncPlanned, plans=(), announces=False),
+        says(DataSyncCompleted, bytes_transferred=0, games_synced=0),
+    )
+
+
+def test_games_in_place_that_were_never_announced_are_announced() -> None:
+    """They came by a transfer of no chain: exporters must still hear of them, once."""
+    story = given(*READY, copied(GAMES.path, "train-1"))
+    story.when(asked("c1")).then(
+        says(SyncPlanned),
+        says(DataSyncCompleted, bytes_transferred=0, games_synced=0),
+        says(NewGamesAvailable, game_count=500, targets=("train-1",)),
+    )
+
+
+@pytest.mark.xfail(strict=True, reason="_announcement adds up held files that were announced")
+def test_p15_games_that_were_announced_are_not_counted_as_new() -> None:
+    """500 games were announced; 7 more in another file are 7 new games, not 507."""
+    second = entry("games/gpu-1/b_hex8_2p.db", games=7)
+    story = given(trainer(), player(), ran("c1", played(), GAMES))
+    story.tell(opens("c2", played()), answers("c2", "gpu-1", second), said_what_is_owed)
+    story.tell(assigned, succeeded())
+    story.when(asked("c2")).then(
+        says(DataSyncCompleted, games_synced=7),
+        says(NewGamesAvailable, game_count=7, paths=(second.path,)),
+    )
+
+
+def test_models_are_not_announced_as_games() -> None:
+    """A promotion completes without NEW_GAMES_AVAILABLE."""
+    promoted = events.ModelPromoted(config_key="hex8_2p", node="train-1", model_path=model().path)
+    story = given(trainer(), node("gpu-1", Role.SELFPLAY, traits=[Trait.GPU]))
+    story.tell(opens("c1", promoted), answers("c1", "train-1", model()), said_what_is_owed)
+    story.tell(assigned, succeeded()).when(asked("c1")).then(
+        says(DataSyncCompleted, games_synced=0)
+    )
+
+
+def test_announcements_can_be_switched_off() -> None:
+    """Without `chain_events` a chain ends with its completion alone."""
+    story = given(*MOVING, succeeded()).under(chain_events=False)
+    story.when(asked("c1")).then(says(DataSyncCompleted))
+
+
+def test_announcement_an_older_program_left_out_is_still_owed() -> None:
+    """An end that was written alone is followed by NEW_GAMES_AVAILABLE when asked again."""
+    story = given(*MOVING, succeeded())
+    (completed, announced) = story.owes("c1")["c1"]
+    story.tell(completed)
+    story.when(asked("c1")).then(says(NewGamesAvailable, game_count=500, targets=("train-1",)))
+    assert story.owes("c1")["c1"][0].id == announced.id
+
+
+# What has ended owes nothing
+
+
+@pytest.mark.parametrize("end", [succeeded(), failed(retryable=False)], ids=["done", "failed"])
+def test_ended_chain_owes_nothing(end: Callable[..., Any]) -> None:
+    """However often and however late it is asked."""
+    story = given(*MOVING, end, said_what_is_owed)
+    assert not story.chain("c1").open
+    story.when(asked("c1", after=100_000)).then_nothing()
+
+
+# P1: every trigger ends
+
+
+def promises(name: str) -> list[Event]:
+    """One trigger of each kind, of one node."""
+    return [
+        played(name),
+        events.TrainingStarted(config_key="hex8_2p", node=name),
+        events.TrainingCompleted(config_key="hex8_2p", node=name, model_path=model().path),
+        events.ModelPromoted(config_key="hex8_2p", node=name, model_path=model().path),
+        events.OrphanGamesDetected(node=name, config_key="hex8_2p", orphan_count=1),
+        events.DataNeeded(node=name, config_key="hex8_2p", data_type=DataType.NPZ),
+        events.DataSyncRequested(
+            data_type=DataType.GAMES, config_key="hex8_2p", target_nodes=("train-1", "vault")
+        ),
+        events.NodeTerminating(node=name),
+    ]
+
+
+CLUSTER = (
+    trainer("train-1"),
+    node("gpu-1", Role.SELFPLAY, traits=[Trait.GPU]),
+    node("vault", Role.STORAGE),
+    holds("vault", npz(), games_of("vault")),
+)
+FATES: dict[str, Callable[..., Any]] = {
+    "succeed": succeeded(),
+    "fail for good": failed(retryable=False),
+    "fail until given up": failed(),
+    "are never answered": lambda story: [after(2_000), *story.gives_up()],
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+@pytest.mark.parametrize("answered", [True, False], ids=["answered", "unanswered"])
+@pytest.mark.parametrize("trigger", promises("gpu-1"), ids=events.type_name)
+def test_p1_every_trigger_ends_exactly_once(trigger: Event, answered: bool, fate: str) -> None:
+    """Whatever its transfers come to, a chain says one end, and asks for nothing more."""
+    story = given(*CLUSTER, opens("c1", trigger))
+    if answered:
+        story.tell(answers("c1", "gpu-1", GAMES, npz("mine"), model()))
+    for _ in range(10):
+        story.tell(said_what_is_owed, assigned, FATES[fate], after(60))
+    said = Counter(type(fact.event) for fact in story.facts)
+    assert said[DataSyncCompleted] + said[DataSyncFailed] == 1
+    assert said[NewGamesAvailable] <= 1
+    assert not story.chain("c1").open
+    assert list(story.view.pending()) == []
+
+
+def test_p1_end_of_a_chain_with_hundreds_of_failures_fits_into_a_message() -> None:
+    """An end that can't be written would be decided, and refused, for ever."""
+    many = [entry(f"games/gpu-1/{'d' * 200}/{n:04}_hex8_2p.db", games=1) for n in range(300)]
+    story = given(*OPENED, policy=Policy(max_in_flight=1_000, max_per_node=1_000))
+    story.tell(*(holds("gpu-1", *many[n : n + 100]) for n in range(0, 300, 100)))
+    story.tell(answers("c1", "gpu-1"), said_what_is_owed, assigned, assigned)
+    for row in story.under_way():
+        story.tell(
+            events.TransferFailed(
+                transfer=row.id,
+                node=row.target,
+                source=row.source,
+                target=row.target,
+                entry=row.entry,
+                attempt=1,
+                error="e" * 2_000,
+                error_class="Refused",
+                retryable=False,
+            )
+        )
+    (fact,) = story.owes("c1")["c1"]
+    assert isinstance(fact.event, DataSyncFailed)
+    _, body = encode(fact, T0)
+    assert len(body) <= MAX_MESSAGE_BYTES
+    named = len(fact.event.arrived) + len(fact.event.failed)
+    assert named > 0
+    assert named + fact.event.left_out == 300
+
+
+def test_p1_end_of_a_chain_with_hundreds_of_arrivals_fits_into_a_message() -> None:
+    """Long paths on many targets must not make a completion, or its news, too large to say."""
+    many = [entry(f"games/gpu-1/{'d' * 1_500}/{n:03}_hex8_2p.db", games=1) for n in range(300)]
+    story = given(*OPENED, policy=Policy(max_in_flight=1_000, max_per_node=1_000))
+    story.tell(*(holds("gpu-1", *many[n : n + 100]) for n in range(0, 300, 100)))
+    story.tell(answers("c1", "gpu-1"), said_what_is_owed, assigned, assigned, succeeded())
+    (end, news) = story.owes("c1")["c1"]
+    for fact in (end, news):
+        encode(fact, T0)
+    assert isinstance(end.event, DataSyncCompleted) and isinstance(news.event, NewGamesAvailable)
+    assert (end.event.games_synced, news.event.game_count) == (300, 300)
+    assert len(end.event.targets) + end.event.left_out == 300
+
+
+def test_p1_refusal_of_a_trigger_that_names_thousands_of_paths_fits_into_a_message() -> None:
+    """The reason of a refusal repeats what was named, but never more than a message holds."""
+    paths = tuple(f"games/{'d' * 90}/{n:05}.db" for n in range(2_000))
+    orphans = events.OrphanGamesDetected(
+        node="gpu-1", config_key="hex8_2p", orphan_count=2_000, paths=paths
+    )
+    story = given(player(), node("vault", Role.STORAGE), opens("c1", orphans))
+    story.tell(answers("c1", "gpu-1"))
+    for fact in story.owes("c1")["c1"]:
+        encode(fact, T0)
+
+
+# Asked again
+
+
+def ids(facts: list[Fact]) -> list[str]:
+    """What makes two facts the same message."""
+    return [fact.id for fact in facts]
+
+
+def test_p11_pending_work_is_read_from_the_log_again() -> None:
+    """A process that starts anew owes and hands out exactly what the one that died did."""
+    facts = (*READY, said_what_is_owed, opens("c2", played()), answers("c2", "gpu-1"))
+    before, restarted = given(*facts), Story().tell_again(*given(*facts).facts)
+    assert ids(before.owes("c2")["c2"]) == ids(restarted.owes("c2")["c2"]) != []
+    assert ids(list(before.admits().assignments)) == ids(list(restarted.admits().assignments))
+    assert [row.id for row in before.view.pending()] == [r.id for r in restarted.view.pending()]
+    assert list(before.view.pending()) != []
+
+
+def test_two_chains_never_owe_the_same_fact() -> None:
+    """Ids are the chain's own: deciding for many at once never doubles one."""
+    story = given(trainer(), player(), *(opens(f"c{n}", played()) for n in range(3)))
+    story.tell(*(answers(f"c{n}", "gpu-1", GAMES) for n in range(3)))
+    owed = [fact for facts in story.owes().values() for fact in facts]
+    assert len(owed) == 6
+    assert len(set(ids(owed))) == 6
+
+
+def test_facts_of_a_decision_name_their_chain_and_its_cause() -> None:
+    """A chain can be read back as a tree of causes."""
+    facts = given(*READY).owes("c1")["c1"]
+    assert {(fact.chain, fact.cause) for fact in facts} == {("c1", "c1")}
+
+
+@settings(max_examples=60, deadline=None)
+@sampled(steps=histories())
+def test_asking_twice_gives_the_same_facts(steps: list[Step]) -> None:
+    """Two coordinators, or one before and after a crash, say the same messages."""
+    story = lived(steps)
+    first = story.owes()
+    assert story.owes() == first
+    story.tell(after(1))
+    later = story.owes()
+    assert all(ids(later[chain]) == ids(facts) for chain, facts in first.items() if facts)
+
+
+@settings(max_examples=60, deadline=None)
+@sampled(steps=histories())
+def test_what_was_said_is_not_owed_again(steps: list[Step]) -> None:
+    """After its facts are folded a chain owes nothing, or what follows, never the same."""
+    story = lived(steps)
+    for _ in range(3):
+        owed = {chain: facts for chain, facts in story.owes().items() if facts}
+        for chain, facts in owed.items():
+            story.tell(*facts)
+            assert set(ids(story.owes(chain)[chain])).isdisjoint(ids(facts))
+    assert all(facts == [] for facts in story.owes().values())
+
+
+@settings(max_examples=60, deadline=None)
+@sampled(steps=histories())
+def test_every_fact_that_is_owed_can_be_written(steps: list[Step]) -> None:
+    """What can't be encoded would be owed for ever."""
+    for facts in lived(steps).owes().values():
+        for fact in facts:
+            encode(fact, T0)
+
+
+@settings(max_examples=60, deadline=None)
+@sampled(steps=histories())
+def test_p1_every_history_can_be_brought_to_its_end(steps: list[Step]) -> None:
+    """Whatever has happened, a round of answers and results later each trigger has its one end."""
+    story = lived(steps).under(max_per_node=50, max_in_flight=200)
+    for _ in range(12):
+        story.tell(after(700), said_what_is_owed, lambda story: story.gives_up())
+        story.tell(assigned, succeeded())
+    assert list(story.view.open_chains()) == []
+    ends = Counter(
+        fact.chain
+        for fact in story.facts
+        if isinstance(fact.event, DataSyncCompleted | DataSyncFailed)
+    )
+    opened = {row.id for row in story.view.ended_chains()}
+    assert set(ends) == opened
+    assert list(story.view.pending()) == [] == story.under_way()
+
+
+@settings(max_examples=60, deadline=None)
+@sampled(steps=histories())
+def test_p3_completed_chain_named_only_what_its_targets_held(steps: list[Step]) -> None:
+    """Every outcome of a completion is an arrival, or a holding, that the log can show."""
+    story = lived(steps)
+    shown = {
+        (fact.event.target, fact.event.entry.checksum)
+        for fact in story.facts
+        if isinstance(fact.event, events.TransferSucceeded)
+    }
+    shown |= {
+        (fact.event.node, found.checksum)
+        for fact in story.facts
+        if isinstance(fact.event, events.FilesObserved)
+        for found in fact.event.entries
+    }
+    for fact in story.facts:
+        if isinstance(fact.event, DataSyncCompleted):
+            assert {(o.target, o.checksum) for o in fact.event.targets} <= shown
+
+
+def test_guard_of_a_decision_is_the_last_fact_of_its_chain() -> None:
+    """What was decided for a chain moves its guard, what nodes say of it does not."""
+    story = given(*READY)
+    assert story.view.last_sequence_of("c1") == 0
+    story.tell(said_what_is_owed)
+    assert story.view.last_sequence_of("c1") == len(story.facts)
+    story.tell(assigned, succeeded())
+    assert story.view.last_sequence_of("c1") == len(story.facts) - 2
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Raw("dp.chain.c1.SYNC_PLANNED.hex8_2p", b"[]"),
+        Raw("dp.chain.c1.FROM_THE_FUTURE.hex8_2p", b"{}"),
+    ],
+    ids=["undecodable", "unknown type"],
+)
+def test_p1_message_nobody_understands_does_not_block_its_chain(message: Raw) -> None:
+    """The guard is the log's last sequence under the chain, whether we could read it or not."""
+    story = given(*READY, message)
+    assert story.view.last_sequence_of("c1") == len(story.facts)
+
+
+def test_p1_repeated_decision_does_not_block_its_chain() -> None:
+    """A fact that came twice under one id is ignored, but it is the log's last one all the same."""
+    story = given(*READY, said_what_is_owed)
+    planned = story.facts[-2]
+    assert planned.event is not None
+    story.tell(Fact(planned.event, planned.subject, planned.id, "c1"))
+    assert story.view.last_sequence_of("c1") == len(story.facts)
+
+
+def test_decision_for_a_chain_nobody_opened_is_ignored() -> None:
+    """`evolve` is total: a stray decision changes nothing and fails nothing."""
+    stray = decided("nobody", DataSyncCompleted(config_key="hex8_2p", source_node="gpu-1"))
+    assert given(stray).view.chain("nobody") is None
+
+
+def test_outcomes_carry_digests_that_the_wire_takes() -> None:
+    """A completion proves each target by a digest (P3)."""
+    outcome = TargetOutcome(target="train-1", path="a", checksum=checksum("a"))
+    assert msgspec.json.decode(msgspec.json.encode(outcome), type=TargetOutcome) == outcome
