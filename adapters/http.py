@@ -1,17 +1,20 @@
 """The transport over HTTP: ranged, resumable, from the file server of another node.
 
 It makes one attempt and never follows a redirect, never retries, never trusts a length that the
-entry does not confirm.
+entry does not confirm. Small entries come over connections that are kept; a large one has a socket
+and a thread of its own, which costs one connection and saves the event loop every byte.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import aiohttp
+import msgspec
 
+from adapters.download import Download
 from adapters.landing import Landing
 from adapters.server import FileServer
 from adapters.signing import Signer
@@ -25,21 +28,33 @@ from adapters.transport import (
     Stalled,
     Unreachable,
 )
-from streams.values import Transport
+from adapters.workers import SOCKETS, finish
+from streams.values import DataEntry, Transport
 
 __all__ = ["FileServer", "HttpTransport"]
 
+#: From here on an entry is worth a connection of its own.
+LARGE_BYTES = 8 << 20
 READ_BYTES = 4 << 20
 SMALLEST_READ_BYTES = 64 << 10
-#: How much may lie in the reader's buffer, as seconds of the rate it is limited to.
-BUFFERED_S = 0.1
+#: How much is read at once, as seconds of the rate it is limited to.
+READ_S = 0.1
 URL_TTL_S = 300.0
 _TELL_EVERY_S = 0.2
 _ERROR_TEXT = 300
 
 
+class Answer(msgspec.Struct, frozen=True):
+    """What a source says before the bytes."""
+
+    status: int
+    reason: str
+    headers: Mapping[str, str]
+    length: int | None
+
+
 class HttpTransport:
-    """Fetches entries by digest from `FileServer`s, over connections that are kept for reuse."""
+    """Fetches entries by digest from `FileServer`s."""
 
     name = Transport.HTTP_FETCH
 
@@ -50,31 +65,35 @@ class HttpTransport:
         ttl_s: float = URL_TTL_S,
         clock: Callable[[], float] = time.time,
         connections_per_host: int = 16,
+        large_bytes: int = LARGE_BYTES,
     ) -> None:
         self._signer = signer
         self._ttl_s = ttl_s
         self._clock = clock
         self._connections_per_host = connections_per_host
+        self._large_bytes = large_bytes
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(
         self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
     ) -> int:
         """As `Fetches.fetch`. Asks nothing of the source if no byte is lacking."""
-        size = request.entry.size_bytes
-        if landing.offset == size:
+        lacking = request.entry.size_bytes - landing.offset
+        if not lacking:
             return 0
         if not request.source.http_url:
             raise Unreachable(f"{request.source.node} has no file server")
+        telling = _Telling(progress, request.entry)
+        if lacking >= self._large_bytes:
+            return await self._fetch_large(request, landing, throttle, telling)
         try:
-            return await self._attempt(request, landing, throttle, progress)
+            return await self._fetch_small(request, landing, throttle, telling)
         except aiohttp.InvalidURL as error:
             raise Unreachable(f"{request.source.node}: no such address") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unreachable(f"{request.source.node}: {error}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            done = f"{landing.offset} of {size} bytes"
-            raise Interrupted(f"{request.source.node} broke off at {done}: {error}") from error
+            raise Interrupted(f"{request.source.node} broke off: {error}") from error
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -82,30 +101,55 @@ class HttpTransport:
             session, self._session = self._session, None
             await session.close()
 
-    async def _attempt(
-        self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+    async def _fetch_large(
+        self, request: Request, landing: Landing, throttle: Throttle, telling: _Telling
+    ) -> int:
+        url, headers = self._question(request, landing.offset)
+        download = await _asked(url, headers, request)
+        try:
+            answer = Answer(download.status, download.reason, download.headers, download.length)
+            if answer.status not in (200, 206):
+                said = await finish(lambda: download.text(_ERROR_TEXT), executor=SOCKETS)
+                raise _refusal(answer, request, said)
+            if answer.status == 200 and landing.offset:
+                await landing.reset()
+            _check(answer, request, landing.offset)
+            came = 0
+            while landing.offset < request.entry.size_bytes:
+                count = await landing.fill(download.into, _read_bytes(throttle))
+                await throttle.take(count)
+                came += count
+                telling.tell(landing.offset)
+            return came
+        finally:
+            download.close()
+
+    async def _fetch_small(
+        self, request: Request, landing: Landing, throttle: Throttle, telling: _Telling
     ) -> int:
         async with await self._ask(request, landing.offset, throttle) as response:
-            if response.status == 200 and landing.offset:
+            answer = Answer(
+                response.status, response.reason or "", response.headers, response.content_length
+            )
+            if answer.status not in (200, 206):
+                async with asyncio.timeout(request.stall_s):
+                    said = (await response.content.read(_ERROR_TEXT)).decode(errors="replace")
+                raise _refusal(answer, request, said)
+            if answer.status == 200 and landing.offset:
                 await landing.reset()
-            await _accept(response, request, landing.offset)
-            return await _receive(response, request, landing, throttle, progress)
+            _check(answer, request, landing.offset)
+            came = 0
+            while data := await _read(response, request):
+                await landing.write(data)
+                await throttle.take(len(data))
+                came += len(data)
+                telling.tell(landing.offset)
+            return came
 
     async def _ask(
         self, request: Request, offset: int, throttle: Throttle
     ) -> aiohttp.ClientResponse:
-        entry = request.entry
-        url = self._signer.url(
-            request.source.http_url,
-            entry.checksum,
-            entry.path,
-            request.target,
-            self._clock(),
-            self._ttl_s,
-        )
-        headers = {"Accept-Encoding": "identity"}
-        if offset:
-            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"{entry.checksum}"'}
+        url, headers = self._question(request, offset)
         try:
             async with asyncio.timeout(request.connect_s + request.stall_s):
                 return await self._sessions().get(
@@ -120,6 +164,21 @@ class HttpTransport:
         except TimeoutError as error:
             raise Stalled(f"{request.source.node} gave no answer") from error
 
+    def _question(self, request: Request, offset: int) -> tuple[str, dict[str, str]]:
+        entry = request.entry
+        url = self._signer.url(
+            request.source.http_url,
+            entry.checksum,
+            entry.path,
+            request.target.node,
+            self._clock(),
+            self._ttl_s,
+        )
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"{entry.checksum}"'}
+        return url, headers
+
     def _sessions(self) -> aiohttp.ClientSession:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=0, limit_per_host=self._connections_per_host)
@@ -127,55 +186,61 @@ class HttpTransport:
         return self._session
 
 
+class _Telling:
+    """Tells progress, but not all of it."""
+
+    def __init__(self, progress: Progress, entry: DataEntry) -> None:
+        self._progress = progress
+        self._size = entry.size_bytes
+        self._told_at = 0.0
+
+    def tell(self, done: int) -> None:
+        now = time.monotonic()
+        if done == self._size or now - self._told_at >= _TELL_EVERY_S:
+            self._told_at = now
+            self._progress(done, self._size)
+
+
+async def _asked(url: str, headers: Mapping[str, str], request: Request) -> Download:
+    """An answer, or `Unreachable`, `Stalled`, `Interrupted`; none is left open if cancelled."""
+    made: list[Download] = []
+
+    def ask() -> None:
+        made.append(Download(url, headers, request.connect_s, request.stall_s))
+
+    try:
+        await finish(ask, executor=SOCKETS)
+    except asyncio.CancelledError:
+        for download in made:
+            download.close()
+        raise
+    return made[0]
+
+
 def _read_bytes(throttle: Throttle) -> int:
     if not throttle.bytes_per_s:
         return READ_BYTES
-    fitting = int(throttle.bytes_per_s * BUFFERED_S)
+    fitting = int(throttle.bytes_per_s * READ_S)
     return max(SMALLEST_READ_BYTES, min(READ_BYTES, fitting))
 
 
-async def _accept(response: aiohttp.ClientResponse, request: Request, offset: int) -> None:
+def _refusal(answer: Answer, request: Request, said: str) -> EntryMissing | Refused:
+    who, entry = request.source.node, request.entry
+    if answer.status in (404, 410):
+        return EntryMissing(f"{who} does not hold {entry.path} with this content any more")
+    return Refused(f"{who} answered {answer.status} {answer.reason}: {said}")
+
+
+def _check(answer: Answer, request: Request, offset: int) -> None:
     """Raise unless this answer brings exactly the bytes that are lacking."""
     who, entry = request.source.node, request.entry
-    if response.status in (404, 410):
-        raise EntryMissing(f"{who} does not hold {entry.path} with this content any more")
-    if response.status not in (200, 206):
-        said = await _error_text(response, request)
-        raise Refused(f"{who} answered {response.status} {response.reason}: {said}")
-    if response.headers.get("ETag") != f'"{entry.checksum}"':
+    if answer.headers.get("ETag") != f'"{entry.checksum}"':
         raise EntryMissing(f"{who} offers other content than {entry.checksum}")
     expected = f"bytes {offset}-{entry.size_bytes - 1}/{entry.size_bytes}"
-    if response.status == 206 and response.headers.get("Content-Range") != expected:
-        raise EntryMissing(f"{who} offers {response.headers.get('Content-Range')!r}")
-    if response.content_length != entry.size_bytes - offset:
-        raise EntryMissing(f"{who} has {response.content_length} bytes, not {entry.size_bytes}")
-
-
-async def _error_text(response: aiohttp.ClientResponse, request: Request) -> str:
-    async with asyncio.timeout(request.stall_s):
-        said = await response.content.read(_ERROR_TEXT)
-    return said.decode(errors="replace")
-
-
-async def _receive(
-    response: aiohttp.ClientResponse,
-    request: Request,
-    landing: Landing,
-    throttle: Throttle,
-    progress: Progress,
-) -> int:
-    came, told_at = 0, 0.0
-    while data := await _read(response, request):
-        await landing.write(data)
-        await throttle.take(len(data))
-        came += len(data)
-        if (now := time.monotonic()) - told_at >= _TELL_EVERY_S:
-            told_at = now
-            progress(landing.offset, request.entry.size_bytes)
-    if landing.offset != request.entry.size_bytes:
-        raise Interrupted(f"{landing.offset} of {request.entry.size_bytes} bytes came")
-    progress(landing.offset, request.entry.size_bytes)
-    return came
+    if answer.status == 206 and answer.headers.get("Content-Range") != expected:
+        raise EntryMissing(f"{who} offers {answer.headers.get('Content-Range')!r}")
+    if answer.length != entry.size_bytes - offset:
+        raise EntryMissing(f"{who} has {answer.length} bytes, not {entry.size_bytes}")
 
 
 async def _read(response: aiohttp.ClientResponse, request: Request) -> bytes:

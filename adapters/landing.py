@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from adapters import checks, sqlite
-from adapters.digest import hex_of
+from adapters.digest import BLOCK_BYTES, hex_of
 from adapters.partial import Partial, disk_errors
 from adapters.places import (
     Reservation,
@@ -118,6 +119,17 @@ class Landing:
             raise DigestMismatch(f"more than the entry's {self.entry.size_bytes} bytes came")
         await self._partial.append(data)
         self._reservation.used(len(data))
+
+    async def fill(self, receive: Callable[[memoryview], int], most: int = BLOCK_BYTES) -> int:
+        """Append what `receive` puts into memory that it is given, in a thread; return how many
+        bytes. It is given room for at most `most` and what is lacking, says how many it put, 0 if
+        none came yet, and raises what ends the attempt, but never an `OSError`. Nothing is copied:
+        the fast way for large entries.
+        """
+        lacking = self.entry.size_bytes - self.offset
+        count = await self._partial.fill(receive, min(most, lacking, BLOCK_BYTES))
+        self._reservation.used(count)
+        return count
 
     async def reset(self) -> None:
         """Forget all bytes; the next one written is the first."""

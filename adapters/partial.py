@@ -8,32 +8,39 @@ import errno
 import fcntl
 import hashlib
 import os
-from collections.abc import Iterator
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from adapters.digest import BLOCK_BYTES, feed, named
 from adapters.transport import DiskFailed, DiskFull, InUse
-from adapters.workers import finish, settled, start
+from adapters.workers import DIGESTS, DISK, SOCKETS, finish, settled
 
 #: Larger pieces make the kernel fetch large pages, which a virtual machine may have to zero first.
 PIECE_BYTES = 256 << 10
+#: Blocks of one transfer: those being filled, written and digested.
+BLOCKS = 4
 
 
 class Partial:
     """The bytes of one transfer so far. One writer, on one event loop.
 
-    Bytes are gathered in one of two blocks while a thread writes and digests the other, so memory
-    is flat and a slow disk slows the writer down.
+    Bytes pass through a few blocks of memory, which are given back once they are digested; so
+    memory is flat, and a slow disk slows the writer down.
     """
 
     def __init__(self, path: Path, handle: int, offset: int, sha: hashlib._Hash) -> None:
         self.path = path
+        #: Bytes that were handed over so far.
         self.offset = offset
         self._handle = handle
         self._written = offset
-        self._sha = sha
+        self._blocks = _Blocks()
+        self._digester = _Digester(sha, self._blocks)
+        self._gathering: bytearray | None = None
         self._fill = 0
-        self._blocks: list[bytearray] = []
         self._job: asyncio.Future[None] | None = None
         self._broken = False
 
@@ -60,25 +67,36 @@ class Partial:
         """Add bytes at the end. They may reach the disk only at the next `flush`."""
         view = memoryview(data).cast("B")
         while view:
-            block = self._block()
-            taken = min(len(view), len(block) - self._fill)
+            block = self._gathering or self._blocks.fresh() or await finish(self._blocks.take)
+            self._gathering = block
+            taken = min(len(view), BLOCK_BYTES - self._fill)
             block[self._fill : self._fill + taken] = view[:taken]
             self._fill += taken
             self.offset += taken
             view = view[taken:]
-            if self._fill == len(block):
+            if self._fill == BLOCK_BYTES:
                 await self._pass_on()
+
+    async def fill(self, receive: Callable[[memoryview], int], most: int) -> int:
+        """Let `receive` put up to `most` bytes into memory it is given, in a thread; return how
+        many. It says how many it put, and may raise instead. On cancellation it is waited for.
+        """
+        await self._pass_on()
+        await self._wait()
+        with disk_errors():
+            return await finish(lambda: self._take_in(receive, most), executor=SOCKETS)
 
     async def flush(self) -> None:
         """Wait until all bytes were given to the file and to the digest."""
         await self._pass_on()
         await self._wait()
+        await finish(self._digester.wait)
 
     async def restart(self) -> None:
         """Forget all bytes."""
         await self._quiet()
         await finish(lambda: os.ftruncate(self._handle, 0))
-        self._sha = hashlib.sha256()
+        self._digester = _Digester(hashlib.sha256(), self._blocks)
         self.offset = self._written = self._fill = 0
         self._broken = False
 
@@ -88,12 +106,12 @@ class Partial:
             return
         await self._quiet()
         handle, self._handle = self._handle, -1
-        data, at = self._take_block(), self._written
-        await finish(lambda: _close(handle, data, at))
+        rest = memoryview(self._gathering or b"")[: 0 if self._broken else self._fill]
+        await finish(lambda: _close(handle, rest, self._written))
 
     def checksum(self) -> str:
         """The digest of what was flushed."""
-        return named(self._sha)
+        return named(self._digester.sha)
 
     def make_durable(self, mtime: float) -> None:
         """Give the file its mode and time, and flush it to the disk. Blocks."""
@@ -102,24 +120,14 @@ class Partial:
             os.utime(self._handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
         os.fsync(self._handle)
 
-    def _block(self) -> bytearray:
-        if not self._blocks:
-            self._blocks = [bytearray(BLOCK_BYTES), bytearray(BLOCK_BYTES)]
-        return self._blocks[0]
-
-    def _take_block(self) -> memoryview:
-        if not self._fill or self._broken:
-            return memoryview(b"")
-        data = memoryview(self._blocks[0])[: self._fill]
-        self._blocks.reverse()
-        self._fill = 0
-        return data
-
     async def _pass_on(self) -> None:
+        """Give what was gathered to the disk, once it has taken what came before."""
         await self._wait()
-        if data := self._take_block():
-            self._job = start(self._write, data, self._written)
-            self._written += len(data)
+        if self._fill and self._gathering is not None:
+            block, count, at = self._gathering, self._fill, self._written
+            self._gathering, self._fill = None, 0
+            self._written += count
+            self._job = asyncio.wrap_future(DISK.submit(self._keep, block, count, at))
 
     async def _wait(self) -> None:
         if self._job is not None:
@@ -131,14 +139,87 @@ class Partial:
         if self._job is not None:
             await settled(self._job)
             self._job = None
+        await finish(self._digester.wait)
 
-    def _write(self, data: memoryview, at: int) -> None:
+    def _take_in(self, receive: Callable[[memoryview], int], most: int) -> int:
+        block = self._blocks.take()
         try:
-            _write_all(self._handle, data, at)
+            count = receive(memoryview(block)[:most])
+        except BaseException:
+            self._blocks.give_back(block)
+            raise
+        at, self._written = self._written, self._written + count
+        self.offset = self._written
+        self._keep(block, count, at)
+        return count
+
+    def _keep(self, block: bytearray, count: int, at: int) -> None:
+        try:
+            _write_all(self._handle, memoryview(block)[:count], at)
         except OSError:
             self._broken = True
             raise
-        self._sha.update(data)
+        self._digester.put(block, count)
+
+
+class _Blocks:
+    """A few blocks of memory, made when first needed."""
+
+    def __init__(self) -> None:
+        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._made = 0
+
+    def fresh(self) -> bytearray | None:
+        """A free block, if there is one or one may be made."""
+        with contextlib.suppress(queue.Empty):
+            return self._free.get_nowait()
+        if self._made == BLOCKS:
+            return None
+        self._made += 1
+        return bytearray(BLOCK_BYTES)
+
+    def take(self) -> bytearray:
+        """A free block, once there is one. Blocks."""
+        return self.fresh() or self._free.get()
+
+    def give_back(self, block: bytearray) -> None:
+        """Let it be used again."""
+        self._free.put(block)
+
+
+class _Digester:
+    """Digests blocks in the order in which they are put, behind whoever puts them."""
+
+    def __init__(self, sha: hashlib._Hash, blocks: _Blocks) -> None:
+        self.sha = sha
+        self._blocks = blocks
+        self._waiting: deque[tuple[bytearray, int]] = deque()
+        self._lock = threading.Lock()
+        self._idle = threading.Event()
+        self._idle.set()
+
+    def put(self, block: bytearray, count: int) -> None:
+        """Digest the first `count` bytes of a block, then give it back."""
+        with self._lock:
+            self._waiting.append((block, count))
+            if self._idle.is_set():
+                self._idle.clear()
+                DIGESTS.submit(self._digest_one)
+
+    def wait(self) -> None:
+        """Wait until all that was put is digested. Blocks."""
+        self._idle.wait()
+
+    def _digest_one(self) -> None:
+        block, count = self._waiting.popleft()
+        self.sha.update(memoryview(block)[:count])
+        self._blocks.give_back(block)
+        with self._lock:
+            # Queue up again behind the blocks of other transfers.
+            if self._waiting:
+                DIGESTS.submit(self._digest_one)
+            else:
+                self._idle.set()
 
 
 @contextlib.contextmanager

@@ -8,11 +8,12 @@ never picks a source, never gives a file its final name and never decides that a
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from streams.values import DataEntry, Transport
+from streams.values import DataEntry, Endpoint, Transport
 
 if TYPE_CHECKING:
     from adapters.landing import Landing
@@ -114,21 +115,17 @@ class DiskFailed(TransportError):
     try_next_transport = False
 
 
-class Source(msgspec.Struct, frozen=True):
-    """Where to fetch from."""
-
-    node: str
-    #: Base URL of the node's file server; "" if it has none.
-    http_url: str = ""
-
-
 class Request(msgspec.Struct, frozen=True):
-    """One attempt: this entry, from that source, for that target."""
+    """One attempt: this entry, from that source, to that target."""
 
     transfer: str
     entry: DataEntry
-    source: Source
-    target: str
+    source: Endpoint
+    target: Endpoint
+    #: An immutable file at the source that holds exactly the entry, absolute; "" if unknown.
+    content_path: str = ""
+    #: Where the target keeps the entry, relative to its data root.
+    local_path: str = ""
     #: No byte for this long ends the attempt.
     stall_s: float = 30.0
     connect_s: float = 30.0
@@ -148,6 +145,26 @@ class Fetches(Protocol):
         `TransportError`; bytes handed over before that are kept for the next attempt. If it is
         cancelled, nothing is left but those bytes. Several fetches may run at once, each into its
         own landing.
+        """
+
+    async def close(self) -> None:
+        """Let go of connections."""
+
+
+class Pushes(Protocol):
+    """A transport that sends: it runs on the source, for targets that it alone can reach."""
+
+    @property
+    def name(self) -> Transport: ...
+
+    async def push(
+        self, request: Request, file: Path, throttle: Throttle, progress: Progress
+    ) -> int:
+        """Make `file`, which holds exactly the entry and never changes, appear at the target.
+
+        Return how many bytes moved, once the target has proven the digest and given the file its
+        final name under ``request.target.data_root``. Raises a `TransportError`; then, or when it
+        is cancelled, the final name is untouched, and what came is kept for the next attempt.
         """
 
     async def close(self) -> None:

@@ -1,7 +1,8 @@
-"""Threads for what would hold up the event loop: disks, digests, archives, databases.
+"""Threads for what would hold up the event loop: disks, digests, sockets, archives, databases.
 
-They are apart from asyncio's own, which also look up host names. What runs here must never touch
-an asyncio object.
+They are apart from asyncio's own, which also look up host names, and each kind of work has its
+own, so that slow sources never keep bytes that came from being written. What runs here must never
+touch an asyncio object.
 """
 
 from __future__ import annotations
@@ -9,26 +10,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import ParamSpec, TypeVar
+from typing import TypeVar
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
-_DISK = ThreadPoolExecutor(max_workers=6, thread_name_prefix="disk")
+DISK = ThreadPoolExecutor(max_workers=6, thread_name_prefix="disk")
+#: Digests never wait for anything.
+DIGESTS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="digest")
+#: One thread a transfer that reads from a socket.
+SOCKETS = ThreadPoolExecutor(max_workers=16, thread_name_prefix="socket")
 
 
-def start(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> asyncio.Future[T]:
-    """Run a function in a thread from now on; await the future for its result."""
-    return asyncio.wrap_future(_DISK.submit(function, *args, **kwargs))
-
-
-async def finish(function: Callable[[], T], *, executor: Executor | None = None) -> T:
+async def finish(function: Callable[[], T], *, executor: Executor = DISK) -> T:
     """Run a function in a thread to its end, even if the caller is cancelled meanwhile.
 
     A thread cannot be stopped, and what it uses (a file, a lock) must not be taken from under it:
     the cancellation is raised once the function has ended.
     """
-    job = asyncio.wrap_future((executor or _DISK).submit(function))
+    job = asyncio.wrap_future(executor.submit(function))
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:

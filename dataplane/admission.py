@@ -20,7 +20,7 @@ from projections.transfers import TransferRow
 from streams import events
 from streams.codec import Fact, fact_id, node_fact
 from streams.subjects import subject_for, type_filter
-from streams.values import SyncPriority
+from streams.values import Endpoint, SyncPriority
 
 #: All assignments share one guard: what is in flight is known to whoever assigns next.
 ASSIGNMENTS = type_filter(events.TransferAssigned)
@@ -147,7 +147,6 @@ def _source(transfer: TransferRow, ranked: Sequence[str]) -> str:
 def _assignment(
     transfer: TransferRow, source: str, node: Callable[[str], NodeRow | None], policy: Policy
 ) -> Fact:
-    holder = node(source)
     attempt = transfer.attempt + 1
     event = events.TransferAssigned(
         transfer=transfer.id,
@@ -156,7 +155,8 @@ def _assignment(
         target=transfer.target,
         entry=transfer.entry,
         transports=transfer.transports,
-        source_url=holder.description.http_url if holder else "",
+        source_at=_endpoint(source, node),
+        target_at=_endpoint(transfer.target, node),
         bandwidth_mbps=_bandwidth(transfer, source, node, policy),
         priority=transfer.priority,
         deadline=transfer.deadline,
@@ -172,6 +172,11 @@ def _assignment(
         fact_id(chain, "SYNC_PLANNED", 0),
         "coordinator",
     )
+
+
+def _endpoint(name: str, node: Callable[[str], NodeRow | None]) -> Endpoint:
+    row = node(name)
+    return Endpoint(node=name) if row is None else row.description.endpoint
 
 
 def _bandwidth(

@@ -33,7 +33,7 @@ from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
 from streams.events import FILE_TRIGGERS
 from streams.log import Bus, Delivery, Log, LogError
 from streams.subjects import Place
-from streams.values import NodeDescription, Transport
+from streams.values import Endpoint, NodeDescription, Transport
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,14 @@ class Agent:
             name=self.node,
             roles=config.roles,
             traits=config.traits,
-            http_url=config.http_advertise or (self._server.url if self._server else ""),
+            endpoint=Endpoint(
+                node=self.node,
+                http_url=config.http_advertise or (self._server.url if self._server else ""),
+                ssh_host=config.ssh_host,
+                ssh_port=config.ssh_port,
+                ssh_user=config.ssh_user,
+                data_root=str(config.data_dir.resolve()),
+            ),
             provider=config.provider,
             region=config.region,
             nfs_group=config.nfs_group,

@@ -226,7 +226,7 @@ def _announcement(
     """NEW_GAMES_AVAILABLE, where games were never announced before."""
     if not chain.announces or not policy.chain_events:
         return []
-    there = [*arrived, *map(_in_place, chain.held)] or [*map(_wanted, chain.needs)]
+    there = [*(arrived or map(_wanted, chain.needs)), *map(_in_place, chain.held)]
     games = _games(there)
     if games == 0:
         return []

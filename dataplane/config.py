@@ -70,6 +70,11 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: What other nodes should use, such as ``http://10.0.0.7:8770``; "" is made of host and port.
     http_advertise: str = ""
 
+    # Reaching this node by SSH; "" where it can't be
+    ssh_host: str = ""
+    ssh_port: Annotated[int, Meta(ge=1, le=65535)] = 22
+    ssh_user: str = ""
+
     # Catalog
     manifest_refresh_interval: _Positive = 60.0
 

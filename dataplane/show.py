@@ -79,7 +79,7 @@ def node_row(row: NodeRow, beat: Mapping[str, Any] | None) -> dict[str, Any]:
         "seen_s_ago": None if beat is None else round(time.time() - beat["time"], 1),
         "disk_free_bytes": (beat or {}).get("disk_free_bytes", description.disk_free_bytes),
         "transfers_running": (beat or {}).get("transfers_running"),
-        "http_url": description.http_url,
+        "http_url": description.endpoint.http_url,
         "reason": row.reason,
         "registered_at": row.registered_at,
     }

@@ -21,7 +21,6 @@ from adapters.transport import (
     Fetches,
     Progress,
     Request,
-    Source,
     Superseded,
     TimedOut,
     TransportError,
@@ -150,8 +149,9 @@ class TransportManager:
         request = Request(
             transfer=order.transfer,
             entry=entry,
-            source=Source(order.source, order.source_url),
-            target=self._node,
+            source=order.source_at,
+            target=order.target_at,
+            local_path=local,
             stall_s=self._stall_s,
             connect_s=CONNECT_TIMEOUT_S,
         )

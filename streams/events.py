@@ -19,6 +19,7 @@ from streams.values import (
     Count,
     DataEntry,
     DataType,
+    Endpoint,
     Held,
     NodeDescription,
     Refusal,
@@ -215,8 +216,9 @@ class TransferAssigned(Event, frozen=True):
     target: Token
     entry: DataEntry
     transports: tuple[Transport, ...]
-    #: Where the source serves its files.
-    source_url: str = ""
+    #: How source and target can be reached.
+    source_at: Endpoint = Endpoint(node="")
+    target_at: Endpoint = Endpoint(node="")
     #: Mbit/s this transfer may use; 0 means unlimited.
     bandwidth_mbps: float = 0.0
     priority: SyncPriority = SyncPriority.NORMAL

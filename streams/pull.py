@@ -67,7 +67,7 @@ class Pull:
 
     async def request(self) -> None:
         """Ask for the next batch. An answer to an earlier request no longer counts."""
-        await self._wire.online(_EXPIRES_S)
+        await self._wire.online(_SILENCE_S)
         self._serial += 1
         reply = f"{self._inbox}.{self._serial}"
         self._request = reply.encode()

@@ -126,14 +126,28 @@ class DataEntry(Value, frozen=True):
     locations: tuple[str, ...] = ()
 
 
+class Endpoint(Value, frozen=True):
+    """How to reach a node, as it says itself; "" where there is no such way."""
+
+    node: str
+    #: Where its files are served, such as ``http://10.0.0.7:8770``.
+    http_url: str = ""
+    #: Where its SSH server is; host keys are always checked against the caller's known hosts.
+    ssh_host: str = ""
+    ssh_port: Annotated[int, Meta(ge=1, le=65535)] = 22
+    ssh_user: str = ""
+    #: Its data directory, absolute, for transports that name files.
+    data_root: str = ""
+
+
 class NodeDescription(Value, frozen=True):
     """What a node says of itself when it joins."""
 
     name: Token
     roles: tuple[Role, ...] = ()
     traits: tuple[Trait, ...] = ()
-    #: Where this node's files can be fetched, such as ``http://10.0.0.7:8770``; "" if nowhere.
-    http_url: str = ""
+    #: How it can be reached.
+    endpoint: Endpoint = Endpoint(node="")
     provider: str = ""
     region: str = ""
     nfs_group: str = ""

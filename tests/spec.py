@@ -37,6 +37,7 @@ from streams.subjects import Place, place_of, subject_for
 from streams.values import (
     DataEntry,
     DataType,
+    Endpoint,
     NodeDescription,
     Role,
     SyncPlan,
@@ -157,7 +158,11 @@ def node(
 ) -> events.NodeRegistered:
     """A node joins."""
     description = NodeDescription(
-        name=name, roles=roles, traits=tuple(traits), http_url=f"http://{name}:8770", **more
+        name=name,
+        roles=roles,
+        traits=tuple(traits),
+        endpoint=Endpoint(node=name, http_url=f"http://{name}:8770"),
+        **more,
     )
     return events.NodeRegistered(description=description)
 

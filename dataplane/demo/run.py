@@ -303,8 +303,7 @@ def _print_report(report: Report) -> None:
         f"chains      {totals.chains_started} started, {totals.chains_completed} completed, "
         f"{totals.chains_failed} failed, {totals.chains_open} open",
         f"latency     {_seconds(totals.latency_p50_s)} p50, {_seconds(totals.latency_p99_s)} p99 "
-        f"from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE ({totals.announced}); "
-        f"{_seconds(report.undisturbed_p50_s)} p50 before the first kill",
+        f"from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE ({totals.announced})" + _calm(report),
         f"moved       {size(totals.bytes_moved)} in {totals.transfers} transfers of at most "
         f"{BANDWIDTH_MBPS} Mbit/s, so that they can be seen",
         f"digests     {totals.digests_checked} of {len(copies)} files on targets are what their "
@@ -325,6 +324,12 @@ def _print_report(report: Report) -> None:
         console.print(f"FAILED: it is not so that {verdict}", style="bold red", highlight=False)
     if report.directory:
         _print_where_to_look(Layout(Path(report.directory)))
+
+
+def _calm(report: Report) -> str:
+    """The median of the time before the kills, where there was one."""
+    median = report.undisturbed_p50_s
+    return "" if median is None else f"; {_seconds(median)} p50 before the first kill"
 
 
 def _print_where_to_look(layout: Layout) -> None:

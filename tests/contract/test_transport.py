@@ -31,11 +31,10 @@ from adapters.transport import (
     PathEscapes,
     Refused,
     Request,
-    Source,
     Stalled,
     Unreachable,
 )
-from streams.values import DataEntry, DataType
+from streams.values import DataEntry, DataType, Endpoint
 
 PATIENCE_S = 60.0
 PATH = "data/gpu-7/x.bin"
@@ -107,7 +106,7 @@ class Rig(Protocol):
     """A transport, and a source it can fetch from through a link."""
 
     transport: Fetches
-    source: Source
+    source: Endpoint
     link: Link
 
     def hold(self, entry: DataEntry, path: Path) -> None:
@@ -131,7 +130,9 @@ class HttpRig:
         await self._server.start()
         self.link = Link(self._server.host, self._server.port)
         await self.link.open()
-        self.source = Source("gpu-7", f"http://127.0.0.1:{self.link.port}")
+        self.source = Endpoint(
+            node="gpu-7", http_url=f"http://127.0.0.1:{self.link.port}"
+        )
         yield self
         await self.transport.close()
         await self.link.close()
@@ -194,7 +195,9 @@ async def fetch(
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> int:
     """One attempt."""
-    request = Request("t-1", entry, rig.source, "trainer", stall_s=stall_s, connect_s=5.0)
+    request = Request(
+        "t-1", entry, rig.source, Endpoint(node="trainer"), stall_s=stall_s, connect_s=5.0
+    )
     async with asyncio.timeout(PATIENCE_S):
         return await rig.transport.fetch(request, landing, throttle or Throttle(), progress)
 

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import nkeys
 import pytest
 
 from streams import topology
@@ -130,7 +131,7 @@ class TestCrash:
     ) -> None:
         """Past the deadline writers get LogUnavailable; reads and deliveries wait on."""
         async with connected(own_server) as log:
-            impatient = await JetStreamLog.connect(own_server.url, deadline_s=12)
+            impatient = await JetStreamLog.connect(own_server.url, deadline_s=4)
             deliveries = await log.consume("d", [], ack_wait_s=30, max_pending=10)
             consuming = asyncio.ensure_future(anext(aiter(deliveries)))
             reading = asyncio.ensure_future(anext(log.read()))
@@ -388,6 +389,20 @@ class TestRefusal:
             for options in wrong:
                 with pytest.raises(PermissionDenied):
                     await JetStreamLog.connect(nats_server.url, **options)
+
+    async def test_a_seed_file_lets_its_user_in(
+        self, own_server: EmbeddedServer, tmp_path: Path
+    ) -> None:
+        """The nkey's private half stays in the file; the server knows the public one."""
+        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)  # type: ignore[no-untyped-call]
+        public = nkeys.from_seed(bytearray(seed)).public_key.decode()  # type: ignore[no-untyped-call]
+        (tmp_path / "seed").write_bytes(seed + b"\n")
+        own_server.config = tmp_path / "nkey.conf"
+        own_server.config.write_text(
+            f"jetstream {{}}\nauthorization {{ users: [ {{ nkey: {public} }} ] }}\n"
+        )
+        async with connected(own_server, nkey_seed_file=tmp_path / "seed") as log:
+            assert (await log.publish(trigger(1))).sequence == 1
 
     async def test_no_server_fails_promptly(self) -> None:
         """LogUnavailable asks whether it is running, and names the address."""

@@ -515,6 +515,16 @@ def test_announcement_an_older_program_left_out_is_still_owed() -> None:
     assert story.owes("c1")["c1"][0].id == announced.id
 
 
+def test_announcement_that_was_left_out_names_what_moved_and_what_was_in_place() -> None:
+    """Asked again it is the same message: neither half of the games is forgotten."""
+    second = entry("games/gpu-1/b_hex8_2p.db", games=7)
+    story = given(*OPENED, holds("gpu-1", second), copied(second.path, "train-1"))
+    story.tell(answers("c1", "gpu-1", GAMES), said_what_is_owed, assigned, succeeded())
+    (completed, announced) = story.owes("c1")["c1"]
+    story.tell(completed)
+    assert [fact.event for fact in story.owes("c1")["c1"]] == [announced.event]
+
+
 # What has ended owes nothing
 
 

@@ -1,0 +1,111 @@
+"""One HTTP answer over a socket of its own, read in threads into memory that is given.
+
+Faster than going through the event loop for large bodies, and nothing else: no reuse, no redirect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from adapters.transport import Interrupted, Stalled, Unreachable
+
+#: A reader comes back this often, so that it can be given up or slowed down.
+TICK_S = 0.25
+
+
+class Download:
+    """A request under way. All methods block and belong in a thread, one at a time."""
+
+    def __init__(
+        self, url: str, headers: Mapping[str, str], connect_s: float, stall_s: float
+    ) -> None:
+        """Ask. Raises `Unreachable`, `Stalled` or `Interrupted` if there is no answer."""
+        self._stall_s = stall_s
+        self._connection = _connect(url, connect_s)
+        self._socket: socket.socket = self._connection.sock
+        try:
+            self._socket.settimeout(stall_s)
+            parts = urlsplit(url)
+            self._connection.request("GET", f"{parts.path}?{parts.query}", headers=dict(headers))
+            self._answer = self._connection.getresponse()
+        except TimeoutError as error:
+            self.close()
+            raise Stalled("no answer came") from error
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise Interrupted(f"broke off instead of an answer: {error!r}") from error
+        self.status = self._answer.status
+        self.reason = self._answer.reason
+        self.headers = dict(self._answer.headers.items())
+        self.length = self._answer.length
+        self._first = True
+        self._heard_at = time.monotonic()
+
+    def into(self, view: memoryview) -> int:
+        """Fill `view` with the next bytes of the body, or less of it after a moment; 0 if none came
+        yet. Raises `Stalled` or `Interrupted` if none come any more. Never ask beyond the body.
+        """
+        count, end = 0, time.monotonic() + TICK_S
+        while count < len(view) and (now := time.monotonic()) < end:
+            try:
+                came = self._read(view[count:], end - now)
+            except TimeoutError:
+                break
+            except OSError as error:
+                if count:
+                    break
+                raise Interrupted(str(error)) from error
+            if not came:
+                if count:
+                    break
+                raise Interrupted("the source closed the connection")
+            count += came
+        if count:
+            self._heard_at = time.monotonic()
+        elif time.monotonic() - self._heard_at > self._stall_s:
+            raise Stalled(f"no byte for {self._stall_s:g} s")
+        return count
+
+    def text(self, most: int) -> str:
+        """The beginning of the body, for an error's text."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self._answer.read(most).decode(errors="replace")
+        return ""
+
+    def close(self) -> None:
+        """Let go of the connection."""
+        self._connection.close()
+        self._socket.close()
+
+    def _read(self, view: memoryview, wait_s: float) -> int:
+        if self._first:
+            # What came together with the headers lies in the answer's own buffer.
+            self._first = False
+            return int(self._answer.fp.readinto1(view))
+        self._socket.settimeout(wait_s)
+        return self._socket.recv_into(view)
+
+
+def _connect(url: str, connect_s: float) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    try:
+        connection = (
+            http.client.HTTPSConnection(
+                parts.hostname or "",
+                parts.port,
+                timeout=connect_s,
+                context=ssl.create_default_context(),
+            )
+            if parts.scheme == "https"
+            else http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=connect_s)
+        )
+        connection.connect()
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise Unreachable(str(error)) from error
+    return connection

@@ -1,0 +1,80 @@
+"""How things are measured: memory and CPU of a process of its own, and directories for them.
+
+Each step runs in a fresh process, so that one's memory and caches are not another's.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import msgspec
+
+P = ParamSpec("P")
+T = TypeVar("T")
+MEGABYTE = 1_000_000
+
+
+class Usage(msgspec.Struct):
+    """What a stretch of work took."""
+
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    #: The most memory its process ever held, as the kernel counts it.
+    peak_bytes: int = 0
+
+
+@contextmanager
+def usage() -> Iterator[Usage]:
+    """Measures the block; what it yields is filled in at its end."""
+    gc.collect()
+    found = Usage()
+    cpu, started = _cpu_s(resource.RUSAGE_SELF), time.perf_counter()
+    yield found
+    found.seconds = time.perf_counter() - started
+    found.cpu_s = _cpu_s(resource.RUSAGE_SELF) - cpu
+    found.peak_bytes = peak_bytes()
+
+
+def children_cpu_s() -> float:
+    """CPU time of all children that have ended."""
+    return _cpu_s(resource.RUSAGE_CHILDREN)
+
+
+def peak_bytes() -> int:
+    """The most memory this process ever held."""
+    status = Path("/proc/self/status")
+    if status.exists():  # the other way counts what the parent held when it forked
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def in_process(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Call a function of a module in a new process of its own, and wait for what it returns."""
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+        return pool.submit(work, *args, **kwargs).result()
+
+
+@contextmanager
+def workplace(base: Path | None) -> Iterator[Path]:
+    """An empty directory below `base`, or where the system keeps such; removed at the end."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=base) as name:
+        yield Path(name)
+
+
+def _cpu_s(who: int) -> float:
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
