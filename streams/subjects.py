@@ -11,6 +11,7 @@ no stream.
 from __future__ import annotations
 
 import enum
+import functools
 from typing import NamedTuple
 
 from streams import events
@@ -80,6 +81,7 @@ def subject_for(event: events.Event, owner: str) -> str:
     return f"{ROOT}.{place_of(type(event))}.{owner}.{events.type_name(event)}.{config_key}"
 
 
+@functools.lru_cache(4096)
 def parse_subject(subject: str) -> Subject:
     """Take a subject apart; the config key may be absent. Raises ValueError with the reason."""
     tokens = subject.split(".")
