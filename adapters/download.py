@@ -42,7 +42,8 @@ class Download:
             raise Interrupted(f"broke off instead of an answer: {error!r}") from error
         self.status = self._answer.status
         self.reason = self._answer.reason
-        self.headers = dict(self._answer.headers.items())
+        self.etag = self._answer.getheader("ETag")
+        self.content_range = self._answer.getheader("Content-Range")
         self.length = self._answer.length
         self._first = True
         self._heard_at = time.monotonic()

@@ -49,7 +49,8 @@ class Answer(msgspec.Struct, frozen=True):
 
     status: int
     reason: str
-    headers: Mapping[str, str]
+    etag: str | None
+    content_range: str | None
     length: int | None
 
 
@@ -107,7 +108,13 @@ class HttpTransport:
         url, headers = self._question(request, landing.offset)
         download = await _asked(url, headers, request)
         try:
-            answer = Answer(download.status, download.reason, download.headers, download.length)
+            answer = Answer(
+                status=download.status,
+                reason=download.reason,
+                etag=download.etag,
+                content_range=download.content_range,
+                length=download.length,
+            )
             if answer.status not in (200, 206):
                 said = await finish(lambda: download.text(_ERROR_TEXT), executor=SOCKETS)
                 raise _refusal(answer, request, said)
@@ -129,7 +136,11 @@ class HttpTransport:
     ) -> int:
         async with await self._ask(request, landing.offset, throttle) as response:
             answer = Answer(
-                response.status, response.reason or "", response.headers, response.content_length
+                status=response.status,
+                reason=response.reason or "",
+                etag=response.headers.get("ETag"),
+                content_range=response.headers.get("Content-Range"),
+                length=response.content_length,
             )
             if answer.status not in (200, 206):
                 async with asyncio.timeout(request.stall_s):
@@ -234,11 +245,11 @@ def _refusal(answer: Answer, request: Request, said: str) -> EntryMissing | Refu
 def _check(answer: Answer, request: Request, offset: int) -> None:
     """Raise unless this answer brings exactly the bytes that are lacking."""
     who, entry = request.source.node, request.entry
-    if answer.headers.get("ETag") != f'"{entry.checksum}"':
+    if answer.etag != f'"{entry.checksum}"':
         raise EntryMissing(f"{who} offers other content than {entry.checksum}")
     expected = f"bytes {offset}-{entry.size_bytes - 1}/{entry.size_bytes}"
-    if answer.status == 206 and answer.headers.get("Content-Range") != expected:
-        raise EntryMissing(f"{who} offers {answer.headers.get('Content-Range')!r}")
+    if answer.status == 206 and answer.content_range != expected:
+        raise EntryMissing(f"{who} offers {answer.content_range!r}")
     if answer.length != entry.size_bytes - offset:
         raise EntryMissing(f"{who} has {answer.length} bytes, not {entry.size_bytes}")
 

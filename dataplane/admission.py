@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -63,8 +62,16 @@ def admit(
     slots = _Slots(policy, in_flight)
     chosen: list[Fact] = []
     wake: list[float] = []
-    for transfer in islice(pending, MOST_LOOKED_AT):
-        if len(chosen) >= MOST_AT_ONCE or slots.none_left_for(transfer):
+    looked_at = 0
+    for transfer in pending:
+        if slots.full(transfer):
+            continue
+        looked_at += 1
+        if (
+            looked_at > MOST_LOOKED_AT
+            or len(chosen) >= MOST_AT_ONCE
+            or slots.none_left_for(transfer)
+        ):
             break
         if exhausted(transfer, policy) or not transfer.chains:
             continue
@@ -103,6 +110,11 @@ class _Slots:
         for row in in_flight:
             self._by_node[row.target] += 1
             self._by_node[row.source] += 1
+
+    def full(self, transfer: TransferRow) -> bool:
+        """Whether the target has no slot for it; then it does not stand in others' way."""
+        extra = 1 if transfer.priority is SyncPriority.CRITICAL else 0
+        return self._by_node[transfer.target] >= self._policy.max_per_node + extra
 
     def none_left_for(self, transfer: TransferRow) -> bool:
         """Whether neither this transfer nor any of lesser priority can start any more."""

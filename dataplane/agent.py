@@ -33,11 +33,11 @@ from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
 from streams.events import FILE_TRIGGERS
 from streams.log import Bus, Delivery, Log, LogError
 from streams.subjects import Place
-from streams.values import Endpoint, NodeDescription, Transport
+from streams.values import ALL_CONFIGS, Endpoint, NodeDescription, Transport, config_key_in
 
 logger = logging.getLogger(__name__)
 
-ACK_WAIT_S = 9.0
+ACK_WAIT_S = 6.0
 MAX_TASKS = 64
 MAX_TRIGGERS = 64
 HEARTBEAT_S = 5.0
@@ -224,7 +224,7 @@ class Agent:
         async with self._reporting:
             scan = await self._inventory.scan(None if whole_node else trigger.config_key)
             patience = self._config.answer_limit_seconds * PATIENCE
-            if scan.waiting and time.time() - trigger.time < patience:
+            if _relevant(scan.waiting, trigger) and time.time() - trigger.time < patience:
                 await delivery.nak(1.0)
                 return
             await self._report(scan, trigger)
@@ -245,8 +245,7 @@ class Agent:
     def _observations(self, scan: Scan, trigger: Recorded | None) -> list[Fact]:
         if trigger is None and not scan.changed:
             return []
-        waiting = tuple(f"{path} is being written" for path in scan.waiting)
-        problems = tuple(text[:1000] for text in (*scan.problems, *waiting))[:100]
+        problems = _relevant((*scan.problems, *scan.waiting), trigger)
         parts = split_entries(scan.changed)
         content = fact_id(*((e.path, e.checksum, e.mtime) for e in scan.changed))
         chain, cause = (trigger.chain, trigger.id) if trigger else ("", "")
@@ -356,6 +355,13 @@ class Progress:
             time=time.time(),
         )
         self._bus.tell(f"dp.progress.{order.transfer}", msgspec.json.encode(message))
+
+
+def _relevant(problems: tuple[str, ...], trigger: Recorded | None) -> tuple[str, ...]:
+    """Problems a report tells: all, or those of the configuration that a trigger speaks of."""
+    if trigger is not None and trigger.config_key != ALL_CONFIGS:
+        problems = tuple(p for p in problems if config_key_in(p) == trigger.config_key)
+    return tuple(text[:1000] for text in problems[:100])
 
 
 @contextlib.asynccontextmanager

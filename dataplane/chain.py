@@ -17,7 +17,7 @@ from projections.chains import ChainRow, ChainStatus, Need, planned
 from projections.transfers import TransferRow, TransferState
 from streams import events
 from streams.codec import LIST_BYTES, Fact, chain_fact, split_entries
-from streams.values import Held, SyncPlan, TargetOutcome
+from streams.values import Held, Refusal, SyncPlan, TargetOutcome
 
 T = TypeVar("T")
 #: Outcomes named in an end, and the characters of each error: an end must fit into a message. A
@@ -106,13 +106,14 @@ def _parts(decision: events.SyncPlanned) -> list[events.SyncPlanned]:
         for plan in decision.plans
         for entries in split_entries(plan.entries)
     ]
-    pieces = split_entries((*plans, *decision.held, *decision.refusals))
+    pieces = split_entries((*plans, *decision.held, *decision.refusals, *decision.announces))
     parts = [
         replace(
             decision,
             plans=tuple(item for item in piece if isinstance(item, SyncPlan)),
             held=tuple(item for item in piece if isinstance(item, Held)),
-            refusals=tuple(item for item in piece if not isinstance(item, SyncPlan | Held)),
+            refusals=tuple(item for item in piece if isinstance(item, Refusal)),
+            announces=tuple(item for item in piece if isinstance(item, str)),
             last_part=False,
         )
         for piece in pieces
@@ -141,6 +142,9 @@ def _end(
         names = ", ".join(sorted({outcome.target for outcome in failed}))
         reason = f"{len(failed)} of {len(chain.needs)} copies are missing on {names}"
         return [_failure(chain, arrived, failed, now, reason, cause)]
+    blocking = [refusal.reason for refusal in chain.refusals if refusal.blocking]
+    if blocking:
+        return [_failure(chain, arrived, [], now, "; ".join(blocking), cause)]
     if not arrived and not chain.held:
         why = "; ".join(refusal.reason for refusal in chain.refusals) or "nothing was planned"
         return [_failure(chain, [], [], now, why, cause)]
@@ -226,7 +230,9 @@ def _announcement(
     """NEW_GAMES_AVAILABLE, where games were never announced before."""
     if not chain.announces or not policy.chain_events:
         return []
+    new = set(chain.announces)
     there = [*(arrived or map(_wanted, chain.needs)), *map(_in_place, chain.held)]
+    there = [outcome for outcome in there if outcome.path in new]
     games = _games(there)
     if games == 0:
         return []

@@ -50,8 +50,10 @@ class PlanningView(Protocol):
     def node(self, name: str) -> NodeRow | None:
         """A node by name."""
 
-    def current(self, *, node: str, config_key: str, data_type: DataType) -> list[DataEntry]:
-        """Current entries; with `node`, those it is the authority of."""
+    def current(
+        self, *, node: str, config_key: str, data_type: DataType, authority_only: bool = True
+    ) -> list[DataEntry]:
+        """Current entries; with `node`, those it is the authority of, or all that it holds."""
 
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
@@ -97,20 +99,23 @@ class SyncPlanner:
         plans: list[SyncPlan] = []
         for source, missing in self._missing(route, speaker, entries, targets, held, refusals):
             plans += self._plans(event, route, source, missing)
-        trains = any(Role.TRAINING in target.description.roles for target in targets)
-        announces = trains and any(
-            entry.data_type is DataType.GAMES
-            and bool(entry.games)
-            and not self._view.was_announced(entry)
-            for entry in entries
-        )
         return events.SyncPlanned(
             config_key=events.config_key_of(event),
             source_node=speaker if route.source is From.SPEAKER else _only_source(plans),
             plans=tuple(plans),
             held=tuple(held),
             refusals=tuple(_legible(refusal) for refusal in refusals),
-            announces=announces,
+            announces=self._unannounced(entries) if _trains(targets) else (),
+        )
+
+    def _unannounced(self, entries: Sequence[DataEntry]) -> tuple[str, ...]:
+        """Paths whose games exporters were never told of."""
+        return tuple(
+            entry.path
+            for entry in entries
+            if entry.data_type is DataType.GAMES
+            and bool(entry.games)
+            and not self._view.was_announced(entry)
         )
 
     # What
@@ -122,13 +127,16 @@ class SyncPlanner:
         types = _wanted_types(event) or route.data_types
         config_key = events.config_key_of(event)
         node = speaker if route.source is From.SPEAKER else ""
+        leaves = isinstance(event, events.NodeTerminating)
         found = [
             entry
             for data_type in types
             for entry in self._view.current(
                 node=node,
-                config_key="" if isinstance(event, events.NodeTerminating) else config_key,
+                config_key="" if leaves else config_key,
                 data_type=data_type,
+                # A node that vanishes takes along what others produced, too.
+                authority_only=not leaves,
             )
         ]
         paths = _named_paths(event)
@@ -152,9 +160,12 @@ class SyncPlanner:
         refusals: list[Refusal] = []
         targets = []
         for node in self._candidates(event, route, speaker, refusals):
-            rule, reason = self._exclusion(node, asked_for=route.target in (To.SPEAKER, To.NAMED))
+            asked_for = route.target in (To.SPEAKER, To.NAMED)
+            rule, reason = self._exclusion(node, asked_for=asked_for)
             if rule:
-                refusals.append(Refusal(rule=rule, reason=reason, target=node.name))
+                refusals.append(
+                    Refusal(rule=rule, reason=reason, target=node.name, blocking=asked_for)
+                )
             else:
                 targets.append(node)
         if not targets and has_entries:
@@ -174,7 +185,9 @@ class SyncPlanner:
                 node = self._view.node(name)
                 if node is None:
                     reason = f"{name} never registered"
-                    refusals.append(Refusal(rule="unknown-node", reason=reason, target=name))
+                    refusals.append(
+                        Refusal(rule="unknown-node", reason=reason, target=name, blocking=True)
+                    )
                 else:
                     yield node
             return
@@ -249,7 +262,13 @@ class SyncPlanner:
             ranked = self.rank_sources(entry.locations, target)
             if not ranked:
                 reason = f"no holder of {entry.path} is online"
-                return Refusal(rule="no-source", reason=reason, target=target.name, path=entry.path)
+                return Refusal(
+                    rule="no-source",
+                    reason=reason,
+                    target=target.name,
+                    path=entry.path,
+                    blocking=True,
+                )
             source = ranked[0]
         if source != target.name and self._one_mount(source, target):
             reason = f"{source} and {target.name} share the mount {target.description.nfs_group}"
@@ -301,6 +320,10 @@ class SyncPlanner:
             kind = "ephemeral_urgent" if route.urgent else "small_file"
         have = self._policy.transports
         return tuple(t for t in TRANSPORT_CHAINS[kind] if t in have) or have
+
+
+def _trains(targets: Sequence[NodeRow]) -> bool:
+    return any(Role.TRAINING in target.description.roles for target in targets)
 
 
 def _is_kind(node: NodeRow, target: To) -> bool:

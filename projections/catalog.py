@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import msgspec
+from msgspec.structs import replace
 
 from projections.store import Reader, Writer
-from projections.view import Row, digest_key, pack, text_key, unpacker
+from projections.view import Handler, Row, digest_key, pack, text_key, unpacker
 from streams import events
 from streams.codec import Recorded
 from streams.values import DataEntry, DataType
@@ -57,19 +58,17 @@ class CatalogView:
     version = 1
     tables = ("entries", "paths", "path_entries", "holders", "held", "node_path", "by_config")
 
-    def apply(self, tx: Writer, recorded: Recorded) -> None:
-        """Fold one fact about files."""
-        event = recorded.event
-        if isinstance(event, events.FilesObserved):
-            for entry in event.entries:
-                self._claim(tx, event.node, entry, recorded.sequence)
-        elif isinstance(event, events.TransferSucceeded):
-            self._arrive(tx, event.target, event.entry)
-        elif isinstance(event, events.FilesRemoved):
-            for path in event.paths:
-                self._leave(tx, event.node, digest_key(path))
-        elif isinstance(event, events.FileQuarantined):
-            self._quarantine(tx, event)
+    def __init__(self) -> None:
+        self.folds: dict[type[events.Event], Handler] = {
+            events.FilesObserved: self._observe,
+            events.TransferSucceeded: self._arrive,
+            events.FilesRemoved: self._remove,
+            events.FileQuarantined: self._quarantine,
+        }
+
+    def _observe(self, tx: Writer, event: events.FilesObserved, recorded: Recorded) -> None:
+        for entry in event.entries:
+            self._claim(tx, event.node, entry, recorded.sequence)
 
     def _claim(self, tx: Writer, node: str, entry: DataEntry, sequence: int) -> None:
         """A node says that it has, of its own, this content under this path."""
@@ -79,19 +78,22 @@ class CatalogView:
             row is None or row.authority == node or not self._holds(tx, row.authority, path_key)
         )
         if row is None or (may_claim and row.current != key):
-            row = PathRow(entry.path, key, node, sequence)
+            before, row = row, PathRow(entry.path, key, node, sequence)
             tx.put("paths", path_key, pack(row))
+            if before is not None:
+                self._forget_if_lost(tx, path_key, before.current)
         version = row.version if row.current == key else sequence
         self._hold(tx, node, path_key, key, entry, version)
         stored = _entry_row(tx, key)
         if stored is not None and stored.version != version and row.current == key:
             # An old content came back as the newest: it must outrank what replaced it.
-            tx.put("entries", key, pack(_row_of(entry, version)))
+            tx.put("entries", key, pack(replace(stored, version=version)))
 
-    def _arrive(self, tx: Writer, node: str, entry: DataEntry) -> None:
+    def _arrive(self, tx: Writer, event: events.TransferSucceeded, _: Recorded) -> None:
         """A transfer put this content under this path on a node."""
+        entry = event.entry
         path_key, key = digest_key(entry.path), entry_key(entry.path, entry.checksum)
-        self._hold(tx, node, path_key, key, entry, entry.version)
+        self._hold(tx, event.target, path_key, key, entry, entry.version)
 
     def _hold(
         self, tx: Writer, node: str, path_key: bytes, key: bytes, entry: DataEntry, version: int
@@ -102,13 +104,20 @@ class CatalogView:
             return
         if before is not None:
             self._drop(tx, node, before)
-        if tx.get("entries", key) is None:
-            tx.put("entries", key, pack(_row_of(entry, version)))
+        row = _entry_row(tx, key)
+        if row is None:
+            row = _row_of(entry, version)
+            tx.put("entries", key, pack(row))
             tx.put("path_entries", path_key + key)
-            tx.put("by_config", text_key(entry.config_key, entry.data_type) + key)
+        tx.put("by_config", text_key(row.config_key, row.data_type) + key)
         tx.put("node_path", place, key)
         tx.put("holders", key + node.encode())
-        tx.put("held", text_key(node, entry.config_key, entry.data_type) + key)
+        # By the entry's own word: another node may call the same content by another type.
+        tx.put("held", text_key(node, row.config_key, row.data_type) + key)
+
+    def _remove(self, tx: Writer, event: events.FilesRemoved, _: Recorded) -> None:
+        for path in event.paths:
+            self._leave(tx, event.node, digest_key(path))
 
     def _leave(self, tx: Writer, node: str, path_key: bytes) -> None:
         place = text_key(node) + path_key
@@ -117,7 +126,7 @@ class CatalogView:
             tx.delete("node_path", place)
             self._drop(tx, node, key)
 
-    def _quarantine(self, tx: Writer, event: events.FileQuarantined) -> None:
+    def _quarantine(self, tx: Writer, event: events.FileQuarantined, _: Recorded) -> None:
         path_key = digest_key(event.path)
         held = tx.get("node_path", text_key(event.node) + path_key)
         if held == entry_key(event.path, event.checksum):
@@ -125,16 +134,24 @@ class CatalogView:
 
     @staticmethod
     def _drop(tx: Writer, node: str, key: bytes) -> None:
-        """A node no longer holds an entry; an entry that nobody holds is forgotten."""
+        """A node no longer holds an entry. One that nobody holds is only named, while it counts."""
         row = _entry_row(tx, key)
         tx.delete("holders", key + node.encode())
         if row is None:
             return
         tx.delete("held", text_key(node, row.config_key, row.data_type) + key)
         if next(tx.scan("holders", key), None) is None:
-            tx.delete("entries", key)
-            tx.delete("path_entries", digest_key(row.path) + key)
             tx.delete("by_config", text_key(row.config_key, row.data_type) + key)
+            path_key = digest_key(row.path)
+            path_row = _path_row(tx, path_key)
+            if path_row is None or path_row.current != key:
+                _forget(tx, path_key, key)
+
+    @staticmethod
+    def _forget_if_lost(tx: Writer, path_key: bytes, key: bytes) -> None:
+        """A version that was replaced and that nobody holds is of no use to anybody."""
+        if next(tx.scan("holders", key), None) is None:
+            _forget(tx, path_key, key)
 
     @staticmethod
     def _holds(tx: Writer, node: str, path_key: bytes) -> bool:
@@ -237,6 +254,11 @@ class DataCatalog:
             primary_location=path_row.authority if path_row else "",
             locations=locations,
         )
+
+
+def _forget(tx: Writer, path_key: bytes, key: bytes) -> None:
+    tx.delete("entries", key)
+    tx.delete("path_entries", path_key + key)
 
 
 def _row_of(entry: DataEntry, version: int) -> EntryRow:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator
-from typing import cast
 
 import msgspec
 from msgspec.structs import replace
@@ -12,7 +11,7 @@ from msgspec.structs import replace
 from projections.catalog import entry_key
 from projections.store import Reader, Writer
 from projections.transfers import transfer_id
-from projections.view import Row, number, pack, unpacker
+from projections.view import Handler, Row, number, pack, unpacker
 from streams import events
 from streams.codec import Recorded
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS
@@ -66,8 +65,8 @@ class ChainRow(Row, frozen=True):
     held: tuple[Held, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     source_node: str = ""
-    #: Whether its completion is to be followed by NEW_GAMES_AVAILABLE.
-    announces: bool = False
+    #: Paths for which its completion is to be followed by NEW_GAMES_AVAILABLE.
+    announces: tuple[str, ...] = ()
     announced_at: float = 0.0
     overdue_at: float = 0.0
     ended_at: float = 0.0
@@ -86,6 +85,15 @@ class ChainRow(Row, frozen=True):
 
 
 _CHAIN = unpacker(ChainRow)
+#: What changes a chain that is open; everything else of it is the business of other views.
+_EVOLVES: tuple[type[events.Event], ...] = (
+    events.FilesObserved,
+    events.SyncPlanned,
+    events.DataSyncCompleted,
+    events.DataSyncFailed,
+    events.NewGamesAvailable,
+    events.ChainOverdue,
+)
 
 
 class ChainsView:
@@ -95,12 +103,13 @@ class ChainsView:
     version = 1
     tables = ("chains", "chains_open", "chains_ended", "announced")
 
-    def apply(self, tx: Writer, recorded: Recorded) -> None:
-        """Fold one fact of a chain."""
-        event = recorded.event
-        if isinstance(event, CHAIN_TRIGGERS):
-            self._open(tx, recorded)
-            return
+    def __init__(self) -> None:
+        self.folds: dict[type[events.Event], Handler] = {
+            **dict.fromkeys(CHAIN_TRIGGERS, self._open),
+            **dict.fromkeys(_EVOLVES, self._change),
+        }
+
+    def _change(self, tx: Writer, event: events.Event, recorded: Recorded) -> None:
         row = get_chain(tx, recorded.chain) if recorded.chain else None
         if row is None:
             return
@@ -108,10 +117,9 @@ class ChainsView:
         if changed is not None:
             self._store(tx, replace(changed, progress_at=recorded.time), recorded.sequence)
 
-    def _open(self, tx: Writer, recorded: Recorded) -> None:
+    def _open(self, tx: Writer, event: events.Event, recorded: Recorded) -> None:
         if get_chain(tx, recorded.chain) is not None:
             return
-        event = cast(events.Event, recorded.event)
         waits = type(event) in FILE_TRIGGERS
         row = ChainRow(
             id=recorded.chain,
@@ -156,7 +164,9 @@ class ChainsView:
             return None
         if not event.last_part:
             return row
-        problems = tuple(Refusal(rule="unreadable", reason=text) for text in event.problems)
+        problems = tuple(
+            Refusal(rule="unreadable", reason=text, blocking=True) for text in event.problems
+        )
         return replace(row, status=ChainStatus.READY, answered_at=time, refusals=problems)
 
     @staticmethod
@@ -199,7 +209,7 @@ def planned(row: ChainRow, event: events.SyncPlanned, time: float) -> ChainRow:
         held=row.held + event.held,
         refusals=row.refusals + event.refusals,
         source_node=event.source_node,
-        announces=event.announces,
+        announces=row.announces + event.announces,
     )
 
 

@@ -35,10 +35,14 @@ class ClusterView:
         """A node by name."""
         return nodes.get_node(self._reader, name)
 
-    def current(self, *, node: str, config_key: str, data_type: DataType) -> list[DataEntry]:
-        """Current entries of a configuration and type; with `node`, those it is authority of."""
+    def current(
+        self, *, node: str, config_key: str, data_type: DataType, authority_only: bool = True
+    ) -> list[DataEntry]:
+        """Current entries; with `node`, those it is the authority of, or all that it holds."""
         found = self.catalog.current(node=node, config_key=config_key, data_type=data_type)
-        return [entry for entry in found if not node or entry.primary_location == node]
+        if not node or not authority_only:
+            return list(found)
+        return [entry for entry in found if entry.primary_location == node]
 
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""

@@ -16,13 +16,18 @@ from projections.nodes import NodesView
 from projections.rejected import RejectedView
 from projections.store import Reader, Writer
 from projections.transfers import TransfersView
-from projections.view import View, digest_key, number
+from projections.view import Handler, View, digest_key, number
 from streams.codec import STREAM, Recorded
+from streams.events import TYPE_NAMES, Event
 
 _GUARDS = GuardsView()
 _REJECTED = RejectedView()
 #: In this order each fact visits them; a view may read those before it.
 VIEWS: tuple[View, ...] = (CatalogView(), NodesView(), TransfersView(), ChainsView(), _REJECTED)
+#: By type of event, what folds it, in that order.
+_HANDLERS: dict[type[Event], list[Handler]] = {
+    cls: [view.folds[cls] for view in VIEWS if cls in view.folds] for cls in TYPE_NAMES
+}
 #: With those that also see what has no meaning, or came twice.
 ALL_VIEWS: tuple[View, ...] = (_GUARDS, *VIEWS)
 #: `fold`'s own: the checkpoint, and the ids that were seen.
@@ -89,22 +94,22 @@ def view_digests(reader: Reader) -> dict[str, str]:
 def _fold_one(tx: Writer, recorded: Recorded) -> bool:
     """Apply one fact; False if its id was seen before."""
     _GUARDS.apply(tx, recorded)
-    if recorded.event is None:
+    event = recorded.event
+    if event is None:
         _REJECTED.apply_undecodable(tx, recorded)
         return True
     if not recorded.id.startswith(STREAM) and not _first_sight(tx, recorded):
         return False
-    for view in VIEWS:
-        view.apply(tx, recorded)
+    for handle in _HANDLERS[type(event)]:
+        handle(tx, event, recorded)
     return True
 
 
 def _first_sight(tx: Writer, recorded: Recorded) -> bool:
     # With the subject: nobody can make a fact look seen by using its id under a prefix of his own.
-    key = digest_key(recorded.subject, recorded.id)
-    if tx.get("seen", key) is not None:
+    key = digest_key.__wrapped__(recorded.subject, recorded.id)  # never asked for again
+    if not tx.add("seen", key):
         return False
-    tx.put("seen", key)
     tx.put("seen_order", number(recorded.sequence), key)
     if recorded.sequence > SEEN_LIMIT:
         expired = number(recorded.sequence - SEEN_LIMIT)

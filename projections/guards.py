@@ -7,9 +7,10 @@ understand, or that came twice, counts like any other.
 from __future__ import annotations
 
 from projections.store import Reader, Writer
-from projections.view import number
+from projections.view import Handler, number
 from streams import events
 from streams.codec import Recorded
+from streams.events import Event
 from streams.subjects import matches, type_filter
 from streams.values import is_token
 
@@ -22,9 +23,10 @@ class GuardsView:
     name = "guards"
     version = 1
     tables = ("guards",)
+    folds: dict[type[Event], Handler] = {}
 
     def apply(self, tx: Writer, recorded: Recorded) -> None:
-        """Note where a message stands."""
+        """Note where a message stands; called for every one."""
         tokens = recorded.subject.split(".")
         # Exactly what a guard's filter covers; and no chain's name is longer than a key may be.
         if tokens[:2] == ["dp", "chain"] and len(tokens) > 3 and is_token(tokens[2]):

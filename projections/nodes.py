@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from projections.store import Reader, Writer
-from projections.view import Row, pack, unpacker
+from projections.view import Handler, Row, pack, unpacker
 from streams import events
 from streams.codec import Recorded
 from streams.values import NodeDescription
@@ -30,6 +30,7 @@ class NodeRow(Row, frozen=True):
 
 
 _NODE = unpacker(NodeRow)
+HostEvent = events.HostOffline | events.HostOnline | events.NodeRecovered
 
 
 class NodesView:
@@ -39,23 +40,28 @@ class NodesView:
     version = 1
     tables = ("nodes",)
 
-    def apply(self, tx: Writer, recorded: Recorded) -> None:
-        """Fold one fact about a node."""
-        event, time = recorded.event, recorded.time
-        if isinstance(event, events.NodeRegistered):
-            row = NodeRow(event.description, time, True, "", time)
-            tx.put("nodes", event.description.name.encode(), pack(row))
-        elif isinstance(event, events.HostOffline):
-            self._set(tx, event.node, False, event.reason, time)
-        elif isinstance(event, events.HostOnline | events.NodeRecovered):
-            self._set(tx, event.node, True, event.reason, time)
+    def __init__(self) -> None:
+        self.folds: dict[type[events.Event], Handler] = {
+            events.NodeRegistered: self._register,
+            events.HostOffline: self._set,
+            events.HostOnline: self._set,
+            events.NodeRecovered: self._set,
+        }
 
     @staticmethod
-    def _set(tx: Writer, name: str, online: bool, reason: str, time: float) -> None:
-        row = get_node(tx, name)
+    def _register(tx: Writer, event: events.NodeRegistered, recorded: Recorded) -> None:
+        row = NodeRow(event.description, recorded.time, True, "", recorded.time)
+        tx.put("nodes", event.description.name.encode(), pack(row))
+
+    @staticmethod
+    def _set(tx: Writer, event: HostEvent, recorded: Recorded) -> None:
+        row = get_node(tx, event.node)
         if row is not None:
-            changed = NodeRow(row.description, row.registered_at, online, reason, time)
-            tx.put("nodes", name.encode(), pack(changed))
+            online = not isinstance(event, events.HostOffline)
+            changed = NodeRow(
+                row.description, row.registered_at, online, event.reason, recorded.time
+            )
+            tx.put("nodes", event.node.encode(), pack(changed))
 
 
 def get_node(reader: Reader, name: str) -> NodeRow | None:

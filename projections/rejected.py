@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from projections.store import Reader, Writer
-from projections.view import Row, number, pack, unpacker
+from projections.view import Handler, Row, number, pack, unpacker
 from streams import events
 from streams.codec import Recorded
 
@@ -33,18 +33,19 @@ class RejectedView:
     version = 1
     tables = ("rejected", "rejected_unsaid")
 
-    def apply(self, tx: Writer, recorded: Recorded) -> None:
-        """Fold EVENT_REJECTED."""
-        event = recorded.event
-        if isinstance(event, events.EventRejected):
-            value = tx.get("rejected", number(event.sequence))
-            if value is not None:
-                row = replace(_REJECTED.decode(value), said=True)
-                tx.put("rejected", number(event.sequence), pack(row))
-            tx.delete("rejected_unsaid", number(event.sequence))
+    def __init__(self) -> None:
+        self.folds: dict[type[events.Event], Handler] = {events.EventRejected: self._said}
+
+    @staticmethod
+    def _said(tx: Writer, event: events.EventRejected, _: Recorded) -> None:
+        value = tx.get("rejected", number(event.sequence))
+        if value is not None:
+            row = replace(_REJECTED.decode(value), said=True)
+            tx.put("rejected", number(event.sequence), pack(row))
+        tx.delete("rejected_unsaid", number(event.sequence))
 
     def apply_undecodable(self, tx: Writer, recorded: Recorded) -> None:
-        """Fold a message without a meaning; called instead of `apply` for those."""
+        """Fold a message without a meaning; called for those instead of what `folds` holds."""
         row = RejectedRow(recorded.sequence, recorded.subject, recorded.problem, recorded.time)
         tx.put("rejected", number(recorded.sequence), pack(row))
         tx.put("rejected_unsaid", number(recorded.sequence))

@@ -103,6 +103,10 @@ class Writer(Reader):
         """Set a key."""
         self._txn.put(key, value, db=self._tables[table])
 
+    def add(self, table: str, key: bytes, value: bytes = b"") -> bool:
+        """Set a key unless it is there; whether it was set."""
+        return bool(self._txn.put(key, value, overwrite=False, db=self._tables[table]))
+
     def delete(self, table: str, key: bytes) -> bool:
         """Remove a key; whether it was there."""
         return bool(self._txn.delete(key, db=self._tables[table]))

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from projections.catalog import DataCatalog
 from projections.store import Reader, Writer
-from projections.view import Row, digest_key, number, pack, text_key, unpacker
+from projections.view import Handler, Row, digest_key, number, pack, text_key, unpacker
 from streams import events
 from streams.codec import Recorded, fact_id
 from streams.values import DataEntry, SyncPlan, SyncPriority, Transport
@@ -105,25 +105,21 @@ class TransfersView:
         "transfers_meta",
     )
 
-    def apply(self, tx: Writer, recorded: Recorded) -> None:
-        """Fold one fact about a transfer."""
-        event = recorded.event
-        if isinstance(event, events.SyncPlanned):
-            for plan in event.plans:
-                self._plan(tx, plan, recorded)
-        elif isinstance(event, events.TransferAssigned):
-            self._assign(tx, event, recorded)
-        elif isinstance(event, events.TransferSucceeded):
-            self._succeed(tx, event, recorded.time)
-        elif isinstance(event, events.TransferFailed):
-            self._fail(tx, event, recorded.time)
-        elif isinstance(event, events.DataSyncCompleted | events.DataSyncFailed):
-            self._end_chain(tx, recorded.chain)
+    def __init__(self) -> None:
+        self.folds: dict[type[events.Event], Handler] = {
+            events.SyncPlanned: self._plan,
+            events.TransferAssigned: self._assign,
+            events.TransferSucceeded: self._succeed,
+            events.TransferFailed: self._fail,
+            events.DataSyncCompleted: self._end_chain,
+            events.DataSyncFailed: self._end_chain,
+        }
 
-    def _plan(self, tx: Writer, plan: SyncPlan, recorded: Recorded) -> None:
-        for target in plan.target_nodes:
-            for entry in plan.entries:
-                self._want(tx, plan, target, entry, recorded)
+    def _plan(self, tx: Writer, event: events.SyncPlanned, recorded: Recorded) -> None:
+        for plan in event.plans:
+            for target in plan.target_nodes:
+                for entry in plan.entries:
+                    self._want(tx, plan, target, entry, recorded)
 
     def _want(
         self, tx: Writer, plan: SyncPlan, target: str, entry: DataEntry, recorded: Recorded
@@ -178,7 +174,7 @@ class TransfersView:
         )
         self._store(tx, row, assigned)
 
-    def _succeed(self, tx: Writer, event: events.TransferSucceeded, time: float) -> None:
+    def _succeed(self, tx: Writer, event: events.TransferSucceeded, recorded: Recorded) -> None:
         before = totals(tx)
         after = Totals(
             before.transfers + 1, before.bytes + event.bytes_transferred, before.failures
@@ -192,10 +188,10 @@ class TransfersView:
                 bytes_transferred=row.bytes_transferred + event.bytes_transferred,
                 games=event.games,
                 arrived_checksum=event.entry.checksum,
-                ended_at=time,
+                ended_at=recorded.time,
             )
             self._store(tx, row, done)
-        self._supersede_older(tx, event, time)
+        self._supersede_older(tx, event, recorded.time)
 
     def _supersede_older(self, tx: Writer, event: events.TransferSucceeded, time: float) -> None:
         """Older versions of the path need not reach this target any more."""
@@ -210,7 +206,7 @@ class TransfersView:
                 )
                 self._store(tx, row, superseded)
 
-    def _fail(self, tx: Writer, event: events.TransferFailed, time: float) -> None:
+    def _fail(self, tx: Writer, event: events.TransferFailed, recorded: Recorded) -> None:
         before = totals(tx)
         moved = before.bytes + event.bytes_transferred
         after = Totals(before.transfers, moved, before.failures + 1)
@@ -218,7 +214,9 @@ class TransfersView:
         row = get_transfer(tx, event.transfer)
         if row is None or row.state is not TransferState.ASSIGNED or row.attempt != event.attempt:
             return
-        failure = Failure(time, event.error, event.error_class, event.retryable, event.source)
+        failure = Failure(
+            recorded.time, event.error, event.error_class, event.retryable, event.source
+        )
         failed = replace(
             row,
             state=TransferState.PENDING,
@@ -227,7 +225,8 @@ class TransfersView:
         )
         self._store(tx, row, failed)
 
-    def _end_chain(self, tx: Writer, chain: str) -> None:
+    def _end_chain(self, tx: Writer, event: events.Event, recorded: Recorded) -> None:
+        chain = recorded.chain
         prefix = text_key(chain)
         for key, _ in list(tx.scan("chain_transfers", prefix)):
             tx.delete("chain_transfers", key)
@@ -238,25 +237,19 @@ class TransfersView:
 
     @staticmethod
     def _store(tx: Writer, before: TransferRow | None, row: TransferRow) -> None:
-        """Write a row and its places in the queue, among those in flight and by target."""
-        id = row.id.encode()
-        if before is not None:
-            tx.delete("queue", _queue_key(before))
-            tx.delete("flight", id)
-            tx.delete("by_target", _target_key(before))
-            tx.delete("superseded", _target_key(before))
-        if not row.chains and row.state is not TransferState.ASSIGNED:
-            tx.delete("transfers", id)
-            return
-        tx.put("transfers", id, pack(row))
-        if row.state is TransferState.PENDING:
-            tx.put("queue", _queue_key(row))
-        if row.state is TransferState.ASSIGNED:
-            tx.put("flight", id)
-        if row.state in (TransferState.PENDING, TransferState.ASSIGNED):
-            tx.put("by_target", _target_key(row), id)
-        if row.state is TransferState.SUPERSEDED:
-            tx.put("superseded", _target_key(row), id)
+        """Write a row, and its places where it has left one or come to another."""
+        kept = bool(row.chains) or row.state is TransferState.ASSIGNED
+        old = _places(before) if before is not None else {}
+        new = _places(row) if kept else {}
+        for table, key in old.keys() - new.keys():
+            tx.delete(table, key)
+        for (table, key), value in new.items():
+            if (table, key) not in old:
+                tx.put(table, key, value)
+        if kept:
+            tx.put("transfers", row.id.encode(), pack(row))
+        else:
+            tx.delete("transfers", row.id.encode())
 
 
 def get_transfer(reader: Reader, id: str) -> TransferRow | None:
@@ -303,6 +296,18 @@ def transfers_of_chain(reader: Reader, chain: str) -> list[TransferRow]:
     prefix = text_key(chain)
     ids = [key[len(prefix) :].decode() for key, _ in reader.scan("chain_transfers", prefix)]
     return [row for id in ids if (row := get_transfer(reader, id)) is not None]
+
+
+def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
+    """By table and key, where a row can be found besides under its id."""
+    id = row.id.encode()
+    if row.state is TransferState.PENDING:
+        return {("queue", _queue_key(row)): b"", ("by_target", _target_key(row)): id}
+    if row.state is TransferState.ASSIGNED:
+        return {("flight", id): b"", ("by_target", _target_key(row)): id}
+    if row.state is TransferState.SUPERSEDED:
+        return {("superseded", _target_key(row)): id}
+    return {}
 
 
 def _queue_key(row: TransferRow) -> bytes:

@@ -7,14 +7,19 @@ is (name, version): change what it writes and raise the version, then it is rebu
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any, Protocol, TypeVar
 
 import msgspec
 
 from projections.store import Writer
 from streams.codec import Recorded
+from streams.events import Event
 
 R = TypeVar("R")
+#: Folds one fact of one type: the transaction, the event, and the fact it came in.
+Handler = Callable[[Writer, Any, Recorded], None]
 
 
 class View(Protocol):
@@ -27,10 +32,12 @@ class View(Protocol):
     @property
     def tables(self) -> tuple[str, ...]: ...
 
-    def apply(self, tx: Writer, recorded: Recorded) -> None:
-        """Fold one fact. Called once per sequence, in order, `recorded.event` never None.
+    @property
+    def folds(self) -> Mapping[type[Event], Handler]:
+        """What folds a fact of each type; the others mean nothing to this view.
 
-        It may read the tables of views that stand before it in `projector.VIEWS`.
+        Called once per sequence, in order. It may read the tables of views that stand before it
+        in `fold.VIEWS`.
         """
 
 
@@ -61,6 +68,10 @@ def text_key(*parts: str) -> bytes:
     return "\x00".join(parts).encode() + b"\x00"
 
 
+@lru_cache(1 << 14)
 def digest_key(*parts: str) -> bytes:
-    """16 bytes that stand for a text of any length, such as a path."""
+    """16 bytes that stand for a text of any length, such as a path.
+
+    Remembered, because the facts of one chain all speak of the same few.
+    """
     return hashlib.blake2b("\x00".join(parts).encode(), digest_size=16).digest()

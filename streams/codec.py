@@ -14,7 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from streams import events
-from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS, Event
+from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, OWN_WORDS, Event
 from streams.subjects import Place, parse_subject, place_of, subject_for
 from streams.values import ALL_CONFIGS, is_token
 
@@ -127,6 +127,9 @@ def decode(
     headers = headers or {}
     id = headers.get(H_ID) or headers.get(H_MSG_ID) or f"{STREAM}-{sequence}"
     chain, cause = headers.get(H_CHAIN, ""), headers.get(H_CAUSE, "")
+    if not is_token(chain):
+        # Of no chain that could exist; it must not become a key.
+        chain = ""
     try:
         place, owner, type_name, config_key = parse_subject(subject)
     except ValueError as error:
@@ -140,7 +143,7 @@ def decode(
         return Recorded(
             sequence, time, subject, id, type_name, owner, config_key, chain, cause, None, problem
         )
-    if isinstance(event, CHAIN_TRIGGERS):
+    if type(event) in CHAIN_TRIGGERS:
         chain = chain_of_trigger(id)
     elif place is Place.CHAIN:
         chain = owner
@@ -173,11 +176,12 @@ def _decode_event(
 
 def _agree(event: Event, cls: type[Event], owner: str, config_key: str) -> None:
     """A node speaks of its own files only, and payload and subject name one configuration."""
-    field = FILE_TRIGGERS.get(cls)
-    if field is not None and getattr(event, field) != owner:
-        raise ValueError(
-            f"{getattr(event, field)!r} contradicts subject node {owner!r} - at `$.{field}`"
-        )
+    field = OWN_WORDS.get(cls)
+    named = owner if field is None else getattr(event, field)
+    if isinstance(event, events.NodeRegistered):
+        field, named = "description.name", event.description.name
+    if named != owner:
+        raise ValueError(f"{named!r} contradicts subject node {owner!r} - at `$.{field}`")
     said = events.config_key_of(event)
     if config_key != ALL_CONFIGS and said not in (config_key, ALL_CONFIGS):
         raise ValueError(

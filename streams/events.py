@@ -198,9 +198,9 @@ class SyncPlanned(Event, frozen=True):
     plans: tuple[SyncPlan, ...] = ()
     held: tuple[Held, ...] = ()
     refusals: tuple[Refusal, ...] = ()
-    #: Whether completion is to be followed by NEW_GAMES_AVAILABLE: some of the games were never
-    #: announced before.
-    announces: bool = False
+    #: Paths whose games were never announced before: completion is to be followed by
+    #: NEW_GAMES_AVAILABLE for them.
+    announces: tuple[str, ...] = ()
     #: A large plan comes in parts, appended together; only the last one completes it.
     last_part: bool = True
     #: The catalog the decision was taken on: its last folded sequence.
@@ -432,6 +432,16 @@ FILE_TRIGGERS: dict[type[Event], str] = {
     ModelPromoted: "node",
     OrphanGamesDetected: "node",
     NodeTerminating: "node",
+}
+#: What a node may only say of itself: the field that must name the node it is said under.
+OWN_WORDS: dict[type[Event], str] = {
+    **FILE_TRIGGERS,
+    FilesObserved: "node",
+    FilesRemoved: "node",
+    FileQuarantined: "node",
+    FileConflict: "node",
+    TransferSucceeded: "node",
+    TransferFailed: "node",
 }
 #: Triggers that open a chain. HOST_* and NODE_RECOVERED only change what is known of a node.
 CHAIN_TRIGGERS: tuple[type[Event], ...] = (

@@ -19,7 +19,8 @@ CHECKSUM_PATTERN = r"^sha256:[0-9a-f]{64}$"
 
 Token = Annotated[str, Meta(pattern=TOKEN_PATTERN)]
 Checksum = Annotated[str, Meta(pattern=CHECKSUM_PATTERN)]
-Count = Annotated[int, Meta(ge=0)]
+#: What fits into 63 bits: no message may hold a number that no store can.
+Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 #: What a fact says when it speaks of no single configuration.
 ALL_CONFIGS = "all"
@@ -166,13 +167,15 @@ class Refusal(Value, frozen=True):
     reason: str
     target: str = ""
     path: str = ""
+    #: Whether somebody lacks what he was to get because of it: then the chain can't complete.
+    blocking: bool = False
 
 
 class SyncPlan(Value, frozen=True):
     """An intended movement: these entries, from here to there."""
 
     source_node: str
-    target_nodes: tuple[str, ...]
+    target_nodes: tuple[Token, ...]
     entries: tuple[DataEntry, ...]
     priority: SyncPriority = SyncPriority.NORMAL
     #: Why this sync was triggered, for people.

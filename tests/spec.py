@@ -331,7 +331,7 @@ class Story:
         self.facts: list[Recorded] = []
         self.store, self._directory = _empty_store()
         self._reading = ExitStack()
-        self._view: ClusterView | None = None
+        self._view: weakref.ref[ClusterView] | None = None
         weakref.finalize(self, _discard, self._reading, self.store, self._directory)
 
     # Telling
@@ -375,9 +375,15 @@ class Story:
     @property
     def view(self) -> ClusterView:
         """All views as they are now; not to be kept over the next `tell`."""
-        if self._view is None:
-            self._view = ClusterView(self._reading.enter_context(self.store.read()))
-        return self._view
+        view = self._view() if self._view else None
+        if view is None:
+            self._forget()
+            reader = self._reading.enter_context(self.store.read())
+            # Who looks keeps the story, and so its store, for as long as he looks.
+            reader.story = self  # type: ignore[attr-defined]
+            view = ClusterView(reader)
+            self._view = weakref.ref(view)
+        return view
 
     def _forget(self) -> None:
         self._view = None

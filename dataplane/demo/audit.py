@@ -165,7 +165,7 @@ def _chains(facts: Sequence[Recorded]) -> list[ChainAudit]:
 def _count(chain: ChainAudit, recorded: Recorded) -> None:
     event = recorded.event
     if isinstance(event, events.SyncPlanned):
-        chain.announces = chain.announces or event.announces
+        chain.announces = chain.announces or bool(event.announces)
     elif isinstance(event, events.DataSyncCompleted):
         chain.completed += 1
     elif isinstance(event, events.DataSyncFailed):

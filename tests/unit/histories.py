@@ -1,20 +1,31 @@
-"""Random but plausible histories: what a cluster might do, step by step, as hypothesis shrinks it.
+"""Random but plausible histories, and random events of every type.
 
 A history is a list of small steps. Each takes two small numbers that pick a node, a content, a
-chain or a transfer; a step for which there is nothing to pick does nothing.
+chain or a transfer; a step for which there is nothing to pick does nothing, so that hypothesis can
+leave out any of them. Events are made from what msgspec knows of their fields.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import msgspec
 from hypothesis import strategies as st
+from msgspec import inspect
 
 from dataplane.policy import Policy
 from streams import events
 from streams.events import Event
-from streams.values import DataType, Role, SyncPriority, Trait
+from streams.values import (
+    CHECKSUM_PATTERN,
+    TOKEN_PATTERN,
+    DataType,
+    Role,
+    SyncPriority,
+    Trait,
+)
 from tests.spec import (
     Raw,
     Said,
@@ -23,6 +34,7 @@ from tests.spec import (
     after,
     answers,
     assigned,
+    checksum,
     entry,
     failed,
     games_of,
@@ -223,3 +235,67 @@ def lived(steps: Sequence[Step]) -> Story:
     for step in steps:
         take(story, step)
     return story
+
+
+# Events of every type
+
+#: What JSON of any language carries exactly, and rows hold.
+LARGEST = 2**53
+#: A few of each, so that events speak of the same things; what does not fit is a test of its own.
+_FITTING = {
+    TOKEN_PATTERN: ["c1", "n0", "n1", "hex8_2p", "-", "_", "x" * 64],
+    CHECKSUM_PATTERN: [checksum(content) for content in CONTENTS[:3]],
+}
+
+
+def any_event(*classes: type[Event]) -> st.SearchStrategy[Event]:
+    """An event of one of these classes, or of any, with any values its fields may have."""
+    return st.sampled_from(classes or tuple(events.EVENT_TYPES.values())).flatmap(_any_of_class)
+
+
+@functools.cache
+def _any_of_class(cls: type[Any]) -> st.SearchStrategy[Any]:
+    return _any_value(inspect.type_info(cls))
+
+
+def _any_value(kind: inspect.Type) -> st.SearchStrategy[Any]:
+    if isinstance(kind, inspect.StructType):
+        fields = {field.encode_name: _any_value(field.type) for field in kind.fields}
+        return st.builds(kind.cls, **fields)
+    if isinstance(kind, inspect.Metadata):
+        return _any_value(kind.type)
+    if isinstance(kind, inspect.UnionType):
+        return st.one_of(*map(_any_value, kind.types))
+    if isinstance(kind, inspect.VarTupleType):
+        return st.lists(_any_value(kind.item_type), max_size=2).map(tuple)
+    if isinstance(kind, inspect.DictType):
+        return st.dictionaries(_any_value(kind.key_type), _any_value(kind.value_type), max_size=2)
+    if isinstance(kind, inspect.EnumType):
+        return st.sampled_from(kind.cls)
+    return _any_plain(kind)
+
+
+def _any_plain(kind: inspect.Type) -> st.SearchStrategy[Any]:
+    if isinstance(kind, inspect.StrType):
+        if kind.pattern:
+            return st.sampled_from(_FITTING[kind.pattern])
+        return st.text(min_size=kind.min_length or 0, max_size=20)
+    if isinstance(kind, inspect.IntType):
+        return st.integers(kind.ge or 0, min(kind.le or LARGEST, LARGEST))
+    plain: dict[type[inspect.Type], st.SearchStrategy[Any]] = {
+        inspect.FloatType: st.floats(allow_nan=False, allow_infinity=False),
+        inspect.BoolType: st.booleans(),
+        inspect.NoneType: st.none(),
+    }
+    return plain[type(kind)]
+
+
+def said(event: Event, *, chain: str = "c1") -> Said:
+    """An event under an owner that may say it."""
+    owner = "somebody" if isinstance(event, events.DataSyncRequested) else ""
+    return Said(event, by=owner, chain=chain)
+
+
+def wire_size(event: Event) -> int:
+    """Bytes of an event's body."""
+    return len(msgspec.json.encode(event))

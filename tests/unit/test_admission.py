@@ -165,7 +165,6 @@ def test_full_target_does_not_keep_others_waiting() -> None:
     assert [order.target for order in chosen(pending)] == ["train-1"] * 5 + ["train-2"]
 
 
-@pytest.mark.xfail(strict=True, reason="admit looks at the first MOST_LOOKED_AT pending rows only")
 def test_long_queue_of_one_node_does_not_starve_the_others() -> None:
     """Thousands of files for a full trainer stand before one file for an idle one."""
     pending = [row("train-1", name=f"{n}") for n in range(MOST_LOOKED_AT)] + [row("train-2", "x")]

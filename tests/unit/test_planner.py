@@ -108,11 +108,6 @@ class Case(NamedTuple):
     policy: dict[str, Any] = {}
 
 
-def known_bug(case: Case, why: str) -> Any:
-    """A case the code does not meet yet; it fails loudly once it does."""
-    return pytest.param(case, marks=pytest.mark.xfail(strict=True, reason=why), id=case.rule)
-
-
 CASES = [
     # SELFPLAY_COMPLETE: games of the speaker to the training nodes.
     Case(
@@ -442,21 +437,18 @@ CASES = [
             "gpu-1 -> vault: models/canonical_hex8_2p.pth",
         ),
     ),
-    known_bug(
-        Case(
-            "K9: a node that vanishes also saves the last copies of what others produced",
-            (
-                VAULT,
-                player(),
-                trainer(),
-                holds("gpu-1", GAMES),
-                copied(GAMES_PATH, "train-1"),
-                events.FilesRemoved(node="gpu-1", paths=(GAMES_PATH,)),
-            ),
-            terminating("train-1"),
-            (f"train-1 -> vault: {GAMES_PATH}",),
+    Case(
+        "K9: a node that vanishes also saves the last copies of what others produced",
+        (
+            VAULT,
+            player(),
+            trainer(),
+            holds("gpu-1", GAMES),
+            copied(GAMES_PATH, "train-1"),
+            events.FilesRemoved(node="gpu-1", paths=(GAMES_PATH,)),
         ),
-        "ClusterView.current(node=…) keeps only what the node is the authority of",
+        terminating("train-1"),
+        (f"train-1 -> vault: {GAMES_PATH}",),
     ),
     Case(
         "K9: what is safe already does not leave a vanishing node again",
