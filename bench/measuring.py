@@ -31,6 +31,8 @@ class Usage(msgspec.Struct):
     cpu_s: float = 0.0
     #: The most memory its process ever held, as the kernel counts it.
     peak_bytes: int = 0
+    #: Seconds of stretches within it.
+    parts: dict[str, float] = {}
 
 
 @contextmanager
@@ -61,10 +63,16 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+@contextmanager
+def process() -> Iterator[ProcessPoolExecutor]:
+    """A new process that calls one function after the other, with nothing inherited."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
 def in_process(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """Call a function of a module in a new process of its own, and wait for what it returns."""
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+    with process() as pool:
         return pool.submit(work, *args, **kwargs).result()
 
 

@@ -7,28 +7,25 @@ the live path with its disk sync for every batch, as far behind as it can be.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable
 from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 
+from bench.appends import messages
 from bench.history import History
 from bench.measuring import MEGABYTE, Usage, in_process, usage, workplace
 from bench.report import Report, begin, paired
 from projections.fold import TABLES, fold
 from projections.projector import REBUILD_BATCH, Projector
 from projections.store import Store
-from streams.codec import STREAM, Recorded
+from streams.codec import Recorded
 from streams.jetstream import JetStreamLog
-from streams.pull import Pull
 from streams.server import EmbeddedServer
-from streams.wire import create_consumer
 
 EVENTS, BIG_EVENTS = 100_000, 1_000_000
 #: So many are decoded at once to be folded without reading between: bounds the memory.
 _HELD = 100_000
-_SECOND = 1_000_000_000
 
 
 def run(count: int, rounds: int, seed: int, base: Path | None) -> Report:
@@ -98,36 +95,12 @@ def _write(url: str, count: int, views: Path, seed: int) -> tuple[int, int]:
     return asyncio.run(write())
 
 
-async def _take(log: JetStreamLog, total: int) -> None:
-    """Every message as it arrives, not looked at: what the client can take at most."""
-    wire, name = log.connection, f"raw_{log.connection.token()}"
-    pull = Pull(wire, STREAM, name, 1000)
-    await pull.open()
-    config = {
-        "name": name,
-        "ack_policy": "none",
-        "deliver_policy": "all",
-        "mem_storage": True,
-        "num_replicas": 1,
-        "inactive_threshold": 30 * _SECOND,
-    }
-    await create_consumer(wire, STREAM, config)
-    taken = 0
-    while taken < total:
-        taken += len(pull.items)
-        pull.items.clear()
-        if pull.wanting:
-            await pull.request()
-        if taken < total:
-            await pull.wait(pull.arrival)
-    await pull.close()
-
-
 def _raw(url: str, total: int) -> Usage:
     async def raw() -> Usage:
         log = await JetStreamLog.connect(url, name="bench")
         with usage() as used:
-            await _take(log, total)
+            async for _ in messages(log, total):
+                pass
         await log.close()
         return used
 

@@ -54,7 +54,12 @@ class Report(msgspec.Struct):
     machine: dict[str, Any] = {}
 
     def add(
-        self, what: str, samples: Sequence[float], unit: str, ratio: float | None = None, to: str = ""
+        self,
+        what: str,
+        samples: Sequence[float],
+        unit: str,
+        ratio: float | None = None,
+        to: str = "",
     ) -> None:
         """A number as the median of what was measured."""
         kept = tuple(round(sample, 6) for sample in samples)

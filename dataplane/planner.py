@@ -366,7 +366,7 @@ def _legible(refusal: Refusal) -> Refusal:
 def _conflict(target: str, entry: DataEntry) -> Refusal:
     """What a target has is younger than the version that counts and never became it."""
     reason = f"{target} holds another content of its own under {entry.path}; both stay"
-    return Refusal(rule="conflict", reason=reason, target=target, path=entry.path)
+    return Refusal(rule="conflict", reason=reason, target=target, path=entry.path, blocking=True)
 
 
 def _held(target: str, there: DataEntry) -> Held:

@@ -34,6 +34,7 @@ class LocalCluster:
         self.server = EmbeddedServer(base / "nats")
         self.server.start()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._spawned: dict[str, float] = {}
         self._settings = {f"DATAPLANE_{k.upper()}": str(v) for k, v in settings.items()}
         self.log: JetStreamLog
 
@@ -71,6 +72,7 @@ class LocalCluster:
             "DATAPLANE_PARENT_PID": str(os.getpid()),
             "DATAPLANE_SWEEP_INTERVAL": "1",
         }
+        started = time.time()
         with (home / "log").open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "dataplane", part],
@@ -80,6 +82,7 @@ class LocalCluster:
                 cwd=home,
             )
         self.processes[name] = process
+        self._spawned[name] = started
         return process
 
     def kill(self, name: str) -> None:
@@ -100,12 +103,12 @@ class LocalCluster:
 
     async def joined(self, *names: str) -> None:
         """Wait until these agents and coordinators have said that they are there."""
-        missing = set(names)
 
         async def all_there() -> bool:
             beats = await present(self.log.bus)
-            there = {key.partition(".")[2] for key in beats}
-            return missing <= there
+            since = {key.partition(".")[2]: beat["started"] for key, beat in beats.items()}
+            # A heartbeat of a process that was killed stays for a while: only this one's counts.
+            return all(since.get(name, 0.0) >= self._spawned[name] for name in names)
 
         await until(all_there, f"{names} to join")
 

@@ -221,18 +221,11 @@ def test_quarantined_copy_is_no_copy() -> None:
     assert known.holders(GAMES.path, GAMES.checksum) == ("gpu-1",)
 
 
-def test_version_whose_every_holder_is_gone_can_not_be_had() -> None:
-    """It counts no copies, and no older content takes its place by itself."""
-    known = catalog(
-        holds("gpu-1", GAMES),
-        copied(GAMES.path, "train-1"),
-        holds("gpu-1", games_of("gpu-1", "second")),
-        removed("gpu-1", GAMES.path),
-    )
-    assert known.get(GAMES.path) is None
-    assert known.get_replication_factor(GAMES.path) == 0
-    assert found(known.versions(GAMES.path)) == found([GAMES])
-    assert list(known.current()) == []
+def test_version_whose_every_holder_is_gone_is_still_named() -> None:
+    """That something is lost must be visible; a path that vanishes without a trace is not."""
+    known = catalog(holds("gpu-1", GAMES), removed("gpu-1", GAMES.path)).get(GAMES.path)
+    assert known is not None
+    assert (known.checksum, known.locations) == (GAMES.checksum, ())
 
 
 # Questions

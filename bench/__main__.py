@@ -1,0 +1,88 @@
+"""``python -m bench chain|project|land``: small by default, ``--big`` for claims."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench import chain as chains
+from bench import land as landing
+from bench import project as projecting
+from bench.report import Report, as_json, save, show
+
+app = typer.Typer(
+    help="Speed and memory, each number beside a limit or a peer.", no_args_is_help=True
+)
+Big = Annotated[bool, typer.Option("--big", help="Enough repetitions to claim something.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Save = Annotated[bool, typer.Option("--save", help="Keep it as bench/results/<name>.json.")]
+Seed = Annotated[int, typer.Option(help="The same seed, the same data.")]
+Base = Annotated[Path | None, typer.Option("--dir", help="Where to work; else the system's.")]
+Rounds = Annotated[int, typer.Option(min=0, help="How often; 0 is the default of the size.")]
+
+
+@app.command()
+def chain(
+    count: Annotated[int, typer.Option("--chains", min=0, help="One after the other.")] = 0,
+    rounds: Rounds = 0,
+    database_mb: Annotated[float, typer.Option(help="Of the games database.")] = 10.0,
+    targets: Annotated[str, typer.Option(help="Training nodes: one run each.")] = "1,3",
+    big: Big = False,
+    json: Json = False,
+    keep: Save = False,
+    seed: Seed = 1,
+    base: Base = None,
+) -> None:
+    """Latency of a chain and chains a second, beside the appends they cost."""
+    count = count or (chains.BIG_CHAINS if big else chains.CHAINS)
+    rounds = rounds or (chains.BIG_ROUNDS if big else chains.ROUNDS)
+    numbers = [int(number) for number in targets.split(",")]
+    _say(chains.run(count, rounds, database_mb, numbers, seed, base), json, keep)
+
+
+@app.command()
+def project(
+    count: Annotated[int, typer.Option("--events", min=0, help="In the log.")] = 0,
+    rounds: Rounds = 3,
+    big: Big = False,
+    json: Json = False,
+    keep: Save = False,
+    seed: Seed = 1,
+    base: Base = None,
+) -> None:
+    """Events folded a second, beside reading the same log."""
+    count = count or (projecting.BIG_EVENTS if big else projecting.EVENTS)
+    _say(projecting.run(count, rounds or 3, seed, base), json, keep)
+
+
+@app.command()
+def land(
+    size_mib: Annotated[int, typer.Option("--size-mib", min=1)] = landing.SIZE_MIB,
+    rounds: Rounds = 0,
+    cold: Annotated[bool, typer.Option("--cold", help="Let memory grow cold before each.")] = False,
+    big: Big = False,
+    json: Json = False,
+    keep: Save = False,
+    seed: Seed = 1,
+    base: Base = None,
+) -> None:
+    """A file over HTTP with its digest, beside curl."""
+    rounds = rounds or (landing.BIG_ROUNDS if big else landing.ROUNDS)
+    _say(landing.run(size_mib, rounds, cold, seed, base), json, keep)
+
+
+def _say(report: Report, json: bool, keep: bool) -> None:
+    if json:
+        print(as_json(report))
+    else:
+        show(report)
+    if keep:
+        path = save(report)
+        if not json:
+            print(f"kept as {path}")
+
+
+if __name__ == "__main__":
+    app(prog_name="python -m bench")
