@@ -2,6 +2,6 @@
 
 ``python -m bench chain|project|land``. Every number is a ratio measured side by side in one run;
 nothing here is a test, and no test asserts a time. Read in this order: `report` (what is printed),
-`measuring` (clocks, memory, processes), `chain`, `project`, `land`; `cluster`, `appends`,
-`history` and `peers` carry them.
+`measuring` (clocks, memory, processes), `chain`, `project`, `land`; `cluster`, `playing`, `appends`
+and `history` carry them.
 """

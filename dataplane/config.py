@@ -106,6 +106,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: A chain older than this is said to be overdue.
     chain_limit_seconds: _Positive = 3600.0
     sweep_interval: _Positive = 5.0
+    #: A node without a heartbeat for so long is taken out of planning until it is heard again.
+    offline_after_seconds: _Positive = 300.0
     emit_completion_events: bool = True
     chain_events: bool = True
 
@@ -261,4 +263,5 @@ TEMPLATE = """\
 # answer_limit_seconds = 60.0    # how long a node may take to say what it holds
 # chain_limit_seconds = 3600.0   # a chain older than this is said to be overdue
 # sweep_interval = 5.0
+# offline_after_seconds = 300.0  # without a heartbeat a node is taken out of planning
 """

@@ -13,7 +13,8 @@ from dataplane.bridge import EventBridge
 from dataplane.config import DataPlaneConfig
 from dataplane.dispatch import Dispatcher
 from dataplane.health import CoordinatorHealth, coordinator_health
-from dataplane.presence import Presence
+from dataplane.liveness import verdicts
+from dataplane.presence import Presence, present
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.log import Bus, Log, LogError
@@ -21,6 +22,7 @@ from streams.log import Bus, Log, LogError
 logger = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 READERS_S = 60.0
+LIVENESS_S = 5.0
 
 
 class Coordinator:
@@ -28,6 +30,7 @@ class Coordinator:
 
     def __init__(self, log: Log, bus: Bus, config: DataPlaneConfig) -> None:
         self._log = log
+        self._bus = bus
         self._config = config
         self._presence = Presence(bus, config.node, "coordinator")
         policy = config.policy()
@@ -48,6 +51,7 @@ class Coordinator:
             group.create_task(self._sweep(), name="sweep")
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._clear_readers(), name="readers")
+            group.create_task(self._watch_nodes(), name="liveness")
 
     async def stop(self) -> None:
         """Let go of the views."""
@@ -89,6 +93,31 @@ class Coordinator:
             except LogError as error:
                 logger.debug("heartbeat not heard: %s", error)
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _watch_nodes(self) -> None:
+        """Take nodes whose heartbeats stay away out of planning, and put them back."""
+        silent_since: dict[str, float] = {}
+        while True:
+            await asyncio.sleep(LIVENESS_S)
+            try:
+                beats = await present(self._bus)
+                there = {key.removeprefix("agent.") for key in beats if key.startswith("agent.")}
+                now = time.time()
+                with self.projector.store.read() as reader:
+                    nodes = ClusterView(reader).nodes()
+                for node in nodes:
+                    silent_since.setdefault(node.name, now)
+                for name in there:
+                    silent_since.pop(name, None)
+                limit_s = self._config.offline_after_seconds
+                for fact in verdicts(
+                    nodes, there, silent_since, limit_s=limit_s, now=now, teller=self._config.node
+                ):
+                    await self._log.publish(fact)
+            except LogError as error:
+                # Nobody was heard because nobody could be: that is no node's fault.
+                silent_since.clear()
+                logger.debug("heartbeats can't be read: %s", error)
 
     async def _clear_readers(self) -> None:
         """Readers that were killed pin pages of the views until they are cleared."""

@@ -303,6 +303,24 @@ async def test_node_that_never_answers_fails_the_chain_with_that_reason(tmp_path
         assert not await cluster.facts(events.NewGamesAvailable)
 
 
+async def test_k11_silent_node_is_taken_out_and_chains_complete_without_it(tmp_path: Path) -> None:
+    """A trainer vanishes: after the limit HOST_OFFLINE, and the next chain needs it no more."""
+    async with LocalCluster(tmp_path, offline_after_seconds=1) as cluster:
+        await trio(cluster)
+        cluster.agent("train-2", Role.TRAINING)
+        await cluster.joined("train-2")
+        cluster.kill("train-2")
+
+        async def taken_out() -> bool:
+            return bool(await cluster.facts(events.HostOffline))
+
+        # The bucket of heartbeats forgets after 30 s.
+        await until(taken_out, "HOST_OFFLINE", 120)
+        cluster.play("gpu-7", 5)
+        end = await cluster.assert_exactly_once(await say(cluster))
+        assert {outcome.target for outcome in end.targets} == {"train-1"}
+
+
 async def test_processes_stop_cleanly_on_sigterm(cluster: LocalCluster) -> None:
     """SIGTERM ends a coordinator and agents with status 0."""
     await trio(cluster)

@@ -1,0 +1,177 @@
+"""Health: progress is healthy, mere existence is not, and degraded is not healthy (P18)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from dataplane.health import (
+    LAG_LIMIT,
+    OLD_CHAIN_S,
+    STALL_LIMIT_S,
+    CoordinatorHealth,
+    HealthCheckResult,
+    cluster_health,
+    coordinator_health,
+)
+from streams import events
+from tests.spec import (
+    Story,
+    after,
+    answers,
+    decided,
+    games_of,
+    given,
+    opens,
+    played,
+    player,
+    ran,
+    raw,
+    said_what_is_owed,
+    trainer,
+)
+
+ALL_THERE: dict[str, dict[str, Any]] = {
+    "coordinator.boss": {},
+    "agent.train-1": {},
+    "agent.gpu-1": {},
+}
+CLUSTER = (trainer(), player())
+BAD = raw("dp.node.gpu-1.SELFPLAY_COMPLETE.hex8_2p", b"[]")
+
+
+def coordinator(story: Story, *, behind: int = 0, stalled_s: float = 0.0) -> CoordinatorHealth:
+    """A coordinator's verdict on itself."""
+    return coordinator_health(
+        story.view,
+        last_sequence=len(story.facts) + behind,
+        now=story.now,
+        errors=0,
+        stalled_s=stalled_s,
+    )
+
+
+def cluster(story: Story, **changes: Any) -> HealthCheckResult:
+    """The verdict on the whole."""
+    given_: dict[str, Any] = {
+        "now": story.now,
+        "last_sequence": len(story.facts),
+        "present": ALL_THERE,
+    }
+    return cluster_health(story.view, **{**given_, **changes})
+
+
+def test_coordinator_that_keeps_up_is_healthy() -> None:
+    """No lag, no old chain, loops that turn."""
+    health = coordinator(given(*CLUSTER, opens("c1", played())))
+    assert health == CoordinatorHealth("healthy", "all well", 0, ())
+
+
+@pytest.mark.parametrize(
+    ("behind", "stalled_s", "text"),
+    [
+        (LAG_LIMIT + 1, 0.0, "views are 1001 facts behind the log"),
+        (0, STALL_LIMIT_S + 1, "nothing was dispatched for 31 s"),
+    ],
+)
+def test_p18_coordinator_that_exists_and_does_nothing_is_degraded(
+    behind: int, stalled_s: float, text: str
+) -> None:
+    """Judged by progress: views that fall behind, a loop that stands still."""
+    health = coordinator(given(*CLUSTER), behind=behind, stalled_s=stalled_s)
+    assert (health.status, health.message, health.lag) == ("degraded", text, behind)
+
+
+def test_coordinator_at_its_limits_is_still_healthy() -> None:
+    """A short delay is no alarm."""
+    health = coordinator(given(*CLUSTER), behind=LAG_LIMIT, stalled_s=STALL_LIMIT_S)
+    assert health.status == "healthy"
+
+
+def test_view_ahead_of_a_log_has_no_negative_lag() -> None:
+    """The log's end was asked before the view went on."""
+    assert coordinator(given(*CLUSTER), behind=-1).lag == 0
+
+
+def test_p18_chain_that_stands_still_degrades_the_whole() -> None:
+    """Five days without sync must not look well: the chain, its status and its age are named."""
+    story = given(*CLUSTER, opens("c1", played()), after(OLD_CHAIN_S))
+    assert cluster(story).healthy
+    result = cluster(story.tell(after(1)))
+    assert (result.status, result.healthy) == ("degraded", False)
+    assert "chain c1 has been waiting for files for 901 s" in result.message
+    assert coordinator(story).status == "degraded"
+
+
+def test_chain_that_has_ended_is_no_old_chain() -> None:
+    """However long ago."""
+    story = given(*CLUSTER, ran("c1", played(), games_of("gpu-1")), after(100_000))
+    assert cluster(story).healthy
+
+
+def test_message_nobody_has_reported_yet_degrades() -> None:
+    """P14: what is not understood is counted until it is said."""
+    story = given(*CLUSTER, BAD)
+    assert "1 messages could not be understood and were not yet reported" in cluster(story).message
+    said = events.EventRejected(sequence=3, subject="s", reason="r")
+    assert cluster(story.tell(decided("rejected-3", said))).healthy
+
+
+def test_bus_out_of_reach_is_unhealthy() -> None:
+    """Views can still be read; they say nothing of now."""
+    result = cluster(given(*CLUSTER), last_sequence=None, present=None)
+    assert (result.status, result.healthy) == ("unhealthy", False)
+    assert result.message == "the bus can't be reached"
+    assert result.details["catalog"]["lag"] is None
+
+
+def test_no_coordinator_is_unhealthy() -> None:
+    """Nobody would decide anything."""
+    result = cluster(given(*CLUSTER), present={"agent.train-1": {}, "agent.gpu-1": {}})
+    assert (result.status, result.message) == ("unhealthy", "no coordinator is there")
+
+
+def test_agent_without_a_heartbeat_degrades_and_is_named() -> None:
+    """It is registered and online, and is not heard of."""
+    result = cluster(given(*CLUSTER), present={"coordinator.boss": {}, "agent.gpu-1": {}})
+    assert (result.status, result.message) == ("degraded", "no heartbeat from train-1")
+
+
+def test_node_that_is_said_to_be_offline_is_not_missed() -> None:
+    """Somebody knows of it already."""
+    story = given(*CLUSTER, events.HostOffline(node="train-1"))
+    assert cluster(story, present={"coordinator.boss": {}, "agent.gpu-1": {}}).healthy
+
+
+def test_worst_problem_gives_the_status_and_all_are_named() -> None:
+    """An operator sees everything at once, the worst first."""
+    story = given(*CLUSTER, opens("c1", played()), after(10_000))
+    result = cluster(story, last_sequence=None, present={})
+    assert result.status == "unhealthy"
+    assert result.message.split("; ")[:2] == ["the bus can't be reached", "no coordinator is there"]
+    assert "chain c1" in result.message
+    assert "no heartbeat from gpu-1, train-1" in result.message
+
+
+def test_details_count_what_there_is() -> None:
+    """The figures behind the verdict, under the names of the reference."""
+    story = given(*CLUSTER, ran("c1", played(), games_of("gpu-1")), BAD)
+    story.tell(opens("c2", played()), answers("c2", "gpu-1", games_of("gpu-1", "second")))
+    story.tell(said_what_is_owed)
+    details = cluster(story).details
+    assert details["planner"] == {"open_chains": 1, "ended": 1}
+    assert details["transport"] == {"pending": 1, "in_flight": 0}
+    assert details["event_bridge"] == {"rejected": 1, "coordinators": ["coordinator.boss"]}
+    assert (details["pending_syncs"], details["total_syncs"], details["total_bytes"]) == (
+        1,
+        1,
+        1_000,
+    )
+    assert details["catalog"] == {
+        "paths": 1,
+        "entries": 2,
+        "replicas": 2,
+        "sequence": len(story.facts),
+        "lag": 0,
+    }

@@ -1,0 +1,215 @@
+"""The outbox: on disk before it is sent, sent once, and never blocked by one bad letter."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from dataplane.outbox import Outbox
+from streams import events
+from streams.codec import MAX_MESSAGE_BYTES, Fact, Recorded, node_fact
+from streams.log import LogFull, LogUnavailable, PermissionDenied, Receipt
+from streams.memory import MemoryLog
+from tests.spec import played
+
+
+def fact(number: int) -> Fact:
+    """Something this node has to say."""
+    return node_fact(played("gpu-7", number), "gpu-7", f"id-{number}", chain="c", cause="because")
+
+
+async def said(log: MemoryLog) -> list[Recorded]:
+    """All that the log holds."""
+    end = (await log.state()).last_sequence
+    return [one async for batch in log.read(until=end) for one in batch] if end else []
+
+
+async def ids(log: MemoryLog) -> list[str]:
+    """What was said, by id, in order."""
+    return [one.id for one in await said(log)]
+
+
+class Refusing(MemoryLog):
+    """A log that refuses some facts, as a bus does."""
+
+    def __init__(self, refused: Sequence[str], error: Exception) -> None:
+        super().__init__()
+        self.refused = refused
+        self.error = error
+        self.tried: list[str] = []
+
+    async def publish(self, fact: Fact) -> Receipt:
+        self.tried.append(fact.id)
+        if fact.id in self.refused:
+            raise self.error
+        return await super().publish(fact)
+
+
+@pytest.fixture
+def outbox(tmp_path: Path) -> Outbox:
+    """An outbox in a directory that does not exist yet."""
+    return Outbox(tmp_path / "state" / "outbox")
+
+
+async def test_event_is_on_disk_before_it_is_sent(outbox: Outbox) -> None:
+    """K9: whoever dies while sending has lost nothing."""
+    found: list[Fact | None] = []
+
+    class Looking(MemoryLog):
+        async def publish(self, fact: Fact) -> Receipt:
+            found.extend(outbox.read(path) for path in outbox.waiting())
+            return await super().publish(fact)
+
+    await outbox.publish(Looking(), fact(1))
+    (stored,) = found
+    assert stored is not None
+    assert (stored.event, stored.subject, stored.id) == (
+        fact(1).event,
+        fact(1).subject,
+        fact(1).id,
+    )
+
+
+async def test_event_that_was_sent_is_forgotten(outbox: Outbox) -> None:
+    """Nothing stays behind, and nothing is sent again."""
+    log = MemoryLog()
+    receipt = await outbox.publish(log, fact(1))
+    assert receipt == Receipt(1)
+    assert list(outbox.waiting()) == []
+    assert await outbox.drain(log) == 0
+    assert await ids(log) == ["id-1"]
+
+
+async def test_event_that_could_not_be_sent_waits_and_the_caller_knows(outbox: Outbox) -> None:
+    """The error says so; the event is not lost with it."""
+    log = Refusing(["id-1"], LogUnavailable("no answer"))
+    with pytest.raises(LogUnavailable):
+        await outbox.publish(log, fact(1))
+    assert len(list(outbox.waiting())) == 1
+    log.refused = []
+    assert await outbox.drain(log) == 1
+    assert await ids(log) == ["id-1"]
+
+
+async def test_events_are_sent_oldest_first_as_they_were_said(outbox: Outbox) -> None:
+    """Payload, id, chain and cause survive the disk."""
+    for number in range(5):
+        outbox.put(fact(number))
+    log = MemoryLog()
+    assert await outbox.drain(log) == 5
+    assert await ids(log) == [f"id-{number}" for number in range(5)]
+    first = (await said(log))[0]
+    assert (first.event, first.owner, first.cause) == (fact(0).event, "gpu-7", "because")
+
+
+async def test_event_that_was_sent_before_the_crash_is_not_doubled(outbox: Outbox) -> None:
+    """The log had it, the file was not yet gone: the id makes it once."""
+    log = MemoryLog()
+    await log.publish(fact(1))
+    outbox.put(fact(1))
+    assert await outbox.drain(log) == 1
+    assert await ids(log) == ["id-1"]
+
+
+async def test_outbox_drained_by_two_processes_at_once_sends_each_event_once(
+    outbox: Outbox, tmp_path: Path
+) -> None:
+    """The agent and the player that wrote it may both try."""
+    for number in range(10):
+        outbox.put(fact(number))
+    log, other = MemoryLog(), Outbox(tmp_path / "state" / "outbox")
+    await asyncio.gather(outbox.drain(log), other.drain(log.another()))
+    assert await ids(log) == [f"id-{number}" for number in range(10)]
+    assert list(outbox.waiting()) == []
+
+
+@pytest.mark.parametrize("error", [LogUnavailable("no answer"), LogFull("no room")])
+async def test_order_is_kept_while_the_log_takes_nothing(outbox: Outbox, error: Exception) -> None:
+    """What can't be sent now stops the rest: it is all sent later, in order."""
+    for number in range(3):
+        outbox.put(fact(number))
+    log = Refusing(["id-1"], error)
+    assert await outbox.drain(log) == 1
+    assert log.tried == ["id-0", "id-1"]
+    assert len(list(outbox.waiting())) == 2
+    log.refused = []
+    assert await outbox.drain(log) == 2
+    assert await ids(log) == ["id-0", "id-1", "id-2"]
+
+
+async def test_event_the_bus_refuses_for_good_does_not_block_the_others(
+    outbox: Outbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays, and is said in the process's log, whenever somebody looks."""
+    for number in range(3):
+        outbox.put(fact(number))
+    log = Refusing(["id-1"], PermissionDenied("permissions violation for publish"))
+    assert await outbox.drain(log) == 2
+    assert await ids(log) == ["id-0", "id-2"]
+    (left,) = outbox.waiting()
+    assert left.name.endswith("id-1.json")
+    assert "permissions violation" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff", b'{"subject":"x"}', b'{"subject":"x","headers":{},"body":{}}'],
+    ids=["empty", "torn", "binary", "incomplete", "no event"],
+)
+async def test_damaged_letter_is_set_aside_and_blocks_nothing(
+    outbox: Outbox, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is kept for whoever wants to look, under another name, and said once."""
+    damaged = outbox.put(fact(1))
+    damaged.write_bytes(content)
+    outbox.put(fact(2))
+    log = MemoryLog()
+    assert await outbox.drain(log) == 1
+    assert await ids(log) == ["id-2"]
+    assert damaged.with_suffix(".damaged").read_bytes() == content
+    assert str(damaged) in caplog.text
+    caplog.clear()
+    assert await outbox.drain(log) == 0
+    assert caplog.text == ""
+
+
+def test_half_written_letter_is_none(outbox: Outbox) -> None:
+    """A process that died while it wrote left a temporary file, and no event."""
+    path = outbox.put(fact(1))
+    path.rename(path.with_name(f".{path.stem}"))
+    assert list(outbox.waiting()) == []
+
+
+def test_event_that_can_not_be_sent_is_refused_at_once(outbox: Outbox) -> None:
+    """In the publisher's own process, not by an agent hours later."""
+    large = events.FilesRemoved(node="gpu-7", paths=("x" * MAX_MESSAGE_BYTES,))
+    with pytest.raises(ValueError, match="FILES_REMOVED"):
+        outbox.put(node_fact(large, "gpu-7", "id"))
+    with pytest.raises(ValueError, match="games_count"):
+        outbox.put(node_fact(played("gpu-7", -1), "gpu-7", "id"))
+    assert list(outbox.waiting()) == []
+
+
+def test_outbox_that_was_never_used_is_empty(outbox: Outbox) -> None:
+    """No directory is no error."""
+    assert list(outbox.waiting()) == []
+
+
+async def test_letter_that_somebody_else_sent_meanwhile_is_no_error(outbox: Outbox) -> None:
+    """It was there when we listed it, and is gone when we read it."""
+    path = outbox.put(fact(1))
+    path.unlink()
+    assert outbox.read(path) is None
+    outbox.done(path)
+
+
+@pytest.mark.xfail(strict=True, raises=FileNotFoundError, reason="the id is part of a file's name")
+@pytest.mark.parametrize("id", ["a/b", "urn:x/../../y"])
+async def test_any_id_is_an_id(outbox: Outbox, id: str) -> None:
+    """Ids come from publishers; one with a slash is as good as any other."""
+    log = MemoryLog()
+    await outbox.publish(log, node_fact(played("gpu-7"), "gpu-7", id))
+    assert await ids(log) == [id]
