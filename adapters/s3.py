@@ -13,6 +13,7 @@ import asyncio
 import base64
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import time
@@ -109,6 +110,8 @@ _BROKEN_OFF = (
     boto.ResponseStreamingError,
     boto.IncompleteReadError,
 )
+#: What they tell when they tell everything holds headers, and so tokens.
+_TALKATIVE = ("botocore", "aiobotocore", "boto3")
 _NO_CREDENTIALS = (
     boto.NoCredentialsError,
     boto.PartialCredentialsError,
@@ -188,6 +191,11 @@ class Flow:
     async def take(self, nbytes: int) -> None:
         """Wait until they may pass."""
         await self._throttle.take(nbytes)
+
+    def begin(self, nbytes: int) -> None:
+        """So many were done before."""
+        self._done = 0
+        self.tell(nbytes)
 
     def tell(self, nbytes: int) -> None:
         """So many more are done."""
@@ -335,6 +343,8 @@ class Store:
     async def _connected(self) -> Any:
         async with self._opening:
             if self._client is None:
+                for name in _TALKATIVE:
+                    logging.getLogger(name).setLevel(logging.INFO)
                 try:
                     client = (self._session or aioboto3.Session()).client(
                         "s3",
@@ -508,7 +518,7 @@ class S3Transport:
         """
         if landing.offset == landing.entry.size_bytes:
             return 0
-        flow.tell(landing.offset)
+        flow.begin(landing.offset)
         bring = self._bring_sealed if layout.sealed_with(key) else self._bring_plain
         await bring(key, landing, flow)
         return flow.moved

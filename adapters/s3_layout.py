@@ -126,7 +126,7 @@ def parsed(data: bytes, node: str) -> Manifest:
         if version > MANIFEST_VERSION:
             raise ManifestUnreadable(f"{where}: version {version} is of a later release")
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ManifestUnreadable(f"{where}: {error}") from error
     if manifest.node != node:
         raise ManifestUnreadable(f"{where}: it says it is of {manifest.node!r} - at `$.node`")

@@ -1,4 +1,4 @@
-"""What the transports over SSH share: whom they trust, what they say at the far end, what errors mean.
+"""What the transports over SSH share: whom they trust, what they say there, what errors mean.
 
 The only importer of asyncssh. It must never accept a host key that is unknown or has changed, never
 ask for a password, and never let a far end's path lead out of its data root.
@@ -160,6 +160,7 @@ _MEANINGS: tuple[tuple[re.Pattern[str], type[TransportError]], ...] = tuple(
         (r"connect to host|Could not resolve hostname|No route to host", Unreachable),
         (r"Network is unreachable|Connection refused", Unreachable),
         (r"Permission denied \([a-z]|Unable to negotiate|Too many authentication", Refused),
+        (r"rsync: (?:command )?not found|command not found", Refused),
         (r"No space left on device|[Qq]uota exceeded", DiskFull),
         (r"Read-only file system", DiskFailed),
     )
@@ -239,7 +240,8 @@ case "$(digest /dev/null)" in *{_EMPTY_SHA256}*) ;;
 cd -P -- "$root" || exit {_NO_ROOT}
 root=${{PWD%/}} home=$PWD mount= there=1
 disk() {{
-  df=$(df -Pk . 2>/dev/null); [ "${{df##*% }}" = "$mount" ] || {{ mount=${{df##*% }}; home=$PWD; }}; }}
+  df=$(df -Pk . 2>/dev/null)
+  [ "${{df##*% }}" = "$mount" ] || {{ mount=${{df##*% }}; home=$PWD; }}; }}
 disk
 for d; do
   [ -d "./$d" ] || {{ there=; break; }}
@@ -270,6 +272,7 @@ _TAKE = """own "$1"
 _PUBLISH = f"""home=$1 part=$2 hex=$3 bytes=$4 stamp=$5; shift 5
 merged=$1 sides=$2 root=$3 name=$4; shift 4
 own "$home"
+[ "$bytes" -gt 0 ] || : >"./$part"
 [ -f "./$part" ] && [ "$(size "./$part")" -eq "$bytes" ] || exit {_OTHER_SIZE}
 case "$(digest "./$part")" in *"$hex"*) ;; *) : >"./$part"; exit {_OTHER_BYTES};; esac
 p=$PWD/$part

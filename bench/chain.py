@@ -28,7 +28,7 @@ CHAINS, BIG_CHAINS = 20, 200
 ROUNDS, BIG_ROUNDS = 5, 25
 CONFIG_KEYS = tuple(f"{board}_{players}p" for board in BOARDS for players in (2, 3, 4))
 _PADDING_KB = 50
-_NEW_GAMES = 5
+_NEW_GAMES = 2
 #: The stages of a chain, each up to the last fact of this type.
 _STAGES: dict[str, type[events.Event]] = {
     "snapshot and digest at the source": events.FilesObserved,

@@ -12,7 +12,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,7 @@ from adapters.landing import Landing
 from adapters.signing import Signer
 from adapters.throttle import Throttle
 from adapters.transport import Request
-from bench.measuring import Usage, process, usage, workplace
+from bench.measuring import Usage, commands, process, usage, workplace
 from bench.report import Report, begin, median, paired
 from streams.values import DataEntry, DataType, Endpoint
 
@@ -117,8 +116,8 @@ def _ways(
     digest = ["openssl", "dgst", "-sha256", copy]
     return {
         "land": lambda: agent.submit(_land, url, signer, entry, place / "target").result(),
-        "curl": partial(_commands, curl),
-        "curl, then openssl": partial(_commands, curl, digest),
+        "curl": partial(commands, curl),
+        "curl, then openssl": partial(commands, curl, digest),
     }
 
 
@@ -146,21 +145,6 @@ def _land(url: str, signer: Signer, entry: DataEntry, root: Path) -> Usage:
         return used
 
     return asyncio.run(land())
-
-
-def _commands(*commands: list[str]) -> Usage:
-    """Run programs one after the other; what they took together, as their kernel counts it."""
-    found, started = Usage(), time.perf_counter()
-    for command in commands:
-        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(child.pid, 0)
-        child.returncode = os.waitstatus_to_exitcode(status)
-        if child.returncode:
-            raise RuntimeError(f"{command[0]} ended with status {child.returncode}")
-        found.cpu_s += used.ru_utime + used.ru_stime
-        found.peak_bytes = max(found.peak_bytes, used.ru_maxrss * 1024)
-    found.seconds = time.perf_counter() - started
-    return found
 
 
 def _make(file: Path, size_mib: int, seed: int) -> DataEntry:

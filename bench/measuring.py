@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import gc
 import multiprocessing
+import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,16 +42,11 @@ def usage() -> Iterator[Usage]:
     """Measures the block; what it yields is filled in at its end."""
     gc.collect()
     found = Usage()
-    cpu, started = _cpu_s(resource.RUSAGE_SELF), time.perf_counter()
+    cpu, started = _cpu_s(), time.perf_counter()
     yield found
     found.seconds = time.perf_counter() - started
-    found.cpu_s = _cpu_s(resource.RUSAGE_SELF) - cpu
+    found.cpu_s = _cpu_s() - cpu
     found.peak_bytes = peak_bytes()
-
-
-def children_cpu_s() -> float:
-    """CPU time of all children that have ended."""
-    return _cpu_s(resource.RUSAGE_CHILDREN)
 
 
 def peak_bytes() -> int:
@@ -61,6 +58,21 @@ def peak_bytes() -> int:
                 return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def commands(*given: list[str]) -> Usage:
+    """Run programs one after the other; what they took together, as their kernel counts it."""
+    found, started = Usage(), time.perf_counter()
+    for command in given:
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(child.pid, 0)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            raise RuntimeError(f"{command[0]} ended with status {child.returncode}")
+        found.cpu_s += used.ru_utime + used.ru_stime
+        found.peak_bytes = max(found.peak_bytes, used.ru_maxrss * 1024)
+    found.seconds = time.perf_counter() - started
+    return found
 
 
 @contextmanager
@@ -83,6 +95,6 @@ def workplace(base: Path | None) -> Iterator[Path]:
         yield Path(name)
 
 
-def _cpu_s(who: int) -> float:
-    used = resource.getrusage(who)
+def _cpu_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime

@@ -73,13 +73,16 @@ def admit(
             or slots.none_left_for(transfer)
         ):
             break
-        if exhausted(transfer, policy) or not transfer.chains:
+        if exhausted(transfer, policy, transfer.asked_sequence) or not transfer.chains:
             continue
         ready_at = _ready_at(transfer, policy)
         if ready_at > now:
             wake.append(ready_at)
             continue
-        if not all(exhausted(newer, policy) for newer in known.newer_versions(transfer)):
+        if not all(
+            exhausted(newer, policy, newer.asked_sequence)
+            for newer in known.newer_versions(transfer)
+        ):
             # A later version is on its way; what waits for this one is content with it.
             continue
         source = _source(transfer, known.sources(transfer))
@@ -140,10 +143,10 @@ class _Slots:
 
 
 def _ready_at(transfer: TransferRow, policy: Policy) -> float:
-    if not transfer.failures:
+    failures = transfer.failures_since(transfer.asked_sequence)
+    if not failures:
         return 0.0
-    wait = policy.backoff_s(transfer.id, len(transfer.failures))
-    return transfer.failures[-1].time + wait
+    return failures[-1].time + policy.backoff_s(transfer.id, len(failures))
 
 
 def _source(transfer: TransferRow, ranked: Sequence[str]) -> str:

@@ -56,11 +56,12 @@ def owed(
     return []
 
 
-def exhausted(transfer: TransferRow, policy: Policy) -> bool:
-    """Whether a transfer has used up its attempts, or the last one can't be made better."""
-    if not transfer.failures:
+def exhausted(transfer: TransferRow, policy: Policy, since: int) -> bool:
+    """Whether the attempts since a plan are used up, or the last one can't be made better."""
+    failures = transfer.failures_since(since)
+    if not failures:
         return False
-    return not transfer.failures[-1].retryable or len(transfer.failures) > policy.max_retries
+    return not failures[-1].retryable or len(failures) > policy.max_retries
 
 
 def _plan(
@@ -133,7 +134,7 @@ def _end(
     failed: list[TargetOutcome] = []
     for need in chain.needs:
         transfer = transfers.get(need.transfer)
-        outcome = None if transfer is None else _outcome(need, transfer, policy)
+        outcome = None if transfer is None else _outcome(chain, need, transfer, policy)
         if outcome is None:
             waiting = f"{need.path} on {need.target}"
             return _overdue(chain, policy, now, cause, waiting)
@@ -154,7 +155,9 @@ def _end(
     ]
 
 
-def _outcome(need: Need, transfer: TransferRow, policy: Policy) -> TargetOutcome | None:
+def _outcome(
+    chain: ChainRow, need: Need, transfer: TransferRow, policy: Policy
+) -> TargetOutcome | None:
     """What became of a need; None while it is open."""
     if transfer.state in (TransferState.SUCCEEDED, TransferState.SUPERSEDED):
         return TargetOutcome(
@@ -165,7 +168,9 @@ def _outcome(need: Need, transfer: TransferRow, policy: Policy) -> TargetOutcome
             games=transfer.games,
             bytes_transferred=transfer.bytes_transferred,
         )
-    if transfer.state is TransferState.PENDING and exhausted(transfer, policy):
+    if transfer.state is TransferState.PENDING and exhausted(
+        transfer, policy, chain.planned_sequence
+    ):
         last = transfer.failures[-1]
         tries = f" (attempt {len(transfer.failures)})" if len(transfer.failures) > 1 else ""
         return TargetOutcome(

@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from dataplane.policy import MEGABYTE, Policy
 from streams.identity import PathRules
-from streams.values import TOKEN_PATTERN, Role, Trait, Transport, is_token
+from streams.values import Role, Trait, Transport, is_token
 
 CONFIG_FILE = "dataplane.toml"
 ENVIRONMENT_PREFIX = "DATAPLANE_"
@@ -185,7 +185,7 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         except msgspec.ValidationError as error:
             raise ConfigError(f"{where}: {error}{_hint(str(error))}") from None
         if not is_token(config.node):
-            raise ConfigError(f"{where}: node {config.node!r} must match {TOKEN_PATTERN}")
+            raise ConfigError(f"{where}: node {config.node!r} must be 1 to 64 of A-Z a-z 0-9 _ -")
         if config.s3_enabled and not config.s3_bucket:
             raise ConfigError(f"{where}: s3_enabled needs s3_bucket")
         return config

@@ -64,7 +64,9 @@ class Dispatcher:
                 logger.warning("nothing was assigned this time: %s", error)
             wait = TICK_S if next_at is None else min(TICK_S, max(0.0, next_at - self._clock()))
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), wait)
+                # Not `wait_for`: before Python 3.12 it can swallow a cancellation.
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
 
     async def dispatch(self) -> float | None:
         """Assign once; when to ask again if nothing changes, None for no particular time."""

@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from projections.store import Reader, Writer
-from projections.view import Handler, Row, digest_key, pack, text_key, unpacker
+from projections.view import Handler, Row, digest_key, text_key, unpacker
 from streams import events
 from streams.codec import Recorded
 from streams.values import DataEntry, DataType
@@ -79,7 +79,7 @@ class CatalogView:
         )
         if row is None or (may_claim and row.current != key):
             before, row = row, PathRow(entry.path, key, node, sequence)
-            tx.put("paths", path_key, pack(row))
+            tx.put("paths", path_key, row)
             if before is not None:
                 self._forget_if_lost(tx, path_key, before.current)
         version = row.version if row.current == key else sequence
@@ -87,7 +87,7 @@ class CatalogView:
         stored = _entry_row(tx, key)
         if stored is not None and stored.version != version and row.current == key:
             # An old content came back as the newest: it must outrank what replaced it.
-            tx.put("entries", key, pack(replace(stored, version=version)))
+            tx.put("entries", key, replace(stored, version=version))
 
     def _arrive(self, tx: Writer, event: events.TransferSucceeded, _: Recorded) -> None:
         """A transfer put this content under this path on a node."""
@@ -107,7 +107,7 @@ class CatalogView:
         row = _entry_row(tx, key)
         if row is None:
             row = _row_of(entry, version)
-            tx.put("entries", key, pack(row))
+            tx.put("entries", key, row)
             tx.put("path_entries", path_key + key)
         tx.put("by_config", text_key(row.config_key, row.data_type) + key)
         tx.put("node_path", place, key)
@@ -236,10 +236,10 @@ class DataCatalog:
         return sorted(missing, key=lambda entry: entry.path)
 
     def counts(self) -> dict[str, int]:
-        """How many paths, entries and replicas there are."""
+        """How many paths were ever known, and how many entries and replicas there are."""
         return {
             "paths": self._reader.count("paths"),
-            "entries": self._reader.count("entries"),
+            "entries": self._reader.count("by_config"),
             "replicas": self._reader.count("holders"),
         }
 
@@ -276,10 +276,8 @@ def _row_of(entry: DataEntry, version: int) -> EntryRow:
 
 
 def _entry_row(reader: Reader, key: bytes) -> EntryRow | None:
-    value = reader.get("entries", key)
-    return None if value is None else _ENTRY.decode(value)
+    return reader.row("entries", key, _ENTRY)
 
 
 def _path_row(reader: Reader, path_key: bytes) -> PathRow | None:
-    value = reader.get("paths", path_key)
-    return None if value is None else _PATH.decode(value)
+    return reader.row("paths", path_key, _PATH)

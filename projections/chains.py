@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from projections.catalog import entry_key
 from projections.store import Reader, Writer
 from projections.transfers import transfer_id
-from projections.view import Handler, Row, number, pack, unpacker
+from projections.view import Handler, Row, number, unpacker
 from streams import events
 from streams.codec import Recorded
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS
@@ -61,6 +61,7 @@ class ChainRow(Row, frozen=True):
     progress_at: float = 0.0
     answered_at: float = 0.0
     planned_at: float = 0.0
+    planned_sequence: int = 0
     needs: tuple[Need, ...] = ()
     held: tuple[Held, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -100,7 +101,7 @@ class ChainsView:
     """Folds triggers, answers, decisions and results into chains."""
 
     name = "chains"
-    version = 1
+    version = 2
     tables = ("chains", "chains_open", "chains_ended", "announced")
 
     def __init__(self) -> None:
@@ -140,7 +141,7 @@ class ChainsView:
         if isinstance(event, events.FilesObserved):
             return self._answer(row, event, time)
         if isinstance(event, events.SyncPlanned):
-            return planned(row, event, time)
+            return planned(row, event, time, recorded.sequence)
         if isinstance(event, events.DataSyncCompleted | events.DataSyncFailed):
             done = isinstance(event, events.DataSyncCompleted)
             return replace(
@@ -178,7 +179,7 @@ class ChainsView:
 
     @staticmethod
     def _store(tx: Writer, row: ChainRow, sequence: int) -> None:
-        tx.put("chains", row.id.encode(), pack(row))
+        tx.put("chains", row.id.encode(), row)
         place = number(row.opened_sequence) + row.id.encode()
         if row.open:
             tx.put("chains_open", place)
@@ -186,7 +187,7 @@ class ChainsView:
             tx.put("chains_ended", number(sequence) + row.id.encode())
 
 
-def planned(row: ChainRow, event: events.SyncPlanned, time: float) -> ChainRow:
+def planned(row: ChainRow, event: events.SyncPlanned, time: float, sequence: int = 0) -> ChainRow:
     """A chain with what one SYNC_PLANNED adds to it; a large plan comes in several."""
     needs = tuple(
         Need(
@@ -205,6 +206,7 @@ def planned(row: ChainRow, event: events.SyncPlanned, time: float) -> ChainRow:
         row,
         status=ChainStatus.MOVING if event.last_part else row.status,
         planned_at=time,
+        planned_sequence=sequence,
         needs=row.needs + needs,
         held=row.held + event.held,
         refusals=row.refusals + event.refusals,
@@ -215,8 +217,7 @@ def planned(row: ChainRow, event: events.SyncPlanned, time: float) -> ChainRow:
 
 def get_chain(reader: Reader, id: str) -> ChainRow | None:
     """A chain by its id."""
-    value = reader.get("chains", id.encode())
-    return None if value is None else _CHAIN.decode(value)
+    return reader.row("chains", id.encode(), _CHAIN)
 
 
 def open_chains(reader: Reader, *, after: bytes = b"") -> Iterator[ChainRow]:

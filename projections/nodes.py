@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from projections.store import Reader, Writer
-from projections.view import Handler, Row, pack, unpacker
+from projections.view import Handler, Row, unpacker
 from streams import events
 from streams.codec import Recorded
 from streams.values import NodeDescription
@@ -51,7 +51,7 @@ class NodesView:
     @staticmethod
     def _register(tx: Writer, event: events.NodeRegistered, recorded: Recorded) -> None:
         row = NodeRow(event.description, recorded.time, True, "", recorded.time)
-        tx.put("nodes", event.description.name.encode(), pack(row))
+        tx.put("nodes", event.description.name.encode(), row)
 
     @staticmethod
     def _set(tx: Writer, event: HostEvent, recorded: Recorded) -> None:
@@ -61,13 +61,12 @@ class NodesView:
             changed = NodeRow(
                 row.description, row.registered_at, online, event.reason, recorded.time
             )
-            tx.put("nodes", event.node.encode(), pack(changed))
+            tx.put("nodes", event.node.encode(), changed)
 
 
 def get_node(reader: Reader, name: str) -> NodeRow | None:
     """A node by name; None if it never registered."""
-    value = reader.get("nodes", name.encode())
-    return None if value is None else _NODE.decode(value)
+    return reader.row("nodes", name.encode(), _NODE)
 
 
 def all_nodes(reader: Reader) -> Iterator[NodeRow]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from projections.store import Reader, Writer
-from projections.view import Handler, Row, number, pack, unpacker
+from projections.view import Handler, Row, number, unpacker
 from streams import events
 from streams.codec import Recorded
 
@@ -41,13 +41,13 @@ class RejectedView:
         value = tx.get("rejected", number(event.sequence))
         if value is not None:
             row = replace(_REJECTED.decode(value), said=True)
-            tx.put("rejected", number(event.sequence), pack(row))
+            tx.put("rejected", number(event.sequence), row)
         tx.delete("rejected_unsaid", number(event.sequence))
 
     def apply_undecodable(self, tx: Writer, recorded: Recorded) -> None:
         """Fold a message without a meaning; called for those instead of what `folds` holds."""
         row = RejectedRow(recorded.sequence, recorded.subject, recorded.problem, recorded.time)
-        tx.put("rejected", number(recorded.sequence), pack(row))
+        tx.put("rejected", number(recorded.sequence), row)
         tx.put("rejected_unsaid", number(recorded.sequence))
 
 

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import lmdb
+import msgspec
 
+_PACK = msgspec.msgpack.Encoder()
 T = TypeVar("T")
-_FIRST_MAP_BYTES = 1 << 28
+#: Address space, not disk: growing later must wait for every reading of the process to end.
+_FIRST_MAP_BYTES = 1 << 36
 _MAX_DATABASES = 64
 _MAX_READERS = 512
 
@@ -50,6 +53,11 @@ class Reader:
         """The value of a key; None if there is none."""
         value: bytes | None = self._txn.get(key, db=self._tables[table])
         return value
+
+    def row(self, table: str, key: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+        """A row, unpacked; None if there is none."""
+        value = self.get(table, key)
+        return None if value is None else decoder.decode(value)
 
     def scan(
         self, table: str, prefix: bytes = b"", *, start: bytes = b"", reverse: bool = False
@@ -97,19 +105,75 @@ class Reader:
 
 
 class Writer(Reader):
-    """A transaction: all of it is stored, or nothing."""
+    """A transaction: all of it is stored, or nothing.
 
-    def put(self, table: str, key: bytes, value: bytes = b"") -> None:
-        """Set a key."""
-        self._txn.put(key, value, db=self._tables[table])
+    What is put into a table is kept aside and written in order of keys at the end, or before the
+    table is scanned: most of what a batch of facts writes is written again by the next fact.
+    """
+
+    def __init__(self, txn: Any, tables: dict[str, Any]) -> None:
+        super().__init__(txn, tables)
+        #: Table to key to new value: bytes, a row that is not packed yet, or None if it is gone.
+        self._late: dict[str, dict[bytes, Any]] = {name: {} for name in tables}
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """The value of a key as this transaction has it; None if there is none."""
+        late = self._late[table]
+        if key in late:
+            return _packed(late[key])
+        return super().get(table, key)
+
+    def row(self, table: str, key: bytes, decoder: msgspec.msgpack.Decoder[T]) -> T | None:
+        """A row as this transaction has it; None if there is none."""
+        late = self._late[table]
+        if key in late:
+            value = late[key]
+            return decoder.decode(value) if type(value) is bytes else value
+        return super().row(table, key, decoder)
+
+    def put(self, table: str, key: bytes, value: bytes | msgspec.Struct = b"") -> None:
+        """Set a key, to bytes or to a row."""
+        self._late[table][key] = value
 
     def add(self, table: str, key: bytes, value: bytes = b"") -> bool:
         """Set a key unless it is there; whether it was set."""
-        return bool(self._txn.put(key, value, overwrite=False, db=self._tables[table]))
+        if self.get(table, key) is not None:
+            return False
+        self._late[table][key] = value
+        return True
 
     def delete(self, table: str, key: bytes) -> bool:
         """Remove a key; whether it was there."""
-        return bool(self._txn.delete(key, db=self._tables[table]))
+        there = self.get(table, key) is not None
+        if there:
+            self._late[table][key] = None
+        return there
+
+    def scan(
+        self, table: str, prefix: bytes = b"", *, start: bytes = b"", reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """As `Reader.scan`, of the table as this transaction has it."""
+        self._flush_table(table)
+        return super().scan(table, prefix, start=start, reverse=reverse)
+
+    def flush(self) -> None:
+        """Give everything to the transaction."""
+        for table in self._late:
+            self._flush_table(table)
+
+    def _flush_table(self, table: str) -> None:
+        late, handle = self._late[table], self._tables[table]
+        for key in sorted(late):
+            value = _packed(late[key])
+            if value is None:
+                self._txn.delete(key, db=handle)
+            else:
+                self._txn.put(key, value, db=handle)
+        late.clear()
+
+
+def _packed(value: Any) -> bytes | None:
+    return value if value is None or type(value) is bytes else _PACK.encode(value)
 
 
 class _Environment:
@@ -120,6 +184,37 @@ class _Environment:
         self.handles = handles
         self.writable = writable
         self.users = 1
+        #: Readings under way in this process; the map may only be replaced while there are none.
+        self.readings = 0
+        self.changed = threading.Condition()
+
+    def begin(self) -> Any:
+        """A reading; `end` it."""
+        with self.changed:
+            try:
+                txn = self.env.begin()
+            except lmdb.MapResizedError:
+                self._wait_until_unread()
+                self.env.set_mapsize(0)
+                txn = self.env.begin()
+            self.readings += 1
+            return txn
+
+    def end(self, txn: Any) -> None:
+        """A reading is over."""
+        with self.changed:
+            txn.abort()
+            self.readings -= 1
+            self.changed.notify_all()
+
+    def remap(self, map_bytes: int) -> None:
+        """Give the map another size, or with 0 the one that another process gave it."""
+        with self.changed:
+            self._wait_until_unread()
+            self.env.set_mapsize(map_bytes)
+
+    def _wait_until_unread(self) -> None:
+        self.changed.wait_for(lambda: self.readings == 0)
 
 
 _environments: dict[Path, _Environment] = {}
@@ -186,15 +281,11 @@ class Store:
     @contextlib.contextmanager
     def read(self) -> Iterator[Reader]:
         """A short reading."""
-        try:
-            txn = self._env.begin()
-        except lmdb.MapResizedError:
-            self._env.set_mapsize(0)
-            txn = self._env.begin()
+        txn = self._shared.begin()
         try:
             yield Reader(txn, self._tables)
         finally:
-            txn.abort()
+            self._shared.end(txn)
 
     def write(self, work: Callable[[Writer], T]) -> T:
         """Run `work` in a transaction and commit it; run it again in a larger map if it is full.
@@ -206,16 +297,16 @@ class Store:
             while True:
                 try:
                     with self._env.begin(write=True) as txn:
-                        return work(Writer(txn, self._tables))
+                        writer = Writer(txn, self._tables)
+                        result = work(writer)
+                        writer.flush()
+                        return result
                 except lmdb.MapFullError:
-                    self._grow()
+                    self._shared.remap(self._env.info()["map_size"] * 2)
                 except lmdb.MapResizedError:
-                    self._env.set_mapsize(0)
+                    self._shared.remap(0)
                 except lmdb.DiskError as error:
                     raise StoreFull(f"{self.path}: {error}") from error
-
-    def _grow(self) -> None:
-        self._env.set_mapsize(self._env.info()["map_size"] * 2)
 
     def clear_stale_readers(self) -> int:
         """Free the pages that killed readers pin; how many there were."""

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from projections.catalog import DataCatalog
 from projections.store import Reader, Writer
-from projections.view import Handler, Row, digest_key, number, pack, text_key, unpacker
+from projections.view import Handler, Row, digest_key, number, text_key, unpacker
 from streams import events
 from streams.codec import Recorded, fact_id
 from streams.values import DataEntry, SyncPlan, SyncPriority, Transport
@@ -39,6 +39,7 @@ class Failure(Row, frozen=True):
     error_class: str
     retryable: bool
     source: str
+    sequence: int = 0
 
 
 class TransferRow(Row, frozen=True):
@@ -71,6 +72,12 @@ class TransferRow(Row, frozen=True):
     #: What the target holds at the end: this entry's digest, or that of the later version.
     arrived_checksum: str = ""
     ended_at: float = 0.0
+    #: Sequence of the newest plan that asked for it: what failed before is not held against that.
+    asked_sequence: int = 0
+
+    def failures_since(self, sequence: int) -> tuple[Failure, ...]:
+        """Attempts that failed after a point of the log, oldest first."""
+        return tuple(failure for failure in self.failures if failure.sequence >= sequence)
 
 
 class Totals(Row, frozen=True):
@@ -94,7 +101,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 1
+    version = 2
     tables = (
         "transfers",
         "queue",
@@ -132,7 +139,14 @@ class TransfersView:
         if row is not None and row.state in (TransferState.PENDING, TransferState.ASSIGNED):
             priority = min(row.priority, plan.priority, key=lambda p: p.rank)
             deadline = _earlier(row.deadline, plan.deadline)
-            self._store(tx, row, replace(row, chains=chains, priority=priority, deadline=deadline))
+            joined = replace(
+                row,
+                chains=chains,
+                priority=priority,
+                deadline=deadline,
+                asked_sequence=recorded.sequence,
+            )
+            self._store(tx, row, joined)
             return
         held = DataCatalog(tx).held_by(target, entry.path)
         if held is not None and (held.checksum == entry.checksum or held.version > entry.version):
@@ -153,6 +167,7 @@ class TransfersView:
             chains=chains,
             queued_sequence=recorded.sequence,
             queued_at=recorded.time,
+            asked_sequence=recorded.sequence,
             arrived_checksum=checksum,
             games=games,
         )
@@ -179,7 +194,7 @@ class TransfersView:
         after = Totals(
             before.transfers + 1, before.bytes + event.bytes_transferred, before.failures
         )
-        tx.put("transfers_meta", b"totals", pack(after))
+        tx.put("transfers_meta", b"totals", after)
         row = get_transfer(tx, event.transfer)
         if row is not None and row.state is not TransferState.SUCCEEDED:
             done = replace(
@@ -210,12 +225,17 @@ class TransfersView:
         before = totals(tx)
         moved = before.bytes + event.bytes_transferred
         after = Totals(before.transfers, moved, before.failures + 1)
-        tx.put("transfers_meta", b"totals", pack(after))
+        tx.put("transfers_meta", b"totals", after)
         row = get_transfer(tx, event.transfer)
         if row is None or row.state is not TransferState.ASSIGNED or row.attempt != event.attempt:
             return
         failure = Failure(
-            recorded.time, event.error, event.error_class, event.retryable, event.source
+            recorded.time,
+            event.error,
+            event.error_class,
+            event.retryable,
+            event.source,
+            recorded.sequence,
         )
         failed = replace(
             row,
@@ -247,15 +267,14 @@ class TransfersView:
             if (table, key) not in old:
                 tx.put(table, key, value)
         if kept:
-            tx.put("transfers", row.id.encode(), pack(row))
+            tx.put("transfers", row.id.encode(), row)
         else:
             tx.delete("transfers", row.id.encode())
 
 
 def get_transfer(reader: Reader, id: str) -> TransferRow | None:
     """A transfer that some chain waits for or that is under way."""
-    value = reader.get("transfers", id.encode())
-    return None if value is None else _TRANSFER.decode(value)
+    return reader.row("transfers", id.encode(), _TRANSFER)
 
 
 def pending(reader: Reader) -> Iterator[TransferRow]:
@@ -287,8 +306,7 @@ def superseded_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
 
 def totals(reader: Reader) -> Totals:
     """Transfers and bytes since the log began."""
-    value = reader.get("transfers_meta", b"totals")
-    return Totals() if value is None else _TOTALS.decode(value)
+    return reader.row("transfers_meta", b"totals", _TOTALS) or Totals()
 
 
 def transfers_of_chain(reader: Reader, chain: str) -> list[TransferRow]:

@@ -45,14 +45,6 @@ class Row(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
     """Base of rows: stored as MessagePack arrays, so field order is part of a view's version."""
 
 
-def pack(row: Any) -> bytes:
-    """A row as bytes."""
-    return _ENCODER.encode(row)
-
-
-_ENCODER = msgspec.msgpack.Encoder()
-
-
 def unpacker(cls: type[R]) -> msgspec.msgpack.Decoder[R]:
     """A decoder for rows of a class; make it once."""
     return msgspec.msgpack.Decoder(cls)

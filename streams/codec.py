@@ -138,7 +138,7 @@ def decode(
         )
     try:
         event = _decode_event(place, owner, type_name, config_key, headers, body)
-    except (ValueError, msgspec.DecodeError) as error:
+    except (ValueError, msgspec.DecodeError, RecursionError) as error:
         problem = f"{type_name}: {error}"
         return Recorded(
             sequence, time, subject, id, type_name, owner, config_key, chain, cause, None, problem

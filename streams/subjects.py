@@ -11,7 +11,7 @@ no stream.
 from __future__ import annotations
 
 import enum
-import functools
+import re
 from typing import NamedTuple
 
 from streams import events
@@ -81,20 +81,30 @@ def subject_for(event: events.Event, owner: str) -> str:
     return f"{ROOT}.{place_of(type(event))}.{owner}.{events.type_name(event)}.{config_key}"
 
 
-@functools.lru_cache(4096)
 def parse_subject(subject: str) -> Subject:
     """Take a subject apart; the config key may be absent. Raises ValueError with the reason."""
+    found = _SUBJECT.fullmatch(subject)
+    if found is None:
+        raise ValueError(_what_is_wrong(subject))
+    place, owner, type_name, config_key = found.groups()
+    return Subject(_PLACES[place], owner, type_name, config_key or ALL_CONFIGS)
+
+
+_PLACES = {str(place): place for place in Place}
+_SUBJECT = re.compile(
+    rf"{ROOT}\.({'|'.join(_PLACES)})\.([\w-]{{1,64}})\.([\w-]{{1,64}})(?:\.([\w-]{{1,64}}))?",
+    re.ASCII,
+)
+
+
+def _what_is_wrong(subject: str) -> str:
     tokens = subject.split(".")
-    if len(tokens) == 4:
-        tokens.append(ALL_CONFIGS)
-    if len(tokens) != 5 or tokens[0] != ROOT:
-        raise ValueError(f"subject {subject!r} is not dp.<place>.<owner>.<TYPE>.<config_key>")
-    if tokens[1] not in Place.__members__.values():
-        raise ValueError(f"subject {subject!r} begins with none of {', '.join(LOG_SUBJECTS)}")
-    for token in tokens[2:]:
-        if not is_token(token):
-            raise ValueError(f"token {token!r} of subject {subject!r} is not [A-Za-z0-9_-]{{1,64}}")
-    return Subject(Place(tokens[1]), tokens[2], tokens[3], tokens[4])
+    if len(tokens) not in (4, 5) or tokens[0] != ROOT:
+        return f"subject {subject!r} is not dp.<place>.<owner>.<TYPE>.<config_key>"
+    if tokens[1] not in _PLACES:
+        return f"subject {subject!r} begins with none of {', '.join(LOG_SUBJECTS)}"
+    token = next(token for token in tokens[2:] if not is_token(token))
+    return f"token {token!r} of subject {subject!r} is not [A-Za-z0-9_-]{{1,64}}"
 
 
 def chain_filter(chain: str) -> str:

@@ -14,9 +14,11 @@ import msgspec
 from msgspec import Meta
 
 #: One token of a subject: node names, config keys, chain ids.
-TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
-CHECKSUM_PATTERN = r"^sha256:[0-9a-f]{64}$"
+#: (The look-ahead: in Python ``$`` alone would let a newline stand behind it.)
+TOKEN_PATTERN = r"^[A-Za-z0-9_-]{1,64}$(?!\n)"
+CHECKSUM_PATTERN = r"^sha256:[0-9a-f]{64}$(?!\n)"
 
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Token = Annotated[str, Meta(pattern=TOKEN_PATTERN)]
 Checksum = Annotated[str, Meta(pattern=CHECKSUM_PATTERN)]
 #: What fits into 63 bits: no message may hold a number that no store can.
@@ -30,7 +32,7 @@ _CONFIG_IN_NAME = re.compile(rf"(?<![A-Za-z0-9])((?:{'|'.join(BOARDS)})_[234]p)(
 
 def is_token(text: str) -> bool:
     """Whether `text` can stand as one token of a subject: 1 to 64 of ``A-Za-z0-9_-``."""
-    return re.fullmatch(TOKEN_PATTERN[1:-1], text) is not None
+    return _TOKEN.fullmatch(text) is not None
 
 
 def config_key_in(path: str) -> str:

@@ -72,10 +72,12 @@ class Link:
         self.connections += 1
         there, back = await asyncio.open_connection(*self._source)
         self._writers |= {writer, back}
-        with contextlib.suppress(ConnectionError):
+        try:
             async with asyncio.TaskGroup() as both:
                 both.create_task(self._pass(reader, back))
                 both.create_task(self._pass_back(there, writer))
+        except* ConnectionError:
+            pass
         for one in (writer, back):
             self._writers.discard(one)
             one.transport.abort()
@@ -117,12 +119,15 @@ class Rig(Protocol):
 
 
 class HttpRig:
-    """`HttpTransport` and `FileServer`."""
+    """`HttpTransport` and `FileServer`, with entries above some size counting as large."""
 
-    def __init__(self) -> None:
+    def __init__(self, large_bytes: int) -> None:
+        self._large_bytes = large_bytes
         self._held: dict[str, Path] = {}
         self._server = FileServer(self._held.get, Signer(b"the cluster's own key"))
-        self.transport: Fetches = HttpTransport(Signer(b"the cluster's own key"))
+        self.transport: Fetches = HttpTransport(
+            Signer(b"the cluster's own key"), large_bytes=large_bytes
+        )
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[HttpRig]:
@@ -130,9 +135,7 @@ class HttpRig:
         await self._server.start()
         self.link = Link(self._server.host, self._server.port)
         await self.link.open()
-        self.source = Endpoint(
-            node="gpu-7", http_url=f"http://127.0.0.1:{self.link.port}"
-        )
+        self.source = Endpoint(node="gpu-7", http_url=f"http://127.0.0.1:{self.link.port}")
         yield self
         await self.transport.close()
         await self.link.close()
@@ -144,10 +147,15 @@ class HttpRig:
 
     def refuse(self) -> None:
         """As `Rig.refuse`."""
-        self.transport = HttpTransport(Signer(b"a key of someone else"))
+        self.transport = HttpTransport(
+            Signer(b"a key of someone else"), large_bytes=self._large_bytes
+        )
 
 
-RIGS: dict[str, Callable[[], HttpRig]] = {"http": HttpRig}
+RIGS: dict[str, Callable[[], HttpRig]] = {
+    "http over kept connections": lambda: HttpRig(1 << 60),
+    "http over a socket each": lambda: HttpRig(0),
+}
 
 
 @pytest.fixture(params=RIGS)
@@ -422,6 +430,34 @@ async def test_a_cancelled_fetch_leaves_only_its_bytes(
     came, _ = await bring(rig, root, entry)
     assert came == len(data) - landing.offset < len(data)
     assert files_in(root) == {PATH: data}
+
+
+@pytest.mark.parametrize("large_bytes", [0, 1 << 60])
+async def test_p6_a_source_that_gives_no_ranges_is_fetched_from_the_beginning(
+    root: Path, large_bytes: int
+) -> None:
+    """Over HTTP the whole may come where the rest was asked for; it is not put behind what is
+    there."""
+    data = os.urandom(500_000)
+    entry = entry_of(data)
+    head = f'HTTP/1.1 200 OK\r\nContent-Length: {len(data)}\r\nETag: "{entry.checksum}"\r\n\r\n'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head.encode() + data)
+        await writer.drain()
+
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    await landing.write(data[:200_000])
+    transport = HttpTransport(Signer(b"the cluster's own key"), large_bytes=large_bytes)
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        source = Endpoint(node="gpu-7", http_url=url)
+        request = Request("t-1", entry, source, Endpoint(node="trainer"))
+        came = await transport.fetch(request, landing, Throttle(), lambda *_: None)
+    await transport.close()
+    assert came == len(data)
+    assert await landing.commit() == Landed(bytes=len(data))
 
 
 @pytest.fixture

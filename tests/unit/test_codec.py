@@ -434,7 +434,6 @@ def test_p1_deeply_nested_body_is_rejected_and_raises_nothing(headers: dict[str,
     ("type_name", "field"),
     [("SELFPLAY_COMPLETE", "config_key"), ("DATA_SYNC_REQUESTED", "targets")],
 )
-@pytest.mark.xfail(strict=True, reason="`$` in a pattern lets a trailing newline pass")
 def test_p1_token_with_a_newline_at_its_end_is_no_token(type_name: str, field: str) -> None:
     """It would be accepted, and no fact of its chain could ever be given a subject."""
     payload = {"config_key": "hex8_2p", "games": 1, "data_type": "games", "targets": ["a"]}

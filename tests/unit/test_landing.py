@@ -205,6 +205,21 @@ async def test_p21_a_merged_database_is_never_replaced(tmp_path: Path) -> None:
     assert files_in(tmp_path / "root") == {"elo.db": first, "registry.db": b"merged here"}
 
 
+async def test_p21_a_merged_database_that_appears_at_the_last_moment_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even between the last look and the naming nothing is replaced."""
+    data = database(tmp_path / "one", 1)
+    (tmp_path / "root").mkdir()
+    landing = await Landing.open(tmp_path / "root", entry_of(data, "elo.db"), "t-1", "elo.db")
+    await landing.write(data)
+    monkeypatch.setattr("adapters.landing._refuse_replacement", lambda *_: None)
+    (tmp_path / "root/elo.db").write_bytes(b"merged here")
+    with pytest.raises(NeverReplaced):
+        await landing.commit()
+    assert files_in(tmp_path / "root") == {"elo.db": b"merged here"}
+
+
 async def test_p7_a_new_database_never_meets_an_old_journal(tmp_path: Path) -> None:
     """What a former database left beside the final name is gone before the new one has it."""
     data = database(tmp_path / "source", 4)
@@ -438,9 +453,11 @@ async def longest_pause(work: Callable[[], object]) -> tuple[float, float]:
             last = now
 
     ticking = asyncio.create_task(tick())
+    await asyncio.sleep(0.01)
     began = time.monotonic()
     await work()  # type: ignore[misc]
     took = time.monotonic() - began
+    await asyncio.sleep(0.01)
     ticking.cancel()
     return max(pauses), took
 

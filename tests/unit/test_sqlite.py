@@ -90,8 +90,11 @@ def rows_and_counter(path: Path) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize("mode", ["WAL", "DELETE"])
-def test_p7_every_snapshot_under_a_writer_is_a_committed_prefix(tmp_path: Path, mode: str) -> None:
+def test_p7_every_snapshot_under_a_writer_is_a_committed_prefix(
+    tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """While a process commits on, each of many copies is sound and holds whole transactions."""
+    monkeypatch.setattr(sqlite, "_STEP_PAGES", 3)
     source = tmp_path / "live.db"
     with writer(source, mode, 1_000_000) as process:
         assert process.stdout is not None

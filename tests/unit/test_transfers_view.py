@@ -374,7 +374,6 @@ def test_superseded_transfer_is_forgotten_with_its_chain() -> None:
     assert story.view.transfer(transfer_id(GAMES, "train-1")) is None
 
 
-@pytest.mark.xfail(strict=True, reason="_want joins a row whose attempts are used up")
 def test_new_chain_gives_a_transfer_that_was_given_up_new_attempts() -> None:
     """c1 still moves another file; c2 must not fail for what failed before it was asked."""
     large = entry("games/gpu-1/large_hex8_2p.db", games=1)

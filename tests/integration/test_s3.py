@@ -1,0 +1,1097 @@
+"""The S3 transport and a bucket's manifests, against a real S3 server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import inspect
+import itertools
+import logging
+import os
+import socket
+import time
+import traceback
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adapters import s3
+from adapters import s3_layout as layout
+from adapters.landing import Landed, Landing
+from adapters.s3 import S3Bucket, S3Transport
+from adapters.s3_layout import ManifestEntry, ManifestUnreadable
+from adapters.sealing import Sealer
+from adapters.throttle import Throttle
+from adapters.transport import (
+    DigestMismatch,
+    EntryMissing,
+    Fetches,
+    Interrupted,
+    Pushes,
+    Refused,
+    Request,
+    Stalled,
+    Unreachable,
+)
+from streams.values import DataEntry, DataType, Endpoint
+from tests.integration.s3_server import (
+    ACCESS_KEY,
+    HOST,
+    SECRET_KEY,
+    S3Server,
+    running_s3_server,
+)
+
+__all__ = ["running_s3_server"]
+
+PART = 5 << 20
+#: So slow that an attempt can be stopped in its middle.
+STEADY_MBPS = 160.0
+PATIENCE_S = 60.0
+MARK = b"this must not be readable by whoever may read the bucket"
+_NUMBERS = itertools.count()
+
+Progress = Callable[[int, int], None]
+
+
+class Relay:
+    """Between a transport and the server: it may fall silent in either direction, or count."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._writers: list[asyncio.StreamWriter] = []
+        #: Bytes that may still pass up and down; None is no limit.
+        self.up: int | None = None
+        self.down: int | None = None
+        #: Whether the connection ends, or only falls silent, when these are used up.
+        self.cuts = False
+        self.sent = 0
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        """Listen; yields the endpoint."""
+        server = await asyncio.start_server(self._serve, HOST, 0)
+        yield f"http://{HOST}:{server.sockets[0].getsockname()[1]}"
+        server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(HOST, self._target)
+        self._writers += [writer, back]
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._pass(reader, back, "up"), self._pass(there, writer, "down"))
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, way: str
+    ) -> None:
+        while data := await reader.read(1 << 16):
+            left = getattr(self, way)
+            if left is not None:
+                data = data[:left]
+                setattr(self, way, left - len(data))
+            writer.write(data)
+            await writer.drain()
+            self.sent += len(data) if way == "up" else 0
+            if left is not None and left <= len(data):
+                if self.cuts:
+                    break
+                await asyncio.Event().wait()
+        writer.transport.abort()
+
+
+class Files:
+    """Local files, each the exact content of an entry."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def make(self, data: bytes, path: str = "data/x.bin", **known: Any) -> tuple[DataEntry, Path]:
+        """A file that holds `data`, and the entry that means it."""
+        entry = DataEntry(
+            path=path,
+            data_type=DataType.METADATA,
+            config_key="all",
+            size_bytes=len(data),
+            checksum=f"sha256:{hashlib.sha256(data).hexdigest()}",
+            **known,
+        )
+        file = self._directory / f"{next(_NUMBERS)}"
+        file.write_bytes(data)
+        return entry, file
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The standard chain finds the test's credentials and nobody's else."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def client(s3_server: S3Server) -> Any:
+    """For what is done to the bucket by hand."""
+    return s3_server.client
+
+
+@pytest.fixture
+def bucket(client: Any) -> str:
+    """A bucket of the test's own, empty."""
+    name = f"test-{next(_NUMBERS)}"
+    client.create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+async def connect(s3_server: S3Server, bucket: str) -> AsyncIterator[Callable[..., S3Transport]]:
+    """Makes transports to the test's bucket."""
+    made: list[S3Transport] = []
+
+    def make(**settings: Any) -> S3Transport:
+        known: dict[str, Any] = {
+            "bucket": bucket,
+            "endpoint_url": s3_server.url,
+            "part_bytes": PART,
+        }
+        made.append(S3Transport(**(known | settings)))
+        return made[-1]
+
+    yield make
+    for transport in made:
+        await transport.close()
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Where the source keeps its files."""
+    (tmp_path / "source").mkdir()
+    return Files(tmp_path / "source")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The target's data root."""
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def quiet(_done: int, _total: int) -> None:
+    """Nobody looks."""
+
+
+def request_for(entry: DataEntry, stall_s: float = 30.0) -> Request:
+    """One attempt."""
+    source, target = Endpoint(node="gpu-7"), Endpoint(node="s3")
+    return Request("t-1", entry, source, target, stall_s=stall_s, connect_s=5.0)
+
+
+async def push(
+    transport: Pushes,
+    entry: DataEntry,
+    file: Path,
+    *,
+    stall_s: float = 30.0,
+    throttle: Throttle | None = None,
+    progress: Progress = quiet,
+) -> int:
+    """One attempt up."""
+    return await transport.push(request_for(entry, stall_s), file, throttle or Throttle(), progress)
+
+
+async def fetch(
+    transport: Fetches,
+    entry: DataEntry,
+    root: Path,
+    *,
+    stall_s: float = 30.0,
+    throttle: Throttle | None = None,
+    progress: Progress = quiet,
+) -> int:
+    """One attempt down, committed."""
+    landing = await Landing.open(root, entry, "t-1", entry.path)
+    try:
+        request = request_for(entry, stall_s)
+        came = await transport.fetch(request, landing, throttle or Throttle(), progress)
+        await landing.commit()
+        return came
+    finally:
+        await landing.abort()
+
+
+async def stopped_after(
+    nbytes: int,
+    attempt: Callable[..., Coroutine[Any, Any, int]],
+    transport: S3Transport,
+    entry: DataEntry,
+    place: Path,
+) -> None:
+    """`push` or `fetch`, cancelled once so many bytes are done."""
+    reached = asyncio.Event()
+
+    def look(done: int, _total: int) -> None:
+        if done >= nbytes:
+            reached.set()
+
+    throttle = Throttle(STEADY_MBPS)
+    task = asyncio.ensure_future(attempt(transport, entry, place, throttle=throttle, progress=look))
+    await asyncio.wait_for(reached.wait(), PATIENCE_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+def keys_in(client: Any, bucket: str) -> list[str]:
+    """All objects of a bucket."""
+    return [one["Key"] for one in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+def whole(landed: object) -> bool:
+    """Whether a restore brought a file."""
+    return isinstance(landed, Landed)
+
+
+# A file, up and down
+
+
+@pytest.mark.parametrize("size", [0, 1, 20_000, PART, PART + 1, 40_000_000])
+async def test_what_is_pushed_is_fetched_as_it_was(
+    connect: Callable[..., S3Transport], files: Files, root: Path, size: int
+) -> None:
+    """In one piece and in many; each byte moves once in each direction."""
+    data = os.urandom(size)
+    entry, file = files.make(data)
+    transport = connect()
+    assert await push(transport, entry, file) == size
+    assert await fetch(transport, entry, root) == size
+    assert (root / entry.path).read_bytes() == data
+
+
+async def test_names_of_any_script_are_no_matter(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """A key is a digest, and a manifest is UTF-8."""
+    entry, file = files.make(b"x" * 1000, "données/对局 №1 🎲 ' & +.bin")
+    transport = connect()
+    await push(transport, entry, file)
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    await fetch(transport, entry, root)
+    assert (root / entry.path).read_bytes() == b"x" * 1000
+    assert [one.path for one in await S3Bucket(connect()).entries()] == [entry.path]
+
+
+async def test_an_object_says_its_digest_size_and_class(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """Whoever looks at the bucket with other tools can check it."""
+    transport = connect()
+    for size in (100, 2 * PART):
+        entry, file = files.make(os.urandom(size))
+        await push(transport, entry, file)
+        said = client.head_object(Bucket=bucket, Key=layout.object_key(entry.checksum))
+        assert said["StorageClass"] == "STANDARD_IA"
+        assert said["Metadata"] == {
+            "sha256": entry.checksum.removeprefix("sha256:"),
+            "size": str(size),
+        }
+
+
+async def test_the_storage_class_can_be_left_to_the_server(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """Not every server has the class that is asked for by default."""
+    entry, file = files.make(b"x")
+    await push(connect(storage_class=""), entry, file)
+    said = client.head_object(Bucket=bucket, Key=layout.object_key(entry.checksum))
+    assert said.get("StorageClass", "STANDARD") == "STANDARD"
+
+
+@pytest.mark.parametrize("size", [1000, 3 * PART])
+async def test_the_same_content_is_stored_once(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, size: int
+) -> None:
+    """Under whatever path and from whatever node it comes again, no byte moves."""
+    data = os.urandom(size)
+    first, file = files.make(data, "data/first.bin")
+    second, copy = files.make(data, "data/second.bin")
+    assert await push(connect(), first, file) == size
+    told: list[tuple[int, int]] = []
+    assert await push(connect(), second, copy, progress=lambda *t: told.append(t)) == 0
+    assert told == [(size, size)]
+    assert keys_in(client, bucket) == [layout.object_key(first.checksum)]
+
+
+@pytest.mark.parametrize("size", [1000, 3 * PART])
+async def test_two_who_push_the_same_at_once_both_succeed(
+    connect: Callable[..., S3Transport], root: Path, files: Files, size: int
+) -> None:
+    """Whoever is overtaken sees that what stands there is as good as its own."""
+    entry, file = files.make(os.urandom(size))
+    await asyncio.gather(*(push(connect(), entry, file) for _ in range(3)))
+    await fetch(connect(), entry, root)
+
+
+async def test_progress_reaches_the_end_both_ways(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """And never goes back."""
+    entry, file = files.make(os.urandom(3 * PART + 7))
+    transport = connect()
+    up: list[tuple[int, int]] = []
+    down: list[tuple[int, int]] = []
+    await push(transport, entry, file, progress=lambda *now: up.append(now))
+    await fetch(transport, entry, root, progress=lambda *now: down.append(now))
+    for told in (up, down):
+        assert told == sorted(told)
+        assert told[-1] == (entry.size_bytes, entry.size_bytes)
+
+
+async def test_a_file_that_is_not_its_entry_is_never_stored(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """A wrong object under a digest would spoil every later backup of that digest."""
+    transport = connect()
+    for size, wrong in ((1000, b"y" * 1000), (1000, b"x" * 999), (2 * PART, b"y" * 2 * PART)):
+        entry, file = files.make(b"x" * size)
+        file.write_bytes(wrong)
+        with pytest.raises(DigestMismatch):
+            await push(transport, entry, file)
+    assert keys_in(client, bucket) == []
+
+
+async def test_a_file_that_changes_under_way_is_never_stored(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """Even if whoever wrote to it had promised not to."""
+    entry, file = files.make(os.urandom(4 * PART))
+
+    def spoil(_done: int, _total: int) -> None:
+        with file.open("r+b") as opened:
+            opened.write(b"changed")
+
+    with pytest.raises(DigestMismatch, match="changed"):
+        await push(connect(), entry, file, progress=spoil)
+    assert keys_in(client, bucket) == []
+
+
+async def test_a_file_that_is_gone_is_missing(
+    connect: Callable[..., S3Transport], files: Files
+) -> None:
+    """The source does not hold it any more."""
+    entry, file = files.make(b"x")
+    file.unlink()
+    with pytest.raises(EntryMissing):
+        await push(connect(), entry, file)
+
+
+async def test_an_object_cut_short_is_replaced_by_its_content(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """What is there under a digest and is not its content holds up no backup."""
+    for size in (1000, 2 * PART):
+        entry, file = files.make(os.urandom(size), f"data/{size}.bin")
+        key = layout.object_key(entry.checksum)
+        client.put_object(Bucket=bucket, Key=key, Body=b"cut short")
+        assert await push(connect(), entry, file) == size
+        await fetch(connect(), entry, root)
+
+
+# Resume
+
+
+async def test_a_killed_upload_sends_only_the_rest(
+    connect: Callable[..., S3Transport],
+    client: Any,
+    bucket: str,
+    files: Files,
+    root: Path,
+    s3_server: S3Server,
+) -> None:
+    """Parts that are there are not sent again, and are the right ones."""
+    entry, file = files.make(os.urandom(6 * PART))
+    await stopped_after(3 * PART, push, connect(concurrency=2), entry, file)
+    kept = bytes_in_parts(client, bucket)
+    assert kept >= PART
+    relay = Relay(s3_server.port)
+    async with relay.open() as endpoint:
+        moved = await push(connect(endpoint_url=endpoint), entry, file)
+    assert moved == entry.size_bytes - kept
+    assert moved <= relay.sent < moved + 100_000
+    assert client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+    await fetch(connect(), entry, root)
+
+
+async def test_parts_of_another_size_are_sent_again(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """An upload that was begun with other settings spoils nothing."""
+    entry, file = files.make(os.urandom(5 * PART))
+    await stopped_after(2 * PART, push, connect(concurrency=1), entry, file)
+    assert await push(connect(part_bytes=PART + 4096), entry, file) == entry.size_bytes
+    await fetch(connect(), entry, root)
+
+
+async def test_a_part_that_is_not_the_files_is_sent_again(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """A part counts by its digest, not by its number and size."""
+    entry, file = files.make(os.urandom(3 * PART))
+    key = layout.object_key(entry.checksum)
+    upload = client.create_multipart_upload(
+        Bucket=bucket,
+        Key=key,
+        Metadata={"sha256": entry.checksum.removeprefix("sha256:")},
+    )["UploadId"]
+    client.upload_part(Bucket=bucket, Key=key, UploadId=upload, PartNumber=1, Body=bytes(PART))
+    assert await push(connect(), entry, file) == entry.size_bytes
+    await fetch(connect(), entry, root)
+
+
+async def test_a_stopped_download_brings_only_the_rest(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """What came in order is kept."""
+    entry, file = files.make(os.urandom(6 * PART))
+    await push(connect(), entry, file)
+    await stopped_after(2 * PART, fetch, connect(), entry, root)
+    landing = await Landing.open(root, entry, "t-1", entry.path)
+    kept = landing.offset
+    await landing.abort()
+    assert 2 * PART <= kept < entry.size_bytes
+    assert await fetch(connect(), entry, root) == entry.size_bytes - kept
+
+
+async def test_only_stale_uploads_are_given_up(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """And only those of objects: a foreign one is none of our business."""
+    entry, file = files.make(os.urandom(4 * PART))
+    await stopped_after(PART, push, connect(concurrency=1), entry, file)
+    client.create_multipart_upload(Bucket=bucket, Key="somebody/else")
+    assert await connect().abort_stale() == 0
+    assert await connect().abort_stale(older_than_s=-60) == 1
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [one["Key"] for one in left] == ["somebody/else"]
+
+
+# What can go wrong
+
+
+@pytest.mark.parametrize("size", [1000, 3 * PART])
+async def test_a_corrupt_object_never_becomes_a_file(
+    connect: Callable[..., S3Transport],
+    client: Any,
+    bucket: str,
+    files: Files,
+    root: Path,
+    size: int,
+) -> None:
+    """Whatever its metadata claims: the landing proves the bytes themselves."""
+    entry, _ = files.make(b"x" * size)
+    client.put_object(
+        Bucket=bucket,
+        Key=layout.object_key(entry.checksum),
+        Body=b"x" * (size - 1) + b"y",
+        Metadata={"sha256": entry.checksum.removeprefix("sha256:")},
+    )
+    with pytest.raises(DigestMismatch):
+        await fetch(connect(), entry, root)
+    assert not (root / entry.path).exists()
+
+
+async def test_an_object_of_other_size_or_digest_is_no_copy(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """Another source may have the right one."""
+    entry, _ = files.make(b"x" * 1000)
+    key, digits = layout.object_key(entry.checksum), entry.checksum.removeprefix("sha256:")
+    for body, claimed in ((b"x" * 10, digits), (b"x" * 2000, digits), (b"x" * 1000, "other")):
+        client.put_object(Bucket=bucket, Key=key, Body=body, Metadata={"sha256": claimed})
+        with pytest.raises(EntryMissing):
+            await fetch(connect(), entry, root)
+
+
+async def test_what_the_bucket_does_not_hold_is_missing(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """Another source may have it; the same will not."""
+    entry, _ = files.make(b"x" * 1000)
+    for transport in (connect(), connect(sealer=Sealer(bytes(32)))):
+        with pytest.raises(EntryMissing):
+            await fetch(transport, entry, root)
+
+
+async def test_a_bucket_that_does_not_exist_is_refused(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """With what to do about it; it is never taken for an empty one."""
+    entry, file = files.make(b"x" * 1000)
+    transport = connect(bucket="no-such-bucket")
+    attempts: list[Coroutine[Any, Any, object]] = [
+        fetch(transport, entry, root),
+        push(transport, entry, file),
+        S3Bucket(transport).entries(),
+        S3Bucket(transport).consolidate(),
+        S3Bucket(transport).consolidate([]),
+    ]
+    for attempt in attempts:
+        with pytest.raises(Refused, match="no such bucket"):
+            await attempt
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("AWS_SECRET_ACCESS_KEY", "wrong-secret-0815", "the secret key does not belong"),
+        ("AWS_ACCESS_KEY_ID", "unknown-key-0815", "the access key is not known"),
+    ],
+)
+async def test_wrong_credentials_are_refused_and_never_shown(
+    connect: Callable[..., S3Transport],
+    files: Files,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+    said: str,
+) -> None:
+    """The text says what is wrong; neither it nor the log holds a key."""
+    caplog.set_level(logging.DEBUG)
+    monkeypatch.setenv(name, value)
+    entry, file = files.make(b"x" * 1000)
+    transport = connect()
+    for attempt in (fetch(transport, entry, root), push(transport, entry, file)):
+        with pytest.raises(Refused, match=said) as caught:
+            await attempt
+        text = "".join(traceback.format_exception(caught.value)) + repr(transport) + caplog.text
+        assert not [key for key in (value, ACCESS_KEY, SECRET_KEY) if key in text]
+
+
+async def test_no_credentials_are_refused_in_words(
+    connect: Callable[..., S3Transport],
+    files: Files,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An operator reads that there are none."""
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    entry, _ = files.make(b"x")
+    with pytest.raises(Refused, match="no credentials"):
+        await fetch(connect(), entry, root)
+
+
+async def test_a_server_that_is_not_there_is_unreachable(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """Nobody listens, or the name is of nobody."""
+    with socket.socket() as unused:
+        unused.bind((HOST, 0))
+        port = unused.getsockname()[1]
+    entry, file = files.make(b"x" * 1000)
+    for endpoint in (f"http://{HOST}:{port}", "http://no-such-host.invalid"):
+        transport = connect(endpoint_url=endpoint)
+        with pytest.raises(Unreachable):
+            await fetch(transport, entry, root)
+        with pytest.raises(Unreachable):
+            await push(transport, entry, file)
+
+
+async def test_an_endpoint_that_is_no_address_is_refused(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """And not shown: a URL may hold a password."""
+    entry, _ = files.make(b"x")
+    password = f"hunter{2}"
+    transport = connect(endpoint_url=f"user:{password}@nowhere")
+    with pytest.raises(Refused) as caught:
+        await fetch(transport, entry, root)
+    assert password not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_a_connection_that_breaks_off_interrupts(
+    connect: Callable[..., S3Transport],
+    files: Files,
+    root: Path,
+    s3_server: S3Server,
+    way: str,
+) -> None:
+    """What has come is kept, in either direction."""
+    entry, file = files.make(os.urandom(4 * PART))
+    attempt, place = (push, file) if way == "up" else (fetch, root)
+    if way == "down":
+        await push(connect(), entry, file)
+    relay = Relay(s3_server.port)
+    relay.cuts = True
+    setattr(relay, way, 5 * PART // 2)
+    async with relay.open() as endpoint:
+        with pytest.raises(Interrupted):
+            await attempt(connect(endpoint_url=endpoint, concurrency=1), entry, place)
+    assert 0 < await attempt(connect(), entry, place) < entry.size_bytes
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "family"),
+    [
+        (503, "SlowDown", Interrupted),
+        (500, "InternalError", Interrupted),
+        (502, "<html>", Interrupted),
+        (403, "AccessDenied", Refused),
+        (400, "ExpiredToken", Refused),
+        (400, "leaked-by-the-server", Refused),
+    ],
+)
+async def test_what_a_server_says_is_told_by_its_code_alone(
+    connect: Callable[..., S3Transport],
+    files: Files,
+    root: Path,
+    status: int,
+    code: str,
+    family: type[Exception],
+) -> None:
+    """Once each: a refused request is not made again, and the server's own words are dropped."""
+    entry, _ = files.make(b"x" * 1000)
+    asked = 0
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        await reader.readuntil(b"\r\n\r\n")
+        body = f"<Error><Code>{code}</Code><Message>leaked {SECRET_KEY}</Message></Error>"
+        head = f"HTTP/1.1 {status} No\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        writer.write((head + body).encode())
+        writer.close()
+
+    server = await asyncio.start_server(answer, HOST, 0)
+    transport = connect(endpoint_url=f"http://{HOST}:{server.sockets[0].getsockname()[1]}")
+    with pytest.raises(family) as caught:
+        await fetch(transport, entry, root)
+    server.close()
+    assert asked == 1
+    assert "leaked" not in str(caught.value)
+
+
+async def test_a_server_that_falls_silent_stalls_a_download(
+    connect: Callable[..., S3Transport], files: Files, root: Path, s3_server: S3Server
+) -> None:
+    """What came is kept, and the next attempt goes on from there."""
+    entry, file = files.make(os.urandom(4 * PART))
+    await push(connect(), entry, file)
+    relay = Relay(s3_server.port)
+    relay.down = PART
+    async with relay.open() as endpoint:
+        silent = connect(endpoint_url=endpoint, concurrency=1)
+        with pytest.raises(Stalled):
+            await fetch(silent, entry, root, stall_s=1.0)
+    assert 0 < await fetch(connect(), entry, root) < entry.size_bytes
+
+
+async def test_a_server_that_takes_no_more_stalls_an_upload(
+    connect: Callable[..., S3Transport], files: Files, s3_server: S3Server
+) -> None:
+    """Parts that it took before are not sent again."""
+    entry, file = files.make(os.urandom(12 * PART))
+    relay = Relay(s3_server.port)
+    relay.up = 3 * PART
+    async with relay.open() as endpoint:
+        with pytest.raises(Stalled):
+            await push(connect(endpoint_url=endpoint, concurrency=1), entry, file, stall_s=1.0)
+    assert await push(connect(), entry, file) <= 11 * PART
+
+
+async def test_a_server_that_answers_nothing_stalls(
+    connect: Callable[..., S3Transport], files: Files, root: Path, s3_server: S3Server
+) -> None:
+    """It took the connection and says nothing."""
+    entry, _ = files.make(b"x" * 1000)
+    relay = Relay(s3_server.port)
+    relay.down = 0
+    async with relay.open() as endpoint:
+        with pytest.raises(Stalled):
+            landing = await Landing.open(root, entry, "t-1", entry.path)
+            request = Request(
+                "t-1", entry, Endpoint(node="a"), Endpoint(node="b"), stall_s=0.3, connect_s=0.3
+            )
+            transport = connect(endpoint_url=endpoint)
+            await transport.fetch(request, landing, Throttle(), quiet)
+    await landing.abort()
+
+
+@pytest.mark.parametrize("size", [PART, 2 * PART])
+async def test_a_throttle_bounds_both_ways(
+    connect: Callable[..., S3Transport], files: Files, root: Path, size: int
+) -> None:
+    """The speed of all parts together, and waiting for it is no silence."""
+    entry, file = files.make(os.urandom(size))
+    transport = connect()
+    rate_mbps = size * 8 / 1e6 / 1.5
+    for attempt in (
+        push(transport, entry, file, **slow(rate_mbps)),
+        fetch(transport, entry, root, **slow(rate_mbps)),
+    ):
+        began = time.monotonic()
+        await attempt
+        assert time.monotonic() - began > 1.2
+
+
+def slow(rate_mbps: float) -> dict[str, Any]:
+    """A limit under which a part takes longer than silence may."""
+    return {"throttle": Throttle(rate_mbps), "stall_s": 1.0}
+
+
+async def test_memory_is_flat(
+    connect: Callable[..., S3Transport], tmp_path: Path, root: Path
+) -> None:
+    """Of a content of 192 MB, a few parts are in memory at a time."""
+    block = os.urandom(1 << 20)
+    sha, file = hashlib.sha256(), tmp_path / "large"
+    with file.open("wb") as out:
+        for number in range(192):
+            piece = number.to_bytes(4, "big") + block[4:]
+            sha.update(piece)
+            out.write(piece)
+    entry = DataEntry(
+        path="data/large.bin",
+        data_type=DataType.METADATA,
+        config_key="all",
+        size_bytes=192 << 20,
+        checksum=f"sha256:{sha.hexdigest()}",
+    )
+    transport = connect()
+    small, little = Files(tmp_path).make(b"x" * PART)
+    await push(transport, small, little)
+    before, most = resident(), 0
+
+    def look(_done: int, _total: int) -> None:
+        nonlocal most
+        most = max(most, resident())
+
+    await push(transport, entry, file, progress=look)
+    await fetch(transport, entry, root, progress=look)
+    assert most - before < 96 << 20
+
+
+# Manifests
+
+
+async def test_p10_a_manifest_never_names_an_object_that_is_not_there(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """Nor one that is not whole; then nothing at all is written."""
+    transport = connect()
+    there, file = files.make(b"there", "data/there.bin")
+    absent, _ = files.make(b"absent", "data/absent.bin")
+    await push(transport, there, file)
+    s3_bucket = S3Bucket(transport)
+    with pytest.raises(EntryMissing, match=r"data/absent\.bin"):
+        await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, there, absent))
+    client.put_object(Bucket=bucket, Key=layout.object_key(absent.checksum), Body=b"abs")
+    with pytest.raises(EntryMissing, match=r"data/absent\.bin"):
+        await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, there, absent))
+    with pytest.raises(EntryMissing):
+        await s3_bucket.read_manifest("gpu-7")
+    assert await s3_bucket.nodes() == []
+
+
+async def test_p10_the_manifest_is_written_after_its_objects(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """Once they are there, it names them with key, size and digest."""
+    transport = connect()
+    entry = await stored(transport, files, "data/x.bin", b"x")
+    written = await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    assert await S3Bucket(connect()).read_manifest("gpu-7") == written
+    (one,) = written.entries
+    assert client.head_object(Bucket=bucket, Key=one.key)["ContentLength"] == one.stored_bytes
+
+
+async def test_p8_a_manifest_keeps_what_its_node_has_lost(
+    connect: Callable[..., S3Transport], files: Files
+) -> None:
+    """A node that comes back with an empty disk takes nothing out of its backup."""
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    entry = await stored(transport, files, "data/x.bin", b"x")
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    again = await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport))
+    assert [one.entry for one in again.entries] == [entry]
+
+
+async def test_p8_consolidating_keeps_what_no_manifest_names_any_more(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """Neither a node that is gone nor one that is passed over drops anything."""
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    for node in ("gpu-7", "gpu-8"):
+        entry = await stored(transport, files, f"data/{node}.bin", node.encode())
+        await s3_bucket.write_manifest(node, manifest(node, transport, entry))
+    await s3_bucket.consolidate()
+    client.delete_object(Bucket=bucket, Key=layout.manifest_key("gpu-7"))
+    for nodes in (None, ["gpu-8"], ["gpu-7"], []):
+        kept = await s3_bucket.consolidate(nodes)
+        assert [one.entry.path for one in kept.entries] == ["data/gpu-7.bin", "data/gpu-8.bin"]
+
+
+def test_p8_nothing_here_can_delete_an_object() -> None:
+    """There is no such call in the module, so no mistake can make it."""
+    assert "delete" not in inspect.getsource(s3).replace("deletes an object", "")
+
+
+async def test_many_consolidators_at_once_lose_nothing(
+    connect: Callable[..., S3Transport], files: Files
+) -> None:
+    """Each adds its own node's entries to what the others wrote meanwhile."""
+    transport = connect()
+    names = [f"gpu-{number}" for number in range(6)]
+    for node in names:
+        entry = await stored(transport, files, f"data/{node}.bin", node.encode())
+        await S3Bucket(transport).write_manifest(node, manifest(node, transport, entry))
+    await asyncio.gather(*(S3Bucket(connect()).consolidate([node]) for node in names))
+    kept = await S3Bucket(transport).read_manifest("")
+    assert [one.entry.path for one in kept.entries] == [f"data/{node}.bin" for node in names]
+
+
+async def test_two_writers_of_one_manifest_lose_nothing(
+    connect: Callable[..., S3Transport], files: Files
+) -> None:
+    """A node that was started twice by mistake."""
+    transport = connect()
+    entries = [await stored(transport, files, f"data/{n}.bin", bytes([n])) for n in range(5)]
+    await asyncio.gather(
+        *(
+            S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+            for entry in entries
+        )
+    )
+    kept = await S3Bucket(transport).read_manifest("gpu-7")
+    assert [one.entry for one in kept.entries] == entries
+
+
+async def test_what_has_not_changed_is_not_written_again(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """An hourly cycle in which nothing happened leaves the manifest alone."""
+    transport = connect()
+    entry = await stored(transport, files, "data/x.bin", b"x")
+    s3_bucket = S3Bucket(transport)
+    first = await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    assert await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry)) == first
+
+
+async def test_an_unreadable_manifest_is_never_written_over(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """It is for a person to look at: it may be all that names some objects."""
+    transport = connect()
+    key = layout.manifest_key("gpu-7")
+    client.put_object(Bucket=bucket, Key=key, Body=b"{}")
+    entry = await stored(transport, files, "data/x.bin", b"x")
+    with pytest.raises(ManifestUnreadable, match="nodes/gpu-7"):
+        await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    assert client.get_object(Bucket=bucket, Key=key)["Body"].read() == b"{}"
+
+
+# Restore
+
+
+async def test_a_node_is_restored_from_the_bucket_alone(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """Every file is where the node kept it, with its bytes; two paths may share a content."""
+    contents = {
+        "games/gpu-7/notes.txt": b"n" * 3000,
+        "shared/a.bin": b"same",
+        "shared/b.bin": b"same",
+        "shared/large.bin": os.urandom(2 * PART),
+    }
+    transport = connect()
+    entries = [await stored(transport, files, path, data) for path, data in contents.items()]
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, *entries))
+    fresh = S3Bucket(connect())
+    assert all(map(whole, (await fresh.restore_node("gpu-7", root)).values()))
+    found = files_under(root)
+    assert found == {path.replace("games/gpu-7/", "games/"): d for path, d in contents.items()}
+
+
+async def test_what_stands_already_is_not_fetched_again(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """A restore that was broken off is called again."""
+    transport = connect()
+    entry = await stored(transport, files, "shared/a.bin", b"a")
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    (root / "shared").mkdir()
+    (root / "shared/a.bin").write_bytes(b"a")
+    client.delete_object(Bucket=bucket, Key=layout.object_key(entry.checksum))
+    became = await S3Bucket(transport).restore_node("gpu-7", root)
+    assert became == {"shared/a.bin": Landed(bytes=1)}
+
+
+async def test_one_file_that_fails_holds_up_no_other(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """It is named, with its error."""
+    transport = connect()
+    lost = await stored(transport, files, "shared/lost.bin", b"lost")
+    kept = await stored(transport, files, "shared/kept.bin", b"kept")
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, lost, kept))
+    client.delete_object(Bucket=bucket, Key=layout.object_key(lost.checksum))
+    became = await S3Bucket(transport).restore_node("gpu-7", root)
+    assert isinstance(became["shared/lost.bin"], EntryMissing)
+    assert whole(became["shared/kept.bin"])
+
+
+async def test_the_catalog_is_restored_from_the_bucket_alone(
+    connect: Callable[..., S3Transport], files: Files
+) -> None:
+    """The newest entry of each path, whether it was consolidated already or not."""
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    old = await stored(transport, files, "shared/x.bin", b"old", version=1)
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, old))
+    await s3_bucket.consolidate()
+    new = await stored(transport, files, "shared/x.bin", b"new", version=2, games=None, samples=5)
+    await s3_bucket.write_manifest("gpu-8", manifest("gpu-8", transport, new))
+    assert await S3Bucket(connect()).entries() == (new,)
+    assert [one.entry for one in (await s3_bucket.read_manifest("")).entries] == [old]
+
+
+async def test_a_file_is_restored_by_its_manifest_entry(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """Into a landing, which proves it."""
+    transport = connect()
+    entry = await stored(transport, files, "shared/x.bin", b"x" * 500)
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    (named,) = (await S3Bucket(transport).read_manifest("gpu-7")).entries
+    landing = await Landing.open(root, entry, "t-1", entry.path)
+    assert await S3Bucket(connect()).restore(named, landing) == 500
+    assert await landing.commit() == Landed(bytes=500)
+
+
+# Sealed
+
+
+@pytest.mark.parametrize("size", [0, 1000, 3 * PART + 7])
+async def test_what_is_sealed_is_restored_and_never_readable_in_the_bucket(
+    connect: Callable[..., S3Transport],
+    client: Any,
+    bucket: str,
+    files: Files,
+    root: Path,
+    size: int,
+) -> None:
+    """Every object of the bucket is looked through for the content's bytes."""
+    data = (MARK * (size // len(MARK) + 1))[:size]
+    transport = connect(sealer=Sealer(os.urandom(32)))
+    entry = await stored(transport, files, "shared/x.bin", data)
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    held = [
+        client.get_object(Bucket=bucket, Key=key)["Body"].read() for key in keys_in(client, bucket)
+    ]
+    assert len(held) == 2
+    assert not [body for body in held if MARK[:16] in body]
+    became = await S3Bucket(transport).restore_node("gpu-7", root)
+    assert whole(became["shared/x.bin"])
+    assert (root / "shared/x.bin").read_bytes() == data
+
+
+async def test_a_sealed_upload_and_download_go_on_where_they_stopped(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """Sealed again, the parts are the same."""
+    sealer = Sealer(os.urandom(32))
+    entry, file = files.make(os.urandom(5 * PART + 99))
+    await stopped_after(2 * PART, push, connect(sealer=sealer, concurrency=1), entry, file)
+    kept = bytes_in_parts(client, bucket)
+    assert kept >= PART
+    size = connect(sealer=sealer).stored(entry).stored_bytes
+    assert await push(connect(sealer=sealer), entry, file) == size - kept
+    await stopped_after(2 * PART, fetch, connect(sealer=sealer), entry, root)
+    assert 0 < await fetch(connect(sealer=sealer), entry, root) < size - PART
+
+
+async def test_a_sealed_object_opens_only_with_its_key(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """Without it, or with another one, a node is told so."""
+    transport = connect(sealer=Sealer(bytes(32)))
+    entry = await stored(transport, files, "shared/x.bin", b"x")
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    for other in (connect(), connect(sealer=Sealer(b"k" * 32))):
+        became = await S3Bucket(other).restore_node("gpu-7", root)
+        assert isinstance(became["shared/x.bin"], Refused)
+
+
+async def test_a_sealed_object_that_was_changed_is_refused(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """A flipped bit anywhere, and nothing is kept."""
+    sealer = Sealer(bytes(32))
+    entry = await stored(connect(sealer=sealer), files, "shared/x.bin", b"x" * 3_000_000)
+    key = layout.sealed_key(entry.checksum, sealer.key_id)
+    body = bytearray(client.get_object(Bucket=bucket, Key=key)["Body"].read())
+    body[2_500_000] ^= 1
+    metadata = client.head_object(Bucket=bucket, Key=key)["Metadata"]
+    client.put_object(Bucket=bucket, Key=key, Body=bytes(body), Metadata=metadata)
+    landing = await Landing.open(root, entry, "t-1", entry.path)
+    with pytest.raises(DigestMismatch):
+        await connect(sealer=sealer).fetch(request_for(entry), landing, Throttle(), quiet)
+    assert landing.offset == 0
+    await landing.abort()
+
+
+async def test_who_has_a_key_still_fetches_what_was_stored_plain(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """Sealing may be switched on later."""
+    entry = await stored(connect(), files, "shared/x.bin", b"x" * 100)
+    assert await fetch(connect(sealer=Sealer(bytes(32))), entry, root) == 100
+
+
+def manifest(node: str, transport: S3Transport, *entries: DataEntry) -> layout.Manifest:
+    """A manifest that names what a transport stores of some entries."""
+    named: list[ManifestEntry] = [transport.stored(entry) for entry in entries]
+    return layout.manifest_of(node, named, time.time())
+
+
+async def stored(
+    transport: S3Transport, files: Files, path: str, data: bytes, **known: Any
+) -> DataEntry:
+    """An entry whose content is in the bucket."""
+    entry, file = files.make(data, path, **known)
+    await push(transport, entry, file)
+    return entry
+
+
+def bytes_in_parts(client: Any, bucket: str) -> int:
+    """What the only unfinished upload has."""
+    (upload,) = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    parts = client.list_parts(Bucket=bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+    return sum(part["Size"] for part in parts.get("Parts", []))
+
+
+def files_under(root: Path) -> dict[str, bytes]:
+    """All files of a data root, but not the data plane's own."""
+    paths = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
+    return {
+        path.as_posix(): (root / path).read_bytes()
+        for path in paths
+        if not path.parts[0].startswith(".")
+    }
+
+
+def resident() -> int:
+    """Bytes of this process that are in memory."""
+    pages = Path("/proc/self/statm").read_text().split()[1]
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

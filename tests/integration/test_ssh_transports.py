@@ -1,0 +1,854 @@
+"""rsync and base64 between this process and a real sshd, over a wire that can fail."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import signal
+import sqlite3
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.base64_ssh import Base64Transport
+from adapters.landing import Landed, Landing
+from adapters.places import OWN_DIRECTORY
+from adapters.rsync import RsyncTransport
+from adapters.ssh import SshOptions
+from adapters.throttle import Throttle
+from adapters.transport import (
+    DigestMismatch,
+    DiskFull,
+    EntryMissing,
+    Interrupted,
+    NeverReplaced,
+    PathEscapes,
+    Progress,
+    Refused,
+    Regression,
+    Request,
+    Stalled,
+    Unreachable,
+)
+from streams.values import DataEntry, DataType, Endpoint
+from tests.integration.ssh_server import SshServer, Wire, running
+
+PATIENCE_S = 60.0
+PATH = "data/gpu-7/x.bin"
+NAMES = [
+    "with space and ü.bin",
+    "line\nend.bin",
+    "we[i]rd *?.bin",
+    "'quotes' \"and\" $HOME `x`.bin",
+    "-rf",
+    "ü" * 127,
+]
+BOTH = {"rsync": RsyncTransport, "base64": Base64Transport}
+
+
+class Rig:
+    """A transport, and a far end behind a wire."""
+
+    def __init__(self, kind: str, server: SshServer, root: Path) -> None:
+        self.kind = kind
+        self.server = server
+        self.wire = Wire(server.port)
+        #: The far end's data root.
+        self.root = root
+        self.transport: RsyncTransport | Base64Transport = BOTH[kind](server.options())
+
+    def become(self, options: SshOptions) -> None:
+        """Trust and appear differently."""
+        self.transport = BOTH[self.kind](options)
+
+    @property
+    def far(self) -> Endpoint:
+        """How the far end is reached."""
+        return self.server.endpoint(self.root, self.wire.port)
+
+    def request(
+        self, entry: DataEntry, content: Path | None = None, local: str = PATH, stall_s: float = 20
+    ) -> Request:
+        """One attempt."""
+        return Request(
+            "t-1",
+            entry,
+            source=self.far,
+            target=self.far,
+            content_path=str(content or ""),
+            local_path=local,
+            stall_s=stall_s,
+            connect_s=10,
+        )
+
+    async def fetch(
+        self,
+        landing: Landing,
+        content: Path | None,
+        throttle: Throttle | None = None,
+        progress: Progress = lambda *_: None,
+        stall_s: float = 20,
+    ) -> int:
+        """Fetch into a landing."""
+        request = self.request(landing.entry, content, stall_s=stall_s)
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.transport.fetch(request, landing, throttle or Throttle(), progress)
+
+    async def push(
+        self,
+        entry: DataEntry,
+        file: Path,
+        local: str = PATH,
+        throttle: Throttle | None = None,
+        progress: Progress = lambda *_: None,
+        stall_s: float = 20,
+    ) -> int:
+        """Push a file."""
+        request = self.request(entry, local=local, stall_s=stall_s)
+        async with asyncio.timeout(PATIENCE_S):
+            return await self.transport.push(request, file, throttle or Throttle(), progress)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[SshServer]:
+    """The far end's sshd."""
+    server = SshServer(tmp_path / "ssh")
+    server.start()
+    yield server
+    server.stop()
+
+
+async def rigged(kind: str, server: SshServer, tmp_path: Path) -> AsyncIterator[Rig]:
+    """A rig, and no process and no connection of it afterwards."""
+    (tmp_path / "far").mkdir()
+    rig = Rig(kind, server, tmp_path / "far")
+    await rig.wire.open()
+    yield rig
+    await rig.transport.close()
+    # Only ssh, and the rsync that started it, know whom to trust.
+    assert running(str(server.directory / "known_hosts")) == []
+    await rig.wire.close()
+
+
+@pytest.fixture(params=BOTH)
+async def rig(
+    request: pytest.FixtureRequest, server: SshServer, tmp_path: Path
+) -> AsyncIterator[Rig]:
+    """Each of the two."""
+    async for rig in rigged(request.param, server, tmp_path):
+        yield rig
+
+
+@pytest.fixture
+async def base64(server: SshServer, tmp_path: Path) -> AsyncIterator[Rig]:
+    """base64 alone."""
+    async for rig in rigged("base64", server, tmp_path):
+        yield rig
+
+
+@pytest.fixture
+async def rsync(server: SshServer, tmp_path: Path) -> AsyncIterator[Rig]:
+    """rsync alone."""
+    async for rig in rigged("rsync", server, tmp_path):
+        yield rig
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The data root here."""
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+def entry_of(data: bytes, path: str = PATH, mtime: float = 0.0) -> DataEntry:
+    """An entry that means exactly `data`."""
+    return DataEntry(
+        path=path,
+        data_type=DataType.METADATA,
+        config_key="all",
+        size_bytes=len(data),
+        checksum=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        mtime=mtime,
+    )
+
+
+def held(tmp_path: Path, data: bytes, name: str = "content") -> tuple[DataEntry, Path]:
+    """An entry, and an immutable file that holds it."""
+    (tmp_path / "held").mkdir(exist_ok=True)
+    file = tmp_path / "held" / name
+    file.write_bytes(data)
+    return entry_of(data), file
+
+
+def files_in(root: Path) -> dict[str, bytes]:
+    """All files under final names."""
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and OWN_DIRECTORY not in path.parts
+    }
+
+
+def left_in(root: Path) -> list[str]:
+    """All names that end in something of a transport's own."""
+    own = root / OWN_DIRECTORY
+    return sorted(p.relative_to(own).as_posix() for p in own.rglob("*") if p.is_file())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, 5_000_001])
+async def test_a_fetched_entry_arrives_byte_for_byte(
+    rig: Rig, tmp_path: Path, root: Path, size: int
+) -> None:
+    """Empty, tiny and large; as many bytes are reported as moved, and nothing else stays."""
+    data = os.urandom(size)
+    entry, file = held(tmp_path, data)
+    told: list[tuple[int, int]] = []
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    came = await rig.fetch(landing, file, progress=lambda *both: told.append(both))
+    assert await landing.commit() == Landed(bytes=size)
+    assert came == size
+    assert files_in(root) == {PATH: data}
+    assert left_in(root) == []
+    assert not size or told[-1] == (size, size)
+    assert told == sorted(set(told))
+    again = await Landing.open(root, entry, "t-2", "again")
+    await again.write(data)
+    assert await rig.fetch(again, file) == 0
+    await again.abort()
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, 5_000_001])
+async def test_a_pushed_file_arrives_byte_for_byte(rig: Rig, tmp_path: Path, size: int) -> None:
+    """With its time, readable by all, written by one; and nothing else stays."""
+    data = os.urandom(size)
+    _, file = held(tmp_path, data)
+    file.chmod(0o600)
+    entry = entry_of(data, mtime=1_700_000_000)
+    told: list[tuple[int, int]] = []
+    assert await rig.push(entry, file, progress=lambda *both: told.append(both)) == size
+    assert files_in(rig.root) == {PATH: data}
+    assert left_in(rig.root) == []
+    stat = (rig.root / PATH).stat()
+    assert (stat.st_mode & 0o777, stat.st_mtime) == (0o644, 1_700_000_000)
+    assert not size or told[-1] == (size, size)
+    assert told == sorted(set(told))
+
+
+@pytest.mark.parametrize("name", NAMES)
+async def test_any_name_is_taken_literally(rig: Rig, tmp_path: Path, root: Path, name: str) -> None:
+    """Quotes, patterns, spaces, line ends, both ways, also in directories and the data root."""
+    data = os.urandom(3000)
+    entry, file = held(tmp_path, data, name)
+    (tmp_path / "held" / "weird xy.bin").write_bytes(b"what the pattern would match")
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    assert await rig.fetch(landing, file) == len(data)
+    await landing.commit()
+    rig.root = tmp_path / name / "far"
+    rig.root.mkdir(parents=True)
+    (tmp_path / "weird xy.bin" / "far").mkdir(parents=True)
+    assert await rig.push(entry, file, f"{name}/{name}") == len(data)
+    assert files_in(root) == {PATH: data}
+    assert files_in(rig.root) == {f"{name}/{name}": data}
+    assert list((tmp_path / "weird xy.bin").rglob("*.*")) == []
+
+
+async def test_a_fetch_that_was_cut_goes_on_where_it_was(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """What came is kept, and not fetched twice."""
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    rig.wire.allowance, rig.wire.cuts = 5_000_000, True
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    with pytest.raises(Interrupted):
+        await rig.fetch(landing, file)
+    await landing.abort()
+    assert 0 < landing.offset < len(data)
+    rig.wire.allowance = None
+    again = await Landing.open(root, entry, "t-1", PATH)
+    assert again.offset == landing.offset
+    assert await rig.fetch(again, file) == len(data) - landing.offset
+    await again.commit()
+    assert files_in(root) == {PATH: data}
+    assert left_in(root) == []
+
+
+async def test_a_push_that_was_cut_goes_on_where_it_was(rig: Rig, tmp_path: Path) -> None:
+    """What came is kept beside, bound to the digest, and not sent twice."""
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    rig.wire.allowance, rig.wire.cuts = 6_000_000, True
+    with pytest.raises(Interrupted):
+        await rig.push(entry, file)
+    assert files_in(rig.root) == {}
+    (partial,) = (rig.root / OWN_DIRECTORY / "partial").iterdir()
+    assert hashlib.sha256(data).hexdigest() in partial.name
+    rig.wire.allowance = None
+    assert 0 < await rig.push(entry, file) < len(data)
+    assert files_in(rig.root) == {PATH: data}
+    assert left_in(rig.root) == []
+
+
+async def test_the_two_go_on_with_what_the_other_left(server: SshServer, tmp_path: Path) -> None:
+    """A chain of transports loses nothing on the way."""
+    (tmp_path / "far").mkdir()
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    kept = [0]
+    for kind, allowance in (("base64", 6_000_000), ("rsync", 4_000_000), ("base64", None)):
+        rig = Rig(kind, server, tmp_path / "far")
+        await rig.wire.open()
+        rig.wire.allowance, rig.wire.cuts = allowance, True
+        if allowance:
+            with pytest.raises(Interrupted):
+                await rig.push(entry, file)
+            (partial,) = (rig.root / OWN_DIRECTORY / "partial").iterdir()
+            kept.append(partial.stat().st_size)
+        else:
+            assert await rig.push(entry, file) == len(data) - kept[-1]
+        await rig.transport.close()
+        await rig.wire.close()
+    assert 0 < kept[1] < kept[2] < len(data)
+    assert files_in(tmp_path / "far") == {PATH: data}
+
+
+async def test_p6_wrong_bytes_never_land(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """A source that holds other bytes of the right number is found out, whatever it says."""
+    entry = entry_of(b"right" * 1000)
+    _, wrong = held(tmp_path, b"wrong" * 1000)
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    await rig.fetch(landing, wrong)
+    with pytest.raises(DigestMismatch):
+        await landing.commit()
+    assert files_in(root) == {}
+    with pytest.raises(DigestMismatch):
+        await rig.push(entry, wrong)
+    assert files_in(rig.root) == {}
+    _, right = held(tmp_path, b"right" * 1000)
+    assert await rig.push(entry, right) == 5000
+    assert files_in(rig.root) == {PATH: b"right" * 1000}
+
+
+@pytest.mark.parametrize("size", [10, 30])
+async def test_k16_content_of_another_size_is_not_even_begun(
+    rig: Rig, tmp_path: Path, root: Path, size: int
+) -> None:
+    """Size is asked before the bytes, both ways."""
+    entry = entry_of(b"x" * 20)
+    _, file = held(tmp_path, b"x" * size)
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    with pytest.raises(EntryMissing):
+        await rig.fetch(landing, file)
+    assert landing.offset == 0
+    await landing.abort()
+    with pytest.raises(EntryMissing):
+        await rig.push(entry, file)
+    assert files_in(rig.root) == {}
+
+
+@pytest.mark.parametrize("what", ["nothing", "a directory"])
+async def test_what_the_source_does_not_hold_is_missing(
+    rig: Rig, tmp_path: Path, root: Path, what: str
+) -> None:
+    """Another source may have it; another transport to this one would not help."""
+    if what == "a directory":
+        (tmp_path / "held").mkdir()
+    landing = await Landing.open(root, entry_of(b"x"), "t-1", PATH)
+    with pytest.raises(EntryMissing) as caught:
+        await rig.fetch(landing, tmp_path / "held")
+    assert not caught.value.try_next_transport
+    await landing.abort()
+
+
+async def test_p7_a_live_database_is_never_copied_raw(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """Without a snapshot there is nothing to fetch; other files may be read where they are."""
+    (rig.root / "games").mkdir()
+    with sqlite3.connect(rig.root / "games/live.db") as live:
+        live.execute("CREATE TABLE games (id)")
+    data = (rig.root / "games/live.db").read_bytes()
+    (rig.root / "games/x.jsonl").write_bytes(data)
+    landing = await Landing.open(root, entry_of(data, "games/gpu-7/live.db"), "t-1", PATH)
+    with pytest.raises(Refused, match="a live database is never copied raw"):
+        await rig.fetch(landing, None)
+    await landing.abort()
+    assert rig.wire.connections == 0
+    landing = await Landing.open(root, entry_of(data, "games/gpu-7/x.jsonl"), "t-1", PATH)
+    assert await rig.fetch(landing, None) == len(data)
+    await landing.commit()
+
+
+async def test_k18_who_has_no_right_key_is_refused(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """Only the given key is offered, and no password is asked for."""
+    entry, file = held(tmp_path, b"x")
+    rig.become(rig.server.options("other_user_key"))
+    await refused(rig, entry, file, root, "Permission denied")
+
+
+async def test_k18_a_host_key_that_changed_is_refused(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """Somebody may be in between."""
+    entry, file = held(tmp_path, b"x")
+    rig.server.trust(rig.server.directory / "other_host_key")
+    await refused(rig, entry, file, root, "host key of .* is unknown or has changed")
+
+
+async def test_k18_a_host_key_that_nobody_knows_is_refused(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """Nobody is trusted because he came first."""
+    entry, file = held(tmp_path, b"x")
+    (rig.server.directory / "known_hosts").write_text("")
+    await refused(rig, entry, file, root, "host key of .* is unknown or has changed")
+    assert (rig.server.directory / "known_hosts").read_text() == ""
+
+
+async def refused(rig: Rig, entry: DataEntry, file: Path, root: Path, why: str) -> None:
+    """Neither way is open, and nothing came."""
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    with pytest.raises(Refused, match=why):
+        await rig.fetch(landing, file)
+    await landing.abort()
+    with pytest.raises(Refused, match=why):
+        await rig.push(entry, file)
+    assert files_in(rig.root) == {}
+
+
+async def test_a_far_end_that_is_away_is_unreachable(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """Nobody listens, or it has no SSH server at all."""
+    entry, file = held(tmp_path, b"x")
+    await rig.wire.close()
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    with pytest.raises(Unreachable):
+        await rig.fetch(landing, file)
+    with pytest.raises(Unreachable):
+        await rig.push(entry, file)
+    for host in ("", "-oProxyCommand=touch${IFS}/tmp/x", "no such host"):
+        source = Endpoint(node="gpu-7", ssh_host=host)
+        request = Request("t-1", entry, source, source, content_path=str(file))
+        with pytest.raises(Unreachable):
+            await rig.transport.fetch(request, landing, Throttle(), lambda *_: None)
+    await landing.abort()
+
+
+async def test_silence_ends_a_fetch_as_stalled(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """What came is kept, and the next attempt does not wait for the silent connection."""
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    rig.wire.allowance = 4_000_000
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    with pytest.raises(Stalled):
+        await rig.fetch(landing, file, stall_s=0.5)
+    await landing.abort()
+    assert 0 < landing.offset < len(data)
+    rig.wire.allowance = None
+    again = await Landing.open(root, entry, "t-1", PATH)
+    assert await rig.fetch(again, file) == len(data) - landing.offset
+    await again.commit()
+
+
+async def test_a_far_end_that_stopped_ends_a_push_as_stalled(rig: Rig, tmp_path: Path) -> None:
+    """Its processes are there and do nothing: the connection alone shows no fault."""
+    data = os.urandom(30_000_000)
+    entry, file = held(tmp_path, data)
+    pushing = asyncio.create_task(rig.push(entry, file, throttle=Throttle(40), stall_s=2))
+    partials = rig.root / OWN_DIRECTORY / "partial"
+    await until(lambda: any(p.stat().st_size for p in partials.glob("*")))
+    stopped = rig.server.sessions()
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(Stalled):
+        await pushing
+    assert files_in(rig.root) == {}
+    for pid in stopped:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
+    assert await rig.push(entry, file) < len(data)
+    assert files_in(rig.root) == {PATH: data}
+
+
+async def test_a_cancelled_fetch_leaves_only_its_bytes(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """No file, no process; and the next attempt goes on from there."""
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    rig.wire.allowance = 5_000_000
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    fetching = asyncio.create_task(rig.fetch(landing, file))
+    await until(lambda: landing.offset > 0 and rig.wire.used_up.is_set())
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    await landing.abort()
+    assert files_in(root) == {}
+    assert len(left_in(root)) == 1
+    rig.wire.allowance = None
+    await rig.transport.close()
+    again = await Landing.open(root, entry, "t-1", PATH)
+    assert await rig.fetch(again, file) == len(data) - landing.offset
+    await again.commit()
+
+
+async def test_a_cancelled_push_leaves_only_its_bytes(rig: Rig, tmp_path: Path) -> None:
+    """The final name never appears, not even later, and the next attempt goes on from there."""
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    pushing = asyncio.create_task(rig.push(entry, file, throttle=Throttle(16)))
+    partials = rig.root / OWN_DIRECTORY / "partial"
+    await until(lambda: any(p.stat().st_size > 500_000 for p in partials.glob("*")))
+    pushing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pushing
+    assert files_in(rig.root) == {}
+    assert len(left_in(rig.root)) == 1
+    assert await rig.push(entry, file) < len(data)
+    assert files_in(rig.root) == {PATH: data}
+
+
+@pytest.mark.parametrize("local", ["../x", "/etc/x", "a/../../x", f"{OWN_DIRECTORY}/x", "a//b"])
+async def test_p19_an_escaping_path_is_refused_before_a_byte_moves(
+    rig: Rig, tmp_path: Path, local: str
+) -> None:
+    """Whatever a log says."""
+    entry, file = held(tmp_path, b"x")
+    with pytest.raises(PathEscapes):
+        await rig.push(entry, file, local)
+    assert rig.wire.connections == 0
+
+
+async def test_p19_a_symlink_does_not_lead_out_of_the_data_root(rig: Rig, tmp_path: Path) -> None:
+    """Within the root it may lead anywhere."""
+    entry, file = held(tmp_path, b"x")
+    (tmp_path / "outside").mkdir()
+    (rig.root / "models").mkdir()
+    (rig.root / "out").symlink_to(tmp_path / "outside")
+    (rig.root / "own").symlink_to(OWN_DIRECTORY)
+    (rig.root / OWN_DIRECTORY).mkdir()
+    (rig.root / "in").symlink_to("models")
+    for local in ("out/x.bin", "out/deeper/x.bin", "in/../out/x.bin", "own/x.bin"):
+        with pytest.raises(PathEscapes):
+            await rig.push(entry, file, local)
+    assert list((tmp_path / "outside").iterdir()) == []
+    await rig.push(entry, file, "in/x.bin")
+    assert (rig.root / "models/x.bin").read_bytes() == b"x"
+
+
+async def test_a_push_replaces_only_what_may_be_replaced(rig: Rig, tmp_path: Path) -> None:
+    """As a landing would: no directory, no merged database, no much smaller training set."""
+    for local, old in (("metadata/elo.db", b"old"), ("npz/a.npz", b"o" * 100), ("x.bin", b"old")):
+        (rig.root / local).parent.mkdir(exist_ok=True)
+        (rig.root / local).write_bytes(old)
+    (rig.root / "directory").mkdir()
+    (rig.root / "link").symlink_to("directory")
+    data = b"n" * 70
+    entry, file = held(tmp_path, data)
+    for local, error in (
+        ("directory", NeverReplaced),
+        ("link", NeverReplaced),
+        ("metadata/elo.db", NeverReplaced),
+        ("npz/a.npz", Regression),
+    ):
+        with pytest.raises(error):
+            await rig.push(entry_of(data, local), file, local)
+    assert (rig.root / "metadata/elo.db").read_bytes() == b"old"
+    assert list((rig.root / "directory").iterdir()) == []
+    await rig.push(entry, file, "x.bin")
+    assert (rig.root / "x.bin").read_bytes() == data
+    await rig.push(entry_of(data, "metadata/elo2.db"), file, "metadata/elo2.db")
+    assert (rig.root / "metadata/elo2.db").read_bytes() == data
+
+
+async def test_p7_no_old_journal_stays_beside_a_pushed_database(rig: Rig, tmp_path: Path) -> None:
+    """SQLite would play it back into the new one."""
+    for name in ("x.db", "x.db-wal", "x.db-shm", "x.db-journal", "y.db-wal"):
+        (rig.root / name).write_bytes(b"old")
+    data = b"new"
+    _, file = held(tmp_path, data)
+    await rig.push(entry_of(data, "gpu-7/x.db"), file, "x.db")
+    assert files_in(rig.root) == {"x.db": b"new", "y.db-wal": b"old"}
+
+
+async def test_a_push_touches_nothing_but_its_file(rig: Rig, tmp_path: Path) -> None:
+    """A hundred neighbours keep their content, their times and their inodes."""
+    directory = (rig.root / PATH).parent
+    directory.mkdir(parents=True)
+    for number in range(100):
+        (directory / f"{number}.bin").write_bytes(b"%d" % number)
+
+    def seen() -> set[tuple[str, int, int, bytes]]:
+        return {
+            (p.name, p.stat().st_ino, p.stat().st_mtime_ns, p.read_bytes())
+            for p in directory.iterdir()
+            if p.name != "x.bin"
+        }
+
+    before = seen()
+    entry, file = held(tmp_path, b"x" * 1000)
+    await rig.push(entry, file)
+    assert seen() == before
+    assert len(before) == 100
+
+
+async def test_the_limit_is_obeyed(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """3 MB at 1 MB/s take about three seconds, both ways; and waiting is no stall."""
+    data = os.urandom(3_000_000)
+    entry, file = held(tmp_path, data)
+    loop = asyncio.get_running_loop()
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    began = loop.time()
+    assert await rig.fetch(landing, file, Throttle(8), stall_s=0.5) == len(data)
+    assert 2 < loop.time() - began < 15
+    await landing.commit()
+    began = loop.time()
+    assert await rig.push(entry, file, throttle=Throttle(8), stall_s=2) == len(data)
+    assert 2 < loop.time() - began < 15
+
+
+async def test_a_raised_limit_is_felt_by_what_is_under_way(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """What would take minutes ends soon after the limit is lifted."""
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    throttle = Throttle(2)
+    fetching = asyncio.create_task(rig.fetch(landing, file, throttle))
+    await until(lambda: landing.offset > 0)
+    throttle.set_rate(0)
+    assert await fetching == len(data)
+    await landing.commit()
+    throttle.set_rate(2)
+    told: list[int] = []
+    pushing = asyncio.create_task(
+        rig.push(entry, file, throttle=throttle, progress=lambda done, _: told.append(done))
+    )
+    await until(lambda: bool(told) and told[-1] > 0)
+    throttle.set_rate(0)
+    assert await pushing == len(data)
+    assert files_in(rig.root) == files_in(root) == {PATH: data}
+
+
+async def test_a_lowered_limit_is_felt_by_what_is_under_way(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """What would end in two seconds does not."""
+    entry, file = held(tmp_path, os.urandom(16_000_000))
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    throttle = Throttle(64)
+    fetching = asyncio.create_task(rig.fetch(landing, file, throttle))
+    await until(lambda: landing.offset > 0)
+    throttle.set_rate(1)
+    done, _ = await asyncio.wait([fetching], timeout=5)
+    assert not done
+    assert 0 < landing.offset < entry.size_bytes
+    fetching.cancel()
+    await asyncio.wait([fetching])
+    await landing.abort()
+
+
+async def test_p12_memory_does_not_grow_with_the_file(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """64 MiB pass, both ways, through a few blocks of memory."""
+    size = 64 << 20
+    entry, file = held(tmp_path, os.urandom(1 << 20) * 64)
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    before = memory("VmRSS")
+    forget_peak()
+    assert await rig.fetch(landing, file) == size
+    await landing.commit()
+    assert await rig.push(entry, file) == size
+    assert memory("VmHWM") - before < 40 << 20
+
+
+def memory(what: str) -> int:
+    """A line of this process's memory, in bytes."""
+    (found,) = re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found) * 1024
+
+
+def forget_peak() -> None:
+    """Let the peak of this process's memory begin at what it is now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+async def test_p12_there_are_never_more_connections_than_allowed(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """Twenty are asked for at once: rsync runs three at a time, base64 shares one connection."""
+    rig.transport = BOTH[rig.kind](rig.server.options(), at_once=3)
+    entry, file = held(tmp_path, os.urandom(10_000))
+
+    async def one(number: int) -> None:
+        landing = await Landing.open(root, entry, f"t-{number}", f"{number}.bin")
+        request = Request(f"t-{number}", entry, rig.far, rig.far, content_path=str(file))
+        await rig.transport.fetch(request, landing, Throttle(), lambda *_: None)
+        await landing.commit()
+
+    async with asyncio.TaskGroup() as all_of_them:
+        for number in range(20):
+            all_of_them.create_task(one(number))
+    assert len(files_in(root)) == 20
+    assert rig.wire.most_open <= (3 if rig.kind == "rsync" else 1)
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
+    """Mounts a small disk somewhere, and takes it away."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    mounts: list[Path] = []
+
+    def mount(path: Path, size: str) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", path], check=True)
+        mounts.append(path)
+
+    yield mount
+    for path in mounts:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+async def test_a_full_target_is_said_before_a_byte_is_pushed(
+    rig: Rig, tmp_path: Path, mounted: Callable[[Path, str], None]
+) -> None:
+    """An entry that does not fit with its reserve is not begun."""
+    mounted(rig.root, "2m")
+    entry, file = held(tmp_path, os.urandom(2_000_000))
+    with pytest.raises(DiskFull):
+        await rig.push(entry, file)
+    assert left_in(rig.root) == []
+
+
+async def test_p6_a_push_gathers_on_the_disk_of_its_final_name(
+    rig: Rig, tmp_path: Path, mounted: Callable[[Path, str], None]
+) -> None:
+    """Between disks a rename is a copy, which would be seen half done."""
+    mounted(rig.root / "big", "64m")
+    (rig.root / "big/games").mkdir()
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    rig.wire.allowance, rig.wire.cuts = 6_000_000, True
+    with pytest.raises(Interrupted):
+        await rig.push(entry, file, "big/games/gpu-7/x.bin")
+    assert len(left_in(rig.root / "big")) == 1
+    rig.wire.allowance = None
+    assert await rig.push(entry, file, "big/games/gpu-7/x.bin") < len(data)
+    assert files_in(rig.root) == {"big/games/gpu-7/x.bin": data}
+
+
+async def test_base64_needs_nothing_but_a_shell_and_a_few_tools(
+    base64: Rig, tmp_path: Path, root: Path
+) -> None:
+    """Where there is no rsync, no Python, no df, no rm."""
+    base64.server.allow_bare()
+    data = os.urandom(500_000)
+    entry, file = held(tmp_path, data)
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    assert await base64.fetch(landing, file) == len(data)
+    await landing.commit()
+    assert await base64.push(entry, file) == len(data)
+    assert files_in(base64.root) == files_in(root) == {PATH: data}
+
+
+async def test_a_push_without_a_tool_that_knows_sha_256_is_refused(
+    base64: Rig, tmp_path: Path
+) -> None:
+    """What nobody there can prove is not sent."""
+    base64.server.allow_bare()
+    (base64.server.directory / "bare/openssl").unlink()
+    entry, file = held(tmp_path, b"x")
+    with pytest.raises(Refused, match="sha256sum"):
+        await base64.push(entry, file)
+    assert left_in(base64.root) == []
+
+
+async def test_a_far_end_without_rsync_refuses(rsync: Rig, tmp_path: Path, root: Path) -> None:
+    """Another transport may do."""
+    rsync.server.allow_bare()
+    entry, file = held(tmp_path, b"x")
+    await refused(rsync, entry, file, root, "rsync")
+
+
+async def test_a_greeting_is_not_taken_for_content(base64: Rig, tmp_path: Path, root: Path) -> None:
+    """Some logins talk before they listen."""
+    base64.server.allow('echo Welcome; exec sh -c "$SSH_ORIGINAL_COMMAND"')
+    data = os.urandom(5_000)
+    entry, file = held(tmp_path, data)
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    assert await base64.fetch(landing, file) == len(data)
+    await landing.commit()
+    assert await base64.push(entry, file) == len(data)
+
+
+async def test_base64_reuses_its_connection_until_it_breaks(
+    base64: Rig, tmp_path: Path, root: Path
+) -> None:
+    """A handshake costs more than a small file; and a broken one is not used again."""
+    entry, file = held(tmp_path, os.urandom(5_000))
+    await base64.push(entry, file)
+    await base64.push(entry, file, "again")
+    assert base64.wire.connections == 1
+    for pid in base64.server.sessions():
+        os.kill(pid, signal.SIGKILL)
+    await until(lambda: base64.wire.open_now == 0)
+    await base64.push(entry, file, "once more")
+    assert base64.wire.connections == 2
+    assert len(files_in(base64.root)) == 3
+
+
+async def test_rsync_saves_what_an_older_version_has(
+    rsync: Rig, tmp_path: Path, root: Path
+) -> None:
+    """Of a database with a few changed pages little more than these moves; the old one stays."""
+    old = bytearray(os.urandom(4_000_000))
+    landing = await Landing.open(root, entry_of(bytes(old)), "t-0", "x.jsonl")
+    await landing.write(old)
+    await landing.commit()
+    new = bytes(old[:1_000_000] + os.urandom(4096) + old[1_004_096:])
+    _, file = held(tmp_path, new)
+    landing = await Landing.open(root, entry_of(new, "gpu-7/x.jsonl"), "t-1", "x.jsonl")
+    assert 4096 <= await rsync.fetch(landing, file) < 100_000
+    assert files_in(root) == {"x.jsonl": bytes(old)}
+    await landing.commit()
+    assert files_in(root) == {"x.jsonl": new}
+    assert left_in(root) == []
+
+
+async def test_p22_same_size_and_time_are_not_taken_for_same_content(
+    rsync: Rig, tmp_path: Path, root: Path
+) -> None:
+    """An older version that looks like the newer one is none."""
+    old, new = os.urandom(300_000), os.urandom(300_000)
+    landing = await Landing.open(root, entry_of(old, mtime=1e9), "t-0", "x.jsonl")
+    await landing.write(old)
+    await landing.commit()
+    _, file = held(tmp_path, new)
+    os.utime(file, (1e9, 1e9))
+    landing = await Landing.open(root, entry_of(new, "gpu-7/x.jsonl"), "t-1", "x.jsonl")
+    await rsync.fetch(landing, file)
+    await landing.commit()
+    assert files_in(root) == {"x.jsonl": new}
+
+
+async def test_rsync_needs_room_for_the_entry_only_once(
+    rsync: Rig, tmp_path: Path, root: Path, mounted: Callable[[Path, str], None]
+) -> None:
+    """What it writes aside gives its room back as the landing takes it."""
+    if shutil.disk_usage(tmp_path).free < 1 << 30:
+        pytest.fail("this needs 1 GiB of disk")
+    mounted(root, "80m")
+    entry, file = held(tmp_path, os.urandom(1 << 20) * 60)
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    assert await rsync.fetch(landing, file, Throttle(400)) == entry.size_bytes
+    assert await landing.commit() == Landed(bytes=entry.size_bytes)
