@@ -50,11 +50,12 @@ $(BIN)/pip:
 	  echo "$(PYTHON) can't make $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 	  exit 1; }
 
-# rsync and the ssh client, for the tests that move bytes by them.
+# rsync, the ssh client and an ssh server, for the tests that move bytes by them.
 system:
 	@missing=; \
 	command -v rsync >/dev/null 2>&1 || missing="$$missing rsync"; \
 	command -v ssh >/dev/null 2>&1 || missing="$$missing openssh-client"; \
+	PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null 2>&1 || missing="$$missing openssh-server"; \
 	[ -z "$$missing" ] && exit 0; \
 	if ! command -v apt-get >/dev/null 2>&1; then \
 	  echo "missing:$$missing; install them with this system's package manager" >&2; exit 1; \

@@ -18,7 +18,15 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -304,12 +312,14 @@ class Store:
             checksum=said.get("ChecksumSHA256", ""),
         )
 
-    async def get(
+    @contextlib.asynccontextmanager
+    async def got(
         self, key: str, flow: Flow, **arguments: Any
-    ) -> tuple[Any, AsyncGenerator[bytes]]:
-        """What is said of an object or a range of it, and its bytes as they come, to be closed."""
+    ) -> AsyncIterator[tuple[Any, AsyncGenerator[bytes]]]:
+        """What is said of an object or a range of it, and its bytes as they come."""
         said = await self.call("get_object", flow.answering(), key, **arguments)
-        return said, self._read(said["Body"], said["ContentLength"], key, flow)
+        async with said["Body"]:
+            yield said, self._read(said["Body"], said["ContentLength"], key, flow)
 
     async def send(
         self, operation: str, key: str, data: bytes, checksum: str, flow: Flow, **arguments: Any
@@ -328,17 +338,16 @@ class Store:
 
     async def _read(self, body: Any, length: int, key: str, flow: Flow) -> AsyncGenerator[bytes]:
         left = length
-        async with body:
-            while left:
-                with self.errors(key):
-                    async with asyncio.timeout(flow.stall_s):
-                        piece = await body.read(min(flow.piece_bytes, left))
-                if not piece:
-                    raise Interrupted(f"{key}: the answer broke off {left} bytes before its end")
-                left -= len(piece)
-                await flow.take(len(piece))
-                flow.moved += len(piece)
-                yield piece
+        while left:
+            with self.errors(key):
+                async with asyncio.timeout(flow.stall_s):
+                    piece = await body.read(min(flow.piece_bytes, left))
+            if not piece:
+                raise Interrupted(f"{key}: the answer broke off {left} bytes before its end")
+            left -= len(piece)
+            await flow.take(len(piece))
+            flow.moved += len(piece)
+            yield piece
 
     async def _connected(self) -> Any:
         async with self._opening:
@@ -577,8 +586,7 @@ class S3Transport:
     ) -> AsyncGenerator[bytes]:
         """One range. Raises `EntryMissing` if the object is not the entry's, or not so long."""
         asked = f"bytes={start}-{start + length - 1}"
-        said, coming = await self.store.get(key, flow, Range=asked)
-        async with contextlib.aclosing(coming) as pieces:
+        async with self.store.got(key, flow, Range=asked) as (said, pieces):
             _check(said, entry, start, length, whole)
             async for piece in pieces:
                 yield piece
@@ -866,11 +874,10 @@ class S3Bucket:
 
     async def _read(self, node: str) -> tuple[Manifest | None, str]:
         try:
-            said, coming = await self._store.get(layout.manifest_key(node), Flow())
+            async with self._store.got(layout.manifest_key(node), Flow()) as (said, pieces):
+                data = b"".join([piece async for piece in pieces])
         except EntryMissing:
             return None, ""
-        async with contextlib.aclosing(coming) as pieces:
-            data = b"".join([piece async for piece in pieces])
         return layout.parsed(data, node), said["ETag"]
 
     async def _grow(self, node: str, manifests: list[Manifest]) -> Manifest:

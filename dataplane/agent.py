@@ -13,12 +13,13 @@ import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import msgspec
 
-from adapters.http import FileServer, HttpTransport
+from adapters.http import FileServer
 from adapters.inventory import Inventory, Scan
 from adapters.landing import sweep_partials
 from adapters.signing import Signer
@@ -28,10 +29,11 @@ from dataplane.crashpoints import reach
 from dataplane.outbox import Outbox
 from dataplane.presence import Presence, signing_key
 from dataplane.transfers import ProgressMessage, TransportManager, quarantine_fact
+from dataplane.transports import content_path, locate_subject, make_transports
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
 from streams.events import FILE_TRIGGERS
-from streams.log import Bus, Delivery, Log, LogError
+from streams.log import Answering, Bus, Delivery, Log, LogError
 from streams.subjects import Place
 from streams.values import ALL_CONFIGS, Endpoint, NodeDescription, Transport, config_key_in
 
@@ -70,6 +72,7 @@ class Agent:
         self._server: FileServer | None = None
         self._transports: dict[Transport, Fetches] = {}
         self._manager: TransportManager | None = None
+        self._answering: Answering | None = None
 
     async def start(self) -> None:
         """Open the inventory, serve files, and say that the node is there."""
@@ -80,7 +83,8 @@ class Agent:
         self._server = await self._serve(signer, config.http_port or _remembered(port_file))
         port_file.parent.mkdir(parents=True, exist_ok=True)
         port_file.write_text(str(self._server.port))
-        self._transports = {Transport.HTTP_FETCH: HttpTransport(signer)}
+        self._transports = make_transports(config, signer)
+        self._answering = await self._bus.answer(locate_subject(self.node), self._locate)
         self._manager = TransportManager(
             self.node,
             config.data_dir,
@@ -88,6 +92,7 @@ class Agent:
             self._transports,
             rules=config.path_rules,
             stall_s=config.stall_timeout_seconds,
+            content_path=partial(content_path, self._bus),
         )
         await self._remember_received()
         await self._register()
@@ -103,6 +108,8 @@ class Agent:
 
     async def stop(self) -> None:
         """Let go of everything; what was under way is done again by whoever comes next."""
+        if self._answering is not None:
+            await self._answering.close()
         for transport in self._transports.values():
             await transport.close()
         if self._server is not None:
@@ -120,6 +127,11 @@ class Agent:
             server = FileServer(self._inventory.locate, signer, self._config.http_host, 0)
             await server.start()
         return server
+
+    async def _locate(self, subject: str, body: bytes) -> bytes:
+        """Which file of this node holds a content and will not change; "" if none does."""
+        path = self._inventory.locate(body.decode())
+        return msgspec.json.encode(str(path.resolve()) if path else "")
 
     # What this node is
 

@@ -74,6 +74,9 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ssh_host: str = ""
     ssh_port: Annotated[int, Meta(ge=1, le=65535)] = 22
     ssh_user: str = ""
+    #: What this node's own SSH client trusts and shows; None means the user's own files.
+    ssh_known_hosts: Path | None = None
+    ssh_identity: Path | None = None
 
     # Catalog
     manifest_refresh_interval: _Positive = 60.0
@@ -250,6 +253,12 @@ TEMPLATE = """\
 # http_host = "127.0.0.1"        # "0.0.0.0" to be reached from outside
 # http_port = 0                  # 0: a free one, kept over restarts
 # http_advertise = ""            # "http://10.0.0.7:8770" where others see another address
+
+# Transports, in no particular order: which is tried first depends on the file.
+# transports = ["http"]          # also: "rsync", "base64"; both need ssh_host at the source
+# ssh_host = ""                  # where others reach this node by SSH
+# ssh_port = 22
+# ssh_user = ""
 
 # Sync.
 # max_concurrent_syncs = 5       # transfers at once from or to one node

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -27,6 +27,7 @@ from adapters.transport import (
     Unreachable,
 )
 from dataplane.crashpoints import reach
+from dataplane.transports import NAMING_FILES
 from streams import events
 from streams.identity import PathRules
 from streams.values import DataEntry, Transport, TransportResult
@@ -47,8 +48,10 @@ class TransportManager:
         rules: PathRules = PathRules(),  # noqa: B008 - immutable
         stall_s: float = 30.0,
         receipts: Path | None = None,
+        content_path: Callable[[str, str], Awaitable[str]] | None = None,
     ) -> None:
         self._node = node
+        self._content_path = content_path
         self._root = root
         self._inventory = inventory
         self._transports = transports
@@ -109,6 +112,12 @@ class TransportManager:
         self.succeeded += 1
         return attempt.succeeded(self._node, landed.games)
 
+    async def _named(self, transport: Transport, order: events.TransferAssigned) -> str:
+        """The source's own file with the content, for transports that must name one."""
+        if transport not in NAMING_FILES or self._content_path is None:
+            return ""
+        return await self._content_path(order.source, order.entry.checksum)
+
     def _local(self, entry: DataEntry) -> str:
         return self._rules.local(entry.path, self._node)
 
@@ -152,6 +161,7 @@ class TransportManager:
             source=order.source_at,
             target=order.target_at,
             local_path=local,
+            content_path=await self._named(transport.name, order),
             stall_s=self._stall_s,
             connect_s=CONNECT_TIMEOUT_S,
         )

@@ -27,11 +27,14 @@ class GuardsView:
 
     def apply(self, tx: Writer, recorded: Recorded) -> None:
         """Note where a message stands; called for every one."""
-        tokens = recorded.subject.split(".")
+        subject = recorded.subject
+        if subject.startswith("dp.node."):
+            return
+        tokens = subject.split(".")
         # Exactly what a guard's filter covers; and no chain's name is longer than a key may be.
         if tokens[:2] == ["dp", "chain"] and len(tokens) > 3 and is_token(tokens[2]):
             tx.put("guards", b"c" + tokens[2].encode(), number(recorded.sequence))
-        elif matches(recorded.subject, _ASSIGNED):
+        elif matches(subject, _ASSIGNED):
             tx.put("guards", b"assigned", number(recorded.sequence))
 
 

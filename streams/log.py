@@ -6,7 +6,7 @@ holds both to it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -171,3 +171,17 @@ class Bus(Protocol):
 
     def listen(self, subject: str) -> AsyncGenerator[tuple[str, bytes], None]:
         """What is told under a subject from now on."""
+
+    async def request(self, subject: str, body: bytes, timeout_s: float = 5.0) -> bytes:
+        """Ask whoever answers there. Raises a `LogError` if nobody does in time."""
+
+    async def answer(
+        self, subject: str, answerer: Callable[[str, bytes], Awaitable[bytes]]
+    ) -> Answering:
+        """Answer what is asked under a subject, several at a time, until the result is closed."""
+
+
+class Answering(Protocol):
+    """Somebody answers; `close` ends it."""
+
+    async def close(self) -> None: ...

@@ -134,7 +134,7 @@ def test_path_rules_are_read_from_the_file(tmp_path: Path) -> None:
         ),
         ('traits = ["spot"]', ["$.traits[0]", "ephemeral", "nat_blocked", "external_storage"]),
         ('transports = ["ftp"]', ["$.transports[0]", "p2p", "http", "rsync", "s3", "base64"]),
-        ('node = "gpu 7"', ["node 'gpu 7'", "[A-Za-z0-9_-]{1,64}"]),
+        ('node = "gpu 7"', ["node 'gpu 7'", "1 to 64 of A-Z a-z 0-9 _ -"]),
         ('node = ""', ["node ''"]),
         pytest.param(
             "data_dir = 7",
