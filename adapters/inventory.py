@@ -183,6 +183,15 @@ class Inventory:
             return None
         return row.entry
 
+    async def keeps_own(self, path: str) -> bool:
+        """Whether a file of this node's own stands where a received one would have to."""
+        await self._known.ready()
+        local = self._rules.local(path, self._node)
+        row = self._known.rows.get(local)
+        if row is not None:
+            return not row.received
+        return local not in self._known.expected and (self._root / local).exists()
+
     def locate(self, checksum: str) -> Path | None:
         """A file that holds exactly this content, as far as its size, time and inode tell.
 

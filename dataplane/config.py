@@ -216,7 +216,8 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
 def _decode_path(kind: type, value: Any) -> Any:
     if kind is Path and isinstance(value, str | Path):
         return Path(value).expanduser()
-    raise msgspec.ValidationError(f"Expected `path`, got `{type(value).__name__}`")
+    # Not a ValidationError: only other errors get the field's place from msgspec.
+    raise ValueError(f"Expected `path`, got `{type(value).__name__}`")
 
 
 def _read_if_there(path: Path) -> str:

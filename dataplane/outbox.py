@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from streams.codec import Fact, decode, encode
+from streams.codec import Fact, decode, encode, fact_id
 from streams.log import Log, LogFull, LogUnavailable, PermissionDenied, Receipt
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Outbox:
         headers, body = encode(fact, time.time())
         letter = msgspec.json.encode(_Letter(fact.subject, headers, msgspec.Raw(body)))
         self._directory.mkdir(parents=True, exist_ok=True)
-        name = f"{time.time_ns():020d}-{fact.id[:64]}"
+        name = f"{time.time_ns():020d}-{fact_id(fact.id)}"
         temporary, final = self._directory / f".{name}", self._directory / f"{name}.json"
         with temporary.open("wb") as file:
             file.write(letter)

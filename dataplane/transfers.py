@@ -19,6 +19,7 @@ from adapters.throttle import Throttle
 from adapters.transport import (
     CheckFailed,
     Fetches,
+    NeverReplaced,
     Progress,
     Request,
     Superseded,
@@ -29,7 +30,7 @@ from adapters.transport import (
 from dataplane.crashpoints import reach
 from dataplane.transports import NAMING_FILES
 from streams import events
-from streams.identity import PathRules
+from streams.identity import Ownership, PathRules
 from streams.values import DataEntry, Transport, TransportResult
 
 CONNECT_TIMEOUT_S = 30.0
@@ -106,6 +107,9 @@ class TransportManager:
             return attempt.succeeded(self._node, there.games, receipt.moved)
         if there is not None and there.version > entry.version:
             raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
+        owned = self._rules.ownership(entry.path) is Ownership.OWNED
+        if owned and await self._inventory.keeps_own(entry.path):
+            raise NeverReplaced(f"{self._local(entry)} is a file of {self._node}'s own")
         landed = await self._bring(order, attempt, progress)
         reach("agent.landed")
         await self._inventory.landed(entry, self._local(entry))

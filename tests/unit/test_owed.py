@@ -611,6 +611,28 @@ def test_p1_end_of_a_chain_with_hundreds_of_failures_fits_into_a_message() -> No
     assert named + fact.event.left_out == 300
 
 
+def test_one_endless_error_does_not_hide_which_target_failed() -> None:
+    """An error is cut, the outcome it belongs to is named all the same."""
+    story = given(*MOVING, policy=NO_RETRIES)
+    (row,) = story.under_way()
+    story.tell(
+        events.TransferFailed(
+            transfer=row.id,
+            node=row.target,
+            source=row.source,
+            target=row.target,
+            entry=row.entry,
+            attempt=1,
+            error="e" * 150_000,
+            error_class="Refused",
+        )
+    )
+    (end,) = story.when(asked("c1")).events
+    assert isinstance(end, DataSyncFailed)
+    assert [outcome.target for outcome in end.failed] == ["train-1"]
+    assert end.left_out == 0
+
+
 def test_p1_end_of_a_chain_with_hundreds_of_arrivals_fits_into_a_message() -> None:
     """Long paths on many targets must not make a completion, or its news, too large to say."""
     many = [entry(f"games/gpu-1/{'d' * 1_500}/{n:03}_hex8_2p.db", games=1) for n in range(300)]

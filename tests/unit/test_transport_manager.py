@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from adapters.inventory import Inventory
 from adapters.landing import Landing
@@ -203,6 +204,24 @@ async def test_p5_older_version_never_replaces_a_newer_one(
     assert isinstance(refused, events.TransferFailed)
     assert (refused.error_class, refused.retryable) == ("Superseded", False)
     assert (tmp_path / ENTRY.path).read_bytes() == b"new"
+
+
+async def test_p4_copy_never_lands_on_a_file_of_the_nodes_own(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """train-1 kept games of gpu-8 before there was a data plane: its file stays as it is."""
+    path = "games/gpu-8/hex8_2p.jsonl"
+    own = tmp_path / path
+    own.parent.mkdir(parents=True)
+    own.write_text("what train-1 wrote")
+    copy = structs.replace(ENTRY, path=path, data_type=DataType.GAMES)
+    refused = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP, entry=copy))
+    assert isinstance(refused, events.TransferFailed)
+    assert (refused.error_class, refused.retryable) == ("NeverReplaced", False)
+    await inventory.scan()
+    again = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP, entry=copy))
+    assert isinstance(again, events.TransferFailed)
+    assert own.read_text() == "what train-1 wrote"
 
 
 async def test_unknown_transports_are_passed_over_and_said(
