@@ -65,7 +65,7 @@ TICK_S = 0.05
 SHORTEST_STALL_S = 2.0
 #: rsync writes so many bytes at once, so a slow file grows seldom.
 WRITE_BYTES = 256 << 10
-#: Whether the grant has changed this much, rsync is begun anew with it, but not all the time.
+#: When the grant has changed this much, rsync is begun anew with it, but not all the time.
 CHANGE = 0.05
 ANEW_S = 1.0
 GRACE_S = 3.0
@@ -114,9 +114,11 @@ class RsyncTransport:
         shell = self._shell(request.source, request)
         telling = Telling(progress, request.entry.size_bytes)
         async with self._slots, _aside(landing, request, path) as aside:
-            begun = landing.offset
+            begun, runs = landing.offset, 0
 
             async def begin(limit: float) -> _Run:
+                nonlocal runs
+                runs += 1
                 words = [self._rsync, *pull_words(request, shell, limit, aside)]
                 return await _Run.begin(words, path.encode(errors="surrogateescape") + b"\0")
 
@@ -127,8 +129,9 @@ class RsyncTransport:
 
             run = await _through(begin, request, throttle, follow)
             _judge(run, request, landing, begun)
-            saved = aside.basis is not None and run.literal is not None
-            return run.literal or 0 if saved else landing.offset - begun
+            if aside.basis is not None and runs == 1 and run.literal is not None:
+                return run.literal
+            return landing.offset - begun
 
     async def push(
         self, request: Request, file: Path, throttle: Throttle, progress: Progress

@@ -57,14 +57,22 @@ def admit(
     known: KnownAtAdmission,
     policy: Policy,
     now: float,
+    full: set[str] | None = None,
 ) -> Admission:
-    """Pick what starts now from `pending`, which is in order of priority, deadline and age."""
+    """Pick what starts now from `pending`, which is in order of priority, deadline and age.
+
+    Targets that can take nothing more are added to `full` on the way: who makes `pending` need not
+    read the rest of their queue.
+    """
+    full = set() if full is None else full
     slots = _Slots(policy, in_flight)
     chosen: list[Fact] = []
     wake: list[float] = []
     looked_at = 0
     for transfer in pending:
         if slots.full(transfer):
+            # In order of priority: what comes later for this target is no more urgent.
+            full.add(transfer.target)
             continue
         looked_at += 1
         if (

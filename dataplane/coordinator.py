@@ -66,7 +66,6 @@ class Coordinator:
                 view,
                 last_sequence=state.last_sequence,
                 now=time.time(),
-                errors=self.bridge.errors + self.dispatcher.errors,
                 stalled_s=self._stalled_s(),
             )
 

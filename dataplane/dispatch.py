@@ -75,7 +75,9 @@ class Dispatcher:
             view = ClusterView(reader)
             known = _Known(view, self._policy)
             in_flight = view.in_flight()
-            admission = admit(view.pending(), in_flight, known, self._policy, now)
+            full: set[str] = set()
+            pending = view.pending(passed_over=full)
+            admission = admit(pending, in_flight, known, self._policy, now, full)
             late = unanswered(in_flight, self._policy, now, self._node)
             guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
         for fact in late:

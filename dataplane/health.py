@@ -39,7 +39,7 @@ class CoordinatorHealth(msgspec.Struct, frozen=True):
 
 
 def coordinator_health(
-    view: ClusterView, *, last_sequence: int, now: float, errors: int, stalled_s: float
+    view: ClusterView, *, last_sequence: int, now: float, stalled_s: float
 ) -> CoordinatorHealth:
     """Judge a coordinator by how far its views are, its oldest chain and its loops."""
     lag = max(0, last_sequence - view.checkpoint.sequence)

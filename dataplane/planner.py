@@ -41,6 +41,9 @@ from streams.values import (
 REASON_CHARACTERS = 2_000
 
 
+SAME_MOUNT = "same-nfs"
+
+
 class PlanningView(Protocol):
     """What a planner must know of the cluster; `projections.cluster.ClusterView` knows it."""
 
@@ -246,6 +249,9 @@ class SyncPlanner:
                 source = self._source(route, speaker, entry, target)
                 if isinstance(source, Refusal):
                     refusals.append(source)
+                    if source.rule == SAME_MOUNT:
+                        # It sees the source's file, so it lacks nothing; it is no second copy.
+                        held.append(_held(target.name, entry))
                 else:
                     missing = by_source.setdefault(source, {})
                     missing.setdefault(target.name, []).append(entry)
@@ -272,7 +278,7 @@ class SyncPlanner:
             source = ranked[0]
         if source != target.name and self._one_mount(source, target):
             reason = f"{source} and {target.name} share the mount {target.description.nfs_group}"
-            return Refusal(rule="same-nfs", reason=reason, target=target.name, path=entry.path)
+            return Refusal(rule=SAME_MOUNT, reason=reason, target=target.name, path=entry.path)
         return source
 
     def rank_sources(self, holders: Sequence[str], target: NodeRow) -> list[str]:

@@ -1,8 +1,9 @@
 """Which file is on which node: entries, replicas, and the version of each path that counts.
 
 An entry is a path and a digest. A node holds at most one entry under a path. The authority of a
-path is the node whose claim came first and that still holds a claim; its newest claim is the
-current version. Another node's different content under the same path is kept, and is a conflict.
+path is the node whose claim came first and that still holds a claim, or whose model was promoted;
+its newest claim is the current version. Another node's different content under the same path is
+kept, and is a conflict.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ class CatalogView:
     """Folds observations, removals and arrivals."""
 
     name = "catalog"
-    version = 1
+    version = 2
     tables = ("entries", "paths", "path_entries", "holders", "held", "node_path", "by_config")
 
     def __init__(self) -> None:
@@ -64,6 +65,7 @@ class CatalogView:
             events.TransferSucceeded: self._arrive,
             events.FilesRemoved: self._remove,
             events.FileQuarantined: self._quarantine,
+            events.ModelPromoted: self._promote,
         }
 
     def _observe(self, tx: Writer, event: events.FilesObserved, recorded: Recorded) -> None:
@@ -114,6 +116,21 @@ class CatalogView:
         tx.put("holders", key + node.encode())
         # By the entry's own word: another node may call the same content by another type.
         tx.put("held", text_key(node, row.config_key, row.data_type) + key)
+
+    def _promote(self, tx: Writer, event: events.ModelPromoted, recorded: Recorded) -> None:
+        """The node whose model won becomes the authority of its path, with what it holds there."""
+        path_key = digest_key(event.model_path)
+        row = _path_row(tx, path_key)
+        if row is None or row.authority == event.node:
+            return
+        key = tx.get("node_path", text_key(event.node) + path_key) or row.current
+        version = row.version if key == row.current else recorded.sequence
+        tx.put("paths", path_key, replace(row, current=key, authority=event.node, version=version))
+        if key != row.current:
+            self._forget_if_lost(tx, path_key, row.current)
+            stored = _entry_row(tx, key)
+            if stored is not None:
+                tx.put("entries", key, replace(stored, version=version))
 
     def _remove(self, tx: Writer, event: events.FilesRemoved, _: Recorded) -> None:
         for path in event.paths:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from projections import chains, guards, nodes, rejected, transfers
 from projections.catalog import DataCatalog
@@ -72,9 +72,12 @@ class ClusterView:
         """What an open chain waits for."""
         return transfers.transfers_of_chain(self._reader, chain)
 
-    def pending(self) -> Iterator[TransferRow]:
-        """Transfers that wait to be assigned, in the order in which they should be."""
-        return transfers.pending(self._reader)
+    def pending(self, passed_over: Container[str] = ()) -> Iterator[TransferRow]:
+        """Transfers that wait to be assigned, in the order in which they should be.
+
+        Those to targets in `passed_over` are left out; it may grow meanwhile.
+        """
+        return transfers.pending(self._reader, passed_over)
 
     def in_flight(self) -> list[TransferRow]:
         """Transfers that are assigned and have no result yet."""

@@ -71,6 +71,8 @@ class Projector:
                 await self._in_writer(store.close)
                 store = None
         self._store = store or await self._rebuild(state)
+        async with self._advanced:
+            self._advanced.notify_all()
 
     def _open_current(self) -> Store | None:
         path = self._directory.current()

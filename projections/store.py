@@ -156,6 +156,11 @@ class Writer(Reader):
         self._flush_table(table)
         return super().scan(table, prefix, start=start, reverse=reverse)
 
+    def count(self, table: str) -> int:
+        """How many keys a table has in this transaction."""
+        self._flush_table(table)
+        return super().count(table)
+
     def flush(self) -> None:
         """Give everything to the transaction."""
         for table in self._late:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 from msgspec.structs import replace
 
@@ -101,7 +101,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 2
+    version = 3
     tables = (
         "transfers",
         "queue",
@@ -277,9 +277,14 @@ def get_transfer(reader: Reader, id: str) -> TransferRow | None:
     return reader.row("transfers", id.encode(), _TRANSFER)
 
 
-def pending(reader: Reader) -> Iterator[TransferRow]:
-    """Transfers that wait to be assigned: by priority, then deadline, then age."""
-    for key, _ in reader.scan("queue"):
+def pending(reader: Reader, passed_over: Container[str] = ()) -> Iterator[TransferRow]:
+    """Transfers that wait to be assigned: by priority, then deadline, then age.
+
+    Those to targets in `passed_over` are left out unread; it may grow while this is iterated.
+    """
+    for key, target in reader.scan("queue"):
+        if target.decode() in passed_over:
+            continue
         row = get_transfer(reader, key[17:].decode())
         if row is not None:
             yield row
@@ -320,7 +325,8 @@ def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
     """By table and key, where a row can be found besides under its id."""
     id = row.id.encode()
     if row.state is TransferState.PENDING:
-        return {("queue", _queue_key(row)): b"", ("by_target", _target_key(row)): id}
+        target = row.target.encode()
+        return {("queue", _queue_key(row)): target, ("by_target", _target_key(row)): id}
     if row.state is TransferState.ASSIGNED:
         return {("flight", id): b"", ("by_target", _target_key(row)): id}
     if row.state is TransferState.SUPERSEDED:

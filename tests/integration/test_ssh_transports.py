@@ -11,6 +11,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -852,3 +853,20 @@ async def test_rsync_needs_room_for_the_entry_only_once(
     landing = await Landing.open(root, entry, "t-1", PATH)
     assert await rsync.fetch(landing, file, Throttle(400)) == entry.size_bytes
     assert await landing.commit() == Landed(bytes=entry.size_bytes)
+
+
+async def test_what_a_process_that_died_left_aside_is_swept_up(
+    rsync: Rig, tmp_path: Path, root: Path
+) -> None:
+    """After a day; what others write aside now is left alone."""
+    for name, age_s in (("dead", 2 * 86_400), ("alive", 60)):
+        directory = root / OWN_DIRECTORY / "rsync" / name
+        (directory / "new").mkdir(parents=True)
+        (directory / "new/x").write_bytes(b"half")
+        then = time.time() - age_s
+        os.utime(directory, (then, then))
+    entry, file = held(tmp_path, b"x" * 1000)
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    await rsync.fetch(landing, file)
+    await landing.commit()
+    assert left_in(root) == ["rsync/alive/new/x"]

@@ -47,7 +47,6 @@ def coordinator(story: Story, *, behind: int = 0, stalled_s: float = 0.0) -> Coo
         story.view,
         last_sequence=len(story.facts) + behind,
         now=story.now,
-        errors=0,
         stalled_s=stalled_s,
     )
 

@@ -522,7 +522,11 @@ CASES = [
             holds("gpu-1", GAMES),
         ),
         played(),
-        (f"gpu-1 -> train-2: {GAMES_PATH}", f"same-nfs: train-1 {GAMES_PATH}"),
+        (
+            f"gpu-1 -> train-2: {GAMES_PATH}",
+            f"same-nfs: train-1 {GAMES_PATH}",
+            f"train-1 holds {GAMES_PATH}",
+        ),
     ),
     Case(
         "K5: nodes without an NFS group share none",
