@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 DEFAULT_SERVER = "nats://127.0.0.1:4222"
 _CONNECT_S = 2
 _PROBE_S = 10.0
+_CLOSE_S = 5.0
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -236,13 +237,21 @@ class Connection:
         self._watchers.discard(watcher)
 
     async def close(self) -> None:
-        """Send what is under way and let go."""
+        """Send what is under way and let go; in bounded time, whatever the server does."""
         self._closing = True
+        # Waited for from outside: closing a connection whose server was just killed has hung.
+        ending = asyncio.create_task(self._end())
+        _, unfinished = await asyncio.wait({ending}, timeout=_CLOSE_S)
+        for task in unfinished:
+            log.warning("the connection did not close within %s s and is dropped", _CLOSE_S)
+            task.cancel()
+        self._fail_all(LogUnavailable("the connection is closed: by us"))
+
+    async def _end(self) -> None:
         if self._client.is_connected:
             with contextlib.suppress(LogUnavailable):
                 await self.flush()
         await self._client.close()
-        self._fail_all(LogUnavailable("the connection is closed: by us"))
 
     def _on_answer(self, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
         future, _ = self._waiting.get(subject[len(self._inbox) + 1 :], (None, None))
