@@ -10,13 +10,15 @@ import asyncio
 import contextlib
 import ctypes
 import enum
+import fcntl
 import logging
 import os
 import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from dataplane.agent import Agent
 from dataplane.api import open_log
@@ -60,6 +62,7 @@ class UnifiedDataPlaneDaemon:
         self._log: JetStreamLog | None = None
         self.catalog = Catalog(self.config)
         self._running: asyncio.Task[None] | None = None
+        self._locks: list[IO[str]] = []
 
     async def start(self) -> None:
         """Connect, bring the views up to the log, register, serve; then go on in the background."""
@@ -76,6 +79,9 @@ class UnifiedDataPlaneDaemon:
         for part in reversed(self._parts):
             await part.stop()
         self._parts = []
+        for lock in self._locks:
+            lock.close()
+        self._locks = []
         if self._log is not None:
             await self._log.close()
             self._log = None
@@ -93,6 +99,9 @@ class UnifiedDataPlaneDaemon:
         self._log = log = await _patiently_connect(self.config)
         await log.ensure_topology(replicas=self.config.replicas)
         for part in self._wanted:
+            coordinates = part is Part.COORDINATOR
+            place = self.config.views_dir if coordinates else self.config.data_dir / ".dataplane"
+            self._locks.append(hold(place))
             made = (Coordinator if part is Part.COORDINATOR else Agent)(log, log.bus, self.config)
             await made.start()
             self._parts.append(made)
@@ -144,13 +153,37 @@ async def _until_told(work: Coroutine[Any, Any, None]) -> int:
         await task
     except asyncio.CancelledError:
         return 0
-    except (LogUnavailable, PermissionDenied, ServerFailed, OSError) as error:
+    except (LogUnavailable, PermissionDenied, ServerFailed, DirectoryInUse, OSError) as error:
         logger.error("%s", error)
         return 1
     except BaseExceptionGroup as errors:
         logger.error("stopped by an error", exc_info=errors)
         return 1
     return 0
+
+
+class DirectoryInUse(Exception):
+    """Another process of the data plane works on this directory."""
+
+
+def hold(directory: Path) -> IO[str]:
+    """Keep `directory` for this process until the result is closed, or the process ends.
+
+    Raises DirectoryInUse, with the directory and who has it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = (directory / "lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.seek(0)
+        holder = lock.read().strip() or "another process"
+        lock.close()
+        raise DirectoryInUse(f"{directory} is in use by {holder}") from None
+    lock.truncate(0)
+    lock.write(f"process {os.getpid()}")
+    lock.flush()
+    return lock
 
 
 class Supervisor:
@@ -237,8 +270,13 @@ async def _stop_child(child: asyncio.subprocess.Process) -> None:
 
 def supervise(config: DataPlaneConfig, environment: Mapping[str, str] | None = None) -> int:
     """Run ``dataplane up`` until SIGTERM or SIGINT; the exit status."""
-    config.state_dir.mkdir(parents=True, exist_ok=True)
-    return asyncio.run(_until_told(Supervisor(config, environment=environment).run()))
+    try:
+        lock = hold(config.state_dir)
+    except DirectoryInUse as error:
+        logger.error("%s", error)
+        return 1
+    with lock:
+        return asyncio.run(_until_told(Supervisor(config, environment=environment).run()))
 
 
 def _said(status: int) -> str:

@@ -117,6 +117,12 @@ async def verify(log: Log, views_dir: Path) -> Verdict:
             have = view_digests(reader)
     finally:
         live.close()
+    state = await log.state()
+    if point.created not in ("", state.created) or point.sequence > state.last_sequence:
+        raise ValueError(
+            f"the views in {views_dir} are of another log than the one on this bus: they are at "
+            f"{point.sequence}, it ends at {state.last_sequence}"
+        )
     with tempfile.TemporaryDirectory(prefix="dataplane-verify-") as directory:
         fresh = await refold(log, Path(directory), point.sequence)
     return Verdict(

@@ -135,7 +135,7 @@ async def test_durable_subscription_redelivers_what_was_not_acknowledged(
         ) as sub,
     ):
         async for event in sub:
-            assert event.attempt == 2
+            assert event.attempt > 1
             assert event.paths == ("games/gpu-7/hex8_2p.db",)
             await event.ack()
             break
@@ -297,3 +297,22 @@ async def test_up_says_that_its_port_is_taken(tmp_path: Path, own_server: Embedd
     _, said = await asyncio.wait_for(up.communicate(), 60)
     assert up.returncode == 1
     assert b"address already in use" in said
+
+
+async def test_second_up_in_one_directory_is_refused(tmp_path: Path) -> None:
+    """Two process trees on one state directory would fold over each other: the second says so."""
+    environment = {"DATAPLANE_NATS_PORT": "0", "DATAPLANE_NODE": "solo", "PATH": "/usr/bin:/bin"}
+
+    async def up() -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "dataplane", "up", cwd=tmp_path, env=environment, stderr=-1
+        )
+
+    first = await up()
+    await until((tmp_path / ".dataplane" / "nats_url").exists, "the bus to run")
+    second = await up()
+    _, said = await asyncio.wait_for(second.communicate(), 60)
+    assert second.returncode == 1
+    assert f"in use by process {first.pid}".encode() in said
+    first.terminate()
+    assert await first.wait() == 0

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 
 from streams import events
+from streams.jetstream import JetStreamLog
+from streams.server import EmbeddedServer
 from streams.values import Role
 from tests.integration.cluster import LocalCluster, until
 
@@ -115,6 +117,17 @@ async def test_every_question_has_an_answer_also_while_the_daemon_is_down(
     assert "$.games_count" in wrong["reason"]
     assert terminal.json("status", status=1)["status"] == "unhealthy"
     assert "can't be reached" in terminal.run("status", status=1)
+
+
+async def test_verify_against_another_log_says_so_and_ends(
+    terminal: Terminal, own_server: EmbeddedServer
+) -> None:
+    """Views of one log beside the bus of another: a clear text, not a wait for what never comes."""
+    own_server.start()
+    other = await JetStreamLog.connect(own_server.url)
+    await other.ensure_topology()
+    await other.close()
+    assert "of another log" in terminal.run("--nats", own_server.url, "verify", status=2)
 
 
 @pytest.mark.parametrize(
