@@ -2,9 +2,9 @@
 
 Each transport makes one attempt per call and tells the truth about it; landing is the only way a
 file appears, the inventory the only way it becomes known. Nothing here decides what to move, to
-retry or to delete. Read in this order: `transport` (the
-contract), `landing` (bytes to a file; `partial`, `places`, `checks`), `sqlite` (live databases),
-`inventory` (what this node holds; `walk`, `reading`, `known`, `index`, `contents`), `server` and
-`http` (files by digest), `rsync` and `base64_ssh` (over `ssh`), `s3` (with `s3_layout` and
-`sealing`), `throttle`.
+retry or to delete. Read in this order: `transport` (the contract), `landing` (bytes to a file, on
+`partial`, `places` and `checks`), `sqlite` (live databases), `inventory` (what this node holds: it
+`walk`s, has a `reading` of each file, and remembers what is `known`, in an `index`, and where the
+`contents` are), `server` and `http` (files by digest, on `signing`), `rsync` and `base64_ssh` (over
+`ssh`), `s3` (with `s3_layout` and `sealing`), `throttle`.
 """
