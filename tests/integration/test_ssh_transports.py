@@ -319,7 +319,8 @@ async def test_the_two_go_on_with_what_the_other_left(server: SshServer, tmp_pat
             (partial,) = (rig.root / OWN_DIRECTORY / "partial").iterdir()
             kept.append(partial.stat().st_size)
         else:
-            assert await rig.push(entry, file) == len(data) - kept[-1]
+            # What sshd had buffered at the cut may arrive after we looked: then less is sent.
+            assert 0 < await rig.push(entry, file) <= len(data) - kept[-1]
         await rig.transport.close()
         await rig.wire.close()
     assert 0 < kept[1] < kept[2] < len(data)
