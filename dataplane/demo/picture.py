@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dataplane.show import size
+from dataplane.cli.show import size
 from dataplane.transfers import ProgressMessage
 from streams import events
 from streams.codec import Recorded

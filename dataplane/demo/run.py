@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dataplane.catalog import Catalog
+from dataplane.cli.show import console, errors, print_json, size
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.demo.audit import Audit, audit, quantile
 from dataplane.demo.cluster import (
@@ -35,7 +36,6 @@ from dataplane.demo.cluster import (
 from dataplane.demo.picture import ChainLine, Picture, TransferLine
 from dataplane.demo.view import shown
 from dataplane.replay import verify
-from dataplane.show import console, errors, print_json, size
 from dataplane.transfers import ProgressMessage
 from streams.jetstream import JetStreamLog
 from streams.log import LogError

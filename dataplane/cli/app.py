@@ -1,0 +1,105 @@
+"""The ``dataplane`` command itself: options that every command takes, errors, exit statuses.
+
+Exit status: 0 done; 1 it failed, or what was asked about is not well; 2 the call or the
+configuration is wrong; 3 the bus can't be reached; 4 there are no views here; 5 the bus refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+
+from dataplane.catalog import Catalog
+from dataplane.cli import show
+from dataplane.config import CONFIG_FILE, ConfigError, DataPlaneConfig
+from projections.store import StoreError, StoreMissing
+from streams.log import LogError, LogUnavailable, PermissionDenied
+from streams.values import DataType
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Where the cluster's data is, where it should go, and what became of it.",
+    epilog="Exit status: 0 done, 1 failed or unwell, 2 wrong call or configuration, "
+    "3 bus out of reach, 4 no views here, 5 refused by the bus.",
+)
+Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of tables.")]
+ConfigOption = Annotated[Path | None, typer.Option("--config", help=f"Default: {CONFIG_FILE}.")]
+Nats = Annotated[str | None, typer.Option("--nats", help="URL(s) of the bus.")]
+Node = Annotated[str | None, typer.Option("--node", help="This node's name.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="What is watched and received.")]
+StateDir = Annotated[Path | None, typer.Option("--state-dir", help="Log, views, outbox.")]
+TypeOption = Annotated[DataType | None, typer.Option("--type", help="Only this type of data.")]
+
+arguments: dict[str, Any] = {}
+
+
+@app.callback()
+def common(
+    config: ConfigOption = None,
+    state_dir: StateDir = None,
+    nats: Nats = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+) -> None:
+    """Options for every command; each can also stand in the configuration."""
+    arguments.update(path=config, state_dir=state_dir, nats_url=nats)
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(name)s: %(message)s",
+        handlers=[RichHandler(console=show.errors, show_path=False)],
+    )
+    for noisy in ("aiohttp.access", "watchfiles.main", "asyncio"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def config_of(**more: Any) -> DataPlaneConfig:
+    given = {name: value for name, value in more.items() if value is not None}
+    return DataPlaneConfig.load(**{**arguments, **given})
+
+
+@contextlib.contextmanager
+def open_catalog() -> Iterator[Catalog]:
+    """The views on this machine, for one command."""
+    catalog = Catalog(config_of())
+    try:
+        yield catalog
+    finally:
+        catalog.close()
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """Run a command's asynchronous part."""
+    return asyncio.run(work)
+
+
+_STATUS: tuple[tuple[type[Exception], int], ...] = (
+    (ConfigError, 2),
+    (PermissionDenied, 5),
+    (LogUnavailable, 3),
+    (StoreMissing, 4),
+    (LogError, 1),
+    (StoreError, 1),
+    (TimeoutError, 1),
+    (OSError, 1),
+    (ValueError, 2),
+)
+
+
+def main() -> None:
+    """Run the command; what goes wrong for a known reason is one line and a status."""
+    try:
+        app()
+    except tuple(kind for kind, _ in _STATUS) as error:
+        text = str(error) or type(error).__name__
+        show.errors.print(f"dataplane: {text}", style="red", highlight=False, markup=False)
+        raise SystemExit(next(code for kind, code in _STATUS if isinstance(error, kind))) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None

@@ -1,0 +1,178 @@
+"""Commands that show what is known now; they work while no daemon runs."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from dataplane.api import DataPlane
+from dataplane.cli import show
+from dataplane.cli.app import Json, TypeOption, app, config_of, open_catalog, run
+from dataplane.config import ConfigError
+from dataplane.replay import chain_history, describe
+from projections.store import StoreMissing
+from streams.log import LogError
+
+catalog_app = typer.Typer(no_args_is_help=True, help="What is where.")
+app.add_typer(catalog_app, name="catalog")
+
+
+@app.command()
+def status(as_json: Json = False) -> None:
+    """Whether the data plane does its work. Exit status 1 if it does not."""
+
+    async def check() -> Any:
+        async with DataPlane.connect(config=config_of()) as plane:
+            return await plane.health_check()
+
+    health = run(check())
+    if as_json:
+        show.print_json(health)
+    else:
+        show.console.print(f"{health.status}: {health.message}", highlight=False)
+        for name, value in health.details.items():
+            text = (
+                ", ".join(f"{k} {v}" for k, v in value.items())
+                if isinstance(value, dict)
+                else value
+            )
+            show.console.print(f"  {name:<14} {text}", highlight=False)
+    raise typer.Exit(0 if health.healthy else 1)
+
+
+@app.command()
+def nodes(as_json: Json = False) -> None:
+    """All nodes that ever joined, and when they were last heard."""
+    from dataplane.presence import present
+
+    async def beats() -> dict[str, dict[str, Any]]:
+        with contextlib.suppress(LogError):
+            async with DataPlane.connect(config=config_of()) as plane:
+                return await present((await plane.log()).bus)
+        return {}
+
+    heard = run(beats())
+    with open_catalog() as catalog, catalog.view() as view:
+        rows = [show.node_row(row, heard.get(f"agent.{row.name}")) for row in view.nodes()]
+    columns = [
+        "node",
+        "roles",
+        "traits",
+        "planned_for",
+        "seen_s_ago",
+        "disk_free_bytes",
+        "http_url",
+    ]
+    show.emit(rows, columns, as_json=as_json, empty="no node has joined yet")
+
+
+@catalog_app.command("ls")
+def catalog_ls(
+    node: Annotated[str, typer.Option(help="Only what this node holds.")] = "",
+    config_key: Annotated[str, typer.Option("--config-key", help="Only this one.")] = "",
+    data_type: TypeOption = None,
+    as_json: Json = False,
+) -> None:
+    """Every entry that somebody holds."""
+    with open_catalog() as catalog:
+        found = catalog.entries(node=node, config_key=config_key, data_type=data_type)
+    _print_entries([show.entry_row(entry) for entry in found], as_json)
+
+
+@app.command()
+def where(path: str, as_json: Json = False) -> None:
+    """Who holds a file, and which version."""
+    with open_catalog() as catalog:
+        rows = [show.entry_row(entry) for entry in catalog.where(path)]
+    _print_entries(rows, as_json, empty=f"nobody holds {path}")
+    raise typer.Exit(0 if rows else 1)
+
+
+@app.command()
+def missing(node: str, data_type: TypeOption = None, as_json: Json = False) -> None:
+    """What belongs on a node and is not there."""
+    with open_catalog() as catalog:
+        with catalog.view() as view:
+            if view.node(node) is None:
+                known = ", ".join(row.name for row in view.nodes()) or "none"
+                raise ConfigError(f"NODE {node!r} never joined; known: {known}")
+        found = catalog.get_missing_on_node(node, data_type)
+    rows = [show.entry_row(entry) for entry in found]
+    _print_entries(rows, as_json, empty=f"{node} has all that belongs there")
+
+
+def _print_entries(rows: list[dict[str, Any]], as_json: bool, empty: str = "nothing") -> None:
+    columns = ["path", "type", "config_key", "size_bytes", "games", "locations", "version"]
+    show.emit(rows, columns, as_json=as_json, empty=empty)
+
+
+@app.command()
+def plans(as_json: Json = False) -> None:
+    """Transfers that wait or run, in the order in which they go."""
+    with open_catalog() as catalog, catalog.view() as view:
+        rows = [show.transfer_row(row) for row in (*view.in_flight(), *view.pending())]
+    columns = [
+        "state",
+        "priority",
+        "path",
+        "source",
+        "target",
+        "size_bytes",
+        "attempts",
+        "last_error",
+    ]
+    show.emit(rows, columns, as_json=as_json, empty="nothing is pending")
+
+
+@app.command()
+def chains(
+    last: Annotated[int, typer.Option(help="How many ended ones.")] = 20, as_json: Json = False
+) -> None:
+    """Open chains, then those that ended last."""
+    with open_catalog() as catalog, catalog.view() as view:
+        ended = [row for row, _ in zip(view.ended_chains(), range(last), strict=False)]
+        rows = [show.chain_row(row) for row in (*view.open_chains(), *ended)]
+    columns = [
+        "chain",
+        "trigger",
+        "config_key",
+        "node",
+        "status",
+        "games",
+        "bytes",
+        "seconds",
+        "reason",
+    ]
+    show.emit(rows, columns, as_json=as_json, empty="no chain yet")
+
+
+@app.command()
+def chain(id: str, as_json: Json = False) -> None:
+    """One chain: what caused what, and when."""
+
+    async def history() -> Any:
+        async with DataPlane.connect(config=config_of()) as plane:
+            return await chain_history(await plane.log(), id)
+
+    facts = run(history())
+    row = None
+    with open_catalog() as catalog, contextlib.suppress(StoreMissing), catalog.view() as view:
+        row = view.chain(id)
+    if not facts and row is None:
+        raise ConfigError(f"there is no chain {id!r}")
+    if as_json:
+        summary = None if row is None else show.chain_row(row)
+        show.print_json({"chain": summary, "facts": [describe(fact) for fact in facts]})
+    else:
+        show.console.print(show.chain_tree(row, facts, id))
+
+
+@app.command()
+def rejected(as_json: Json = False) -> None:
+    """Messages in the log that could not be understood, and why."""
+    with open_catalog() as catalog, catalog.view() as view:
+        rows = [msgspec.structs.asdict(row) for row in view.rejected()]
+    show.emit(rows, ["sequence", "time", "subject", "reason"], as_json=as_json, empty="none")

@@ -1,0 +1,97 @@
+"""Commands that say something to the data plane, and may wait for what becomes of it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from dataplane.api import DataPlane, Published, SyncResult
+from dataplane.cli import show
+from dataplane.cli.app import Json, Node, app, config_of, run
+from dataplane.config import ConfigError
+from streams.events import CHAIN_TRIGGERS, EVENT_TYPES
+from streams.subjects import Place, place_of
+from streams.values import DataType, SyncPriority
+
+
+@app.command()
+def publish(
+    type_name: Annotated[str, typer.Argument(metavar="TYPE", help="Such as SELFPLAY_COMPLETE.")],
+    payload: Annotated[str, typer.Argument(help="JSON; - reads standard input.")] = "{}",
+    node: Node = None,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the chain's end.")] = 0.0,
+    id: Annotated[str | None, typer.Option(help="The same id is stored once.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say that something happened."""
+    cls = EVENT_TYPES.get(type_name)
+    if cls is None or place_of(cls) is not Place.NODE:
+        known = ", ".join(name for name, c in EVENT_TYPES.items() if place_of(c) is Place.NODE)
+        raise ConfigError(f"TYPE {type_name!r} can't be published; known: {known}")
+    config = config_of(node=node)
+    text = sys.stdin.read() if payload == "-" else payload
+    try:
+        fields = msgspec.json.decode(text, type=dict[str, Any])
+        for name in ("node", "source_node"):
+            if name in {field.name for field in msgspec.structs.fields(cls)}:
+                fields.setdefault(name, config.node)
+        event = msgspec.convert(fields, cls)
+    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        raise ConfigError(f"payload of {type_name}: {error}") from None
+
+    async def say() -> tuple[Published, SyncResult | None]:
+        async with DataPlane.connect(config=config) as plane:
+            published = await plane.publish(event, id=id)
+            if wait <= 0 or published.queued or not isinstance(event, CHAIN_TRIGGERS):
+                return published, None
+            return published, await (await plane.handle(published)).wait(wait)
+
+    published, result = run(say())
+    if as_json:
+        show.print_json({"published": published, "queued": published.queued, "result": result})
+    else:
+        where = "in the outbox" if published.queued else f"at sequence {published.sequence}"
+        show.console.print(f"{type_name} {published.id} {where}", highlight=False)
+        if result is not None:
+            _print_result(result)
+    raise typer.Exit(0 if result is None or result.success else 1)
+
+
+@app.command()
+def sync(
+    config_key: Annotated[str, typer.Argument(help="Such as hex8_2p.")],
+    targets: Annotated[list[str], typer.Argument(help="Nodes that are to get it.")],
+    data_type: Annotated[DataType, typer.Option("--type")] = DataType.GAMES,
+    priority: SyncPriority = SyncPriority.NORMAL,
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 60.0,
+    as_json: Json = False,
+) -> None:
+    """Ask for data on nodes, and wait until it is there."""
+
+    async def ask() -> tuple[str, SyncResult | None]:
+        async with DataPlane.connect(config=config_of()) as plane:
+            handle = await plane.request_sync(data_type, config_key, targets, priority)
+            return handle.chain, await handle.wait(wait) if wait > 0 else None
+
+    chain_id, result = run(ask())
+    if as_json:
+        show.print_json({"chain": chain_id, "result": result})
+    elif result is None:
+        show.console.print(f"asked; dataplane chain {chain_id}", highlight=False)
+    else:
+        _print_result(result)
+    raise typer.Exit(0 if result is None or result.success else 1)
+
+
+def _print_result(result: SyncResult) -> None:
+    verdict = "completed" if result.success else "failed"
+    show.console.print(
+        f"{verdict}: {result.reason} ({result.games_synced} games, "
+        f"{show.size(result.bytes_transferred)}, {result.duration_seconds:.2f} s)",
+        highlight=False,
+    )
+    for outcome in result.failed:
+        show.console.print(f"  {outcome.target}: {outcome.path}: {outcome.error}")
