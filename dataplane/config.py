@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from dataplane.policy import MEGABYTE, Policy
 from streams.identity import PathRules
-from streams.values import Role, Trait, Transport, is_token
+from streams.values import S3_NODE, Role, Trait, Transport, is_token
 
 CONFIG_FILE = "dataplane.toml"
 ENVIRONMENT_PREFIX = "DATAPLANE_"
@@ -189,6 +189,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"{where}: {error}{_hint(str(error))}") from None
         if not is_token(config.node):
             raise ConfigError(f"{where}: node {config.node!r} must be 1 to 64 of A-Z a-z 0-9 _ -")
+        if config.node == S3_NODE:
+            raise ConfigError(f"{where}: node {S3_NODE!r} is what the bucket is called")
         if config.s3_enabled and not config.s3_bucket:
             raise ConfigError(f"{where}: s3_enabled needs s3_bucket")
         return config

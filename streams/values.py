@@ -26,6 +26,8 @@ Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 #: What a fact says when it speaks of no single configuration.
 ALL_CONFIGS = "all"
+#: The bucket as a place that holds and receives entries. It is no node: it never registers.
+S3_NODE = "s3"
 BOARDS = ("hex8", "square8", "square19", "hexagonal")
 _CONFIG_IN_NAME = re.compile(rf"(?<![A-Za-z0-9])((?:{'|'.join(BOARDS)})_[234]p)(?![A-Za-z0-9])")
 

@@ -250,3 +250,9 @@ def test_template_parses_when_uncommented_and_shows_the_defaults(tmp_path: Path)
     assert config.node == "gpu-7"
     defaults = DataPlaneConfig(node="gpu-7", nats_url="nats://10.0.0.1:4222")
     assert msgspec.structs.asdict(config) == msgspec.structs.asdict(defaults)
+
+
+def test_no_node_may_be_called_like_the_bucket(tmp_path: Path) -> None:
+    """In the catalog ``s3`` is the bucket: a node of that name would make its copies ambiguous."""
+    with pytest.raises(ConfigError, match="node 's3'"):
+        loaded(tmp_path, 'node = "s3"')
