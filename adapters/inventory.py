@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from adapters.contents import KEEP_S
-from adapters.digest import Stopped
+from adapters.digest import Stopped, checksum_on_disk
 from adapters.index import Row, State
 from adapters.known import Known
 from adapters.reading import Reader, Reading
@@ -26,7 +26,7 @@ from adapters.walk import Walk, print_of, walk
 from adapters.watching import changes_under
 from adapters.workers import finish, settled
 from streams.identity import PathRules
-from streams.values import DataEntry, config_key_in
+from streams.values import DataEntry, Proof, config_key_in
 
 T = TypeVar("T")
 
@@ -92,6 +92,9 @@ class Inventory:
         self._root_id: tuple[int, int] | None = None
         self._scanning = asyncio.Lock()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="scan")
+        #: Apart from scans: who waits for a proof must not wait for all that a scan reads.
+        self._proofs = ThreadPoolExecutor(1, thread_name_prefix="proof")
+        self._closed = threading.Event()
 
     # What a node says
 
@@ -199,6 +202,46 @@ class Inventory:
         """
         return self._known.contents.locate(checksum)
 
+    async def prove(self, path: str, checksum: str) -> Proof:
+        """Read what is here under a logical path again, now, and say whether it is `checksum`.
+
+        Of a live database that is the snapshot its entry means, and the database must still be
+        there. Nothing that was read before counts.
+        """
+        await self._known.ready()
+        row = self._known.row_of(path)
+        if row is None or row.state is not State.HERE:
+            return Proof(node=self._node, proven=False, reason=f"nothing is known here of {path}")
+        if row.entry.checksum != checksum:
+            return Proof(
+                node=self._node,
+                proven=False,
+                checksum=row.entry.checksum,
+                size_bytes=row.entry.size_bytes,
+                reason="another content is here under this path",
+            )
+        return await finish(lambda: self._prove(row), executor=self._proofs)
+
+    def _prove(self, row: Row) -> Proof:
+        holder = self._root / row.holder
+        try:
+            if not (self._root / row.local).is_file():
+                raise FileNotFoundError(f"{row.local} is gone")
+            found = checksum_on_disk(holder, self._closed.is_set)
+            size_bytes = holder.stat().st_size
+        except OSError as error:
+            return Proof(node=self._node, proven=False, reason=f"it can't be read: {error}")
+        except Stopped:
+            return Proof(node=self._node, proven=False, reason="the inventory is being closed")
+        proven = found == row.entry.checksum
+        return Proof(
+            node=self._node,
+            proven=proven,
+            checksum=found,
+            size_bytes=size_bytes,
+            reason="" if proven else f"the disk holds {found}",
+        )
+
     def counts(self) -> Counts:
         """The inventory as of the last scan, in numbers."""
         return self._counts
@@ -211,8 +254,10 @@ class Inventory:
     async def close(self) -> None:
         """Stop reading and let go of the index."""
         self._halt.set()
+        self._closed.set()
         await self._known.close()
         self._disk.shutdown(wait=False)
+        self._proofs.shutdown(wait=False)
 
     # Reading
 

@@ -57,7 +57,7 @@ from adapters.transport import (
 )
 from adapters.workers import DIGESTS, finish
 from streams.identity import PathRules
-from streams.values import DataEntry, Transport
+from streams.values import S3_NODE, DataEntry, Proof, Transport
 
 __all__ = ["S3Bucket", "S3Transport"]
 
@@ -863,6 +863,34 @@ class S3Bucket:
             return await landing.commit()
         finally:
             await landing.abort()
+
+    async def prove(self, path: str, checksum: str) -> Proof:
+        """Whether a manifest names this content under this path, and the bucket holds the object.
+
+        The digest is the object's own as the server keeps it; its bytes are not fetched.
+        """
+
+        def unproven(reason: str) -> Proof:
+            return Proof(node=S3_NODE, proven=False, reason=reason)
+
+        try:
+            named = [
+                stored
+                for stored in (await self.catalog()).entries
+                if (stored.entry.path, stored.entry.checksum) == (path, checksum)
+            ]
+            if not named:
+                return unproven(f"no manifest names this content of {path}")
+            found = await self._store.head(named[0].key, Flow())
+        except TransportError as error:
+            return unproven(f"{type(error).__name__}: {error}")
+        if found is None:
+            return unproven(f"{named[0].key} is gone")
+        if not found.holds(named[0]):
+            return unproven(f"{named[0].key} is another content")
+        return Proof(
+            node=S3_NODE, proven=True, checksum=checksum, size_bytes=named[0].entry.size_bytes
+        )
 
     async def _check_stored(self, stored: ManifestEntry) -> None:
         found = await self._store.head(stored.key, Flow())

@@ -3,8 +3,8 @@
 Everything a user needs can be imported from here. Decisions are pure functions of views, policy
 and time; around them stands a thin shell of loops that can be killed anywhere. Read in this order:
 the pure middle (`policy`, `routes`, `planner`, `chain`, `admission`, `liveness`), then the shell
-(`bridge`, `dispatch`, `coordinator`, `transports`, `transfers`, `agent`, `daemon`), then what users
-touch (`config`, `api`, `blocking`, `catalog`, `replay`, `health`, `cli`).
+(`bridge`, `dispatch`, `coordinator`, `transports`, `transfers`, `proving`, `agent`, `daemon`), then
+what users touch (`config`, `api`, `blocking`, `catalog`, `replay`, `health`, `cli`).
 """
 
 from dataplane.api import (

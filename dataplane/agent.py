@@ -28,6 +28,7 @@ from dataplane.config import DataPlaneConfig
 from dataplane.crashpoints import reach
 from dataplane.outbox import Outbox
 from dataplane.presence import Presence, signing_key
+from dataplane.proving import answer_proofs
 from dataplane.transfers import ProgressMessage, TransportManager, quarantine_fact
 from dataplane.transports import content_path, locate_subject, make_transports
 from streams import events
@@ -72,7 +73,7 @@ class Agent:
         self._server: FileServer | None = None
         self._transports: dict[Transport, Fetches] = {}
         self._manager: TransportManager | None = None
-        self._answering: Answering | None = None
+        self._answering: list[Answering] = []
 
     async def start(self) -> None:
         """Open the inventory, serve files, and say that the node is there."""
@@ -84,7 +85,10 @@ class Agent:
         port_file.parent.mkdir(parents=True, exist_ok=True)
         port_file.write_text(str(self._server.port))
         self._transports = make_transports(config, signer)
-        self._answering = await self._bus.answer(locate_subject(self.node), self._locate)
+        self._answering = [
+            await self._bus.answer(locate_subject(self.node), self._locate),
+            await answer_proofs(self._bus, self.node, self._inventory.prove),
+        ]
         self._manager = TransportManager(
             self.node,
             config.data_dir,
@@ -108,8 +112,8 @@ class Agent:
 
     async def stop(self) -> None:
         """Let go of everything; what was under way is done again by whoever comes next."""
-        if self._answering is not None:
-            await self._answering.close()
+        for answering in self._answering:
+            await answering.close()
         for transport in self._transports.values():
             await transport.close()
         if self._server is not None:

@@ -9,7 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from datetime import UTC, datetime
 from typing import Self
 
@@ -28,6 +35,7 @@ from streams.log import (
 from streams.subjects import LOG_SUBJECTS, matches
 
 _READ_BATCH = 500
+Answerer = Callable[[str, bytes], Awaitable[bytes]]
 
 
 class _Change:
@@ -357,6 +365,7 @@ class MemoryBus:
     def __init__(self) -> None:
         self._buckets: dict[str, dict[str, bytes]] = {}
         self._listeners: list[tuple[str, deque[tuple[str, bytes]]]] = []
+        self._answerers: dict[str, Answerer] = {}
         self._change = _Change()
 
     async def kv_put(self, bucket: str, key: str, value: bytes) -> None:
@@ -386,6 +395,16 @@ class MemoryBus:
         self._listeners.append(entry)
         return self._messages(entry)
 
+    async def request(self, subject: str, body: bytes, timeout_s: float = 5.0) -> bytes:
+        answerer = self._answerers.get(subject)
+        if answerer is None:
+            raise LogUnavailable(f"nobody answers {subject}")
+        return await answerer(subject, body)
+
+    async def answer(self, subject: str, answerer: Answerer) -> MemoryAnswering:
+        self._answerers[subject] = answerer
+        return MemoryAnswering(self._answerers, subject)
+
     async def _messages(
         self, entry: tuple[str, deque[tuple[str, bytes]]]
     ) -> AsyncGenerator[tuple[str, bytes], None]:
@@ -396,6 +415,16 @@ class MemoryBus:
                 await self._change.wait()
         finally:
             self._listeners.remove(entry)
+
+
+class MemoryAnswering:
+    """Somebody answers on a `MemoryBus`."""
+
+    def __init__(self, answerers: dict[str, Answerer], subject: str) -> None:
+        self._answerers, self._subject = answerers, subject
+
+    async def close(self) -> None:
+        self._answerers.pop(self._subject, None)
 
 
 def _wanted(message: Recorded, subjects: Sequence[str]) -> bool:

@@ -225,3 +225,16 @@ class TargetOutcome(Value, frozen=True):
     bytes_transferred: Count = 0
     #: Why the entry is not there, in words; "" if it is.
     error: str = ""
+
+
+class Proof(Value, frozen=True):
+    """What came of reading a replica again, from the disk, just now."""
+
+    #: The place that was asked: a node, or the bucket.
+    node: str
+    proven: bool
+    #: What the content really is; "" where it could not be read.
+    checksum: str = ""
+    size_bytes: Count = 0
+    #: Why it is not proven, in words; "" if it is.
+    reason: str = ""

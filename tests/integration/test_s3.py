@@ -1095,3 +1095,21 @@ def resident() -> int:
     """Bytes of this process that are in memory."""
     pages = Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_a_replica_in_the_bucket_is_proven_by_manifest_and_object(
+    bucket: str, client: Any, connect: Callable[..., S3Transport], files: Files
+) -> None:
+    """K22: what no manifest names, or whose object is gone or another, is no copy."""
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    entry = await stored(transport, files, "data/x.bin", b"games")
+    assert "no manifest" in (await s3_bucket.prove(entry.path, entry.checksum)).reason
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    proof = await s3_bucket.prove(entry.path, entry.checksum)
+    assert (proof.proven, proof.node, proof.size_bytes) == (True, "s3", 5)
+    key = layout.object_key(entry.checksum)
+    client.put_object(Bucket=bucket, Key=key, Body=b"rotten")
+    assert "another content" in (await s3_bucket.prove(entry.path, entry.checksum)).reason
+    client.delete_object(Bucket=bucket, Key=key)
+    assert "gone" in (await s3_bucket.prove(entry.path, entry.checksum)).reason

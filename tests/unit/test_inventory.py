@@ -676,3 +676,45 @@ async def test_p7_scanning_leaves_no_trace_beside_a_database(make: Make, root: P
     before = sorted(path.name for path in (root / "games").iterdir())
     await told(make())
     assert sorted(path.name for path in (root / "games").iterdir()) == before == ["hex8_2p.db"]
+
+
+async def test_a_proof_reads_the_file_again(make: Make, root: Path) -> None:
+    """K22: a file that was changed without looking changed is no longer proven."""
+    file = put(root / "models/canonical_x.pth", b"\x80model")
+    settle(file)
+    inventory = make()
+    [entry] = (await told(inventory)).changed
+    proof = await inventory.prove(entry.path, entry.checksum)
+    assert (proof.proven, proof.checksum, proof.size_bytes) == (True, entry.checksum, 6)
+    seen = file.stat()
+    file.write_bytes(b"\x80other")
+    os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    proof = await inventory.prove(entry.path, entry.checksum)
+    other = sha(b"\x80other")
+    assert not proof.proven
+    assert (proof.checksum, proof.reason) == (other, f"the disk holds {other}")
+
+
+async def test_a_proof_of_a_database_is_of_the_snapshot_and_needs_the_database(
+    make: Make, root: Path
+) -> None:
+    """A snapshot whose database was deleted is nobody's copy."""
+    database = root / "games/hex8_2p.db"
+    play(database, 12)
+    settle(database)
+    inventory = make()
+    [entry] = (await told(inventory)).changed
+    assert (await inventory.prove(entry.path, entry.checksum)).proven
+    database.unlink()
+    proof = await inventory.prove(entry.path, entry.checksum)
+    assert (proof.proven, "is gone" in proof.reason) == (False, True)
+
+
+async def test_what_is_not_here_or_is_another_version_is_not_proven(make: Make, root: Path) -> None:
+    """P22: neither a path nor a size is a proof."""
+    settle(put(root / "models/canonical_x.pth", b"\x80model"))
+    inventory = make()
+    [entry] = (await told(inventory)).changed
+    assert (await inventory.prove("models/other.pth", entry.checksum)).reason.startswith("nothing")
+    proof = await inventory.prove(entry.path, sha(b"\x80other"))
+    assert (proof.proven, proof.checksum) == (False, entry.checksum)

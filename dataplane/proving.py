@@ -1,0 +1,59 @@
+"""Fresh proof of a replica: who is asked reads the file again, now, and says what it is.
+
+It is what deletion, draining and scrubbing stand on. A proof is never remembered here and never
+taken from what the catalog says; whoever can't be asked has proven nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable
+
+import msgspec
+
+from streams.log import Answering, Bus, LogError
+from streams.values import DataEntry, Proof
+
+#: How long an answer may take: this, and so many bytes a second to read.
+ANSWER_S = 15.0
+READ_BYTES_PER_S = 20_000_000
+#: Reads a replica again; `adapters.inventory.Inventory.prove` for a node's own.
+Prover = Callable[[str, str], Awaitable[Proof]]
+
+
+class ProofRequest(msgspec.Struct, frozen=True):
+    """Which content is asked for, under which logical path."""
+
+    path: str
+    checksum: str
+
+
+def prove_subject(node: str) -> str:
+    """Where a place is asked to prove what it holds."""
+    return f"dp.rpc.{node}.prove"
+
+
+async def answer_proofs(bus: Bus, node: str, prover: Prover) -> Answering:
+    """Answer for `node`, until the result is closed."""
+
+    async def answer(subject: str, body: bytes) -> bytes:
+        asked = msgspec.json.decode(body, type=ProofRequest)
+        return msgspec.json.encode(await prover(asked.path, asked.checksum))
+
+    return await bus.answer(prove_subject(node), answer)
+
+
+async def prove(bus: Bus, node: str, entry: DataEntry) -> Proof:
+    """Whether `node` holds an entry, read just now. Who does not answer has not proven it."""
+    body = msgspec.json.encode(ProofRequest(entry.path, entry.checksum))
+    timeout_s = ANSWER_S + entry.size_bytes / READ_BYTES_PER_S
+    try:
+        answer = await bus.request(prove_subject(node), body, timeout_s)
+        return msgspec.json.decode(answer, type=Proof)
+    except (LogError, msgspec.MsgspecError) as error:
+        return Proof(node=node, proven=False, reason=f"{node} could not be asked: {error}")
+
+
+async def prove_all(bus: Bus, nodes: Iterable[str], entry: DataEntry) -> list[Proof]:
+    """Ask several places at once; their proofs in the same order."""
+    return list(await asyncio.gather(*(prove(bus, node, entry) for node in nodes)))
