@@ -227,7 +227,7 @@ class _Attempt:
 
     def measure(self, transport: Transport, landing: Landing) -> _Measured:
         """A context that records one try over one transport."""
-        return _Measured(self.results, transport, landing)
+        return _Measured(self.results, transport, self._order.source, landing)
 
     def succeeded(
         self, node: str, games: int | None, moved_before: int = 0
@@ -269,10 +269,11 @@ class _Measured:
     """Times one try and counts the bytes that came, also where it fails."""
 
     def __init__(
-        self, results: list[TransportResult], transport: Transport, landing: Landing
+        self, results: list[TransportResult], transport: Transport, remote: str, landing: Landing
     ) -> None:
         self._results = results
         self._transport = transport
+        self._remote = remote
         self._landing = landing
         self._before = landing.offset
         self._started = time.monotonic()
@@ -291,10 +292,18 @@ class _Measured:
             transport_used=self._transport,
             bytes_transferred=came,
             duration_seconds=round(time.monotonic() - self._started, 6),
-            error=None if error is None else (str(error)[:500] or type(error).__name__),
-            error_class="" if kind is None else kind.__name__,
+            error=None if error is None else (str(error)[:500] or _class_of(kind)),
+            error_class=_class_of(kind),
+            remote=self._remote,
         )
         self._results.append(result)
+
+
+def _class_of(kind: type[BaseException] | None) -> str:
+    """The class of what ended a try. Results are only told of tries whose time was up."""
+    if kind is None:
+        return ""
+    return TimedOut.__name__ if issubclass(kind, asyncio.CancelledError) else kind.__name__
 
 
 def _ignore(done: int, total: int) -> None:

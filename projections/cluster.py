@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 
-from projections import chains, guards, nodes, rejected, transfers
+from projections import chains, guards, links, nodes, rejected, transfers
 from projections.catalog import DataCatalog
 from projections.chains import ChainRow
 from projections.fold import Checkpoint, checkpoint
+from projections.links import LinkRow
 from projections.nodes import NodeRow
 from projections.rejected import RejectedRow
 from projections.store import Reader
 from projections.transfers import Totals, TransferRow
-from streams.values import DataEntry, DataType
+from streams.values import DataEntry, DataType, Transport
 
 
 class ClusterView:
@@ -34,6 +35,14 @@ class ClusterView:
     def node(self, name: str) -> NodeRow | None:
         """A node by name."""
         return nodes.get_node(self._reader, name)
+
+    def links(self) -> list[LinkRow]:
+        """How every node could be reached lately: its own row, then one for each transport."""
+        return list(links.all_links(self._reader))
+
+    def link(self, node: str, transport: Transport | None = None) -> LinkRow | None:
+        """How a node could be reached by a transport, or by any; None if it was never tried."""
+        return links.get_link(self._reader, node, transport)
 
     def current(
         self, *, node: str, config_key: str, data_type: DataType, authority_only: bool = True

@@ -12,6 +12,7 @@ import msgspec
 from projections.catalog import CatalogView
 from projections.chains import ChainsView
 from projections.guards import GuardsView
+from projections.links import LinksView
 from projections.nodes import NodesView
 from projections.rejected import RejectedView
 from projections.store import Reader, Writer
@@ -23,7 +24,14 @@ from streams.events import TYPE_NAMES, Event
 _GUARDS = GuardsView()
 _REJECTED = RejectedView()
 #: In this order each fact visits them; a view may read those before it.
-VIEWS: tuple[View, ...] = (CatalogView(), NodesView(), TransfersView(), ChainsView(), _REJECTED)
+VIEWS: tuple[View, ...] = (
+    CatalogView(),
+    NodesView(),
+    LinksView(),
+    TransfersView(),
+    ChainsView(),
+    _REJECTED,
+)
 #: By type of event, what folds it, in that order.
 _HANDLERS: dict[type[Event], list[Handler]] = {
     cls: [view.folds[cls] for view in VIEWS if cls in view.folds] for cls in TYPE_NAMES

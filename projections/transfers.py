@@ -40,6 +40,8 @@ class Failure(Row, frozen=True):
     retryable: bool
     source: str
     sequence: int = 0
+    #: Who made it: an attempt of the target is a fetch, one of the source a push.
+    executor: str = ""
 
 
 class TransferRow(Row, frozen=True):
@@ -101,7 +103,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 3
+    version = 4
     tables = (
         "transfers",
         "queue",
@@ -236,6 +238,7 @@ class TransfersView:
             event.retryable,
             event.source,
             recorded.sequence,
+            row.executor,
         )
         failed = replace(
             row,

@@ -143,6 +143,9 @@ class Endpoint(Value, frozen=True):
     ssh_user: str = ""
     #: Its data directory, absolute, for transports that name files.
     data_root: str = ""
+    #: Whether others can connect to its `http_url`, as found out by letting one try; None if nobody
+    #: was there to try.
+    reachable: bool | None = None
 
 
 class NodeDescription(Value, frozen=True):
@@ -211,6 +214,9 @@ class TransportResult(Value, frozen=True):
     #: Which family of error: ``Unreachable``, ``Refused``, ``DigestMismatch`` …
     error_class: str = ""
     retries: Count = 0
+    #: The place at the other end: whom the executor fetched from or pushed to. "" where it was the
+    #: transfer's source, or its target if the source pushed.
+    remote: str = ""
 
 
 class TargetOutcome(Value, frozen=True):
