@@ -4,7 +4,8 @@ Everything a user needs can be imported from here. Decisions are pure functions 
 and time; around them stands a thin shell of loops that can be killed anywhere. Read in this order:
 the pure middle (`policy`, `routes`, `planner`, `chain`, `admission`, `liveness`), then the shell
 (`bridge`, `dispatch`, `coordinator`, `transports`, `transfers`, `proving`, `agent`, `daemon`), then
-what users touch (`config`, `api`, `blocking`, `catalog`, `replay`, `health`, `cli`).
+what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`, `replay`, `health`,
+`cli`, `web`).
 """
 
 from dataplane.api import (

@@ -15,9 +15,10 @@ from dataplane.dispatch import Dispatcher
 from dataplane.health import CoordinatorHealth, coordinator_health
 from dataplane.liveness import verdicts
 from dataplane.presence import Presence, present
+from dataplane.queries import Queries
 from projections.cluster import ClusterView
 from projections.projector import Projector
-from streams.log import Bus, Log, LogError
+from streams.log import Answering, Bus, Log, LogError
 
 logger = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
@@ -37,10 +38,13 @@ class Coordinator:
         self.projector = Projector(log, config.views_dir)
         self.bridge = EventBridge(log, self.projector, policy)
         self.dispatcher = Dispatcher(log, self.projector, policy, config.node)
+        self.queries = Queries(log, bus, self.projector, config)
+        self._service: Answering | None = None
 
     async def start(self) -> None:
-        """Bring the views up to the log."""
+        """Bring the views up to the log, then answer questions from them."""
         await self.projector.start()
+        self._service = await self._bus.serve(self.queries.service())
 
     async def run(self) -> None:
         """Everything a coordinator does at once, for ever. One loop's end is the end of all."""
@@ -55,6 +59,8 @@ class Coordinator:
 
     async def stop(self) -> None:
         """Let go of the views."""
+        if self._service is not None:
+            await self._service.close()
         await self.projector.close()
 
     async def health(self) -> CoordinatorHealth:

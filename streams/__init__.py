@@ -6,5 +6,5 @@ Nothing here decides, folds or moves anything. Read in this order: `values` (the
 facts and back), `log` (the contract of a log), `memory` and `jetstream` (two logs that keep it),
 `topology` and `server` (what the bus must look like, and the bus we bring along). What `jetstream`
 is made of stands beside it: `wire` and `connection` (the bus as we need it), `appending`,
-`reading`, `pull`, `consuming`, `services`.
+`reading`, `pull`, `consuming`, `services`, `micro`.
 """

@@ -12,17 +12,21 @@ import logging
 import re
 import ssl
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypedDict, Unpack
 from urllib.parse import urlsplit
 
 import nats.errors
+import nats.micro
+import nats.micro.service
 import nkeys
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription as NatsSubscription
+from nats.micro.request import Request, ServiceError
 
 from streams.log import LogError, LogUnavailable, PermissionDenied
+from streams.micro import Question, Service, ServiceRefusal
 from streams.values import is_token
 from streams.wire import Answer, Handler, Message, NoAnswer, Subscription, Watcher, parse_headers
 
@@ -66,6 +70,9 @@ class _Client(Client):
         handler = self.handlers.get(sid)
         if handler is not None:
             handler(subject, reply, data, headers)
+        elif (subscription := self._subs.get(sid)) is not None and subscription._cb is not None:
+            # A subscription of the library's own, such as a service's.
+            await super()._process_msg(sid, subject, reply, data, headers)
 
     async def settle(self) -> None:
         """Until the server has seen all that was sent: the library's ping overtakes it."""
@@ -92,6 +99,20 @@ class _Subscription:
             if self._client.is_connected:
                 await self._client.settle()
         self._client.handlers.pop(self._subscription._id, None)
+
+
+class _Service:
+    """What `Connection.serve` gives out."""
+
+    def __init__(self, service: nats.micro.service.Service) -> None:
+        self._service = service
+
+    async def close(self) -> None:
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._service.stop()
+
+    async def drain(self) -> None:
+        await self.close()
 
 
 class Connection:
@@ -223,6 +244,28 @@ class Connection:
         self._client.handlers[subscription._id] = handler
         return _Subscription(self._client, subscription)
 
+    async def serve(self, service: Service) -> Subscription:
+        try:
+            serving = await nats.micro.add_service(
+                self._client,
+                name=service.name,
+                version=service.version,
+                description=service.description,
+                metadata=service.metadata,
+                queue_group=service.queue,
+            )
+            for question in service.questions:
+                await serving.add_endpoint(
+                    name=question.name,
+                    subject=question.subject,
+                    handler=_answering(question),
+                    metadata=question.metadata,
+                )
+        except (nats.errors.Error, OSError) as error:
+            raise NoAnswer(f"no connection to the bus: {error}") from error
+        await self.flush()
+        return _Service(serving)
+
     async def flush(self) -> None:
         """Wait until the server has seen all that was sent."""
         try:
@@ -319,6 +362,19 @@ class Connection:
         for future, _ in list(self._waiting.values()):
             if not future.done():
                 future.set_exception(error)
+
+
+def _answering(question: Question) -> Callable[[Request], Awaitable[None]]:
+    async def answer(request: Request) -> None:
+        try:
+            said = await question.answer(request.data)
+        except ServiceRefusal as error:
+            raise ServiceError(error.code, str(error)) from error
+        except LogError as error:
+            raise ServiceError("503", str(error)) from error
+        await request.respond(said)
+
+    return answer
 
 
 def _give_up(future: asyncio.Future[Answer], subject: str, timeout_s: float) -> None:

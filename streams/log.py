@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 
 from streams.codec import Fact, Recorded
+from streams.micro import Service
 
 
 class LogError(Exception):
@@ -179,6 +180,9 @@ class Bus(Protocol):
         self, subject: str, answerer: Callable[[str, bytes], Awaitable[bytes]]
     ) -> Answering:
         """Answer what is asked under a subject, several at a time, until the result is closed."""
+
+    async def serve(self, service: Service) -> Answering:
+        """Answer a service's questions until the result is closed."""
 
 
 class Answering(Protocol):

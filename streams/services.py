@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any
 
 from streams.log import LogError, LogUnavailable, PermissionDenied, SequenceConflict
+from streams.micro import Service
 from streams.wire import (
     MESSAGE_NOT_FOUND,
     WRONG_LAST_SEQUENCE,
@@ -148,6 +149,13 @@ class JetStreamBus:
         subscription = await self._wire.subscribe(subject, on_question, queue=queue)
         await self._wire.flush()
         return subscription
+
+    async def serve(self, service: Service) -> Subscription:
+        """Answer a service's questions, one after the other for each, until closed.
+
+        A `ServiceRefusal` reaches who asked with its code, any other exception as 500.
+        """
+        return await self._wire.serve(service)
 
     async def _answer_one(self, answerer: Answerer, subject: str, reply: str, body: bytes) -> None:
         headers: dict[str, str] | None = None

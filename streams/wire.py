@@ -16,6 +16,7 @@ import msgspec
 
 from streams.codec import Recorded, decode
 from streams.log import LogError, LogFull, LogUnavailable
+from streams.micro import Service
 
 T = TypeVar("T")
 #: Called with subject, reply subject, body and raw headers, in the reading task: must be quick
@@ -101,6 +102,9 @@ class Wire(Protocol):
 
     async def subscribe(self, subject: str, handler: Handler, *, queue: str = "") -> Subscription:
         """Give what is published under `subject` to `handler`; of a queue one member gets it."""
+
+    async def serve(self, service: Service) -> Subscription:
+        """Answer a service's questions, until closed; of a queue one member gets each."""
 
     async def flush(self) -> None:
         """Wait until the server has seen all that was sent."""

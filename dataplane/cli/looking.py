@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -13,6 +15,7 @@ from dataplane.cli import show
 from dataplane.cli.app import Json, TypeOption, app, config_of, open_catalog, run
 from dataplane.config import ConfigError
 from dataplane.replay import chain_history, describe
+from dataplane.rows import EntryLine, chain_line, entry_line, node_line, transfer_line
 from projections.store import StoreMissing
 from streams.log import LogError
 
@@ -56,7 +59,8 @@ def nodes(as_json: Json = False) -> None:
 
     heard = run(beats())
     with open_catalog() as catalog, catalog.view() as view:
-        rows = [show.node_row(row, heard.get(f"agent.{row.name}")) for row in view.nodes()]
+        now = time.time()
+        rows = [node_line(row, heard.get(f"agent.{row.name}"), now) for row in view.nodes()]
     columns = [
         "node",
         "roles",
@@ -79,14 +83,14 @@ def catalog_ls(
     """Every entry that somebody holds."""
     with open_catalog() as catalog:
         found = catalog.entries(node=node, config_key=config_key, data_type=data_type)
-    _print_entries([show.entry_row(entry) for entry in found], as_json)
+    _print_entries([entry_line(entry) for entry in found], as_json)
 
 
 @app.command()
 def where(path: str, as_json: Json = False) -> None:
     """Who holds a file, and which version."""
     with open_catalog() as catalog:
-        rows = [show.entry_row(entry) for entry in catalog.where(path)]
+        rows = [entry_line(entry) for entry in catalog.where(path)]
     _print_entries(rows, as_json, empty=f"nobody holds {path}")
     raise typer.Exit(0 if rows else 1)
 
@@ -100,11 +104,11 @@ def missing(node: str, data_type: TypeOption = None, as_json: Json = False) -> N
                 known = ", ".join(row.name for row in view.nodes()) or "none"
                 raise ConfigError(f"NODE {node!r} never joined; known: {known}")
         found = catalog.get_missing_on_node(node, data_type)
-    rows = [show.entry_row(entry) for entry in found]
+    rows = [entry_line(entry) for entry in found]
     _print_entries(rows, as_json, empty=f"{node} has all that belongs there")
 
 
-def _print_entries(rows: list[dict[str, Any]], as_json: bool, empty: str = "nothing") -> None:
+def _print_entries(rows: Sequence[EntryLine], as_json: bool, empty: str = "nothing") -> None:
     columns = ["path", "type", "config_key", "size_bytes", "games", "locations", "version"]
     show.emit(rows, columns, as_json=as_json, empty=empty)
 
@@ -113,7 +117,7 @@ def _print_entries(rows: list[dict[str, Any]], as_json: bool, empty: str = "noth
 def plans(as_json: Json = False) -> None:
     """Transfers that wait or run, in the order in which they go."""
     with open_catalog() as catalog, catalog.view() as view:
-        rows = [show.transfer_row(row) for row in (*view.in_flight(), *view.pending())]
+        rows = [transfer_line(row) for row in (*view.in_flight(), *view.pending())]
     columns = [
         "state",
         "priority",
@@ -134,7 +138,8 @@ def chains(
     """Open chains, then those that ended last."""
     with open_catalog() as catalog, catalog.view() as view:
         ended = [row for row, _ in zip(view.ended_chains(), range(last), strict=False)]
-        rows = [show.chain_row(row) for row in (*view.open_chains(), *ended)]
+        now = time.time()
+        rows = [chain_line(row, now) for row in (*view.open_chains(), *ended)]
     columns = [
         "chain",
         "trigger",
@@ -164,7 +169,7 @@ def chain(id: str, as_json: Json = False) -> None:
     if not facts and row is None:
         raise ConfigError(f"there is no chain {id!r}")
     if as_json:
-        summary = None if row is None else show.chain_row(row)
+        summary = None if row is None else chain_line(row, time.time())
         show.print_json({"chain": summary, "facts": [describe(fact) for fact in facts]})
     else:
         show.console.print(show.chain_tree(row, facts, id))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -16,9 +15,8 @@ from rich.text import Text
 from rich.tree import Tree
 
 from dataplane.replay import describe
+from dataplane.rows import plain
 from projections.chains import ChainRow
-from projections.nodes import NodeRow
-from projections.transfers import TransferRow
 from streams.codec import Recorded
 from streams.values import DataEntry
 
@@ -29,10 +27,13 @@ console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_PIPES)
 errors = Console(stderr=True, width=None if sys.stderr.isatty() else _WIDTH_OF_PIPES)
 
 
-def emit(rows: Sequence[Row], columns: Sequence[str], *, as_json: bool, empty: str) -> None:
+def emit(
+    lines: Sequence[Row | msgspec.Struct], columns: Sequence[str], *, as_json: bool, empty: str
+) -> None:
     """Print rows: all their fields as JSON, or these columns as a table."""
+    rows = [line if isinstance(line, Mapping) else plain(line) for line in lines]
     if as_json:
-        print_json(list(rows))
+        print_json(rows)
         return
     if not rows:
         console.print(empty)
@@ -49,78 +50,6 @@ def emit(rows: Sequence[Row], columns: Sequence[str], *, as_json: bool, empty: s
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))
-
-
-def entry_row(entry: DataEntry) -> dict[str, Any]:
-    """An entry of the catalog."""
-    return {
-        "path": entry.path,
-        "type": entry.data_type,
-        "config_key": entry.config_key,
-        "size_bytes": entry.size_bytes,
-        "games": entry.games,
-        "copies": len(entry.locations),
-        "locations": list(entry.locations),
-        "authority": entry.primary_location,
-        "checksum": entry.checksum,
-        "version": entry.version,
-        "mtime": entry.mtime,
-    }
-
-
-def node_row(row: NodeRow, beat: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A node, with its last heartbeat if the bus could be asked."""
-    description = row.description
-    return {
-        "node": row.name,
-        "roles": list(description.roles),
-        "traits": list(description.traits),
-        "planned_for": row.online,
-        "seen_s_ago": None if beat is None else round(time.time() - beat["time"], 1),
-        "disk_free_bytes": (beat or {}).get("disk_free_bytes", description.disk_free_bytes),
-        "transfers_running": (beat or {}).get("transfers_running"),
-        "http_url": description.endpoint.http_url,
-        "reason": row.reason,
-        "registered_at": row.registered_at,
-    }
-
-
-def transfer_row(row: TransferRow) -> dict[str, Any]:
-    """A pending or running transfer."""
-    last = row.failures[-1] if row.failures else None
-    return {
-        "transfer": row.id,
-        "state": row.state,
-        "priority": row.priority,
-        "path": row.entry.path,
-        "source": row.source,
-        "target": row.target,
-        "size_bytes": row.entry.size_bytes,
-        "attempts": row.attempt,
-        "last_error": f"{last.error_class}: {last.error}" if last else "",
-        "deadline": row.deadline,
-        "chains": list(row.chains),
-        "reason": row.reason,
-    }
-
-
-def chain_row(row: ChainRow) -> dict[str, Any]:
-    """A chain in one line."""
-    end = row.ended_at or time.time()
-    return {
-        "chain": row.id,
-        "trigger": row.trigger,
-        "config_key": row.config_key,
-        "node": row.node,
-        "status": row.status,
-        "copies_wanted": len(row.needs) + len(row.held),
-        "games": row.games_synced,
-        "bytes": row.bytes_transferred,
-        "seconds": round(end - row.opened_at, 3),
-        "opened_at": row.opened_at,
-        "new_games_announced": bool(row.announced_at),
-        "reason": row.reason,
-    }
 
 
 def print_timeline(recorded: Recorded, *, as_json: bool) -> None:

@@ -1,0 +1,182 @@
+"""What is known, as rows for people and programs: the words of every command, service and page.
+
+Pure: readings and the time come in. A field is never renamed, because scripts read these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from projections.chains import ChainRow
+from projections.nodes import NodeRow
+from projections.transfers import TransferRow
+from streams.values import DataEntry
+
+
+class EntryLine(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of the catalog: one content under one path."""
+
+    path: str
+    type: str
+    config_key: str
+    size_bytes: int
+    #: Counted in the file; null where nobody has counted.
+    games: int | None
+    copies: int
+    locations: tuple[str, ...]
+    authority: str
+    checksum: str
+    version: int
+    mtime: float
+
+
+class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A node by its own word, with its last heartbeat where the bus could be asked."""
+
+    node: str
+    roles: tuple[str, ...]
+    traits: tuple[str, ...]
+    planned_for: bool
+    #: null if no heartbeat is there.
+    seen_s_ago: float | None
+    disk_free_bytes: int
+    disk_total_bytes: int
+    transfers_running: int | None
+    #: Since its agent started; null if no heartbeat is there.
+    bytes_moved: int | None
+    http_url: str
+    #: Why it was taken out of planning or put back.
+    reason: str
+    registered_at: float
+
+
+class TransferLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A transfer that waits or runs."""
+
+    transfer: str
+    state: str
+    priority: str
+    path: str
+    config_key: str
+    source: str
+    target: str
+    size_bytes: int
+    attempts: int
+    last_error: str
+    deadline: float | None
+    chains: tuple[str, ...]
+    reason: str
+    queued_at: float
+    #: 0 while it waits.
+    assigned_at: float
+
+
+class ChainLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A chain in one line."""
+
+    chain: str
+    trigger: str
+    config_key: str
+    node: str
+    status: str
+    copies_wanted: int
+    games: int
+    bytes: int
+    seconds: float
+    opened_at: float
+    #: 0 where it has not come to that.
+    answered_at: float
+    planned_at: float
+    ended_at: float
+    announced_at: float
+    new_games_announced: bool
+    reason: str
+
+
+def plain(line: msgspec.Struct) -> dict[str, Any]:
+    """A line as a dictionary, tuples as lists."""
+    row: dict[str, Any] = msgspec.to_builtins(line)
+    return row
+
+
+def entry_line(entry: DataEntry) -> EntryLine:
+    """An entry of the catalog."""
+    return EntryLine(
+        path=entry.path,
+        type=entry.data_type,
+        config_key=entry.config_key,
+        size_bytes=entry.size_bytes,
+        games=entry.games,
+        copies=len(entry.locations),
+        locations=entry.locations,
+        authority=entry.primary_location,
+        checksum=entry.checksum,
+        version=entry.version,
+        mtime=entry.mtime,
+    )
+
+
+def node_line(row: NodeRow, beat: Mapping[str, Any] | None, now: float) -> NodeLine:
+    """A node, with its last heartbeat if the bus could be asked."""
+    description, said = row.description, beat or {}
+    return NodeLine(
+        node=row.name,
+        roles=description.roles,
+        traits=description.traits,
+        planned_for=row.online,
+        seen_s_ago=None if beat is None else round(now - beat["time"], 1),
+        disk_free_bytes=said.get("disk_free_bytes", description.disk_free_bytes),
+        disk_total_bytes=description.disk_total_bytes,
+        transfers_running=said.get("transfers_running"),
+        bytes_moved=said.get("bytes_moved"),
+        http_url=description.endpoint.http_url,
+        reason=row.reason,
+        registered_at=row.registered_at,
+    )
+
+
+def transfer_line(row: TransferRow) -> TransferLine:
+    """A pending or running transfer."""
+    last = row.failures[-1] if row.failures else None
+    return TransferLine(
+        transfer=row.id,
+        state=row.state,
+        priority=row.priority,
+        path=row.entry.path,
+        config_key=row.entry.config_key,
+        source=row.source,
+        target=row.target,
+        size_bytes=row.entry.size_bytes,
+        attempts=row.attempt,
+        last_error=f"{last.error_class}: {last.error}" if last else "",
+        deadline=row.deadline,
+        chains=row.chains,
+        reason=row.reason,
+        queued_at=row.queued_at,
+        assigned_at=row.assigned_at,
+    )
+
+
+def chain_line(row: ChainRow, now: float) -> ChainLine:
+    """A chain in one line."""
+    return ChainLine(
+        chain=row.id,
+        trigger=row.trigger,
+        config_key=row.config_key,
+        node=row.node,
+        status=row.status,
+        copies_wanted=len(row.needs) + len(row.held),
+        games=row.games_synced,
+        bytes=row.bytes_transferred,
+        seconds=round((row.ended_at or now) - row.opened_at, 3),
+        opened_at=row.opened_at,
+        answered_at=row.answered_at,
+        planned_at=row.planned_at,
+        ended_at=row.ended_at,
+        announced_at=row.announced_at,
+        new_games_announced=bool(row.announced_at),
+        reason=row.reason,
+    )
