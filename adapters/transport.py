@@ -122,6 +122,8 @@ class Request(msgspec.Struct, frozen=True):
     entry: DataEntry
     source: Endpoint
     target: Endpoint
+    #: Who else holds the content or is getting it now.
+    peers: tuple[Endpoint, ...] = ()
     #: An immutable file at the source that holds exactly the entry, absolute; "" if unknown.
     content_path: str = ""
     #: Where the target keeps the entry, relative to its data root.

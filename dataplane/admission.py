@@ -26,6 +26,8 @@ ASSIGNMENTS = type_filter(events.TransferAssigned)
 #: Assigned in one append, and looked at for it: bounds one round however long the queue is.
 MOST_AT_ONCE = 200
 MOST_LOOKED_AT = 2_000
+#: Told to an executor at most: an assignment is one message.
+MOST_PEERS = 32
 #: Failures after which another holder, if there is one, is asked instead.
 _SOURCE_FAILED = ("EntryMissing", "Unreachable", "Refused", "Stalled", "Interrupted")
 
@@ -66,7 +68,7 @@ def admit(
     """
     full = set() if full is None else full
     slots = _Slots(policy, in_flight)
-    chosen: list[Fact] = []
+    chosen: list[tuple[TransferRow, str]] = []
     wake: list[float] = []
     looked_at = 0
     for transfer in pending:
@@ -95,8 +97,13 @@ def admit(
             continue
         source = _source(transfer, known.sources(transfer))
         if slots.take(transfer, source):
-            chosen.append(_assignment(transfer, source, known.node, policy))
-    return Admission(tuple(chosen), min(wake, default=None))
+            chosen.append((transfer, source))
+    getting = [*in_flight, *(transfer for transfer, _ in chosen)]
+    assignments = tuple(
+        _assignment(transfer, source, _peers(transfer, source, getting, known), known.node, policy)
+        for transfer, source in chosen
+    )
+    return Admission(assignments, min(wake, default=None))
 
 
 def unanswered(
@@ -167,8 +174,24 @@ def _source(transfer: TransferRow, ranked: Sequence[str]) -> str:
     return min(candidates, key=failed.count)
 
 
+def _peers(
+    transfer: TransferRow, source: str, getting: Iterable[TransferRow], known: KnownAtAdmission
+) -> tuple[Endpoint, ...]:
+    """Who else can give bytes of this content: those that get it now, and its other holders."""
+    digest = transfer.entry.checksum
+    names = [one.target for one in getting if one.entry.checksum == digest]
+    names += known.sources(transfer)
+    others = dict.fromkeys(name for name in names if name not in (source, transfer.target))
+    found = (_endpoint(name, known.node) for name in others)
+    return tuple(one for one in found if one.http_url)[:MOST_PEERS]
+
+
 def _assignment(
-    transfer: TransferRow, source: str, node: Callable[[str], NodeRow | None], policy: Policy
+    transfer: TransferRow,
+    source: str,
+    peers: tuple[Endpoint, ...],
+    node: Callable[[str], NodeRow | None],
+    policy: Policy,
 ) -> Fact:
     attempt = transfer.attempt + 1
     event = events.TransferAssigned(
@@ -180,6 +203,7 @@ def _assignment(
         transports=transfer.transports,
         source_at=_endpoint(source, node),
         target_at=_endpoint(transfer.target, node),
+        peers=peers,
         bandwidth_mbps=_bandwidth(transfer, source, node, policy),
         priority=transfer.priority,
         deadline=transfer.deadline,

@@ -164,6 +164,7 @@ class TransportManager:
             entry=entry,
             source=order.source_at,
             target=order.target_at,
+            peers=order.peers,
             local_path=local,
             content_path=await self._named(transport.name, order),
             stall_s=self._stall_s,

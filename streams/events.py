@@ -219,6 +219,8 @@ class TransferAssigned(Event, frozen=True):
     #: How source and target can be reached.
     source_at: Endpoint = Endpoint(node="")
     target_at: Endpoint = Endpoint(node="")
+    #: Who else holds the same content or is getting it now: bytes may come from them as well.
+    peers: tuple[Endpoint, ...] = ()
     #: Mbit/s this transfer may use; 0 means unlimited.
     bandwidth_mbps: float = 0.0
     priority: SyncPriority = SyncPriority.NORMAL

@@ -427,6 +427,19 @@ def test_assignment_says_all_that_its_executor_needs() -> None:
     )
 
 
+def test_assignment_names_who_else_gets_or_holds_the_content() -> None:
+    """Co-targets first, then holders; the same digest counts, and who serves nothing does not."""
+    names = ("gpu-1", "train-1", "train-2", "train-3", "vault")
+    nodes = {n: {"endpoint": Endpoint(node=n, http_url=f"http://{n}")} for n in names}
+    nodes["mute"] = {"endpoint": Endpoint(node="mute")}
+    rows = [row("train-1"), row("train-2"), row("train-3", name="another")]
+    orders = chosen(rows, known=Known(nodes=nodes, holders=("gpu-1", "vault", "mute")))
+    others = {order.target: [peer.node for peer in order.peers] for order in orders}
+    assert others["train-1"] == ["train-2", "vault"]
+    assert others["train-2"] == ["train-1", "vault"]
+    assert others["train-3"] == ["vault"]
+
+
 def test_assignment_lives_under_its_executor_and_the_shared_guard() -> None:
     """One guard covers all assignments, so that no slot is filled twice."""
     admission = admit([row()], [], Known(), Policy(), T0)
