@@ -12,21 +12,12 @@ import os
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+from adapters.channel import Channel, Opens
 from adapters.landing import Landing
-from adapters.ssh import (
-    Channel,
-    Connections,
-    Opens,
-    Place,
-    SshOptions,
-    Telling,
-    giving,
-    paced_bytes,
-    prepared,
-    published,
-    source_file,
-    taking,
-)
+from adapters.shell import giving, taking
+from adapters.ssh import Connections, SshOptions, source_file
+from adapters.ssh_push import Place, prepared, published
+from adapters.telling import Telling
 from adapters.throttle import Throttle
 from adapters.transport import EntryMissing, Interrupted, Progress, Request
 from adapters.workers import finish
@@ -69,7 +60,7 @@ class Base64Transport:
             return 0
         path = source_file(request, self._rules)
         words = giving(path, size, landing.offset)
-        window = paced_bytes(throttle, SMALLEST_WINDOW_BYTES, WINDOW_BYTES, 1.0)
+        window = throttle.paced(SMALLEST_WINDOW_BYTES, WINDOW_BYTES, 1.0)
         async with (
             self._slot(request.source),
             self._connections.run(request.source, request, words, window) as channel,
@@ -135,9 +126,7 @@ async def _received(
     channel: Channel, landing: Landing, throttle: Throttle, telling: Telling
 ) -> int:
     decoder, came = Decoder(), 0
-    while text := await channel.read(
-        paced_bytes(throttle, SMALLEST_PIECE_BYTES, PIECE_BYTES, PIECE_S)
-    ):
+    while text := await channel.read(throttle.paced(SMALLEST_PIECE_BYTES, PIECE_BYTES, PIECE_S)):
         try:
             data = decoder.feed(text)
         except binascii.Error as error:
@@ -161,7 +150,7 @@ async def _sent(
     async with opens(taking(place.home, place.partial, place.have)) as channel:
         done = place.have
         while done < size:
-            most = paced_bytes(throttle, SMALLEST_PIECE_BYTES, PIECE_BYTES, PIECE_S) // 4 * 3
+            most = throttle.paced(SMALLEST_PIECE_BYTES, PIECE_BYTES, PIECE_S) // 4 * 3
             raw, text = await finish(lambda at=done, most=most: _encoded(handle, at, most))  # type: ignore[misc]
             await throttle.take(len(text))
             await channel.write(text)

@@ -18,6 +18,7 @@ from adapters.download import Download
 from adapters.landing import Landing
 from adapters.server import FileServer
 from adapters.signing import Signer
+from adapters.telling import Telling
 from adapters.throttle import Throttle
 from adapters.transport import (
     EntryMissing,
@@ -29,7 +30,7 @@ from adapters.transport import (
     Unreachable,
 )
 from adapters.workers import SOCKETS, finish
-from streams.values import DataEntry, Transport
+from streams.values import Transport
 
 __all__ = ["FileServer", "HttpTransport"]
 
@@ -40,7 +41,6 @@ SMALLEST_READ_BYTES = 64 << 10
 #: How much is read at once, as seconds of the rate it is limited to.
 READ_S = 0.1
 URL_TTL_S = 300.0
-_TELL_EVERY_S = 0.2
 _ERROR_TEXT = 300
 
 
@@ -84,7 +84,7 @@ class HttpTransport:
             return 0
         if not request.source.http_url:
             raise Unreachable(f"{request.source.node} has no file server")
-        telling = _Telling(progress, request.entry)
+        telling = Telling(progress, request.entry.size_bytes)
         if lacking >= self._large_bytes:
             return await self._fetch_large(request, landing, throttle, telling)
         try:
@@ -103,7 +103,7 @@ class HttpTransport:
             await session.close()
 
     async def _fetch_large(
-        self, request: Request, landing: Landing, throttle: Throttle, telling: _Telling
+        self, request: Request, landing: Landing, throttle: Throttle, telling: Telling
     ) -> int:
         url, headers = self._question(request, landing.offset)
         download = await _asked(url, headers, request)
@@ -123,7 +123,9 @@ class HttpTransport:
             _check(answer, request, landing.offset)
             came = 0
             while landing.offset < request.entry.size_bytes:
-                count = await landing.fill(download.into, _read_bytes(throttle))
+                count = await landing.fill(
+                    download.into, throttle.paced(SMALLEST_READ_BYTES, READ_BYTES, READ_S)
+                )
                 await throttle.take(count)
                 came += count
                 telling.tell(landing.offset)
@@ -132,7 +134,7 @@ class HttpTransport:
             download.close()
 
     async def _fetch_small(
-        self, request: Request, landing: Landing, throttle: Throttle, telling: _Telling
+        self, request: Request, landing: Landing, throttle: Throttle, telling: Telling
     ) -> int:
         async with await self._ask(request, landing.offset, throttle) as response:
             answer = Answer(
@@ -167,7 +169,7 @@ class HttpTransport:
                     url,
                     headers=headers,
                     allow_redirects=False,
-                    read_bufsize=_read_bytes(throttle),
+                    read_bufsize=throttle.paced(SMALLEST_READ_BYTES, READ_BYTES, READ_S),
                     timeout=aiohttp.ClientTimeout(total=None, sock_connect=request.connect_s),
                 )
         except aiohttp.ConnectionTimeoutError:
@@ -197,21 +199,6 @@ class HttpTransport:
         return self._session
 
 
-class _Telling:
-    """Tells progress, but not all of it."""
-
-    def __init__(self, progress: Progress, entry: DataEntry) -> None:
-        self._progress = progress
-        self._size = entry.size_bytes
-        self._told_at = 0.0
-
-    def tell(self, done: int) -> None:
-        now = time.monotonic()
-        if done == self._size or now - self._told_at >= _TELL_EVERY_S:
-            self._told_at = now
-            self._progress(done, self._size)
-
-
 async def _asked(url: str, headers: Mapping[str, str], request: Request) -> Download:
     """An answer, or `Unreachable`, `Stalled`, `Interrupted`; none is left open if cancelled."""
     made: list[Download] = []
@@ -226,13 +213,6 @@ async def _asked(url: str, headers: Mapping[str, str], request: Request) -> Down
             download.close()
         raise
     return made[0]
-
-
-def _read_bytes(throttle: Throttle) -> int:
-    if not throttle.bytes_per_s:
-        return READ_BYTES
-    fitting = int(throttle.bytes_per_s * READ_S)
-    return max(SMALLEST_READ_BYTES, min(READ_BYTES, fitting))
 
 
 def _refusal(answer: Answer, request: Request, said: str) -> EntryMissing | Refused:

@@ -11,6 +11,8 @@ manifest does not name it, is never a reason to drop an entry.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from collections.abc import Iterable
 
@@ -147,6 +149,16 @@ def part_size(size_bytes: int, part_bytes: int) -> int:
 def spans(start: int, end: int, span_bytes: int) -> list[tuple[int, int]]:
     """``start`` to ``end`` in pieces of (offset, length)."""
     return [(at, min(span_bytes, end - at)) for at in range(start, end, span_bytes)]
+
+
+def digest(data: bytes) -> str:
+    """SHA-256 as S3 writes it."""
+    return in_base64(hashlib.sha256(data).digest())
+
+
+def in_base64(sha256: bytes) -> str:
+    """A digest that is known already, as S3 writes it."""
+    return base64.b64encode(sha256).decode()
 
 
 class _Version(msgspec.Struct):

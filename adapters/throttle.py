@@ -36,6 +36,10 @@ class Throttle:
         self._rate = rate_mbps * 1_000_000 / 8
         self._earned = min(self._earned, self._taken + self._rate * BURST_S)
 
+    def paced(self, least: int, most: int, seconds: float) -> int:
+        """As many bytes as pass in `seconds`, within bounds; `most` without a limit."""
+        return max(least, min(most, int(self._rate * seconds))) if self._rate else most
+
     async def take(self, nbytes: int) -> None:
         """Wait until `nbytes` may pass. Bytes of a taker that is cancelled count as passed."""
         self._earn()

@@ -11,8 +11,16 @@ from pathlib import Path
 import pytest
 
 from adapters.base64_ssh import Decoder
-from adapters.rsync import CHECKSUM_BELOW_BYTES, failure, progress_in, push_words, quoted
-from adapters.ssh import Place, SshOptions, address, client_words, command, meaning, outcome
+from adapters.rsync_words import (
+    CHECKSUM_BELOW_BYTES,
+    failure,
+    progress_in,
+    push_words,
+    quoted,
+)
+from adapters.shell import command, meaning, outcome
+from adapters.ssh import SshOptions, address, client_words
+from adapters.ssh_push import Place
 from adapters.transport import (
     DigestMismatch,
     DiskFailed,
