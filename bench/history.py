@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dataplane.bridge import EventBridge
 from dataplane.dispatch import Dispatcher
-from dataplane.policy import Policy
+from dataplane.policy import Bandwidth, Policy
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from projections.transfers import TransferRow
@@ -38,7 +38,7 @@ AT_ONCE = PLAYERS * len(CONFIG_KEYS)
 #: Trigger, answer, plan, start, two assignments, two results, end, announcement.
 FACTS_A_CHAIN = 10
 #: Nothing waits: what is measured later is the fold, not admission.
-_POLICY = Policy(max_per_node=10_000, max_in_flight=10_000, bandwidth_mbps=0.0)
+_POLICY = Policy(bandwidth=Bandwidth(max_per_node=10_000, max_total=10_000, sync_mbps=0.0))
 
 
 class History:

@@ -113,7 +113,7 @@ def unanswered(
     return [
         _given_up(transfer, teller)
         for transfer in in_flight
-        if now > transfer.assigned_at + transfer.timeout_s + policy.attempt_grace_s
+        if now > transfer.assigned_at + transfer.timeout_s + policy.retries.grace_s
     ]
 
 
@@ -132,12 +132,12 @@ class _Slots:
     def full(self, transfer: TransferRow) -> bool:
         """Whether the target has no slot for it; then it does not stand in others' way."""
         extra = 1 if transfer.priority is SyncPriority.CRITICAL else 0
-        return self._by_node[transfer.target] >= self._policy.max_per_node + extra
+        return self._by_node[transfer.target] >= self._policy.bandwidth.max_per_node + extra
 
     def none_left_for(self, transfer: TransferRow) -> bool:
         """Whether neither this transfer nor any of lesser priority can start any more."""
         extra = 1 if transfer.priority is SyncPriority.CRITICAL else 0
-        return self._total >= self._policy.max_in_flight + extra
+        return self._total >= self._policy.bandwidth.max_total + extra
 
     def take(self, transfer: TransferRow, source: str) -> bool:
         """Count a transfer in if it fits; two versions never move to one place at once."""
@@ -146,8 +146,8 @@ class _Slots:
         busiest = max(self._by_node[transfer.target], self._by_node[source])
         if (
             place in self._places
-            or busiest >= self._policy.max_per_node + extra
-            or self._total >= self._policy.max_in_flight + extra
+            or busiest >= self._policy.bandwidth.max_per_node + extra
+            or self._total >= self._policy.bandwidth.max_total + extra
         ):
             return False
         self._places.add(place)
@@ -161,7 +161,7 @@ def _ready_at(transfer: TransferRow, policy: Policy) -> float:
     failures = transfer.failures_since(transfer.asked_sequence)
     if not failures:
         return 0.0
-    return failures[-1].time + policy.backoff_s(transfer.id, len(failures))
+    return failures[-1].time + policy.retries.backoff_s(transfer.id, len(failures))
 
 
 def _source(transfer: TransferRow, ranked: Sequence[str]) -> str:
@@ -208,7 +208,7 @@ def _assignment(
         priority=transfer.priority,
         deadline=transfer.deadline,
         attempt=attempt,
-        timeout_s=policy.attempt_timeout_s(transfer.entry),
+        timeout_s=policy.retries.attempt_timeout_s(transfer.entry),
     )
     chain = transfer.chains[0]
     return Fact(
@@ -230,7 +230,7 @@ def _bandwidth(
     transfer: TransferRow, source: str, node: Callable[[str], NodeRow | None], policy: Policy
 ) -> float:
     """The tightest of the limits of this sync and of both nodes; 0 means unlimited."""
-    limits = [policy.bandwidth_mbps]
+    limits = [policy.bandwidth.sync_mbps]
     for name in (source, transfer.target):
         row = node(name)
         limits.append(float(row.description.bandwidth_limit_mbps) if row else 0.0)

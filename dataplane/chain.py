@@ -42,9 +42,9 @@ def owed(
     """
     cause = cause or chain.trigger_id
     if chain.status is ChainStatus.WAITING_FOR_FILES:
-        if now - chain.opened_at < policy.answer_limit_s:
+        if now - chain.opened_at < policy.chains.answer_limit_s:
             return _overdue(chain, policy, now, cause, f"{chain.node} to say what it holds")
-        reason = f"{chain.node} gave no answer within {policy.answer_limit_s:g} s"
+        reason = f"{chain.node} gave no answer within {policy.chains.answer_limit_s:g} s"
         return [_failure(chain, [], [], now, reason, cause)]
     if chain.status is ChainStatus.READY:
         return _plan(chain, plan(chain.event()), policy, now, cause)
@@ -61,7 +61,7 @@ def exhausted(transfer: TransferRow, policy: Policy, since: int) -> bool:
     failures = transfer.failures_since(since)
     if not failures:
         return False
-    return not failures[-1].retryable or len(failures) > policy.max_retries
+    return not failures[-1].retryable or len(failures) > policy.retries.max_retries
 
 
 def _plan(
@@ -233,7 +233,7 @@ def _announcement(
     chain: ChainRow, arrived: list[TargetOutcome], policy: Policy, cause: str
 ) -> list[Fact]:
     """NEW_GAMES_AVAILABLE, where games were never announced before."""
-    if not chain.announces or not policy.chain_events:
+    if not chain.announces or not policy.chains.announce:
         return []
     new = set(chain.announces)
     there = [*(arrived or map(_wanted, chain.needs)), *map(_in_place, chain.held)]
@@ -256,7 +256,7 @@ def _overdue(
 ) -> list[Fact]:
     """CHAIN_OVERDUE, once; the chain goes on."""
     age = now - chain.opened_at
-    if chain.overdue_at or age < policy.chain_limit_s:
+    if chain.overdue_at or age < policy.chains.limit_s:
         return []
     event = events.ChainOverdue(
         config_key=chain.config_key, age_seconds=round(age, 3), waiting_for=waiting_for

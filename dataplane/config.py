@@ -17,7 +17,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from dataplane.policy import MEGABYTE, Policy
+from dataplane.policy import Policy
+from dataplane.policy.reading import PolicyError, laid_over
 from streams.identity import PathRules
 from streams.values import S3_NODE, Role, Trait, Transport, is_token
 
@@ -88,7 +89,7 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: Transfers at once in the whole cluster.
     max_in_flight: Annotated[int, Meta(ge=1)] = 12
     #: Mbit/s of one transfer; 0 means unlimited.
-    default_bandwidth_limit_mbps: Annotated[int, Meta(ge=0)] = 100
+    default_bandwidth_limit_mbps: _NotNegative = 100.0
     exclude_hosts: tuple[str, ...] = ()
 
     # S3
@@ -115,6 +116,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     chain_events: bool = True
 
     path_rules: PathRules = PathRules()
+    #: The ``[policy.…]`` tables as they stand; `policy` is what they make with the fields above.
+    policy_tables: dict[str, Any] = msgspec.field(name="policy", default_factory=dict)
 
     @property
     def views_dir(self) -> Path:
@@ -135,22 +138,11 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         return self.state_dir / "nats_url"
 
     def policy(self) -> Policy:
-        """What of this configuration decisions obey."""
-        return Policy(
-            path_rules=self.path_rules,
-            exclude_hosts=self.exclude_hosts,
-            large_file_bytes=self.large_file_threshold_mb * MEGABYTE,
-            transports=self.transports,
-            max_per_node=self.max_concurrent_syncs,
-            max_in_flight=self.max_in_flight,
-            bandwidth_mbps=float(self.default_bandwidth_limit_mbps),
-            max_retries=self.max_retries,
-            attempt_max_s=self.transport_timeout_seconds,
-            attempt_grace_s=min(10.0, self.transport_timeout_seconds),
-            answer_limit_s=self.answer_limit_seconds,
-            chain_limit_s=self.chain_limit_seconds,
-            chain_events=self.chain_events and self.emit_completion_events,
-        )
+        """What decisions obey: the defaults, then these fields, then the policy tables."""
+        flat = {name: getattr(self, name) for name in FLAT_NAMES}
+        flat["chain_events"] = self.chain_events and self.emit_completion_events
+        base = laid_over(Policy(paths=self.path_rules), _nested(flat))
+        return laid_over(base, self.policy_tables)
 
     @classmethod
     def load(
@@ -170,14 +162,14 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             values |= _from_file(file)
         elif path is not None:
             raise ConfigError(f"{path}: no such file")
-        values |= _from_environment(environment)
-        values |= {name: value for name, value in arguments.items() if value is not None}
+        values = over(values, _from_environment(environment))
+        values = over(values, {name: v for name, v in arguments.items() if v is not None})
         return cls.from_values(values, where=str(file) if file.exists() else "configuration")
 
     @classmethod
     def from_values(cls, values: Mapping[str, Any], where: str = "") -> DataPlaneConfig:
         """A configuration from field names and values. Raises ConfigError naming the field."""
-        known = {field.name for field in msgspec.structs.fields(cls)}
+        known = {field.encode_name for field in msgspec.structs.fields(cls)}
         for name in values:
             if name not in known:
                 raise ConfigError(
@@ -191,16 +183,71 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(f"{where}: node {config.node!r} must be 1 to 64 of A-Z a-z 0-9 _ -")
         if config.node == S3_NODE:
             raise ConfigError(f"{where}: node {S3_NODE!r} is what the bucket is called")
+        try:
+            policy = config.policy()
+        except PolicyError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        # What a policy table says is what the flat name says, too.
+        for name, (concern, field) in FLAT_NAMES.items():
+            setattr(config, name, getattr(getattr(policy, concern), field))
+        config.path_rules = policy.paths
         if config.s3_enabled and not config.s3_bucket:
             raise ConfigError(f"{where}: s3_enabled needs s3_bucket")
         return config
 
 
+#: Settings of the flat form, and which field of the policy each of them is.
+FLAT_NAMES: dict[str, tuple[str, str]] = {
+    "exclude_hosts": ("exclusion", "exclude_hosts"),
+    "min_replication_factor": ("replication", "minimum"),
+    "max_concurrent_syncs": ("bandwidth", "max_per_node"),
+    "max_in_flight": ("bandwidth", "max_total"),
+    "default_bandwidth_limit_mbps": ("bandwidth", "sync_mbps"),
+    "manifest_refresh_interval": ("schedule", "manifest_refresh_s"),
+    "s3_enabled": ("s3", "enabled"),
+    "s3_bucket": ("s3", "bucket"),
+    "s3_sync_interval": ("schedule", "s3_cycle_s"),
+    "transports": ("transports", "installed"),
+    "large_file_threshold_mb": ("transports", "large_file_mb"),
+    "max_retries": ("retries", "max_retries"),
+    "stall_timeout_seconds": ("retries", "stall_s"),
+    "transport_timeout_seconds": ("retries", "attempt_max_s"),
+    "answer_limit_seconds": ("chains", "answer_limit_s"),
+    "chain_limit_seconds": ("chains", "limit_s"),
+    "chain_events": ("chains", "announce"),
+}
+
+
+def over(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """`values` with what a later source says: its word counts under whichever name it is said."""
+    tables = {name: dict(table) for name, table in values.get("policy", {}).items()}
+    for name in later:
+        concern, field = FLAT_NAMES.get(name, ("", ""))
+        tables.get(concern, {}).pop(field, None)
+    return {**values, "policy": tables, **later} if tables else {**values, **later}
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    tables: dict[str, dict[str, Any]] = {}
+    for name, value in flat.items():
+        concern, field = FLAT_NAMES[name]
+        tables.setdefault(concern, {})[field] = value
+    return tables
+
+
 def _from_file(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text())
+        values = tomllib.loads(file.read_text())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: {error}") from None
+    tables = values.get("policy", {})
+    if not isinstance(tables, dict) or not all(isinstance(t, dict) for t in tables.values()):
+        raise ConfigError(f"{file}: policy: expected tables such as [policy.retries]")
+    for name, (concern, field) in FLAT_NAMES.items():
+        if name in values and field in tables.get(concern, {}):
+            twice = f"{name} and policy.{concern}.{field} are one setting"
+            raise ConfigError(f"{file}: {twice}; say it once")
+    return values
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -208,7 +255,7 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(DataPlaneConfig):
         text = environment.get(ENVIRONMENT_PREFIX + field.name.upper())
-        if text is None or field.name == "path_rules":
+        if text is None or field.name in ("path_rules", "policy_tables"):
             continue
         is_list = str(field.type).startswith("tuple")
         values[field.name] = [t.strip() for t in text.split(",") if t.strip()] if is_list else text
@@ -276,4 +323,7 @@ TEMPLATE = """\
 # chain_limit_seconds = 3600.0   # a chain older than this is said to be overdue
 # sweep_interval = 5.0
 # offline_after_seconds = 300.0  # without a heartbeat a node is taken out of planning
+
+# What goes where and why is policy: `dataplane policy show` prints all of it, default by default.
+# policy.retries.backoff_base_s = 2.0   # or as a table: [policy.retries]
 """

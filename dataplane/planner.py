@@ -144,7 +144,7 @@ class SyncPlanner:
         ]
         paths = _named_paths(event)
         if paths:
-            rules = self._policy.path_rules
+            rules = self._policy.paths
             names = {path for p in paths for path in (p, rules.logical(p, speaker))}
             found = [entry for entry in found if entry.path in names]
         if not found:
@@ -201,7 +201,7 @@ class SyncPlanner:
         description = node.description
         if not node.online:
             return "offline", f"{node.name} is offline: {node.reason or 'it said so'}"
-        if self._policy.excludes(node.name):
+        if self._policy.exclusion.excludes(node.name):
             return "exclude-hosts", f"{node.name} is in exclude_hosts"
         if Trait.SKIP_SYNC_RECEIVE in description.traits:
             return "skip-sync-receive", f"{node.name} has skip_sync_receive"
@@ -218,7 +218,7 @@ class SyncPlanner:
         node = self._view.node(node_name)
         if node is None or self._exclusion(node, asked_for=False)[0]:
             return False
-        if self._policy.path_rules.ownership(entry.path) == "merged":
+        if self._policy.paths.ownership(entry.path) == "merged":
             return False
         return any(
             entry.data_type in types and _is_kind(node, kind) for kind, types in BELONGS.items()
@@ -260,7 +260,7 @@ class SyncPlanner:
     def _source(
         self, route: Route, speaker: str, entry: DataEntry, target: NodeRow
     ) -> str | Refusal:
-        if self._policy.path_rules.ownership(entry.path) == "merged":
+        if self._policy.paths.ownership(entry.path) == "merged":
             reason = f"{entry.path} is merged, never replaced by a copy"
             return Refusal(rule="merged", reason=reason, target=target.name, path=entry.path)
         source = speaker
@@ -320,11 +320,11 @@ class SyncPlanner:
 
     def transport_chain(self, entry: DataEntry, route: Route) -> tuple[Transport, ...]:
         """Transports to try for an entry, in order, of those this installation has."""
-        if entry.size_bytes > self._policy.large_file_bytes:
+        if self._policy.transports.is_large(entry):
             kind = "large_file"
         else:
             kind = "ephemeral_urgent" if route.urgent else "small_file"
-        have = self._policy.transports
+        have = self._policy.transports.installed
         return tuple(t for t in TRANSPORT_CHAINS[kind] if t in have) or have
 
 

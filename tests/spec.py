@@ -26,6 +26,7 @@ from dataplane.chain import owed
 from dataplane.dispatch import _Known
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
+from dataplane.policy.reading import laid_over
 from projections.cluster import ClusterView
 from projections.fold import TABLES, fold, view_digests
 from projections.store import Store
@@ -94,6 +95,11 @@ def npz(content: str = "first", **more: Any) -> DataEntry:
 def model(content: str = "first", name: str = "canonical_hex8_2p.pth", **more: Any) -> DataEntry:
     """A model that everybody shares."""
     return entry(f"models/{name}", content, data_type=DataType.MODELS, **more)
+
+
+def policy_of(**tables: Any) -> Policy:
+    """The default policy with these tables laid over it, as in the configuration."""
+    return laid_over(Policy(), tables)
 
 
 # Facts
@@ -353,9 +359,9 @@ class Story:
         self._fold(facts, known=True)
         return self
 
-    def under(self, **changes: Any) -> Story:
-        """With another policy from here on."""
-        self.policy = msgspec.structs.replace(self.policy, **changes)
+    def under(self, **tables: Any) -> Story:
+        """With another policy from here on: tables as in the configuration."""
+        self.policy = laid_over(self.policy, tables)
         return self
 
     def _recorded(self, fact: Event | Said | Fact | Raw) -> Recorded:

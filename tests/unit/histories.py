@@ -15,7 +15,6 @@ import msgspec
 from hypothesis import strategies as st
 from msgspec import inspect
 
-from dataplane.policy import Policy
 from streams import events
 from streams.events import Event
 from streams.values import (
@@ -45,6 +44,7 @@ from tests.spec import (
     opens,
     played,
     player,
+    policy_of,
     said_what_is_owed,
     succeeded,
     succeeded_with,
@@ -62,7 +62,7 @@ CLUSTER = (
     node("n3", Role.STORAGE),
 )
 #: Small enough that transfers wait for each other, and end.
-POLICY = Policy(max_per_node=2, max_in_flight=3, max_retries=1)
+POLICY = policy_of(bandwidth={"max_per_node": 2, "max_total": 3}, retries={"max_retries": 1})
 CONTENTS = ("first", "second", "third", "fourth", "fifth")
 
 

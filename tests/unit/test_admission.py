@@ -35,6 +35,7 @@ from tests.spec import (
     opens,
     played,
     player,
+    policy_of,
     said_what_is_owed,
     succeeded,
     trainer,
@@ -119,10 +120,10 @@ def chosen(
     known: Known | None = None,
     *,
     now: float = T0,
-    **policy: Any,
+    **tables: Any,
 ) -> list[events.TransferAssigned]:
     """What starts now."""
-    admission = admit(pending, in_flight, known or Known(), Policy(**policy), now)
+    admission = admit(pending, in_flight, known or Known(), policy_of(**tables), now)
     return [fact.event for fact in admission.assignments]  # type: ignore[misc]
 
 
@@ -156,7 +157,7 @@ def test_p12_no_more_than_a_source_gives_start_at_once() -> None:
 def test_p12_one_round_is_bounded_however_high_the_caps_are() -> None:
     """One append carries no more assignments than it may."""
     pending = many(2 * MOST_AT_ONCE)
-    assert len(chosen(pending, max_in_flight=10_000)) == MOST_AT_ONCE
+    assert len(chosen(pending, bandwidth={"max_total": 10_000})) == MOST_AT_ONCE
 
 
 def test_full_target_does_not_keep_others_waiting() -> None:
@@ -174,11 +175,11 @@ def test_long_queue_of_one_node_does_not_starve_the_others() -> None:
 def test_order_of_the_queue_is_kept() -> None:
     """With one slot left it is the first pending one that gets it."""
     pending = many(3)
-    (order,) = chosen(pending, max_in_flight=1)
+    (order,) = chosen(pending, bandwidth={"max_total": 1})
     assert order.transfer == pending[0].id
 
 
-SMALL = Policy(max_per_node=2, max_in_flight=4)
+SMALL = policy_of(bandwidth={"max_per_node": 2, "max_total": 4})
 
 
 @settings(max_examples=80, deadline=None)
@@ -226,10 +227,10 @@ def check_caps(flight: Sequence[TransferRow], policy: Policy) -> None:
 
     lesser = [one for one in flight if one.priority is not CRITICAL]
     elsewhere = [one for one in flight if one.source != one.target]
-    assert len(flight) <= policy.max_in_flight + 1
-    assert len(lesser) <= policy.max_in_flight
-    assert busiest(elsewhere) <= policy.max_per_node + 1
-    assert busiest([one for one in elsewhere if one in lesser]) <= policy.max_per_node
+    assert len(flight) <= policy.bandwidth.max_total + 1
+    assert len(lesser) <= policy.bandwidth.max_total
+    assert busiest(elsewhere) <= policy.bandwidth.max_per_node + 1
+    assert busiest([one for one in elsewhere if one in lesser]) <= policy.bandwidth.max_per_node
     places = [(one.target, one.entry.path) for one in flight]
     assert len(places) == len(set(places))
 
@@ -272,40 +273,42 @@ def test_failed_transfer_waits_before_it_starts_again() -> None:
     """K13: 2 s, doubling, at most 30 s, a tenth of it spread."""
     for failures, wait in ((1, 2.0), (2, 4.0), (3, 8.0), (4, 16.0), (5, 30.0), (9, 30.0)):
         waiting = row(failures=[failure()] * failures)
-        early = admit([waiting], [], Known(), Policy(max_retries=99), T0 + 0.89 * wait)
+        early = admit(
+            [waiting], [], Known(), policy_of(retries={"max_retries": 99}), T0 + 0.89 * wait
+        )
         assert early.assignments == ()
         assert early.next_at == pytest.approx(T0 + wait, abs=0.1 * wait)
-        assert len(chosen([waiting], now=T0 + 1.11 * wait, max_retries=99)) == 1
+        assert len(chosen([waiting], now=T0 + 1.11 * wait, retries={"max_retries": 99})) == 1
 
 
 def test_first_of_several_backoffs_is_when_to_ask_again() -> None:
     """Nothing is forgotten and nothing is polled: the earliest end of a wait is named."""
     waiting = [row("a", failures=[failure(time=T0 + 5)]), row("b", failures=[failure()])]
-    admission = admit(waiting, [], Known(), Policy(backoff_jitter=0.0), T0 + 1)
+    admission = admit(waiting, [], Known(), policy_of(retries={"backoff_jitter": 0.0}), T0 + 1)
     assert admission.next_at == T0 + 2.0
     assert admit(many(1), [], Known(), Policy(), T0).next_at is None
 
 
 def test_backoff_is_spread_by_the_transfer_and_the_same_each_time() -> None:
     """Many that failed together do not come back together, and a restart changes nothing."""
-    policy = Policy()
-    waits = [policy.backoff_s(f"transfer-{n}", 3) for n in range(50)]
+    retries = Policy().retries
+    waits = [retries.backoff_s(f"transfer-{n}", 3) for n in range(50)]
     assert len(set(waits)) > 40
-    assert waits == [policy.backoff_s(f"transfer-{n}", 3) for n in range(50)]
+    assert waits == [retries.backoff_s(f"transfer-{n}", 3) for n in range(50)]
     assert 8.0 * 0.9 <= min(waits) < max(waits) <= 8.0 * 1.1
 
 
 def test_waiting_transfer_does_not_keep_a_slot() -> None:
     """While one backs off another goes."""
     pending = [row("a", failures=[failure()]), row("b")]
-    assert [order.target for order in chosen(pending, max_in_flight=1)] == ["b"]
+    assert [order.target for order in chosen(pending, bandwidth={"max_total": 1})] == ["b"]
 
 
 def test_exhausted_transfer_is_not_tried_again() -> None:
     """After its last retry, or a failure that would repeat itself, it only waits for its end."""
     out = row(failures=[failure()] * 4)
     assert chosen([out], now=T0 + 1_000) == []
-    assert len(chosen([out], now=T0 + 1_000, max_retries=4)) == 1
+    assert len(chosen([out], now=T0 + 1_000, retries={"max_retries": 4})) == 1
     for_good = row(failures=[failure("PathEscapes", retryable=False)])
     assert chosen([for_good], now=T0 + 1_000) == []
 
@@ -467,27 +470,27 @@ def test_same_attempt_assigned_twice_is_one_message() -> None:
 
 
 @pytest.mark.parametrize(
-    ("policy", "source", "target", "granted"),
+    ("sync", "source", "target", "granted"),
     [(100, 0, 0, 100), (100, 50, 0, 50), (100, 50, 30, 30), (100, 500, 500, 100), (0, 0, 0, 0)],
 )
 def test_k14_grant_is_the_tightest_of_all_limits(
-    policy: int, source: int, target: int, granted: int
+    sync: int, source: int, target: int, granted: int
 ) -> None:
     """A sync's default and both nodes' limits; no limit at all is 0."""
     nodes = {
         "gpu-1": {"bandwidth_limit_mbps": source},
         "train-1": {"bandwidth_limit_mbps": target},
     }
-    (order,) = chosen([row()], known=Known(nodes=nodes), bandwidth_mbps=float(policy))
+    (order,) = chosen([row()], known=Known(nodes=nodes), bandwidth={"sync_mbps": sync})
     assert order.bandwidth_mbps == granted
 
 
 def test_k13_attempt_may_take_longer_for_a_larger_file() -> None:
     """60 s and 2 s a megabyte, but never more than the most an attempt may take."""
-    policy = Policy(attempt_max_s=1_800.0)
+    retries = policy_of(retries={"attempt_max_s": 1_800.0}).retries
     sizes = {1: 62.0, 100: 260.0, 89_000: 1_800.0}
     for size_mb, seconds in sizes.items():
-        assert policy.attempt_timeout_s(entry("a", size_bytes=size_mb * MEGABYTE)) == seconds
+        assert retries.attempt_timeout_s(entry("a", size_bytes=size_mb * MEGABYTE)) == seconds
 
 
 # Executors that stay away
@@ -515,7 +518,9 @@ def test_unanswered_attempt_is_told_once_by_its_id() -> None:
 
 def test_slot_of_an_unanswered_attempt_comes_free() -> None:
     """P1: nodes that vanish do not hold the cluster's slots for ever."""
-    story = given(trainer("train-1"), trainer("train-2"), player()).under(max_in_flight=1)
+    story = given(trainer("train-1"), trainer("train-2"), player()).under(
+        bandwidth={"max_total": 1}
+    )
     story.tell(opens("c1", played()), answers("c1", "gpu-1", games_of("gpu-1")))
     story.tell(said_what_is_owed, assigned, assigned)
     assert len(story.under_way()) == 1

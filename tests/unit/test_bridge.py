@@ -30,22 +30,24 @@ from streams.log import Guard, LogUnavailable, Receipt
 from streams.memory import MemoryLog
 from streams.values import DataEntry
 from tests.conftest import eventually
-from tests.spec import as_fact, entry, games_of, opens, played, player, trainer
+from tests.spec import as_fact, entry, games_of, opens, played, player, policy_of, trainer
 
 PATIENCE_S = 20.0
 GAMES = games_of("gpu-1")
 CLUSTER = (trainer("train-1"), trainer("train-2"), player("gpu-1"))
 #: Attempts and answers that nobody gives are given up while a test waits.
-HASTY = Policy(
-    attempt_base_s=0.05,
-    attempt_s_per_mb=0.0,
-    attempt_grace_s=0.05,
-    answer_limit_s=0.1,
-    backoff_base_s=0.01,
-    backoff_max_s=0.02,
+HASTY = policy_of(
+    retries={
+        "attempt_base_s": 0.05,
+        "attempt_s_per_mb": 0.0,
+        "attempt_grace_s": 0.05,
+        "backoff_base_s": 0.01,
+        "backoff_max_s": 0.02,
+    },
+    chains={"answer_limit_s": 0.1},
 )
 #: As hasty with retries, and patient with those who answer at all.
-STEADY = Policy(backoff_base_s=0.01, backoff_max_s=0.02)
+STEADY = policy_of(retries={"backoff_base_s": 0.01, "backoff_max_s": 0.02})
 
 Behaviour = Callable[[events.TransferAssigned, Recorded], Event | None]
 
@@ -376,8 +378,8 @@ async def test_two_coordinators_on_one_log_double_nothing(
     log: MemoryLog, clock: Clock, tmp_path: Path
 ) -> None:
     """Twenty chains, two deciders: each says each thing once, and caps hold for both together."""
-    policy = Policy(max_in_flight=3, backoff_base_s=0.01)
-    two = [Coordinator(log.another(), tmp_path / name, policy, clock) for name in "ab"]
+    capped = policy_of(bandwidth={"max_total": 3}, retries={"backoff_base_s": 0.01})
+    two = [Coordinator(log.another(), tmp_path / name, capped, clock) for name in "ab"]
     await tell(log, *CLUSTER)
     names = [f"games/gpu-1/{n:02}_hex8_2p.db" for n in range(20)]
     holder = ScriptedAgent(log, "gpu-1", *(entry(name, games=1) for name in names))

@@ -268,7 +268,7 @@ def test_p15_what_was_announced_is_remembered_by_content() -> None:
 
 def test_completion_without_an_announcement_announces_nothing() -> None:
     """Only NEW_GAMES_AVAILABLE itself counts as having been told."""
-    story = given(trainer(), player()).under(chain_events=False)
+    story = given(trainer(), player()).under(chains={"announce": False})
     story.tell(ran("c1", played(), GAMES))
     assert not story.view.was_announced(GAMES)
 

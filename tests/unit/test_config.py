@@ -112,7 +112,7 @@ def test_path_rules_are_read_from_the_file(tmp_path: Path) -> None:
     """Which glob is which is policy, in the configuration."""
     config = loaded(tmp_path, '[path_rules]\nglobs = [["**/*.db", "merged"]]\n')
     assert config.path_rules.ownership("games/x.db") is Ownership.MERGED
-    assert config.policy().path_rules == config.path_rules
+    assert config.policy().paths == config.path_rules
 
 
 # What is wrong, and what it may be
@@ -213,19 +213,77 @@ def test_policy_obeys_the_configuration(tmp_path: Path) -> None:
         chain_limit_seconds = 8.0
         """,
     ).policy()
-    assert policy.excludes("spot-1") and not policy.excludes("gpu-1")
-    assert policy.large_file_bytes == 5_000_000
-    assert policy.transports == (Transport.RSYNC, Transport.HTTP_FETCH)
-    assert (policy.max_per_node, policy.max_in_flight, policy.bandwidth_mbps) == (2, 9, 7.0)
-    assert (policy.max_retries, policy.attempt_max_s, policy.attempt_grace_s) == (1, 4.0, 4.0)
-    assert (policy.answer_limit_s, policy.chain_limit_s) == (6.0, 8.0)
+    assert policy.exclusion.excludes("spot-1") and not policy.exclusion.excludes("gpu-1")
+    assert policy.transports.large_file_mb == 5
+    assert policy.transports.installed == (Transport.RSYNC, Transport.HTTP_FETCH)
+    bandwidth, retries, chains = policy.bandwidth, policy.retries, policy.chains
+    assert (bandwidth.max_per_node, bandwidth.max_total, bandwidth.sync_mbps) == (2, 9, 7.0)
+    assert (retries.max_retries, retries.attempt_max_s, retries.grace_s) == (1, 4.0, 4.0)
+    assert (chains.answer_limit_s, chains.limit_s) == (6.0, 8.0)
+
+
+def test_policy_tables_change_what_they_name_and_nothing_else(tmp_path: Path) -> None:
+    """`[policy.retries]` is the place of every number; tables of names are added to."""
+    policy = loaded(
+        tmp_path,
+        """
+        [policy.retries]
+        backoff_base_s = 5
+        [policy.bandwidth.provider_mbps]
+        "vast-*" = 20
+        "lambda-*" = 70
+        """,
+    ).policy()
+    assert (policy.retries.backoff_base_s, policy.retries.backoff_max_s) == (5.0, 30.0)
+    assert policy.bandwidth.provider_mbps == {"vast-*": 20.0, "hetzner-*": 30.0, "lambda-*": 70.0}
+
+
+def test_flat_name_and_policy_field_are_one_setting(tmp_path: Path) -> None:
+    """Whoever reads either sees what was said under the other."""
+    config = loaded(tmp_path, "[policy.retries]\nmax_retries = 7\n")
+    assert (config.max_retries, config.policy().retries.max_retries) == (7, 7)
+    config = loaded(tmp_path, "max_retries = 8\n")
+    assert (config.max_retries, config.policy().retries.max_retries) == (8, 8)
+
+
+def test_environment_outranks_the_policy_table_of_the_file(tmp_path: Path) -> None:
+    """File, environment, arguments: the later word counts, whatever it is called."""
+    text = "[policy.retries]\nmax_retries = 7\n"
+    assert loaded(tmp_path, text, {"DATAPLANE_MAX_RETRIES": "1"}).policy().retries.max_retries == 1
+    assert loaded(tmp_path, text, max_retries=2).policy().retries.max_retries == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "max_retries = 1\n[policy.retries]\nmax_retries = 1",
+            ["policy.retries.max_retries", "once"],
+        ),
+        ("[policy.retries]\nretry = 1", ["policy.retries: unknown field 'retry'", "max_retries"]),
+        ("[policy.pace]\nx = 1", ["policy: unknown field 'pace'", "bandwidth"]),
+        ("[policy.disk]\ncleanup_from = 85", ["policy.disk.cleanup_from", "<= 1.0"]),
+        ('[policy.transports]\nsmall_file = ["p2p", "ftp"]', ["small_file[1]", "'ftp'", "base64"]),
+        ("[policy.bandwidth.class_weights]\nurgent = 2", ["class_weights.urgent", "critical"]),
+        ("[policy.bandwidth]\nprovider_mbps = 3", ["policy.bandwidth.provider_mbps", "a table"]),
+        ("policy = 3", ["policy", "[policy.retries]"]),
+    ],
+)
+def test_wrong_policy_names_the_field_and_what_it_may_be(
+    tmp_path: Path, text: str, words: list[str]
+) -> None:
+    """Who wrote it can mend it from the message alone."""
+    with pytest.raises(ConfigError) as error:
+        loaded(tmp_path, text)
+    for word in (*words, "dataplane.toml"):
+        assert word in str(error.value)
 
 
 @pytest.mark.parametrize("field", ["chain_events", "emit_completion_events"])
 def test_announcements_are_switched_off_by_either_name(tmp_path: Path, field: str) -> None:
     """Both names of the reference mean it."""
-    assert loaded(tmp_path).policy().chain_events
-    assert not loaded(tmp_path, f"{field} = false").policy().chain_events
+    assert loaded(tmp_path).policy().chains.announce
+    assert not loaded(tmp_path, f"{field} = false").policy().chains.announce
 
 
 # The template
@@ -233,7 +291,7 @@ def test_announcements_are_switched_off_by_either_name(tmp_path: Path, field: st
 
 def uncommented(text: str) -> str:
     """The template with every setting in force and every explanation still a comment."""
-    return re.sub(r"^# (\w+ = )", r"\1", text, flags=re.MULTILINE)
+    return re.sub(r"^# ([\w.]+ = )", r"\1", text, flags=re.MULTILINE)
 
 
 def test_template_is_a_configuration_as_it_is(tmp_path: Path) -> None:
@@ -249,6 +307,8 @@ def test_template_parses_when_uncommented_and_shows_the_defaults(tmp_path: Path)
     config = loaded(tmp_path, text)
     assert config.node == "gpu-7"
     defaults = DataPlaneConfig(node="gpu-7", nats_url="nats://10.0.0.1:4222")
+    assert config.policy() == defaults.policy()
+    config.policy_tables = {}
     assert msgspec.structs.asdict(config) == msgspec.structs.asdict(defaults)
 
 

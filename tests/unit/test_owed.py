@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 
-from dataplane.policy import Policy
 from projections.chains import ChainStatus
 from streams import events
 from streams.codec import MAX_MESSAGE_BYTES, Fact, encode
@@ -39,6 +38,7 @@ from tests.spec import (
     opens,
     played,
     player,
+    policy_of,
     ran,
     said_what_is_owed,
     says,
@@ -52,7 +52,8 @@ OPENED = (trainer("train-1"), player("gpu-1"), opens("c1", played("gpu-1")))
 READY = (*OPENED, answers("c1", "gpu-1", GAMES))
 MOVING = (*READY, said_what_is_owed, assigned)
 TWO_TARGETS = (trainer("train-2"), *MOVING)
-NO_RETRIES = Policy(max_retries=0)
+NO_RETRIES = policy_of(retries={"max_retries": 0})
+ROOMY = policy_of(bandwidth={"max_total": 1_000, "max_per_node": 1_000})
 
 SyncPlanned, DataSyncStarted = events.SyncPlanned, events.DataSyncStarted
 DataSyncCompleted, DataSyncFailed = events.DataSyncCompleted, events.DataSyncFailed
@@ -346,7 +347,7 @@ def test_later_version_that_arrived_meets_the_need() -> None:
 
 def test_transfer_is_given_up_after_its_last_retry() -> None:
     """The first failure and each retry are attempts; the end tells how many there were."""
-    story = given(*MOVING).under(max_retries=2)
+    story = given(*MOVING).under(retries={"max_retries": 2})
     for _ in range(2):
         story.tell(failed())
         story.when(asked("c1")).then_nothing()
@@ -408,7 +409,7 @@ def test_chain_that_is_overdue_says_so_once_and_goes_on() -> None:
 
 def test_chain_that_waits_for_an_answer_can_be_overdue() -> None:
     """Where nodes are given long to answer, the chain's own limit still counts."""
-    story = given(*OPENED).under(answer_limit_s=9_000.0)
+    story = given(*OPENED).under(chains={"answer_limit_s": 9_000.0})
     story.when(asked("c1", after=3_600)).then(
         says(ChainOverdue, waiting_for="gpu-1 to say what it holds")
     )
@@ -498,7 +499,7 @@ def test_models_are_not_announced_as_games() -> None:
 
 def test_announcements_can_be_switched_off() -> None:
     """Without `chain_events` a chain ends with its completion alone."""
-    story = given(*MOVING, succeeded()).under(chain_events=False)
+    story = given(*MOVING, succeeded()).under(chains={"announce": False})
     story.when(asked("c1")).then(says(DataSyncCompleted))
 
 
@@ -585,7 +586,7 @@ def test_p1_every_trigger_ends_exactly_once(trigger: Event, answered: bool, fate
 def test_p1_end_of_a_chain_with_hundreds_of_failures_fits_into_a_message() -> None:
     """An end that can't be written would be decided, and refused, for ever."""
     many = [entry(f"games/gpu-1/{'d' * 200}/{n:04}_hex8_2p.db", games=1) for n in range(300)]
-    story = given(*OPENED, policy=Policy(max_in_flight=1_000, max_per_node=1_000))
+    story = given(*OPENED, policy=ROOMY)
     story.tell(*(holds("gpu-1", *many[n : n + 100]) for n in range(0, 300, 100)))
     story.tell(answers("c1", "gpu-1"), said_what_is_owed, assigned, assigned)
     for row in story.under_way():
@@ -636,7 +637,7 @@ def test_one_endless_error_does_not_hide_which_target_failed() -> None:
 def test_p1_end_of_a_chain_with_hundreds_of_arrivals_fits_into_a_message() -> None:
     """Long paths on many targets must not make a completion, or its news, too large to say."""
     many = [entry(f"games/gpu-1/{'d' * 1_500}/{n:03}_hex8_2p.db", games=1) for n in range(300)]
-    story = given(*OPENED, policy=Policy(max_in_flight=1_000, max_per_node=1_000))
+    story = given(*OPENED, policy=ROOMY)
     story.tell(*(holds("gpu-1", *many[n : n + 100]) for n in range(0, 300, 100)))
     story.tell(answers("c1", "gpu-1"), said_what_is_owed, assigned, assigned, succeeded())
     (end, news) = story.owes("c1")["c1"]
@@ -730,7 +731,7 @@ def test_every_fact_that_is_owed_can_be_written(steps: list[Step]) -> None:
 @sampled(steps=histories())
 def test_p1_every_history_can_be_brought_to_its_end(steps: list[Step]) -> None:
     """Whatever has happened, a round of answers and results later each trigger has its one end."""
-    story = lived(steps).under(max_per_node=50, max_in_flight=200)
+    story = lived(steps).under(bandwidth={"max_per_node": 50, "max_total": 200})
     for _ in range(12):
         story.tell(after(700), said_what_is_owed, lambda story: story.gives_up())
         story.tell(assigned, succeeded())

@@ -462,21 +462,21 @@ CASES = [
         (*TRAINERS, player(), holds("gpu-1", GAMES)),
         played(),
         (f"gpu-1 -> train-2: {GAMES_PATH}", "exclude-hosts: train-1"),
-        {"exclude_hosts": ("train-1",)},
+        {"exclusion": {"exclude_hosts": ["train-1"]}},
     ),
     Case(
         "K5: exclude_hosts takes globs",
         (*TRAINERS, player(), holds("gpu-1", GAMES)),
         played(),
         ("exclude-hosts: train-1", "exclude-hosts: train-2", "no-target: all"),
-        {"exclude_hosts": ("train-*",)},
+        {"exclusion": {"exclude_hosts": ["train-*"]}},
     ),
     Case(
         "K5: an excluded node does not receive what it asks for either",
         (trainer(), player(), holds("gpu-1", GAMES)),
         needed(),
         ("exclude-hosts: train-1", "no-target: all"),
-        {"exclude_hosts": ("train-1",)},
+        {"exclusion": {"exclude_hosts": ["train-1"]}},
     ),
     Case(
         "K5: a node with skip_sync_receive never receives",
@@ -629,7 +629,7 @@ def test_every_trigger_that_opens_a_chain_has_a_route() -> None:
 )
 def test_transports_follow_size_and_urgency(size_mb: int, trigger: Event, transports: str) -> None:
     """K12: small p2p → http → base64; above 100 MB rsync first; urgent ones skip slow starts."""
-    story = given(trainer(), VAULT, player()).under(transports=tuple(Transport))
+    story = given(trainer(), VAULT, player()).under(transports={"installed": list(Transport)})
     story.tell(holds("gpu-1", games_of("gpu-1", size_bytes=size_mb * MEGABYTE)))
     assert " ".join(only_plan(story.plans(trigger)).transport_preference) == transports
 
@@ -637,14 +637,16 @@ def test_transports_follow_size_and_urgency(size_mb: int, trigger: Event, transp
 def test_transports_are_cut_down_to_those_that_are_installed() -> None:
     """What this installation has not got is not tried; the order stays."""
     story = given(trainer(), player(), holds("gpu-1", GAMES))
-    story.under(transports=(Transport.BASE64_SSH, Transport.HTTP_FETCH))
+    story.under(transports={"installed": ["base64", "http"]})
     plan = only_plan(story.plans(played()))
     assert plan.transport_preference == (Transport.HTTP_FETCH, Transport.BASE64_SSH)
 
 
 def test_chain_of_which_nothing_is_installed_uses_what_is_there() -> None:
     """An empty list of transports would never move anything."""
-    story = given(trainer(), player(), holds("gpu-1", GAMES)).under(transports=(Transport.S3,))
+    story = given(trainer(), player(), holds("gpu-1", GAMES)).under(
+        transports={"installed": ["s3"]}
+    )
     assert only_plan(story.plans(played())).transport_preference == (Transport.S3,)
 
 
@@ -658,7 +660,7 @@ def test_entries_of_other_transports_are_plans_of_their_own() -> None:
     """A large file beside a small one does not force its transports on it."""
     large = entry("games/gpu-1/large_hex8_2p.db", size_bytes=101 * MEGABYTE, games=9)
     story = given(trainer(), player(), holds("gpu-1", GAMES, large))
-    story.under(transports=tuple(Transport))
+    story.under(transports={"installed": list(Transport)})
     firsts = {p.entries[0].path: p.transport_preference[0] for p in story.plans(played()).plans}
     assert firsts == {GAMES_PATH: Transport.P2P_GOSSIP, large.path: Transport.RSYNC}
 
