@@ -19,10 +19,13 @@ from streams.values import (
     Count,
     DataEntry,
     DataType,
+    DiskTier,
     Endpoint,
     Held,
     NodeDescription,
+    Proof,
     Refusal,
+    SweepKind,
     SyncPlan,
     SyncPriority,
     TargetOutcome,
@@ -124,6 +127,30 @@ class NodeTerminating(Event, frozen=True):
     reason: str = ""
 
 
+class SweepDue(Event, frozen=True):
+    """A sweep found work; its id is made of kind and cycle, so that it is done once a cycle."""
+
+    kind: SweepKind
+    #: Which one since 1970, counted by the sweep's interval.
+    cycle: Count
+    #: Current paths it found; what is planned is decided on these alone, as they are then.
+    paths: tuple[str, ...] = ()
+    #: How many there were in all.
+    found: Count = 0
+
+
+class DeletionRequested(Event, frozen=True):
+    """A copy is to be deleted from a node, if what remains elsewhere can be proven."""
+
+    path: str
+    #: From which node.
+    node: Token
+    #: Only if the node holds exactly this; "" for whatever it holds.
+    checksum: str = ""
+    reason: str = ""
+    requester: str = ""
+
+
 class HostOnline(Event, frozen=True):
     """A node can be reached again."""
 
@@ -190,6 +217,19 @@ class FileConflict(Event, frozen=True):
     reason: str
 
 
+class DiskTierChanged(Event, frozen=True):
+    """A node's disk became fuller or emptier than a limit; self-play listens to it, too."""
+
+    node: Token
+    tier: DiskTier
+    #: What it was before.
+    before: DiskTier = DiskTier.NORMAL
+    #: From 0 to 1.
+    used: float = 0.0
+    free_bytes: Count = 0
+    total_bytes: Count = 0
+
+
 class SyncPlanned(Event, frozen=True):
     """What a chain will move, what is in place already, and what is not moved by which rule."""
 
@@ -229,6 +269,9 @@ class TransferAssigned(Event, frozen=True):
     attempt: Annotated[int, Meta(ge=1)] = 1
     #: How long the executor may take before the attempt counts as unanswered.
     timeout_s: float = 600.0
+    #: For how many seconds `bandwidth_mbps` is granted without being renewed; 0 means for as long
+    #: as it takes.
+    grant_s: float = 0.0
 
 
 class TransferSucceeded(Event, frozen=True):
@@ -344,6 +387,55 @@ class NodeDrained(Event, frozen=True):
     size_bytes: Count = 0
 
 
+class DeletionReserved(Event, frozen=True):
+    """A copy is about to be deleted; no other copy of its entry may be until this has ended."""
+
+    path: str
+    checksum: Checksum
+    node: Token
+    #: Id of the DELETION_REQUESTED.
+    request: str
+    reason: str = ""
+    requester: str = ""
+
+
+class DeletionGranted(Event, frozen=True):
+    """The copies that remain were proven just now: the node may delete its own."""
+
+    path: str
+    checksum: Checksum
+    node: Token
+    request: str
+    #: Copies elsewhere of the content that counts under the path.
+    proofs: tuple[Proof, ...] = ()
+
+
+class DeletionRefused(Event, frozen=True):
+    """A copy stays, and by which rule."""
+
+    path: str
+    node: Token
+    request: str
+    rule: str
+    reason: str
+    #: What the node holds; "" if it holds nothing there.
+    checksum: str = ""
+    proofs: tuple[Proof, ...] = ()
+
+
+class DeletionDone(Event, frozen=True):
+    """What the node made of a granted deletion: its last word on it."""
+
+    path: str
+    checksum: Checksum
+    node: Token
+    request: str
+    deleted: bool
+    freed_bytes: Count = 0
+    #: Why it was not deleted after all; "" if it was.
+    reason: str = ""
+
+
 class SelfplayNeeded(Event, frozen=True):
     """Data was asked for that nobody has: somebody must play it."""
 
@@ -400,6 +492,8 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "DATA_NEEDED": DataNeeded,
     "DATA_SYNC_REQUESTED": DataSyncRequested,
     "NODE_TERMINATING": NodeTerminating,
+    "SWEEP_DUE": SweepDue,
+    "DELETION_REQUESTED": DeletionRequested,
     "HOST_ONLINE": HostOnline,
     "HOST_OFFLINE": HostOffline,
     "NODE_RECOVERED": NodeRecovered,
@@ -408,6 +502,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "FILES_REMOVED": FilesRemoved,
     "FILE_QUARANTINED": FileQuarantined,
     "FILE_CONFLICT": FileConflict,
+    "DISK_TIER_CHANGED": DiskTierChanged,
     "SYNC_PLANNED": SyncPlanned,
     "TRANSFER_ASSIGNED": TransferAssigned,
     "TRANSFER_SUCCEEDED": TransferSucceeded,
@@ -419,6 +514,10 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "MODEL_DISTRIBUTION_COMPLETE": ModelDistributionComplete,
     "S3_BACKUP_COMPLETED": S3BackupCompleted,
     "NODE_DRAINED": NodeDrained,
+    "DELETION_RESERVED": DeletionReserved,
+    "DELETION_GRANTED": DeletionGranted,
+    "DELETION_REFUSED": DeletionRefused,
+    "DELETION_DONE": DeletionDone,
     "SELFPLAY_NEEDED": SelfplayNeeded,
     "REPLICATION_ALERT": ReplicationAlert,
     "DEADLINE_AT_RISK": DeadlineAtRisk,
@@ -442,6 +541,7 @@ OWN_WORDS: dict[type[Event], str] = {
     FilesRemoved: "node",
     FileQuarantined: "node",
     FileConflict: "node",
+    DiskTierChanged: "node",
     TransferSucceeded: "node",
     TransferFailed: "node",
 }
@@ -473,7 +573,7 @@ def speaker_of(event: Event) -> str | None:
     """The node an event speaks of or for, where its payload says so."""
     if isinstance(event, NodeRegistered):
         return event.description.name
-    if isinstance(event, DataSyncRequested):
+    if isinstance(event, DataSyncRequested | DeletionRequested):
         return event.requester or None
     name: str | None = getattr(event, "source_node", None) or getattr(event, "node", None)
     return name

@@ -45,6 +45,10 @@ _DECISIONS: frozenset[type[events.Event]] = frozenset(
         events.DeadlineAtRisk,
         events.ReplicationAlert,
         events.S3BackupCompleted,
+        events.DeletionReserved,
+        events.DeletionGranted,
+        events.DeletionRefused,
+        events.DeletionDone,
         events.EventRejected,
     }
 )

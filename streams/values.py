@@ -104,6 +104,36 @@ class Trait(enum.StrEnum):
     SKIP_SYNC_RECEIVE = "skip_sync_receive"
 
 
+class SweepKind(enum.StrEnum):
+    """What a sweep looks for."""
+
+    #: Entries with fewer copies than they should have.
+    REPLICATION = "replication"
+    #: Entries that the bucket does not hold.
+    S3 = "s3"
+
+
+class DiskTier(enum.StrEnum):
+    """How full a node's disk is, and what it stops doing because of it."""
+
+    NORMAL = "normal"
+    #: No background data comes in any more.
+    NO_BACKGROUND = "no_background"
+    #: What is safe elsewhere is deleted.
+    CLEANUP = "cleanup"
+    #: Self-play is to stop producing.
+    STOP_PRODUCTION = "stop_production"
+    CRITICAL = "critical"
+
+    @property
+    def rank(self) -> int:
+        """0 for NORMAL up to 4 for CRITICAL."""
+        return _TIERS[self]
+
+
+_TIERS = {tier: rank for rank, tier in enumerate(DiskTier)}
+
+
 class Value(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Base of all values and events: immutable, compared by content, short on the wire."""
 
