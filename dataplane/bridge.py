@@ -2,7 +2,8 @@
 
 It reads what nodes say through a durable consumer, waits until the views have seen it, asks each
 chain that it touches what is owed, appends that in one atomic batch guarded chain by chain, and
-acknowledges only then. Dying at any point costs a redelivery.
+acknowledges only then. Dying at any point costs a redelivery. A chain that can't be decided is in
+nobody's way: it is tried again ever later, and set aside as a fact in the end.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 import msgspec
 
-from dataplane.chain import owed
+from dataplane.chain import owed, set_aside
 from dataplane.crashpoints import reach
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
-from projections.chains import place_of
+from dataplane.trouble import Troubles, delay_s
+from projections.chains import ChainRow, place_of
 from projections.cluster import ClusterView
 from projections.projector import Projector
+from projections.store import StoreError
 from streams import events
 from streams.codec import Fact, Recorded, chain_fact
 from streams.log import Delivery, DuplicateFact, Guard, Log, LogError, Receipt, SequenceConflict
@@ -37,6 +40,8 @@ MAX_PENDING = 512
 BATCH = 128
 _MOST_FACTS = 900
 _SWEEP_PAGE = 100
+#: What waits for a bus that is away is not put off for longer than this.
+_LOG_PATIENCE_S = 8.0
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -67,6 +72,8 @@ class EventBridge:
         self.decided = 0
         self.conflicts = 0
         self.errors = 0
+        #: Chains that could not be decided.
+        self.troubles = Troubles()
         #: When a delivery was last dealt with: progress, for health.
         self.last_progress = time.monotonic()
 
@@ -84,6 +91,7 @@ class EventBridge:
     async def sweep(self) -> None:
         """Ask every open chain, and every rejected message, what is owed; page by page."""
         after = b""
+        asked: set[str] = set()
         await self._reject()
         while True:
             with self._projector.store.read() as reader:
@@ -93,15 +101,19 @@ class EventBridge:
                     if len(page) == _SWEEP_PAGE:
                         break
             await self.drive({chain.id: chain.trigger_id for chain in page})
+            asked.update(chain.id for chain in page)
             if len(page) < _SWEEP_PAGE:
+                self.troubles.only(asked)
                 return
             after = place_of(page[-1])
             await asyncio.sleep(0)
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
+        self.last_progress = time.monotonic()
         try:
             await self._projector.wait_for(max(d.recorded.sequence for d in deliveries), ACK_WAIT_S)
-            await self.drive(self._touched([d.recorded for d in deliveries]))
+            touched = self._touched([d.recorded for d in deliveries])
+            await self.drive({chain: id for id, chains in touched.items() for chain in chains})
             if any(d.recorded.event is None for d in deliveries):
                 await self._reject()
         except (LogError, TimeoutError) as error:
@@ -109,28 +121,25 @@ class EventBridge:
             first = deliveries[0].recorded
             logger.warning("not handled, will be redelivered: %s (from event %s)", error, first.id)
             with suppress(LogError):
-                await asyncio.gather(*(d.nak(1.0) for d in deliveries))
+                await asyncio.gather(*(d.nak(_put_off_s(d)) for d in deliveries))
             return
         reach("coordinator.appended")
-        await asyncio.gather(*(delivery.ack() for delivery in deliveries))
-        self.handled += len(deliveries)
+        await asyncio.gather(*(self._answer(d, touched[d.recorded.id]) for d in deliveries))
         self.last_progress = time.monotonic()
 
-    def _touched(self, batch: Iterable[Recorded]) -> dict[str, str]:
-        """Chains that these facts may have moved on, each with the id of the last such fact."""
-        touched: dict[str, str] = {}
+    async def _answer(self, delivery: Delivery, chains: Sequence[str]) -> None:
+        """Acknowledge what is dealt with; what touches a chain in trouble comes again, later."""
+        if any(chain in self.troubles for chain in chains):
+            await delivery.nak(delay_s(delivery.attempt))
+            return
+        await delivery.ack()
+        self.handled += 1
+
+    def _touched(self, batch: Iterable[Recorded]) -> dict[str, list[str]]:
+        """Chains that each of these facts may have moved on, by the fact's id."""
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
-            for recorded in batch:
-                if isinstance(recorded.event, events.TransferSucceeded):
-                    for chain in _waiting_at(view, recorded.event):
-                        touched[chain] = recorded.id
-                elif isinstance(recorded.event, events.TransferFailed):
-                    row = view.transfer(recorded.event.transfer)
-                    touched |= dict.fromkeys(row.chains if row else (), recorded.id)
-                elif recorded.chain:
-                    touched[recorded.chain] = recorded.id
-        return touched
+            return {recorded.id: _moved_on(view, recorded) for recorded in batch}
 
     async def drive(self, chains: Mapping[str, str]) -> None:
         """Append what these chains owe; the value of each is the id of the event that asks."""
@@ -152,19 +161,38 @@ class EventBridge:
             planner = SyncPlanner(self._policy, view)
             for id, cause in chains.items():
                 chain = view.chain(id)
-                if chain is None:
+                if chain is None or self.troubles.must_wait(id, now):
                     continue
-                transfers = {row.id: row for row in view.transfers_of(id)}
-                facts = owed(chain, transfers, planner.decide, self._policy, now, cause)
+                facts = self._owed(chain, view, planner, now, cause)
                 if facts:
                     guard = Guard(chain_filter(id), view.last_sequence_of(id))
                     decisions.append(Decision(id, cause, tuple(facts), guard))
         return decisions
 
+    def _owed(
+        self, chain: ChainRow, view: ClusterView, planner: SyncPlanner, now: float, cause: str
+    ) -> list[Fact]:
+        """What a chain owes. An error in finding that out is this chain's alone."""
+        try:
+            transfers = {row.id: row for row in view.transfers_of(chain.id)}
+            facts = owed(chain, transfers, planner.decide, self._policy, now, cause)
+        except StoreError:
+            raise
+        except Exception as error:
+            trouble = self.troubles.failed(chain.id, error, now)
+            logger.error("chain %s can't be decided", chain.id, exc_info=error)
+            if not trouble.hopeless:
+                return []
+            return set_aside(chain, trouble.tries, trouble.problem, now, cause)
+        self.troubles.over(chain.id)
+        return facts
+
     async def _append(self, group: list[Decision]) -> Receipt:
         facts = [fact for decision in group for fact in decision.facts]
         receipt = await self._log.append(facts, [decision.guard for decision in group])
         self.decided += len(group)
+        for decision in group:
+            self.troubles.over(decision.chain)
         return receipt
 
     async def _append_alone(self, decision: Decision) -> None:
@@ -193,6 +221,20 @@ class EventBridge:
             )
             with suppress(SequenceConflict, DuplicateFact):
                 await self._log.append([chain_fact(event, id, "")], [Guard(chain_filter(id), 0)])
+
+
+def _moved_on(view: ClusterView, recorded: Recorded) -> list[str]:
+    """Chains that a fact may have moved on."""
+    if isinstance(recorded.event, events.TransferSucceeded):
+        return _waiting_at(view, recorded.event)
+    if isinstance(recorded.event, events.TransferFailed):
+        row = view.transfer(recorded.event.transfer)
+        return list(row.chains) if row else []
+    return [recorded.chain] if recorded.chain else []
+
+
+def _put_off_s(delivery: Delivery) -> float:
+    return min(delay_s(delivery.attempt), _LOG_PATIENCE_S)
 
 
 def _waiting_at(view: ClusterView, event: events.TransferSucceeded) -> list[str]:

@@ -56,6 +56,25 @@ def owed(
     return []
 
 
+def set_aside(chain: ChainRow, tries: int, problem: str, now: float, cause: str) -> list[Fact]:
+    """The end of a chain that could not be decided, and the word that it was set aside.
+
+    It asks nothing but the row: whatever went wrong in `owed` can't go wrong here.
+    """
+    event = events.EventSetAside(
+        sequence=chain.opened_sequence,
+        trigger=chain.trigger,
+        reason=problem[:ERROR_CHARACTERS],
+        tries=tries,
+        config_key=chain.config_key,
+    )
+    reason = f"set aside after {tries} tries: {problem[:ERROR_CHARACTERS]}"
+    return [
+        chain_fact(event, chain.id, cause),
+        _failure(chain, [], [], now, reason, cause),
+    ]
+
+
 def exhausted(transfer: TransferRow, policy: Policy, since: int) -> bool:
     """Whether the attempts since a plan are used up, or the last one can't be made better."""
     failures = transfer.failures_since(since)

@@ -353,7 +353,7 @@ def _named_paths(event: Event) -> tuple[str, ...]:
         return (event.model_path,)
     if isinstance(event, events.TrainingCompleted):
         return tuple(path for path in (event.model_path, event.checkpoint_path) if path)
-    if isinstance(event, events.OrphanGamesDetected):
+    if isinstance(event, events.OrphanGamesDetected | events.DataNeeded):
         return event.paths
     return ()
 

@@ -113,8 +113,12 @@ class ClusterView:
         return guards.last_of_chain(self._reader, chain)
 
     def rejected(self) -> Iterator[RejectedRow]:
-        """Messages that could not be understood, newest first."""
+        """Messages that could not be understood, and triggers set aside, newest first."""
         return rejected.all_rejected(self._reader)
+
+    def rejected_at(self, sequence: int) -> RejectedRow | None:
+        """What was rejected or set aside at a place of the log; None if nothing was."""
+        return rejected.get_rejected(self._reader, sequence)
 
     def rejections_unsaid(self) -> list[RejectedRow]:
         """Messages of which EVENT_REJECTED is still owed."""

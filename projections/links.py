@@ -231,7 +231,7 @@ def _with_rate(rates: Sequence[Rates], result: TransportResult) -> tuple[Rates, 
     moved = result.bytes_transferred
     if not result.success or not moved or result.duration_seconds <= 0:
         return tuple(rates)
-    which, rate = size_class(moved), int(moved / result.duration_seconds)
+    which, rate = size_class(moved), int(moved / max(result.duration_seconds, 1e-6))
     by_class = {one.size_class: dict(one.counts) for one in rates}
     counts = by_class.setdefault(which, {})
     # Half octaves in whole numbers: every machine must fold the same bytes.

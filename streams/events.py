@@ -106,6 +106,8 @@ class DataNeeded(Event, frozen=True):
     data_type: DataType
     min_samples: Count | None = None
     deadline: float | None = None
+    #: Only these files; empty means all of the kind.
+    paths: tuple[str, ...] = ()
 
 
 class DataSyncRequested(Event, frozen=True):
@@ -483,6 +485,27 @@ class EventRejected(Event, frozen=True):
     reason: str
 
 
+class EventSetAside(Event, frozen=True):
+    """A chain that could not be decided, however often it was tried; it ends as failed."""
+
+    #: Where its trigger stands in the log, and its wire name.
+    sequence: Count
+    trigger: str
+    #: What went wrong the last time.
+    reason: str
+    tries: Count
+    config_key: Token = ALL_CONFIGS
+
+
+class EventRetried(Event, frozen=True):
+    """What was rejected or set aside was said anew, and opens a chain of its own."""
+
+    #: Where the original stands in the log.
+    sequence: Count
+    #: The id under which it was said anew.
+    event_id: str
+
+
 EVENT_TYPES: dict[str, type[Event]] = {
     "SELFPLAY_COMPLETE": SelfplayComplete,
     "TRAINING_STARTED": TrainingStarted,
@@ -523,6 +546,8 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "DEADLINE_AT_RISK": DeadlineAtRisk,
     "CHAIN_OVERDUE": ChainOverdue,
     "EVENT_REJECTED": EventRejected,
+    "EVENT_SET_ASIDE": EventSetAside,
+    "EVENT_RETRIED": EventRetried,
 }
 TYPE_NAMES: dict[type[Event], str] = {cls: name for name, cls in EVENT_TYPES.items()}
 

@@ -50,6 +50,8 @@ _DECISIONS: frozenset[type[events.Event]] = frozenset(
         events.DeletionRefused,
         events.DeletionDone,
         events.EventRejected,
+        events.EventSetAside,
+        events.EventRetried,
     }
 )
 

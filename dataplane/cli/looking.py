@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from dataplane.api import DataPlane
@@ -173,11 +172,3 @@ def chain(id: str, as_json: Json = False) -> None:
         show.print_json({"chain": summary, "facts": [describe(fact) for fact in facts]})
     else:
         show.console.print(show.chain_tree(row, facts, id))
-
-
-@app.command()
-def rejected(as_json: Json = False) -> None:
-    """Messages in the log that could not be understood, and why."""
-    with open_catalog() as catalog, catalog.view() as view:
-        rows = [msgspec.structs.asdict(row) for row in view.rejected()]
-    show.emit(rows, ["sequence", "time", "subject", "reason"], as_json=as_json, empty="none")

@@ -18,11 +18,15 @@ import pytest
 
 from dataplane import bridge as bridge_module
 from dataplane import dispatch as dispatch_module
+from dataplane import trouble as trouble_module
 from dataplane.bridge import EventBridge
 from dataplane.dispatch import Dispatcher
+from dataplane.planner import CommandRejected
 from dataplane.policy import Policy
+from dataplane.retry import retry
 from projections.cluster import ClusterView
 from projections.projector import Projector
+from projections.rejected import RejectedRow
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, node_fact
 from streams.events import FILE_TRIGGERS, Event
@@ -610,6 +614,77 @@ async def test_events_that_open_no_chain_are_acknowledged(
         await eventually(lambda: coordinator.bridge.handled == 5)
     assert log._store.consumers[bridge_module.DURABLE].out == {}
     assert len(await history(log)) == 5
+
+
+# What can't be decided
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks what chain ``poison`` owes gets an error, and there is no delay."""
+    real = bridge_module.owed
+
+    def owed(chain: Any, *rest: Any) -> list[Fact]:
+        if chain.id.startswith("poison"):
+            raise KeyError("no such board")
+        return real(chain, *rest)
+
+    monkeypatch.setattr(bridge_module, "owed", owed)
+    monkeypatch.setattr(trouble_module, "_FIRST_S", 0.001)
+
+
+@pytest.mark.usefixtures("poisoned")
+async def test_chain_that_cannot_be_decided_is_in_nobodys_way_and_is_set_aside_once(
+    log: MemoryLog, clock: Clock, tmp_path: Path
+) -> None:
+    """With two coordinators: the other chains complete, and this one fails with the reason."""
+    await tell(log, *CLUSTER, opens("poison", played("gpu-1")), opens("c1", played("gpu-1")))
+    two = [Coordinator(log.another(), tmp_path / name, STEADY, clock) for name in "ab"]
+    async with running(*(one.run() for one in two), *agents(log)):
+        ends = {end.chain: end for end in await ended(log, 2)}
+        for one in two:
+            await settled(log, one)
+            assert len(one.bridge.troubles) == 0
+    assert ends["c1"].type == "DATA_SYNC_COMPLETED"
+    assert isinstance(failed := ends["poison"].event, events.DataSyncFailed)
+    assert failed.reason == "set aside after 5 tries: KeyError: 'no such board'"
+    (aside,) = [one for one in await history(log) if one.type == "EVENT_SET_ASIDE"]
+    assert isinstance(said_ := aside.event, events.EventSetAside)
+    assert (said_.sequence, said_.trigger, said_.tries) == (4, "SELFPLAY_COMPLETE", 5)
+    await nothing_is_doubled(log)
+
+
+@pytest.mark.usefixtures("poisoned")
+async def test_what_was_set_aside_can_be_said_anew_once(
+    log: MemoryLog, clock: Clock, tmp_path: Path
+) -> None:
+    """It opens a chain of its own, which completes now that its cause is mended."""
+    await tell(log, *CLUSTER, opens("poison", played("gpu-1")))
+    coordinator = Coordinator(log, tmp_path, STEADY, clock)
+    async with running(coordinator.run(), *agents(log)):
+        await ended(log)
+        await settled(log, coordinator)
+        with coordinator.projector.store.read() as reader:
+            row = ClusterView(reader).rejected_at(4)
+        assert row is not None and (row.chain, row.retried_as) == ("poison", "")
+        retried = await retry(log, row)
+        with pytest.raises(CommandRejected, match="said anew by somebody else"):
+            await retry(log, row)
+        ends = await ended(log, 2)
+        await settled(log, coordinator)
+        with coordinator.projector.store.read() as reader:
+            row = ClusterView(reader).rejected_at(4)
+    assert row is not None and row.retried_as == retried.id
+    assert (ends[1].chain, ends[1].type) == (retried.chain, "DATA_SYNC_COMPLETED")
+
+
+async def test_what_is_still_not_understood_is_not_said_anew(log: MemoryLog) -> None:
+    """The reason is said again; the log gets nothing."""
+    log.tell("dp.node.gpu-1.SELFPLAY_COMPLETE.hex8_2p", b"[]")
+    row = RejectedRow(1, "dp.node.gpu-1.SELFPLAY_COMPLETE.hex8_2p", "", 0.0)
+    with pytest.raises(CommandRejected, match="still not understood"):
+        await retry(log, row)
+    assert len(await history(log)) == 1
 
 
 @pytest.mark.parametrize("steps", range(5))

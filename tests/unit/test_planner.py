@@ -76,9 +76,11 @@ def orphaned(*paths: str, name: str = "gpu-1") -> Event:
     return events.OrphanGamesDetected(node=name, config_key="hex8_2p", orphan_count=7, paths=paths)
 
 
-def needed(name: str = "train-1", data_type: DataType = DataType.GAMES) -> Event:
+def needed(
+    name: str = "train-1", data_type: DataType = DataType.GAMES, paths: tuple[str, ...] = ()
+) -> Event:
     """A node asks for data."""
-    return events.DataNeeded(node=name, config_key="hex8_2p", data_type=data_type)
+    return events.DataNeeded(node=name, config_key="hex8_2p", data_type=data_type, paths=paths)
 
 
 def requested(*targets: str, data_type: DataType = DataType.GAMES, **more: Any) -> Event:
@@ -96,6 +98,13 @@ def terminating(name: str = "gpu-1") -> Event:
 def offline(name: str) -> Event:
     """A node can't be reached."""
     return events.HostOffline(node=name, reason="ping lost")
+
+
+#: Two players with games of their own.
+PLAYERS_WITH_GAMES = (
+    *(player(name) for name in ("gpu-1", "gpu-2")),
+    *(holds(name, games_of(name)) for name in ("gpu-1", "gpu-2")),
+)
 
 
 class Case(NamedTuple):
@@ -317,6 +326,12 @@ CASES = [
         (player(), holds("gpu-1", GAMES)),
         started("ghost"),
         ("unknown-node: ghost", "no-target: all"),
+    ),
+    Case(
+        "route: a node that needs named files gets those alone",
+        (trainer(), *PLAYERS_WITH_GAMES),
+        needed(paths=("games/gpu-2/hex8_2p.db",)),
+        ("gpu-2 -> train-1: games/gpu-2/hex8_2p.db",),
     ),
     Case(
         "route: DATA_NEEDED moves the one kind that is asked for",

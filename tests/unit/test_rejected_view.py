@@ -51,3 +51,15 @@ def test_rows_outlive_the_event_that_said_them() -> None:
     story = given(BAD, decided("rejected-1", rejected(1)))
     (row,) = story.view.rejected()
     assert isinstance(row, RejectedRow) and row.said and row.reason
+
+
+def test_trigger_that_was_set_aside_is_listed_until_it_is_said_anew() -> None:
+    """With its chain, its reason and how often it was tried; then with its new id."""
+    aside = events.EventSetAside(sequence=1, trigger="SELFPLAY_COMPLETE", reason="why", tries=5)
+    story = given(opens("c1", played()), decided("c1", aside))
+    row = story.view.rejected_at(1)
+    assert row is not None
+    assert (row.subject, row.chain, row.tries, row.reason) == ("SELFPLAY_COMPLETE", "c1", 5, "why")
+    story.tell(decided("rejected-1", events.EventRetried(sequence=1, event_id="new")))
+    row = story.view.rejected_at(1)
+    assert row is not None and row.retried_as == "new"

@@ -1,0 +1,53 @@
+"""What could not be understood or decided: `rejected` lists it, `rejected retry` says it anew."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+import typer
+
+from dataplane.api import DataPlane
+from dataplane.cli import show
+from dataplane.cli.app import Json, app, config_of, open_catalog, run
+from dataplane.planner import CommandRejected
+from dataplane.retry import Retried, retry
+
+rejected_app = typer.Typer(help="What could not be understood or decided, and why.")
+app.add_typer(rejected_app, name="rejected")
+
+
+@rejected_app.callback(invoke_without_command=True)
+def rejected(context: typer.Context, as_json: Json = False) -> None:
+    """List what could not be understood or decided, and why."""
+    if context.invoked_subcommand is not None:
+        return
+    with open_catalog() as catalog, catalog.view() as view:
+        rows = [msgspec.structs.asdict(row) for row in view.rejected()]
+    columns = ["sequence", "time", "subject", "chain", "tries", "reason", "retried_as"]
+    show.emit(rows, columns, as_json=as_json, empty="none")
+
+
+@rejected_app.command("retry")
+def retry_command(
+    sequence: Annotated[int, typer.Argument(help="As `dataplane rejected` lists it.")],
+    as_json: Json = False,
+) -> None:
+    """Say a message anew, once its cause is mended; it opens a chain of its own."""
+    with open_catalog() as catalog, catalog.view() as view:
+        row = view.rejected_at(sequence)
+    if row is None:
+        raise CommandRejected(f"message {sequence} was neither rejected nor set aside")
+    if row.retried_as:
+        raise CommandRejected(f"message {sequence} was said anew as {row.retried_as}")
+
+    async def say() -> Retried:
+        async with DataPlane.connect(config=config_of()) as plane:
+            return await retry(await plane.log(), row)
+
+    said = run(say())
+    if as_json:
+        show.print_json(said)
+    else:
+        chain = f", chain {said.chain}" if said.chain else ""
+        show.console.print(f"said anew as {said.id}{chain}", highlight=False)
