@@ -11,9 +11,11 @@ import binascii
 import os
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import BinaryIO
 
 from adapters.channel import Channel, Opens
 from adapters.landing import Landing
+from adapters.sent import opened
 from adapters.shell import giving, taking
 from adapters.ssh import Connections, SshOptions, source_file
 from adapters.ssh_push import Place, prepared, published
@@ -80,18 +82,18 @@ class Base64Transport:
     ) -> int:
         """As `Pushes.push`. What came is kept at the target, bound to transfer and digest."""
         size = request.entry.size_bytes
-        handle = await finish(lambda: _opened(file, size))
+        source = await finish(lambda: opened(file, size))
         try:
             async with self._slot(request.target):
                 opens = self._opens(request.target, request)
                 place = await prepared(opens, request, self._rules, "base64 dd")
                 if place.have < size:
                     telling = Telling(progress, size)
-                    await _sent(opens, place, handle, size, throttle, telling, request.stall_s)
+                    await _sent(opens, place, source, size, throttle, telling, request.stall_s)
                 await published(opens, request, self._rules, place)
                 return size - place.have
         finally:
-            os.close(handle)
+            source.close()
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -141,7 +143,7 @@ async def _received(
 async def _sent(
     opens: Opens,
     place: Place,
-    handle: int,
+    file: BinaryIO,
     size: int,
     throttle: Throttle,
     telling: Telling,
@@ -151,7 +153,7 @@ async def _sent(
         done = place.have
         while done < size:
             most = throttle.paced(SMALLEST_PIECE_BYTES, PIECE_BYTES, PIECE_S) // 4 * 3
-            raw, text = await finish(lambda at=done, most=most: _encoded(handle, at, most))  # type: ignore[misc]
+            raw, text = await finish(lambda at=done, most=most: _encoded(file, at, most))  # type: ignore[misc]
             await throttle.take(len(text))
             await channel.write(text)
             done += raw
@@ -161,19 +163,8 @@ async def _sent(
         await channel.succeed(2 * stall_s)
 
 
-def _encoded(handle: int, offset: int, most: int) -> tuple[int, bytes]:
-    data = os.pread(handle, most, offset)
+def _encoded(file: BinaryIO, offset: int, most: int) -> tuple[int, bytes]:
+    data = os.pread(file.fileno(), most, offset)
     if not data:
         raise EntryMissing("the file to be sent has become shorter")
     return len(data), binascii.b2a_base64(data)
-
-
-def _opened(file: Path, size: int) -> int:
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise EntryMissing(f"the file to be sent can't be read: {error}") from error
-    if os.fstat(handle).st_size != size:
-        os.close(handle)
-        raise EntryMissing(f"the file to be sent has not {size} bytes")
-    return handle

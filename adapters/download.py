@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from adapters.transport import Interrupted, Stalled, Unreachable
+from adapters.transport import Interrupted, Refused, Stalled, Unreachable
 
 #: A reader comes back this often, so that it can be given up or slowed down.
 TICK_S = 0.25
@@ -23,11 +23,16 @@ class Download:
     """A request under way. All methods block and belong in a thread, one at a time."""
 
     def __init__(
-        self, url: str, headers: Mapping[str, str], connect_s: float, stall_s: float
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        connect_s: float,
+        stall_s: float,
+        context: ssl.SSLContext | None = None,
     ) -> None:
         """Ask. Raises `Unreachable`, `Stalled` or `Interrupted` if there is no answer."""
         self._stall_s = stall_s
-        self._connection = _connect(url, connect_s)
+        self._connection = connect(url, connect_s, context)
         self._socket: socket.socket = self._connection.sock
         try:
             self._socket.settimeout(stall_s)
@@ -93,20 +98,23 @@ class Download:
         return self._socket.recv_into(view)
 
 
-def _connect(url: str, connect_s: float) -> http.client.HTTPConnection:
+def connect(
+    url: str, connect_s: float, context: ssl.SSLContext | None = None
+) -> http.client.HTTPConnection:
+    """A connection that stands. `context` says whom to trust. Raises `Unreachable`, or `Refused`
+    if whoever answers can't prove who he is.
+    """
     parts = urlsplit(url)
+    host = parts.hostname or ""
     try:
         connection = (
-            http.client.HTTPSConnection(
-                parts.hostname or "",
-                parts.port,
-                timeout=connect_s,
-                context=ssl.create_default_context(),
-            )
+            http.client.HTTPSConnection(host, parts.port, timeout=connect_s, context=context)
             if parts.scheme == "https"
-            else http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=connect_s)
+            else http.client.HTTPConnection(host, parts.port, timeout=connect_s)
         )
         connection.connect()
+    except ssl.SSLCertVerificationError as error:
+        raise Refused(f"{host} does not prove who it is: {error.verify_message}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unreachable(str(error)) from error
     return connection

@@ -1,4 +1,4 @@
-"""The transport over HTTP: ranged, resumable, from the file server of another node.
+"""The transport over HTTP: ranged and resumable, from and to the file server of another node.
 
 It makes one attempt and never follows a redirect, never retries, never trusts a length that the
 entry does not confirm. Small entries come over connections that are kept; a large one has a socket
@@ -8,14 +8,19 @@ and a thread of its own, which costs one connection and saves the event loop eve
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import aiohttp
 import msgspec
 
 from adapters.download import Download
 from adapters.landing import Landing
+from adapters.receiving import ERROR_HEADER, OFFSET_HEADER, described, error_of
+from adapters.sent import opened
 from adapters.server import FileServer
 from adapters.signing import Signer
 from adapters.telling import Telling
@@ -29,10 +34,13 @@ from adapters.transport import (
     Stalled,
     Unreachable,
 )
+from adapters.upload import Answered, Upload
 from adapters.workers import SOCKETS, finish
 from streams.values import Transport
 
 __all__ = ["FileServer", "HttpTransport"]
+
+C = TypeVar("C", Download, Upload)
 
 #: From here on an entry is worth a connection of its own.
 LARGE_BYTES = 8 << 20
@@ -41,6 +49,8 @@ SMALLEST_READ_BYTES = 64 << 10
 #: How much is read at once, as seconds of the rate it is limited to.
 READ_S = 0.1
 URL_TTL_S = 300.0
+#: A target that digests and syncs slower than this is taken for stalled.
+SLOWEST_DIGEST_BYTES_S = 20e6
 _ERROR_TEXT = 300
 
 
@@ -67,12 +77,15 @@ class HttpTransport:
         clock: Callable[[], float] = time.time,
         connections_per_host: int = 16,
         large_bytes: int = LARGE_BYTES,
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        """`context`: whom to trust over TLS; None trusts whom this machine trusts."""
         self._signer = signer
         self._ttl_s = ttl_s
         self._clock = clock
         self._connections_per_host = connections_per_host
         self._large_bytes = large_bytes
+        self._context = context or ssl.create_default_context()
         self._session: aiohttp.ClientSession | None = None
 
     async def fetch(
@@ -91,10 +104,67 @@ class HttpTransport:
             return await self._fetch_small(request, landing, throttle, telling)
         except aiohttp.InvalidURL as error:
             raise Unreachable(f"{request.source.node}: no such address") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Refused(f"{request.source.node} does not prove who it is: {error}") from error
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise Unreachable(f"{request.source.node}: {error}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Interrupted(f"{request.source.node} broke off: {error}") from error
+
+    async def push(
+        self, request: Request, file: Path, throttle: Throttle, progress: Progress
+    ) -> int:
+        """As `Pushes.push`. What came is kept at the target, bound to transfer and digest."""
+        size = request.entry.size_bytes
+        if not request.target.http_url:
+            raise Unreachable(f"{request.target.node} has no file server")
+        source = await finish(lambda: opened(file, size))
+        try:
+            there = await self._put(request, f"bytes */{size}", 0)
+            if there.status != 204:
+                _judge(there, request)
+                return 0
+            offset = int(there.headers.get(OFFSET_HEADER, "0"))
+            range_ = f"bytes {offset}-{size - 1}/{size}"
+            telling = Telling(progress, size)
+            answer = await self._put(request, range_, size - offset, source, throttle, telling)
+            _judge(answer, request)
+            return size - offset
+        finally:
+            await finish(source.close)
+
+    async def _put(
+        self,
+        request: Request,
+        content_range: str,
+        length: int,
+        source: BinaryIO | None = None,
+        throttle: Throttle | None = None,
+        telling: Telling | None = None,
+    ) -> Answered:
+        """Ask with an empty body, or send the last `length` bytes of `source`."""
+        entry, target = request.entry, request.target
+        url = self._signer.url(
+            target.http_url,
+            entry.checksum,
+            entry.path,
+            target.node,
+            self._clock(),
+            self._ttl_s,
+            "PUT",
+        )
+        headers = described(entry, request.transfer)
+        headers |= {"Content-Range": content_range, "Content-Length": str(length)}
+        upload = await _begun(
+            lambda: Upload(url, headers, request.connect_s, request.stall_s, self._context)
+        )
+        patience_s = request.connect_s + request.stall_s + entry.size_bytes / SLOWEST_DIGEST_BYTES_S
+        try:
+            if source is not None and throttle is not None and telling is not None:
+                await _sent(upload, source, entry.size_bytes, length, throttle, telling)
+            return await finish(lambda: upload.answer(patience_s), executor=SOCKETS)
+        finally:
+            upload.close()
 
     async def close(self) -> None:
         """Let go of connections."""
@@ -106,7 +176,9 @@ class HttpTransport:
         self, request: Request, landing: Landing, throttle: Throttle, telling: Telling
     ) -> int:
         url, headers = self._question(request, landing.offset)
-        download = await _asked(url, headers, request)
+        download = await _begun(
+            lambda: Download(url, headers, request.connect_s, request.stall_s, self._context)
+        )
         try:
             answer = Answer(
                 status=download.status,
@@ -194,25 +266,60 @@ class HttpTransport:
 
     def _sessions(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=0, limit_per_host=self._connections_per_host)
+            connector = aiohttp.TCPConnector(
+                limit=0, limit_per_host=self._connections_per_host, ssl=self._context
+            )
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
         return self._session
 
 
-async def _asked(url: str, headers: Mapping[str, str], request: Request) -> Download:
-    """An answer, or `Unreachable`, `Stalled`, `Interrupted`; none is left open if cancelled."""
-    made: list[Download] = []
-
-    def ask() -> None:
-        made.append(Download(url, headers, request.connect_s, request.stall_s))
-
+async def _begun(begin: Callable[[], C]) -> C:
+    """What `begin` makes in a thread; nothing of it is left open if this is cancelled."""
+    made: list[C] = []
     try:
-        await finish(ask, executor=SOCKETS)
+        await finish(lambda: made.append(begin()), executor=SOCKETS)
     except asyncio.CancelledError:
-        for download in made:
-            download.close()
+        for connection in made:
+            connection.close()
         raise
     return made[0]
+
+
+async def _sent(
+    upload: Upload,
+    source: BinaryIO,
+    size: int,
+    length: int,
+    throttle: Throttle,
+    telling: Telling,
+) -> None:
+    """Send the last `length` bytes. What the target says before it has all is its answer."""
+    offset = size - length
+    while offset < size:
+        most = min(throttle.paced(SMALLEST_READ_BYTES, READ_BYTES, READ_S), size - offset)
+        await throttle.take(most)
+        try:
+            count = await finish(
+                lambda at=offset, most=most: upload.send(source, at, most),  # type: ignore[misc]
+                executor=SOCKETS,
+            )
+        except Interrupted:
+            # It may have said why, and then stopped listening.
+            return
+        if not count:
+            raise EntryMissing("the file to be sent has become shorter")
+        offset += count
+        telling.tell(offset)
+
+
+def _judge(answer: Answered, request: Request) -> None:
+    """Raise unless the target says that it has landed."""
+    if answer.status == 201:
+        return
+    said = f"{request.target.node}: {answer.text[:_ERROR_TEXT]}"
+    if ERROR_HEADER in answer.headers:
+        raise error_of(answer.headers[ERROR_HEADER], said)
+    raise Refused(f"{request.target.node} answered {answer.status}: {answer.text[:_ERROR_TEXT]}")
 
 
 def _refusal(answer: Answer, request: Request, said: str) -> EntryMissing | Refused:

@@ -1,4 +1,6 @@
-"""Serves the content this node holds, by digest, over HTTP: ranges, signed URLs, `sendfile`.
+"""Serves the content this node holds, by digest, over HTTP, and lets a receiver take what is sent.
+
+Ranges, signed URLs, `sendfile`.
 
 It must never list anything, follow a path from a URL, or say whether it holds a content to somebody
 who may not fetch it.
@@ -9,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,12 +20,15 @@ from typing import BinaryIO
 import msgspec
 from aiohttp import hdrs, web
 
+from adapters.receiving import Receiver
 from adapters.signing import ENTRY_ROUTE, BadSignature, Signer
 from adapters.workers import finish
 
 _RANGE = re.compile(r"bytes=(?!-$)(\d{0,18})-(\d{0,18})", re.ASCII)
 #: Wait for transfers under way when the server is stopped.
 _GRACE_S = 2.0
+#: Of a body that is received.
+_READ_BYTES = 1 << 20
 
 
 class Served(msgspec.Struct):
@@ -46,7 +52,10 @@ class FileServer:
         port: int = 0,
         *,
         clock: Callable[[], float] = time.time,
+        receiver: Receiver | None = None,
+        context: ssl.SSLContext | None = None,
     ) -> None:
+        """`receiver` takes what is pushed; without it nothing is. `context`: serve over TLS."""
         self.host = host
         #: The port it listens on; real once `start` has returned.
         self.port = port
@@ -54,21 +63,27 @@ class FileServer:
         self._locate = locate
         self._signer = signer
         self._clock = clock
+        self._receiver = receiver
+        self._context = context
         self._runner: web.AppRunner | None = None
 
     @property
     def url(self) -> str:
         """The base of this server's URLs, as seen from its own machine."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return f"{'https' if self._context else 'http'}://{host}:{self.port}"
 
     async def start(self) -> None:
         """Listen. Raises `OSError` if the address is taken."""
         application = web.Application()
         application.router.add_get(ENTRY_ROUTE + "{digest:[0-9a-f]{64}}", self._answer)
-        self._runner = web.AppRunner(application, access_log=None, shutdown_timeout=_GRACE_S)
+        if self._receiver is not None:
+            application.router.add_put(ENTRY_ROUTE + "{digest:[0-9a-f]{64}}", self._receive)
+        self._runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=_GRACE_S, read_bufsize=_READ_BYTES
+        )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, self.port)
+        site = web.TCPSite(self._runner, self.host, self.port, ssl_context=self._context)
         await site.start()
         listening: list[socket.socket] = site._server.sockets  # type: ignore[union-attr]
         self.port = int(listening[0].getsockname()[1])
@@ -96,6 +111,20 @@ class FileServer:
             return await self._send(request, file, size, f'"{checksum}"')
         finally:
             file.close()
+
+    async def _receive(self, request: web.Request) -> web.StreamResponse:
+        self.served.requests += 1
+        assert self._receiver is not None
+        checksum = "sha256:" + request.match_info["digest"]
+        try:
+            target = self._signer.verify(checksum, request.query, self._clock(), "PUT")
+        except BadSignature as error:
+            self.served.refused += 1
+            return web.Response(status=403, text=str(error))
+        if target != self._receiver.node:
+            self.served.refused += 1
+            return web.Response(status=403, text=f"this is {self._receiver.node}, not {target}")
+        return await self._receiver.answer(request, checksum)
 
     def _open(self, checksum: str) -> tuple[BinaryIO, int] | None:
         path = self._locate(checksum)

@@ -1,4 +1,4 @@
-"""Short-lived URLs that prove who may fetch what. A signature is bound to all that the URL says.
+"""Short-lived URLs that prove who may fetch or send what. A signature is bound to all of the URL.
 
 Neither the key nor a signature ever goes into an error's text.
 """
@@ -31,34 +31,49 @@ class Signer:
         self._key = key
 
     def url(
-        self, base: str, entry_checksum: str, path: str, target: str, now: float, ttl_s: float
+        self,
+        base: str,
+        entry_checksum: str,
+        path: str,
+        target: str,
+        now: float,
+        ttl_s: float,
+        verb: str = "GET",
     ) -> str:
-        """Where `target` may fetch that content under `base`, until `ttl_s` from `now`."""
+        """Where `target` may fetch that content under `base`, until `ttl_s` from `now`.
+
+        With the verb ``PUT`` it is where that content may be sent to `target`, and nothing else.
+        """
         expiry = int(now + ttl_s)
         query = {
             "path": path,
             "target": target,
             "expires": str(expiry),
-            "signature": self._sign(entry_checksum, path, target, expiry),
+            "signature": self._sign(verb, entry_checksum, path, target, expiry),
         }
         return f"{base.rstrip('/')}{ENTRY_ROUTE}{hex_of(entry_checksum)}?{urlencode(query)}"
 
-    def verify(self, entry_checksum: str, query: Mapping[str, str], now: float) -> str:
-        """The target that a URL's query was signed for. Raises `BadSignature` with the reason."""
+    def verify(
+        self, entry_checksum: str, query: Mapping[str, str], now: float, verb: str = "GET"
+    ) -> str:
+        """The target that a URL's query was signed for, and for this verb.
+
+        Raises `BadSignature` with the reason.
+        """
         missing = [name for name in ("path", "target", "expires", "signature") if name not in query]
         if missing:
             raise BadSignature(f"the URL lacks {', '.join(missing)}")
         if not query["expires"].isascii() or not query["expires"].isdigit():
             raise BadSignature("the URL's expiry is no number")
         expiry = int(query["expires"][:20])
-        proper = self._sign(entry_checksum, query["path"], query["target"], expiry)
+        proper = self._sign(verb, entry_checksum, query["path"], query["target"], expiry)
         if not hmac.compare_digest(proper.encode(), query["signature"].encode(errors="replace")):
             raise BadSignature("wrong signature: another key, or something in the URL was changed")
         if now > expiry:
             raise BadSignature(f"the URL expired {now - expiry:.0f} s ago; do the clocks agree?")
         return query["target"]
 
-    def _sign(self, checksum: str, path: str, target: str, expiry: int) -> str:
+    def _sign(self, verb: str, checksum: str, path: str, target: str, expiry: int) -> str:
         # JSON keeps the parts apart: no two different URLs sign the same bytes.
-        said = json.dumps([checksum, path, target, expiry]).encode()
+        said = json.dumps([verb, checksum, path, target, expiry]).encode()
         return hmac.new(self._key, said, hashlib.sha256).hexdigest()

@@ -45,6 +45,9 @@ _HOST = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@+-]*")
 
 
+Process = asyncssh.SSHClientProcess[bytes]
+
+
 class SshOptions(msgspec.Struct, frozen=True):
     """Whom to trust, and as whom to appear. No configuration file of SSH is read besides."""
 
@@ -142,6 +145,11 @@ class _Kept:
     def usable(self) -> bool:
         return not self.retired and not self.connection.is_closed()
 
+    def retire(self) -> None:
+        """Give it to nobody any more."""
+        self.retired = True
+        self.let_go()
+
     def let_go(self) -> None:
         """Close it once nobody uses it."""
         if not self.users:
@@ -164,18 +172,33 @@ class Connections:
 
         After an error that may be the connection's the next command gets a new one.
         """
-        kept = await self._connected(endpoint, request)
+        kept, process = await self._begun(endpoint, request, command, window_bytes)
         kept.users += 1
         try:
-            async with _process(kept, endpoint, request, command, window_bytes) as channel:
+            async with _listening(process, endpoint.node, request.stall_s) as channel:
                 yield channel
-        except (Stalled, Interrupted):
+        except (Stalled, Interrupted, asyncio.CancelledError):
+            # Who gave up may have waited for a connection that is dead and does not show it.
             kept.retired = True
             raise
         finally:
             kept.users -= 1
             if kept.retired:
                 kept.let_go()
+
+    async def _begun(
+        self, endpoint: Endpoint, request: Request, command: str, window_bytes: int
+    ) -> tuple[_Kept, Process]:
+        """A command that runs. A connection that broke while nobody used it is no failure."""
+        known = self._kept.get(_key(endpoint))
+        kept = await self._connected(endpoint, request)
+        try:
+            return kept, await _process(kept, endpoint, request, command, window_bytes)
+        except Interrupted:
+            if kept is not known:
+                raise
+        kept = await self._connected(endpoint, request)
+        return kept, await _process(kept, endpoint, request, command, window_bytes)
 
     async def close(self) -> None:
         """Let go of all connections."""
@@ -187,7 +210,7 @@ class Connections:
             await one.connection.wait_closed()
 
     async def _connected(self, endpoint: Endpoint, request: Request) -> _Kept:
-        key = (address(endpoint), endpoint.ssh_port, endpoint.ssh_user)
+        key = _key(endpoint)
         async with self._locks.setdefault(key, asyncio.Lock()):
             kept = self._kept.get(key)
             if kept is None or not kept.usable:
@@ -202,38 +225,37 @@ class Connections:
             self._kept.pop(key).let_go()
 
 
-@contextlib.asynccontextmanager
+def _key(endpoint: Endpoint) -> tuple[str, int, str]:
+    return address(endpoint), endpoint.ssh_port, endpoint.ssh_user
+
+
 async def _process(
     kept: _Kept, endpoint: Endpoint, request: Request, command: str, window_bytes: int
-) -> AsyncIterator[Channel]:
+) -> Process:
     who = endpoint.node
     try:
         async with asyncio.timeout(request.connect_s):
-            process = await kept.connection.create_process(
-                command, encoding=None, window=window_bytes
-            )
+            return await kept.connection.create_process(command, encoding=None, window=window_bytes)
     except TimeoutError as error:
+        kept.retire()
         raise Stalled(f"{who} does not take a command") from error
     except asyncssh.ChannelOpenError as error:
         if kept.connection.is_closed():
             raise Interrupted(f"{who} broke off: {error}") from error
         raise Refused(f"{who} does not take a command: {error}") from error
     except (OSError, asyncssh.Error) as error:
+        kept.retire()
         raise Interrupted(f"{who} broke off: {error}") from error
 
+
+@contextlib.asynccontextmanager
+async def _listening(process: Process, who: str, stall_s: float) -> AsyncIterator[Channel]:
     async def wait() -> int | None:
         await process.wait_closed()
         return process.returncode
 
-    channel = Channel(
-        who,
-        process.stdin,
-        process.stdout,
-        process.stderr,
-        wait,
-        request.stall_s,
-        (OSError, asyncssh.Error),
-    )
+    breaks = (OSError, asyncssh.Error)
+    channel = Channel(who, process.stdin, process.stdout, process.stderr, wait, stall_s, breaks)
     try:
         yield channel
     finally:

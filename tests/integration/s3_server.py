@@ -131,6 +131,17 @@ def running_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Se
     server.stop()
 
 
+def with_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the standard chain find this server's credentials, and nobody else's."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent/config")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+
+
 def _binary() -> str:
     places = f"{sysconfig.get_path('scripts')}:/usr/local/bin:/usr/bin"
     found = shutil.which("weed", path=places) or shutil.which("weed")

@@ -1,8 +1,7 @@
-"""A private sshd on the loopback, with keys of its own, and a wire to it that can fail."""
+"""A private sshd on the loopback, with keys of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import getpass
 import os
@@ -11,7 +10,10 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from adapters.ssh import SshOptions
 from streams.values import Endpoint
@@ -158,73 +160,10 @@ def running(word: str) -> list[str]:
     return found
 
 
-class Wire:
-    """A TCP relay: it passes everything, until an allowance is used up."""
-
-    def __init__(self, port: int) -> None:
-        self._there = port
-        self._server: asyncio.Server | None = None
-        self._writers: set[asyncio.StreamWriter] = set()
-        self.port = 0
-        #: Bytes that may still pass, both ways together; None is no limit.
-        self.allowance: int | None = None
-        #: Whether connections end, or only fall silent, when it is used up.
-        self.cuts = False
-        self.passed = 0
-        self.connections = 0
-        self.open_now = 0
-        self.most_open = 0
-        self.used_up = asyncio.Event()
-        self._closed = asyncio.Event()
-        self._relays: set[asyncio.Task[None]] = set()
-
-    async def open(self) -> None:
-        """Listen."""
-        self._server = await asyncio.start_server(self._relay, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def close(self) -> None:
-        """Refuse connections from now on, and end those there are."""
-        if self._server is not None:
-            self._server.close()
-        self._closed.set()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        if self._relays:
-            await asyncio.wait(self._relays)
-
-    async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        relay = asyncio.current_task()
-        assert relay is not None
-        self._relays.add(relay)
-        relay.add_done_callback(self._relays.discard)
-        self.connections += 1
-        self.open_now += 1
-        self.most_open = max(self.most_open, self.open_now)
-        there, back = await asyncio.open_connection("127.0.0.1", self._there)
-        self._writers |= {writer, back}
-        try:
-            async with asyncio.TaskGroup() as both:
-                both.create_task(self._pass(reader, back))
-                both.create_task(self._pass(there, writer))
-        except* ConnectionError:
-            pass
-        self.open_now -= 1
-        for one in (writer, back):
-            self._writers.discard(one)
-            one.transport.abort()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            if self.allowance is not None:
-                data, self.allowance = data[: self.allowance], self.allowance - len(data)
-                self.allowance = max(0, self.allowance)
-            writer.write(data)
-            self.passed += len(data)
-            await writer.drain()
-            if self.allowance == 0:
-                self.used_up.set()
-                if self.cuts:
-                    raise ConnectionResetError
-                await self._closed.wait()
-        raise ConnectionResetError
+@pytest.fixture(scope="session", name="ssh_server")
+def running_ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    """The session's sshd, for tests that change nothing of it; without sshd they fail."""
+    server = SshServer(tmp_path_factory.mktemp("ssh"))
+    server.start()
+    yield server
+    server.stop()
