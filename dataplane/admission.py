@@ -13,13 +13,14 @@ from typing import Protocol
 import msgspec
 
 from dataplane.chain import exhausted
+from dataplane.execution import KnownWays, Way, choose
 from dataplane.policy import Policy
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
 from streams import events
 from streams.codec import Fact, fact_id, node_fact
 from streams.subjects import subject_for, type_filter
-from streams.values import Endpoint, SyncPriority
+from streams.values import S3_NODE, Endpoint, SyncPriority
 
 #: All assignments share one guard: what is in flight is known to whoever assigns next.
 ASSIGNMENTS = type_filter(events.TransferAssigned)
@@ -28,15 +29,10 @@ MOST_AT_ONCE = 200
 MOST_LOOKED_AT = 2_000
 #: Told to an executor at most: an assignment is one message.
 MOST_PEERS = 32
-#: Failures after which another holder, if there is one, is asked instead.
-_SOURCE_FAILED = ("EntryMissing", "Unreachable", "Refused", "Stalled", "Interrupted")
 
 
-class KnownAtAdmission(Protocol):
+class KnownAtAdmission(KnownWays, Protocol):
     """What admission asks of the views, transfer by transfer."""
-
-    def node(self, name: str) -> NodeRow | None:
-        """A node by name."""
 
     def sources(self, transfer: TransferRow) -> Sequence[str]:
         """Online holders of a transfer's entry, the best first."""
@@ -68,7 +64,7 @@ def admit(
     """
     full = set() if full is None else full
     slots = _Slots(policy, in_flight)
-    chosen: list[tuple[TransferRow, str]] = []
+    chosen: list[tuple[TransferRow, Way]] = []
     wake: list[float] = []
     looked_at = 0
     for transfer in pending:
@@ -95,13 +91,13 @@ def admit(
         ):
             # A later version is on its way; what waits for this one is content with it.
             continue
-        source = _source(transfer, known.sources(transfer))
-        if slots.take(transfer, source):
-            chosen.append((transfer, source))
+        way = choose(transfer, known.sources(transfer), known, policy, now)
+        if slots.take(transfer, way.source):
+            chosen.append((transfer, way))
     getting = [*in_flight, *(transfer for transfer, _ in chosen)]
     assignments = tuple(
-        _assignment(transfer, source, _peers(transfer, source, getting, known), known.node, policy)
-        for transfer, source in chosen
+        _assignment(transfer, way, _peers(transfer, way.source, getting, known), known.node, policy)
+        for transfer, way in chosen
     )
     return Admission(assignments, min(wake, default=None))
 
@@ -122,12 +118,12 @@ class _Slots:
 
     def __init__(self, policy: Policy, in_flight: Sequence[TransferRow]) -> None:
         self._policy = policy
+        #: The bucket has no limit of its own: it counts for nobody.
         self._by_node: Counter[str] = Counter()
         self._places = {(row.target, row.entry.path) for row in in_flight}
         self._total = len(in_flight)
         for row in in_flight:
-            self._by_node[row.target] += 1
-            self._by_node[row.source] += 1
+            self._count(row.target, row.source)
 
     def full(self, transfer: TransferRow) -> bool:
         """Whether the target has no slot for it; then it does not stand in others' way."""
@@ -151,10 +147,12 @@ class _Slots:
         ):
             return False
         self._places.add(place)
-        self._by_node[transfer.target] += 1
-        self._by_node[source] += 1
+        self._count(transfer.target, source)
         self._total += 1
         return True
+
+    def _count(self, *names: str) -> None:
+        self._by_node.update(name for name in names if name != S3_NODE)
 
 
 def _ready_at(transfer: TransferRow, policy: Policy) -> float:
@@ -162,16 +160,6 @@ def _ready_at(transfer: TransferRow, policy: Policy) -> float:
     if not failures:
         return 0.0
     return failures[-1].time + policy.retries.backoff_s(transfer.id, len(failures))
-
-
-def _source(transfer: TransferRow, ranked: Sequence[str]) -> str:
-    """The planned source, or another holder if that one failed."""
-    failed = [f.source for f in transfer.failures if f.error_class in _SOURCE_FAILED]
-    candidates = [transfer.source, *(name for name in ranked if name != transfer.source)]
-    if ranked and transfer.source not in ranked:
-        candidates = [*ranked, transfer.source]
-    # Fewest failures first; among equals the order stands.
-    return min(candidates, key=failed.count)
 
 
 def _peers(
@@ -188,7 +176,7 @@ def _peers(
 
 def _assignment(
     transfer: TransferRow,
-    source: str,
+    way: Way,
     peers: tuple[Endpoint, ...],
     node: Callable[[str], NodeRow | None],
     policy: Policy,
@@ -196,15 +184,15 @@ def _assignment(
     attempt = transfer.attempt + 1
     event = events.TransferAssigned(
         transfer=transfer.id,
-        executor=transfer.target,
-        source=source,
+        executor=way.executor,
+        source=way.source,
         target=transfer.target,
         entry=transfer.entry,
-        transports=transfer.transports,
-        source_at=_endpoint(source, node),
+        transports=way.transports,
+        source_at=_endpoint(way.source, node),
         target_at=_endpoint(transfer.target, node),
         peers=peers,
-        bandwidth_mbps=_bandwidth(transfer, source, node, policy),
+        bandwidth_mbps=_bandwidth(transfer, way.source, node, policy),
         priority=transfer.priority,
         deadline=transfer.deadline,
         attempt=attempt,
@@ -213,7 +201,7 @@ def _assignment(
     chain = transfer.chains[0]
     return Fact(
         event,
-        subject_for(event, transfer.target),
+        subject_for(event, way.executor),
         fact_id(transfer.id, transfer.queued_sequence, attempt),
         chain,
         fact_id(chain, "SYNC_PLANNED", 0),

@@ -154,7 +154,9 @@ class DataPlane:
             settings = msgspec.structs.replace(settings, nats_url=url)
         if node is not None:
             settings = msgspec.structs.replace(settings, node=node)
-        plane = cls(DataPlaneConfig.from_values(msgspec.structs.asdict(settings)))
+        fields = msgspec.structs.fields(DataPlaneConfig)
+        values = {field.encode_name: getattr(settings, field.name) for field in fields}
+        plane = cls(DataPlaneConfig.from_values(values))
         if outbox is not None:
             plane._outbox = Outbox(outbox)
         return plane

@@ -12,12 +12,13 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
+from adapters.s3_layout import manifest_key
 from dataplane.policy import Policy
 from projections.chains import ChainRow, ChainStatus, Need, planned
 from projections.transfers import TransferRow, TransferState
 from streams import events
 from streams.codec import LIST_BYTES, Fact, chain_fact, split_entries
-from streams.values import Held, Refusal, SyncPlan, TargetOutcome
+from streams.values import S3_NODE, Held, Refusal, SyncPlan, TargetOutcome
 
 T = TypeVar("T")
 #: Outcomes named in an end, and the characters of each error: an end must fit into a message. A
@@ -148,36 +149,71 @@ def _end(
     now: float,
     cause: str,
 ) -> list[Fact]:
-    """The end of a planned chain, once each of its needs is met or given up."""
-    arrived: list[TargetOutcome] = []
-    failed: list[TargetOutcome] = []
-    for need in chain.needs:
-        transfer = transfers.get(need.transfer)
-        outcome = None if transfer is None else _outcome(chain, need, transfer, policy)
-        if outcome is None:
-            waiting = f"{need.path} on {need.target}"
-            return _overdue(chain, policy, now, cause, waiting)
-        (failed if outcome.error else arrived).append(outcome)
+    """The end of a planned chain, once each of its needs is met or given up.
+
+    Games are announced once the nodes have them: a bucket that is slow, or away, holds up nobody
+    who trains.
+    """
+    outcomes = [(need, _outcome(chain, need, transfers, policy)) for need in chain.needs]
+    open_needs = [need for need, outcome in outcomes if outcome is None]
+    arrived = [outcome for _, outcome in outcomes if outcome is not None and not outcome.error]
+    failed = [outcome for _, outcome in outcomes if outcome is not None and outcome.error]
+    blocking = [refusal.reason for refusal in chain.refusals if refusal.blocking]
+    lacking = {one.target for one in open_needs} | {one.target for one in failed}
+    stored = _stored(chain, arrived, transfers, policy, cause)
+    announced: list[Fact] = []
+    if not blocking and lacking <= {S3_NODE}:
+        announced = _announcement(chain, arrived, policy, cause)
+    if open_needs:
+        waiting = f"{open_needs[0].path} on {open_needs[0].target}"
+        return [*stored, *announced, *_overdue(chain, policy, now, cause, waiting)]
     if failed:
         names = ", ".join(sorted({outcome.target for outcome in failed}))
         reason = f"{len(failed)} of {len(chain.needs)} copies are missing on {names}"
-        return [_failure(chain, arrived, failed, now, reason, cause)]
-    blocking = [refusal.reason for refusal in chain.refusals if refusal.blocking]
+        return [*stored, _failure(chain, arrived, failed, now, reason, cause), *announced]
     if blocking:
-        return [_failure(chain, arrived, [], now, "; ".join(blocking), cause)]
+        return [*stored, _failure(chain, arrived, [], now, "; ".join(blocking), cause)]
     if not arrived and not chain.held:
         why = "; ".join(refusal.reason for refusal in chain.refusals) or "nothing was planned"
         return [_failure(chain, [], [], now, why, cause)]
-    return [
-        _completion(chain, arrived, now, cause),
-        *_announcement(chain, arrived, policy, cause),
-    ]
+    return [*stored, _completion(chain, arrived, now, cause), *announced]
+
+
+def _stored(
+    chain: ChainRow,
+    arrived: Sequence[TargetOutcome],
+    transfers: Mapping[str, TransferRow],
+    policy: Policy,
+    cause: str,
+) -> list[Fact]:
+    """S3_BACKUP_COMPLETED, once all that the chain wanted in the bucket is there and is named."""
+    wanted = [need for need in chain.needs if need.target == S3_NODE]
+    there = [outcome for outcome in arrived if outcome.target == S3_NODE]
+    if chain.backed_up_at or not wanted or len(there) < len(wanted):
+        return []
+    by_source: dict[str, list[Need]] = {}
+    for need in wanted:
+        by_source.setdefault(transfers[need.transfer].source, []).append(need)
+    facts = []
+    for source, needs in sorted(by_source.items()):
+        event = events.S3BackupCompleted(
+            bucket=policy.s3.bucket,
+            manifest_key=manifest_key(source),
+            entries=len(needs),
+            size_bytes=sum(need.size_bytes for need in needs),
+            config_key=chain.config_key,
+        )
+        facts.append(chain_fact(event, chain.id, cause, source))
+    return facts
 
 
 def _outcome(
-    chain: ChainRow, need: Need, transfer: TransferRow, policy: Policy
+    chain: ChainRow, need: Need, transfers: Mapping[str, TransferRow], policy: Policy
 ) -> TargetOutcome | None:
     """What became of a need; None while it is open."""
+    transfer = transfers.get(need.transfer)
+    if transfer is None:
+        return None
     if transfer.state in (TransferState.SUCCEEDED, TransferState.SUPERSEDED):
         return TargetOutcome(
             target=need.target,
@@ -252,11 +288,11 @@ def _announcement(
     chain: ChainRow, arrived: list[TargetOutcome], policy: Policy, cause: str
 ) -> list[Fact]:
     """NEW_GAMES_AVAILABLE, where games were never announced before."""
-    if not chain.announces or not policy.chains.announce:
+    if not chain.announces or not policy.chains.announce or chain.announced_at:
         return []
     new = set(chain.announces)
     there = [*(arrived or map(_wanted, chain.needs)), *map(_in_place, chain.held)]
-    there = [outcome for outcome in there if outcome.path in new]
+    there = [one for one in there if one.path in new and one.target != S3_NODE]
     games = _games(there)
     if games == 0:
         return []

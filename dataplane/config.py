@@ -95,10 +95,16 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     # S3
     s3_enabled: bool = False
     s3_bucket: str = ""
+    #: URL of the server, such as ``http://10.0.0.9:8333``; "" means Amazon's for the region.
+    s3_endpoint: str = ""
+    s3_region: str = ""
+    #: A file with this node's key: what it stores is sealed with it. "" stores it as it is.
+    s3_encryption_key_file: Path = Path()
     s3_sync_interval: _Positive = 3600.0
 
     # Transports
-    transports: tuple[Transport, ...] = (Transport.HTTP_FETCH,)
+    #: Those this installation may use; a node uses the ones it has, towards nodes that have them.
+    transports: tuple[Transport, ...] = tuple(Transport)
     large_file_threshold_mb: Annotated[int, Meta(ge=1)] = 100
     transport_timeout_seconds: _Positive = 600.0
     stall_timeout_seconds: _Positive = 30.0
@@ -305,10 +311,17 @@ TEMPLATE = """\
 # http_advertise = ""            # "http://10.0.0.7:8770" where others see another address
 
 # Transports, in no particular order: which is tried first depends on the file.
-# transports = ["http"]          # also: "rsync", "base64"; both need ssh_host at the source
+# transports = ["p2p", "http", "rsync", "s3", "base64"]   # rsync, base64: to nodes with ssh_host
 # ssh_host = ""                  # where others reach this node by SSH
 # ssh_port = 22
 # ssh_user = ""
+
+# The bucket. Credentials come from the standard places of the AWS tools, never from here.
+# s3_enabled = false
+# s3_bucket = ""
+# s3_endpoint = ""               # "http://10.0.0.9:8333" for a server of one's own
+# s3_region = ""
+# s3_encryption_key_file = ""   # what this node stores is sealed with this key
 
 # Sync.
 # max_concurrent_syncs = 5       # transfers at once from or to one node

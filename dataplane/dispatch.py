@@ -17,11 +17,13 @@ from dataplane.crashpoints import reach
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
 from projections.cluster import ClusterView
+from projections.links import LinkRow
 from projections.nodes import NodeRow
 from projections.projector import Projector
 from projections.transfers import TransferRow
 from streams.codec import Fact
 from streams.log import DuplicateFact, Guard, Log, LogError, SequenceConflict
+from streams.values import S3_NODE, Transport
 
 logger = logging.getLogger(__name__)
 #: Unanswered attempts are looked for at least this often.
@@ -110,9 +112,15 @@ class _Known:
     def node(self, name: str) -> NodeRow | None:
         return self._view.node(name)
 
+    def nodes(self) -> Sequence[NodeRow]:
+        return self._view.nodes()
+
+    def link(self, node: str, transport: Transport | None = None) -> LinkRow | None:
+        return self._view.link(node, transport)
+
     def sources(self, transfer: TransferRow) -> Sequence[str]:
         target = self._view.node(transfer.target)
-        if target is None:
+        if target is None and transfer.target != S3_NODE:
             return ()
         entry = transfer.entry
         holders = self._view.catalog.holders(entry.path, entry.checksum)

@@ -7,10 +7,12 @@ not moved. It must never return nothing without a reason.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import msgspec
 
+from dataplane.backup import backup
 from dataplane.policy import Policy
 from dataplane.routes import (
     BELONGS,
@@ -26,6 +28,7 @@ from projections.nodes import NodeRow
 from streams import events
 from streams.events import EVENT_TYPES, Event
 from streams.values import (
+    S3_NODE,
     DataEntry,
     DataType,
     Held,
@@ -102,6 +105,11 @@ class SyncPlanner:
         plans: list[SyncPlan] = []
         for source, missing in self._missing(route, speaker, entries, targets, held, refusals):
             plans += self._plans(event, route, source, missing)
+        stored = partial(self._view.held_by, S3_NODE)
+        to_bucket = backup(event, route, speaker, entries, stored, self._policy)
+        plans += to_bucket.plans
+        held += to_bucket.held
+        refusals += to_bucket.refusals
         return events.SyncPlanned(
             config_key=events.config_key_of(event),
             source_node=speaker if route.source is From.SPEAKER else _only_source(plans),
@@ -281,11 +289,17 @@ class SyncPlanner:
             return Refusal(rule=SAME_MOUNT, reason=reason, target=target.name, path=entry.path)
         return source
 
-    def rank_sources(self, holders: Sequence[str], target: NodeRow) -> list[str]:
-        """Those of `holders` that are online, the best first: storage, same provider, lasting."""
-        nodes = [self._view.node(name) for name in holders if name != target.name]
+    def rank_sources(self, holders: Sequence[str], target: NodeRow | None) -> list[str]:
+        """Those of `holders` that are online, the best first: storage, same provider, lasting.
+
+        The bucket is asked last. A `target` of None is the bucket.
+        """
+        target_name = S3_NODE if target is None else target.name
+        nodes = [self._view.node(name) for name in holders if name != target_name]
         online = [node for node in nodes if node is not None and node.online]
-        return [n.name for n in sorted(online, key=lambda n: (-_source_score(n, target), n.name))]
+        ranked = sorted(online, key=lambda n: (-_source_score(n, target), n.name))
+        stored = target is not None and self._policy.s3.enabled and S3_NODE in holders
+        return [*(node.name for node in ranked), *([S3_NODE] if stored else [])]
 
     def _one_mount(self, source: str, target: NodeRow) -> bool:
         node = self._view.node(source)
@@ -379,10 +393,11 @@ def _held(target: str, there: DataEntry) -> Held:
     return Held(target=target, path=there.path, checksum=there.checksum, games=there.games)
 
 
-def _source_score(node: NodeRow, target: NodeRow) -> int:
+def _source_score(node: NodeRow, target: NodeRow | None) -> int:
     description = node.description
     score = 150 if Trait.EXTERNAL_STORAGE in description.traits else 0
-    if description.provider and description.provider == target.description.provider:
+    provider = "" if target is None else target.description.provider
+    if provider and description.provider == provider:
         score += 20
     return score - (10 if Trait.EPHEMERAL in description.traits else 0)
 

@@ -33,14 +33,15 @@ def prove_subject(node: str) -> str:
     return f"dp.rpc.{node}.prove"
 
 
-async def answer_proofs(bus: Bus, node: str, prover: Prover) -> Answering:
-    """Answer for `node`, until the result is closed."""
+async def answer_proofs(bus: Bus, node: str, prover: Prover, *, shared: bool = False) -> Answering:
+    """Answer for `node`, until the result is closed; if `shared`, one of many answers each time."""
 
     async def answer(subject: str, body: bytes) -> bytes:
         asked = msgspec.json.decode(body, type=ProofRequest)
         return msgspec.json.encode(await prover(asked.path, asked.checksum))
 
-    return await bus.answer(prove_subject(node), answer)
+    queue = "provers" if shared else ""
+    return await bus.answer(prove_subject(node), answer, queue=queue)
 
 
 async def prove(bus: Bus, node: str, entry: DataEntry) -> Proof:

@@ -39,6 +39,8 @@ class Route(Value, frozen=True):
     reason: str
     #: Skips the slow starts of peer-to-peer: what is urgent goes by the direct ways.
     urgent: bool = False
+    #: Whether the bucket gets it, too, where there is one.
+    backup: bool = False
 
 
 _ALL = tuple(DataType)
@@ -49,6 +51,7 @@ ROUTES: dict[type[events.Event], Route] = {
         target=To.TRAINING,
         priority=SyncPriority.NORMAL,
         reason="self-play games for the training nodes",
+        backup=True,
     ),
     events.TrainingStarted: Route(
         data_types=(DataType.GAMES, DataType.NPZ),
@@ -63,6 +66,7 @@ ROUTES: dict[type[events.Event], Route] = {
         target=To.STORAGE,
         priority=SyncPriority.HIGH,
         reason="candidate and checkpoint leave the trainer",
+        backup=True,
     ),
     events.ModelPromoted: Route(
         data_types=(DataType.MODELS,),
@@ -70,6 +74,7 @@ ROUTES: dict[type[events.Event], Route] = {
         target=To.GPU,
         priority=SyncPriority.HIGH,
         reason="a promoted model for every GPU node",
+        backup=True,
     ),
     events.OrphanGamesDetected: Route(
         data_types=(DataType.GAMES,),
@@ -78,6 +83,7 @@ ROUTES: dict[type[events.Event], Route] = {
         priority=SyncPriority.CRITICAL,
         reason="orphaned games to safety",
         urgent=True,
+        backup=True,
     ),
     events.DataNeeded: Route(
         data_types=_ALL,
@@ -100,6 +106,7 @@ ROUTES: dict[type[events.Event], Route] = {
         priority=SyncPriority.CRITICAL,
         reason="a node is about to vanish",
         urgent=True,
+        backup=True,
     ),
 }
 

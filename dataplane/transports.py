@@ -6,6 +6,7 @@ asked, over the bus, where it keeps the content.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 
 import msgspec
@@ -16,28 +17,26 @@ from adapters.rsync import RsyncTransport
 from adapters.signing import Signer
 from adapters.ssh import SshOptions
 from adapters.transport import Fetches
-from dataplane.config import ConfigError, DataPlaneConfig
+from dataplane.config import DataPlaneConfig
 from streams.log import Bus, LogError
 from streams.values import Transport
 
 #: These say to the source which file they want; the others ask for content by its digest.
 NAMING_FILES = (Transport.RSYNC, Transport.BASE64_SSH)
 _ANSWER_S = 5.0
+CONNECT_TIMEOUT_S = 30.0
 
 
 def make_transports(config: DataPlaneConfig, signer: Signer) -> dict[Transport, Fetches]:
-    """The configured transports by name. Raises ConfigError for one that this version lacks."""
+    """The configured transports that this machine can do, by name; the bucket's is made apart."""
     ssh = SshOptions(known_hosts=config.ssh_known_hosts, identity=config.ssh_identity)
     makers: dict[Transport, Callable[[], Fetches]] = {
         Transport.HTTP_FETCH: lambda: HttpTransport(signer),
-        Transport.RSYNC: lambda: RsyncTransport(ssh, rules=config.path_rules),
         Transport.BASE64_SSH: lambda: Base64Transport(ssh, rules=config.path_rules),
     }
-    for name in config.transports:
-        if name not in makers:
-            known = ", ".join(makers)
-            raise ConfigError(f"transports: {name} is not available yet; there are: {known}")
-    return {name: makers[name]() for name in config.transports}
+    if all(map(shutil.which, ("rsync", "ssh"))):
+        makers[Transport.RSYNC] = lambda: RsyncTransport(ssh, rules=config.path_rules)
+    return {name: makers[name]() for name in config.transports if name in makers}
 
 
 def locate_subject(node: str) -> str:

@@ -74,6 +74,8 @@ class ChainRow(Row, frozen=True):
     reason: str = ""
     bytes_transferred: int = 0
     games_synced: int = 0
+    #: When all that it wanted in the bucket was there.
+    backed_up_at: float = 0.0
 
     @property
     def open(self) -> bool:
@@ -94,6 +96,7 @@ _EVOLVES: tuple[type[events.Event], ...] = (
     events.DataSyncFailed,
     events.NewGamesAvailable,
     events.ChainOverdue,
+    events.S3BackupCompleted,
 )
 
 
@@ -101,7 +104,7 @@ class ChainsView:
     """Folds triggers, answers, decisions and results into chains."""
 
     name = "chains"
-    version = 2
+    version = 3
     tables = ("chains", "chains_open", "chains_ended", "announced")
 
     def __init__(self) -> None:
@@ -157,6 +160,8 @@ class ChainsView:
             return replace(row, announced_at=time)
         if isinstance(event, events.ChainOverdue):
             return replace(row, overdue_at=time)
+        if isinstance(event, events.S3BackupCompleted):
+            return replace(row, backed_up_at=time)
         return None
 
     @staticmethod

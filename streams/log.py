@@ -177,9 +177,16 @@ class Bus(Protocol):
         """Ask whoever answers there. Raises a `LogError` if nobody does in time."""
 
     async def answer(
-        self, subject: str, answerer: Callable[[str, bytes], Awaitable[bytes]]
+        self,
+        subject: str,
+        answerer: Callable[[str, bytes], Awaitable[bytes]],
+        *,
+        queue: str = "",
     ) -> Answering:
-        """Answer what is asked under a subject, several at a time, until the result is closed."""
+        """Answer what is asked under a subject, several at a time, until the result is closed.
+
+        Of those that give the same `queue` one gets each question.
+        """
 
     async def serve(self, service: Service) -> Answering:
         """Answer a service's questions until the result is closed."""

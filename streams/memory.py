@@ -401,7 +401,7 @@ class MemoryBus:
             raise LogUnavailable(f"nobody answers {subject}")
         return await answerer(subject, body)
 
-    async def answer(self, subject: str, answerer: Answerer) -> MemoryAnswering:
+    async def answer(self, subject: str, answerer: Answerer, *, queue: str = "") -> MemoryAnswering:
         self._answerers[subject] = answerer
         return MemoryAnswering(self._answerers, subject)
 

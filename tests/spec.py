@@ -233,7 +233,7 @@ def succeeded(target: str = "", path: str = "", *, moved: int | None = None) -> 
             size = row.entry.size_bytes if moved is None else moved
             yield events.TransferSucceeded(
                 transfer=row.id,
-                node=row.target,
+                node=row.executor,
                 source=row.source,
                 target=row.target,
                 entry=row.entry,
@@ -254,7 +254,7 @@ def failed(
         for row in story.under_way(target, path):
             yield events.TransferFailed(
                 transfer=row.id,
-                node=row.target,
+                node=row.executor,
                 source=row.source,
                 target=row.target,
                 entry=row.entry,

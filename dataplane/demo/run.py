@@ -35,8 +35,8 @@ from dataplane.demo.cluster import (
 )
 from dataplane.demo.picture import ChainLine, Picture, TransferLine
 from dataplane.demo.view import shown
+from dataplane.progress import ProgressMessage
 from dataplane.replay import verify
-from dataplane.transfers import ProgressMessage
 from streams.jetstream import JetStreamLog
 from streams.log import LogError
 from streams.server import ServerFailed, default_config, find_binary

@@ -238,7 +238,7 @@ class Transports(Concern, frozen=True):
     """Which transports there are, and in which order they are tried (K12)."""
 
     #: Those of this installation; chains are cut down to them.
-    installed: tuple[Transport, ...] = (Transport.HTTP_FETCH,)
+    installed: tuple[Transport, ...] = tuple(Transport)
     #: Above this a file is large.
     large_file_mb: AtLeastOne = 100
     small_file: tuple[Transport, ...] = (

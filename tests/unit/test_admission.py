@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dataplane.admission import MOST_AT_ONCE, MOST_LOOKED_AT, admit, unanswered
 from dataplane.policy import MEGABYTE, Policy
+from projections.links import LinkRow
 from projections.nodes import NodeRow
 from projections.transfers import Failure, TransferRow, TransferState, transfer_id
 from streams import events
@@ -63,6 +64,12 @@ class Known:
         if name not in self._nodes:
             return None
         return NodeRow(NodeDescription(name=name, **self._nodes[name]), T0)
+
+    def nodes(self) -> Sequence[NodeRow]:
+        return [row for name in self._nodes if (row := self.node(name))]
+
+    def link(self, node: str, transport: Transport | None = None) -> LinkRow | None:
+        return None
 
     def sources(self, transfer: TransferRow) -> Sequence[str]:
         return self._holders

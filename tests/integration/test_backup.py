@@ -1,0 +1,150 @@
+"""The bucket as a place, on real processes and a real S3 server: stored, named last, restored."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from adapters.s3_layout import Manifest
+from dataplane import DataPlane, SelfplayComplete
+from streams import events
+from streams.values import S3_NODE, Role, Transport
+from tests.integration.cluster import LocalCluster, until
+from tests.integration.s3_server import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    S3Server,
+    running_s3_server,
+)
+
+__all__ = ["running_s3_server"]
+
+
+@pytest.fixture
+def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
+    """An empty bucket of the test's own."""
+    name = f"b{abs(hash(request.node.nodeid)):x}"[:40]
+    s3_server.client.create_bucket(Bucket=name)
+    return name
+
+
+@asynccontextmanager
+async def cluster_with(
+    base: Path, s3_server: S3Server, bucket: str, **settings: object
+) -> AsyncIterator[LocalCluster]:
+    """A coordinator and the settings of the bucket; credentials come from the environment."""
+    settings = {
+        "s3_enabled": "true",
+        "s3_bucket": bucket,
+        "s3_endpoint": s3_server.url,
+        "s3_region": "us-east-1",
+        "config": base / "dataplane.toml",
+        **settings,
+    }
+    (base / "dataplane.toml").write_text('[policy.s3]\nmin_games = 1\nstorage_class = ""\n')
+    os.environ.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY)
+    async with LocalCluster(base, **settings) as cluster:
+        cluster.coordinator()
+        yield cluster
+
+
+async def played(cluster: LocalCluster, node: str, games: int = 9) -> str:
+    """A node plays and says so; the chain."""
+    cluster.play(node, games)
+    outbox = cluster.base / "out"
+    async with DataPlane.connect(cluster.server.url, node=node, outbox=outbox) as plane:
+        event = SelfplayComplete(config_key="hex8_2p", source_node=node, games_count=games)
+        return (await plane.publish(event)).chain
+
+
+def keys(s3_server: S3Server, bucket: str, prefix: str = "") -> list[str]:
+    """The keys of a bucket, the server's own view."""
+    listed = s3_server.client.list_objects_v2(Bucket=bucket, Prefix=prefix)
+    return [one["Key"] for one in listed.get("Contents", [])]
+
+
+def manifest(s3_server: S3Server, bucket: str, node: str) -> Manifest:
+    """A node's manifest, read without any of our code but its shape."""
+    got = s3_server.client.get_object(Bucket=bucket, Key=f"nodes/{node}/manifest.json")
+    return msgspec.json.decode(got["Body"].read(), type=Manifest)
+
+
+async def test_games_reach_trainer_and_bucket_and_the_chain_says_so(
+    tmp_path: Path, s3_server: S3Server, bucket: str
+) -> None:
+    """K19: by the holder's own push, named in its manifest, one S3_BACKUP_COMPLETED."""
+    async with cluster_with(tmp_path, s3_server, bucket) as cluster:
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        chain = await played(cluster, "gpu-7")
+        end = await cluster.assert_exactly_once(chain)
+        assert {outcome.target for outcome in end.targets} == {"train-1", S3_NODE}
+        arrived = await cluster.facts(events.TransferSucceeded)
+        [stored] = [f.event for f in arrived if getattr(f.event, "target", "") == S3_NODE]
+        assert isinstance(stored, events.TransferSucceeded)
+        assert (stored.node, stored.source) == ("gpu-7", "gpu-7")
+        assert [(r.transport_used, r.remote) for r in stored.results] == [(Transport.S3, S3_NODE)]
+        [backed_up] = [f.event for f in await cluster.facts(events.S3BackupCompleted)]
+        assert isinstance(backed_up, events.S3BackupCompleted)
+        assert backed_up.manifest_key == "nodes/gpu-7/manifest.json"
+    [named] = manifest(s3_server, bucket, "gpu-7").entries
+    assert (named.entry.path, named.entry.checksum) == (stored.entry.path, stored.entry.checksum)
+    assert named.key in keys(s3_server, bucket)
+
+
+async def test_p10_killed_between_object_and_manifest_nothing_is_named_that_is_not_there(
+    tmp_path: Path, s3_server: S3Server, bucket: str
+) -> None:
+    """The object is stored, no manifest is, nobody says it succeeded; then it goes on."""
+    async with cluster_with(tmp_path, s3_server, bucket) as cluster:
+        agent = cluster.agent("gpu-7", Role.SELFPLAY, DATAPLANE_KILL_AT="agent.stored")
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        chain = await played(cluster, "gpu-7")
+        await cluster.died("gpu-7")
+        assert agent.returncode
+        assert len(keys(s3_server, bucket, "objects/")) == 1
+        assert keys(s3_server, bucket, "nodes/") == []
+        said = await cluster.facts(events.TransferSucceeded)
+        assert S3_NODE not in {getattr(fact.event, "target", "") for fact in said}
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        await cluster.assert_exactly_once(chain)
+    [named] = manifest(s3_server, bucket, "gpu-7").entries
+    assert keys(s3_server, bucket, "objects/") == [named.key]
+
+
+async def test_a_node_fetches_from_the_bucket_what_no_node_holds_any_more(
+    tmp_path: Path, s3_server: S3Server, bucket: str
+) -> None:
+    """The producer is gone for good; a trainer that joins later gets its games from the bucket."""
+    async with cluster_with(tmp_path, s3_server, bucket, offline_after_seconds=2) as cluster:
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        await cluster.joined("coord", "gpu-7")
+        await cluster.ended(await played(cluster, "gpu-7"))
+        cluster.kill("gpu-7")
+
+        async def is_offline() -> bool:
+            return bool(await cluster.facts(events.HostOffline))
+
+        await until(is_offline, "gpu-7 to be taken out")
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("train-1")
+        outbox = tmp_path / "out"
+        async with DataPlane.connect(cluster.server.url, node="train-1", outbox=outbox) as plane:
+            needed: Any = events.DataNeeded(
+                node="train-1", config_key="hex8_2p", data_type=events.DataType.GAMES
+            )
+            chain = (await plane.publish(needed)).chain
+        end = await cluster.ended(chain)
+        assert isinstance(end.event, events.DataSyncCompleted), end.event
+        assert end.event.games_synced == 9
+        with closing(sqlite3.connect(cluster.received("train-1", "gpu-7"))) as db:
+            assert db.execute("SELECT count(*) FROM games").fetchone() == (9,)
