@@ -50,12 +50,14 @@ $(BIN)/pip:
 	  echo "$(PYTHON) can't make $(VENV); on Debian and Ubuntu: apt-get install python3-venv" >&2; \
 	  exit 1; }
 
-# rsync, the ssh client and an ssh server, for the tests that move bytes by them.
+# rsync, the ssh client and an ssh server, for the tests that move bytes by them; a browser for
+# those that look at the page.
 system:
 	@missing=; \
 	command -v rsync >/dev/null 2>&1 || missing="$$missing rsync"; \
 	command -v ssh >/dev/null 2>&1 || missing="$$missing openssh-client"; \
 	PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null 2>&1 || missing="$$missing openssh-server"; \
+	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium"; \
 	[ -z "$$missing" ] && exit 0; \
 	if ! command -v apt-get >/dev/null 2>&1; then \
 	  echo "missing:$$missing; install them with this system's package manager" >&2; exit 1; \
@@ -65,4 +67,4 @@ system:
 	  echo "missing:$$missing; as root: apt-get install$$missing" >&2; exit 1; \
 	fi; \
 	echo "installing$$missing"; \
-	$$become apt-get update -qq && $$become apt-get install -qq -y $$missing >/dev/null
+	$$become apt-get update -qq && $$become apt-get install -qq -y --no-install-recommends $$missing >/dev/null

@@ -71,6 +71,18 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: What other nodes should use, such as ``http://10.0.0.7:8770``; "" is made of host and port.
     http_advertise: str = ""
 
+    # The page of a coordinator
+    web_enabled: bool = True
+    #: Anything but loopback needs a token.
+    web_host: str = "127.0.0.1"
+    #: A free one where it is taken; 0 picks a free one.
+    web_port: _Port = 8780
+    #: "" makes one where it is needed, in ``state_dir/web_token``.
+    web_token: str = ""
+    #: Certificate and key files, PEM; "" means plain HTTP.
+    web_tls_cert: str = ""
+    web_tls_key: str = ""
+
     # Reaching this node by SSH; "" where it can't be
     ssh_host: str = ""
     ssh_port: Annotated[int, Meta(ge=1, le=65535)] = 22
@@ -137,6 +149,11 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         said = self.nats_url or _read_if_there(self.bus_file)
         urls = [url.strip() for url in said.split(",") if url.strip()]
         return urls or [f"nats://127.0.0.1:{self.nats_port}"]
+
+    @property
+    def web_file(self) -> Path:
+        """Where a coordinator writes the address of its page while it serves it."""
+        return self.state_dir / "web_url"
 
     @property
     def bus_file(self) -> Path:
@@ -309,6 +326,14 @@ TEMPLATE = """\
 # http_host = "127.0.0.1"        # "0.0.0.0" to be reached from outside
 # http_port = 0                  # 0: a free one, kept over restarts
 # http_advertise = ""            # "http://10.0.0.7:8770" where others see another address
+
+# The coordinator's page. Anything but loopback needs a token.
+# web_enabled = true
+# web_host = "127.0.0.1"
+# web_port = 8780                # a free one where it is taken
+# web_token = ""                 # made where it is needed, and kept in state_dir/web_token
+# web_tls_cert = ""              # PEM files; with them the page is served by HTTPS
+# web_tls_key = ""
 
 # Transports, in no particular order: which is tried first depends on the file.
 # transports = ["p2p", "http", "rsync", "s3", "base64"]   # rsync, base64: to nodes with ssh_host

@@ -14,8 +14,10 @@ from dataplane.config import DataPlaneConfig
 from dataplane.dispatch import Dispatcher
 from dataplane.health import CoordinatorHealth, coordinator_health
 from dataplane.liveness import verdicts
+from dataplane.monitor import Monitor
 from dataplane.presence import Presence, present
 from dataplane.queries import Queries
+from dataplane.web import WebServer
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.log import Answering, Bus, Log, LogError
@@ -40,11 +42,15 @@ class Coordinator:
         self.dispatcher = Dispatcher(log, self.projector, policy, config.node)
         self.queries = Queries(log, bus, self.projector, config)
         self._service: Answering | None = None
+        self.monitor = Monitor(log, bus, self.projector, self.queries, config)
+        self.web = WebServer(self.monitor, config) if config.web_enabled else None
 
     async def start(self) -> None:
         """Bring the views up to the log, then answer questions from them."""
         await self.projector.start()
         self._service = await self._bus.serve(self.queries.service())
+        if self.web is not None:
+            await self.web.start()
 
     async def run(self) -> None:
         """Everything a coordinator does at once, for ever. One loop's end is the end of all."""
@@ -56,9 +62,12 @@ class Coordinator:
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._clear_readers(), name="readers")
             group.create_task(self._watch_nodes(), name="liveness")
+            group.create_task(self.monitor.run(), name="monitor")
 
     async def stop(self) -> None:
         """Let go of the views."""
+        if self.web is not None:
+            await self.web.stop()
         if self._service is not None:
             await self._service.close()
         await self.projector.close()
@@ -93,7 +102,12 @@ class Coordinator:
             try:
                 health = await self.health()
                 await self._presence.beat(
-                    {"status": health.status, "message": health.message, "lag": health.lag}
+                    {
+                        "status": health.status,
+                        "message": health.message,
+                        "lag": health.lag,
+                        "web_url": self.web.url if self.web else "",
+                    }
                 )
             except LogError as error:
                 logger.debug("heartbeat not heard: %s", error)

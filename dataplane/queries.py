@@ -17,15 +17,18 @@ import msgspec
 
 from dataplane.config import DataPlaneConfig
 from dataplane.health import HealthCheckResult, cluster_health
+from dataplane.overview import Overview, overview
 from dataplane.planner import SyncPlanner
 from dataplane.presence import present
 from dataplane.rows import (
     ChainLine,
     EntryLine,
+    LinkLine,
     NodeLine,
     TransferLine,
     chain_line,
     entry_line,
+    link_line,
     node_line,
     transfer_line,
 )
@@ -81,6 +84,16 @@ class AskChains(Ask, frozen=True):
     config_key: str = ""
 
 
+class AskLinks(Ask, frozen=True):
+    """How each node can be reached, by each transport, and what is shut for now."""
+
+    node: str = ""
+
+
+class AskOverview(Ask, frozen=True):
+    """The cluster at a glance: what the page and ``dataplane top`` show."""
+
+
 class Reading(msgspec.Struct):
     """What a question is answered from: one moment."""
 
@@ -90,6 +103,7 @@ class Reading(msgspec.Struct):
     #: Heartbeats by ``role.node``.
     beats: dict[str, dict[str, Any]]
     last_sequence: int
+    config: DataPlaneConfig
 
 
 def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
@@ -150,6 +164,23 @@ def chains(ask: AskChains, known: Reading) -> list[ChainLine]:
     return lines
 
 
+def links(ask: AskLinks, known: Reading) -> list[LinkLine]:
+    """By node; a line without a transport is the node as a whole."""
+    rows = known.view.links()
+    return [link_line(row, known.now) for row in rows if ask.node in ("", row.node)]
+
+
+def glance(ask: AskOverview, known: Reading) -> Overview:
+    """Alerts first."""
+    return overview(
+        known.view,
+        now=known.now,
+        beats=known.beats,
+        last_sequence=known.last_sequence,
+        copies_wanted=known.config.min_replication_factor,
+    )
+
+
 Answer = Callable[[Any, Reading], Any]
 #: Endpoint to the class of its question, of its answer, and who answers it.
 QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
@@ -159,14 +190,21 @@ QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
     "where": (AskWhere, list[EntryLine], where),
     "plans": (AskPlans, list[TransferLine], plans),
     "chains": (AskChains, list[ChainLine], chains),
+    "links": (AskLinks, list[LinkLine], links),
+    "overview": (AskOverview, Overview, glance),
 }
 
 
-def understand(name: str, body: bytes) -> Ask:
-    """A question's struct. An empty body asks with defaults. Raises ServiceRefusal."""
+def understand(name: str, said: bytes | dict[str, str]) -> Ask:
+    """A question's struct from JSON or from words; nothing at all asks with defaults.
+
+    Raises ServiceRefusal.
+    """
     asks = QUERIES[name][0]
     try:
-        return msgspec.json.decode(body or b"{}", type=asks)
+        if isinstance(said, dict):
+            return msgspec.convert(said, asks, strict=False)
+        return msgspec.json.decode(said or b"{}", type=asks)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ServiceRefusal(f"{name}: {error}", "400") from None
 
@@ -201,7 +239,9 @@ class Queries:
             with self._projector.store.read() as reader:
                 view = ClusterView(reader)
                 planner = SyncPlanner(self._policy, view)
-                return work(Reading(view, planner, time.time(), beats, state.last_sequence))
+                return work(
+                    Reading(view, planner, time.time(), beats, state.last_sequence, self._config)
+                )
 
         return await asyncio.to_thread(do)
 

@@ -11,9 +11,13 @@ from typing import Any
 import msgspec
 
 from projections.chains import ChainRow
+from projections.links import LinkRow, breaker
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
 from streams.values import DataEntry
+
+#: What rates are shown for: a file of a common size.
+TYPICAL_BYTES = 16 << 20
 
 
 class EntryLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,6 +98,26 @@ class ChainLine(msgspec.Struct, frozen=True, kw_only=True):
     announced_at: float
     new_games_announced: bool
     reason: str
+
+
+class LinkLine(msgspec.Struct, frozen=True, kw_only=True):
+    """How well a node could be reached by one transport."""
+
+    node: str
+    #: null for the node as a whole.
+    transport: str | None
+    #: Of its breaker: ``closed``, ``open`` or ``half-open``.
+    state: str
+    successes: int
+    failures: int
+    bytes: int
+    #: The median for a file of a common size; null if none was moved.
+    mbit_per_s: float | None
+    last_error: str | None
+    last_error_class: str | None
+    last_error_at: float | None
+    opens_until: float | None
+    opens_again_in_s: float | None
 
 
 def plain(line: msgspec.Struct) -> dict[str, Any]:
@@ -179,4 +203,24 @@ def chain_line(row: ChainRow, now: float) -> ChainLine:
         announced_at=row.announced_at,
         new_games_announced=bool(row.announced_at),
         reason=row.reason,
+    )
+
+
+def link_line(row: LinkRow, now: float) -> LinkLine:
+    """A node by one transport, with what its breaker says at `now`."""
+    state, rate = breaker(row, now), row.rate(TYPICAL_BYTES)
+    left = state.until - now
+    return LinkLine(
+        node=row.node,
+        transport=row.transport,
+        state=state.state,
+        successes=row.successes,
+        failures=row.failures,
+        bytes=row.bytes,
+        mbit_per_s=None if rate is None else round(rate * 8 / 1e6, 1),
+        last_error=row.last_error or None,
+        last_error_class=row.last_error_class or None,
+        last_error_at=row.last_error_at or None,
+        opens_until=state.until or None,
+        opens_again_in_s=round(left, 1) if left > 0 else None,
     )

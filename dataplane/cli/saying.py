@@ -12,6 +12,7 @@ from dataplane.api import DataPlane, Published, SyncResult
 from dataplane.cli import show
 from dataplane.cli.app import Json, Node, app, config_of, run
 from dataplane.config import ConfigError
+from dataplane.words import size
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES
 from streams.subjects import Place, place_of
 from streams.values import DataType, SyncPriority
@@ -90,7 +91,7 @@ def _print_result(result: SyncResult) -> None:
     verdict = "completed" if result.success else "failed"
     show.console.print(
         f"{verdict}: {result.reason} ({result.games_synced} games, "
-        f"{show.size(result.bytes_transferred)}, {result.duration_seconds:.2f} s)",
+        f"{size(result.bytes_transferred)}, {result.duration_seconds:.2f} s)",
         highlight=False,
     )
     for outcome in result.failed:

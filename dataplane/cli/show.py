@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -16,9 +15,9 @@ from rich.tree import Tree
 
 from dataplane.replay import describe
 from dataplane.rows import plain
+from dataplane.words import clock, size, summary
 from projections.chains import ChainRow
 from streams.codec import Recorded
-from streams.values import DataEntry
 
 Row = Mapping[str, Any]
 #: Where nobody looks at a screen, lines are as long as they need to be.
@@ -81,36 +80,6 @@ def chain_tree(chain: ChainRow | None, history: Iterable[Recorded], id: str) -> 
     return tree
 
 
-def summary(recorded: Recorded) -> str:
-    """A fact's payload in one line of words."""
-    event = recorded.event
-    if event is None:
-        return f"could not be understood: {recorded.problem}"
-    parts = []
-    for name in msgspec.structs.fields(type(event)):
-        value = getattr(event, name.name)
-        if value == name.default or value in ("", None, ()):
-            continue
-        parts.append(f"{name.name}={_brief(value)}")
-    return " ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Local time of day with milliseconds, with the date where it isn't today's."""
-    moment = datetime.fromtimestamp(seconds).astimezone()
-    form = "%H:%M:%S" if moment.date() == datetime.now().date() else "%Y-%m-%d %H:%M:%S"
-    return f"{moment.strftime(form)}.{moment.microsecond // 1000:03d}"
-
-
-def size(count: float) -> str:
-    """Bytes in the unit that reads best."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
 _STYLES = {
     "DATA_SYNC_COMPLETED": "bold green",
     "NEW_GAMES_AVAILABLE": "bold green",
@@ -134,15 +103,3 @@ def _cell(column: str, value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return str(value)
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, DataEntry):
-        return f"{value.path}@{value.checksum[7:15]}"
-    if isinstance(value, msgspec.Struct):
-        named = [getattr(value, name, "") for name in ("target", "path", "rule", "source_node")]
-        return "/".join(str(part) for part in named if part) or type(value).__name__
-    if isinstance(value, tuple | list):
-        shown = ", ".join(_brief(item) for item in value[:3])
-        return f"[{shown}{', …' if len(value) > 3 else ''}]"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dataplane.cli.show import size
 from dataplane.progress import ProgressMessage
+from dataplane.words import size
 from streams import events
 from streams.codec import Recorded
 from streams.events import CHAIN_TRIGGERS, Event

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dataplane.catalog import Catalog
-from dataplane.cli.show import console, errors, print_json, size
+from dataplane.cli.show import console, errors, print_json
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.demo.audit import Audit, audit, quantile
 from dataplane.demo.cluster import (
@@ -37,6 +37,7 @@ from dataplane.demo.picture import ChainLine, Picture, TransferLine
 from dataplane.demo.view import shown
 from dataplane.progress import ProgressMessage
 from dataplane.replay import verify
+from dataplane.words import size
 from streams.jetstream import JetStreamLog
 from streams.log import LogError
 from streams.server import ServerFailed, default_config, find_binary

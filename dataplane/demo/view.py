@@ -13,9 +13,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dataplane.cli.show import size
 from dataplane.demo.cluster import COORDINATOR, Child, DemoCluster
 from dataplane.demo.picture import ChainLine, Picture, TransferLine
+from dataplane.words import size
 
 _REFRESH_S = 0.25
 #: Rows of each of chains, transfers and journal, where the terminal is high enough.

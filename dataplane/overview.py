@@ -1,0 +1,315 @@
+"""The cluster at a glance: what the page, `top` and the metrics show, from one reading.
+
+Pure: views, heartbeats and the time come in. It judges nothing but what deserves a look first.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from typing import Any
+
+import msgspec
+
+from dataplane.health import OLD_CHAIN_S, cluster_health
+from dataplane.rows import (
+    ChainLine,
+    LinkLine,
+    NodeLine,
+    TransferLine,
+    chain_line,
+    link_line,
+    node_line,
+    transfer_line,
+)
+from dataplane.words import counted
+from projections.chains import ChainRow, ChainStatus
+from projections.cluster import ClusterView
+from projections.links import BreakerState
+from streams.events import DataSyncFailed, type_name
+from streams.values import DataEntry
+
+#: Rows of each kind that are shown; how many there are is counted all the same.
+MOST_ROWS = 100
+#: K21: from these shares of a disk on, background data stops, and all production.
+DISK_WARNING, DISK_CRITICAL = 0.85, 0.93
+#: A chain that failed is an alert for so long.
+FAILED_LATELY_S = 3600.0
+_ENDED_LOOKED_AT = 200
+_FAILED = type_name(DataSyncFailed)
+
+
+class Severity(enum.StrEnum):
+    """How soon somebody should look."""
+
+    CRITICAL = "critical"
+    WARNING = "warning"
+
+
+class Alert(msgspec.Struct, frozen=True):
+    """Something that deserves a look, and which facts tell more."""
+
+    severity: Severity
+    text: str
+    #: Which facts: ``node``, ``chain``, ``type`` to a value; empty for all.
+    facts: dict[str, str] = {}
+
+
+class Held(msgspec.Struct, frozen=True):
+    """What one node holds of a row of the map."""
+
+    entries: int
+    bytes: int
+
+
+class MapRow(msgspec.Struct, frozen=True, kw_only=True):
+    """The current data of one configuration and type, and who holds how much of it."""
+
+    config_key: str
+    type: str
+    entries: int
+    bytes: int
+    #: Counted in the files; null where nobody has counted.
+    games: int | None
+    #: Of the entry with the fewest copies.
+    copies_least: int
+    #: Entries with fewer copies than wanted.
+    under_replicated: int
+    under_replicated_bytes: int
+    by_node: dict[str, Held]
+
+
+class Totals(msgspec.Struct, frozen=True, kw_only=True):
+    """The cluster in numbers."""
+
+    sequence: int
+    lag: int
+    nodes: int
+    nodes_online: int
+    entries: int
+    replicas: int
+    bytes: int
+    under_replicated: int
+    under_replicated_bytes: int
+    copies_wanted: int
+    chains_open: int
+    chains_ended: int
+    transfers_pending: int
+    transfers_in_flight: int
+    #: Since the log began.
+    transfers: int
+    failures: int
+    bytes_moved: int
+    rejected: int
+
+
+class Overview(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything at one moment."""
+
+    #: Seconds since 1970.
+    time: float
+    status: str
+    message: str
+    totals: Totals
+    alerts: tuple[Alert, ...]
+    nodes: tuple[NodeLine, ...]
+    map: tuple[MapRow, ...]
+    #: Running ones, then waiting ones in the order in which they go.
+    transfers: tuple[TransferLine, ...]
+    #: Waiting transfers by priority.
+    queue: dict[str, int]
+    #: Open ones by state.
+    chains_by_state: dict[str, int]
+    chains: tuple[ChainLine, ...]
+    links: tuple[LinkLine, ...]
+
+
+def overview(
+    view: ClusterView,
+    *,
+    now: float,
+    beats: Mapping[str, Mapping[str, Any]] | None,
+    last_sequence: int | None,
+    copies_wanted: int,
+) -> Overview:
+    """Everything `view` knows, judged at `now`. None where the bus could not be asked.
+
+    A look at the past has no heartbeats: `beats` None, and no node is said to be silent.
+    """
+    heard = beats or {}
+    nodes = tuple(node_line(row, heard.get(f"agent.{row.name}"), now) for row in view.nodes())
+    online = sum(node.planned_for for node in nodes)
+    # A cluster of two nodes can't keep three copies; that is no fault of an entry.
+    wanted = min(copies_wanted, max(1, online))
+    rows = data_map(view.catalog.current(), wanted)
+    open_chains = list(view.open_chains())
+    ended = list(islice(view.ended_chains(), _ENDED_LOOKED_AT))
+    links = tuple(link_line(row, now) for row in view.links())
+    known = None if beats is None else {key: dict(beat) for key, beat in heard.items()}
+    health = cluster_health(view, now=now, last_sequence=last_sequence, present=known)
+    totals = _totals(view, nodes, rows, last_sequence, wanted)
+    return Overview(
+        time=now,
+        status=health.status,
+        message=health.message,
+        totals=totals,
+        alerts=tuple(
+            _by_severity(
+                [
+                    *_node_alerts(nodes, silent_matters=beats is not None),
+                    *_chain_alerts(open_chains, ended, now),
+                    *_link_alerts(links),
+                    *_data_alerts(totals, beats),
+                ]
+            )
+        ),
+        nodes=nodes,
+        map=rows,
+        transfers=_transfers(view),
+        queue=_queue(view),
+        chains_by_state={
+            str(state): count for state, count in Counter(c.status for c in open_chains).items()
+        },
+        chains=tuple(
+            chain_line(row, now) for row in [*open_chains[:MOST_ROWS], *ended[: MOST_ROWS // 5]]
+        ),
+        links=links,
+    )
+
+
+def data_map(current: Iterable[DataEntry], copies_wanted: int) -> tuple[MapRow, ...]:
+    """Current entries by configuration and type, and by node."""
+    groups: dict[tuple[str, str], list[DataEntry]] = {}
+    for entry in current:
+        groups.setdefault((entry.config_key, entry.data_type), []).append(entry)
+    return tuple(
+        _map_row(key, type_name, groups[key, type_name], copies_wanted)
+        for key, type_name in sorted(groups)
+    )
+
+
+def _map_row(
+    config_key: str, type_name: str, entries: list[DataEntry], copies_wanted: int
+) -> MapRow:
+    counts: Counter[str] = Counter()
+    sizes: Counter[str] = Counter()
+    for entry in entries:
+        for node in entry.locations:
+            counts[node] += 1
+            sizes[node] += entry.size_bytes
+    lacking = [entry for entry in entries if len(entry.locations) < copies_wanted]
+    games = [entry.games for entry in entries if entry.games is not None]
+    return MapRow(
+        config_key=config_key,
+        type=type_name,
+        entries=len(entries),
+        bytes=sum(entry.size_bytes for entry in entries),
+        games=sum(games) if games else None,
+        copies_least=min(len(entry.locations) for entry in entries),
+        under_replicated=len(lacking),
+        under_replicated_bytes=sum(entry.size_bytes for entry in lacking),
+        by_node={node: Held(counts[node], sizes[node]) for node in sorted(counts)},
+    )
+
+
+def _totals(
+    view: ClusterView,
+    nodes: tuple[NodeLine, ...],
+    rows: tuple[MapRow, ...],
+    last_sequence: int | None,
+    wanted: int,
+) -> Totals:
+    counts, moved = view.counts(), view.totals()
+    sequence = view.checkpoint.sequence
+    return Totals(
+        sequence=sequence,
+        lag=max(0, (last_sequence or sequence) - sequence),
+        nodes=len(nodes),
+        nodes_online=sum(node.planned_for for node in nodes),
+        entries=sum(row.entries for row in rows),
+        replicas=counts["replicas"],
+        bytes=sum(row.bytes for row in rows),
+        under_replicated=sum(row.under_replicated for row in rows),
+        under_replicated_bytes=sum(row.under_replicated_bytes for row in rows),
+        copies_wanted=wanted,
+        chains_open=counts["chains_open"],
+        chains_ended=counts["chains_ended"],
+        transfers_pending=counts["transfers_pending"],
+        transfers_in_flight=counts["transfers_in_flight"],
+        transfers=moved.transfers,
+        failures=moved.failures,
+        bytes_moved=moved.bytes,
+        rejected=counts["rejected"],
+    )
+
+
+def _transfers(view: ClusterView) -> tuple[TransferLine, ...]:
+    running = [transfer_line(row) for row in view.in_flight()]
+    waiting = [transfer_line(row) for row in islice(view.pending(), MOST_ROWS)]
+    return (*running, *waiting)
+
+
+def _queue(view: ClusterView) -> dict[str, int]:
+    return dict(Counter(str(row.priority) for row in view.pending()))
+
+
+# What deserves a look
+
+
+def _by_severity(alerts: list[Alert]) -> list[Alert]:
+    return sorted(alerts, key=lambda alert: alert.severity is not Severity.CRITICAL)
+
+
+def _node_alerts(nodes: Iterable[NodeLine], *, silent_matters: bool) -> Iterable[Alert]:
+    for node in nodes:
+        facts = {"node": node.node}
+        if not node.planned_for:
+            why = f": {node.reason}" if node.reason else ""
+            yield Alert(Severity.WARNING, f"{node.node} is out of planning{why}", facts)
+        elif silent_matters and node.seen_s_ago is None:
+            yield Alert(Severity.WARNING, f"no heartbeat from {node.node}", facts)
+        used = 1 - node.disk_free_bytes / node.disk_total_bytes if node.disk_total_bytes else 0.0
+        if used >= DISK_WARNING:
+            full = used >= DISK_CRITICAL
+            severity = Severity.CRITICAL if full else Severity.WARNING
+            yield Alert(severity, f"the disk of {node.node} is {used:.0%} full", facts)
+
+
+def _chain_alerts(
+    open_chains: Iterable[ChainRow], ended: Iterable[ChainRow], now: float
+) -> Iterable[Alert]:
+    for row in open_chains:
+        if now - row.opened_at > OLD_CHAIN_S:
+            age = f"{now - row.opened_at:.0f} s"
+            text = f"{row.trigger} of {row.config_key} has been {row.status} for {age}"
+            yield Alert(Severity.WARNING, text, {"chain": row.id})
+    alike: dict[tuple[str, str, str], list[str]] = {}
+    for row in ended:
+        if row.status is ChainStatus.FAILED and now - row.ended_at < FAILED_LATELY_S:
+            alike.setdefault((row.trigger, row.config_key, row.reason), []).append(row.id)
+    for (trigger, config, reason), ids in alike.items():
+        facts = {"chain": ids[0]} if len(ids) == 1 else {"type": _FAILED, "config": config}
+        often = "" if len(ids) == 1 else f" {len(ids)} times"
+        yield Alert(Severity.WARNING, f"{trigger} of {config} failed{often}: {reason}", facts)
+
+
+def _link_alerts(links: Iterable[LinkLine]) -> Iterable[Alert]:
+    for link in links:
+        if link.state == BreakerState.OPEN:
+            way = f" by {link.transport}" if link.transport else ""
+            text = f"{link.node} can't be reached{way}: {link.last_error}"
+            yield Alert(Severity.WARNING, text, {"node": link.node})
+
+
+def _data_alerts(totals: Totals, beats: Mapping[str, Any] | None) -> Iterable[Alert]:
+    if beats is not None and not any(key.startswith("coordinator.") for key in beats):
+        yield Alert(Severity.CRITICAL, "no coordinator is there")
+    if totals.under_replicated:
+        few = counted(totals.under_replicated, "entry has", "entries have")
+        few += f" fewer than {totals.copies_wanted} copies"
+        yield Alert(Severity.WARNING, few)
+    if totals.rejected:
+        text = counted(totals.rejected, "message", "messages") + " could not be understood"
+        yield Alert(Severity.WARNING, text, {"type": "EVENT_REJECTED"})

@@ -1,0 +1,106 @@
+"""The cluster at a glance: what is counted, what is shown, and what deserves a look first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataplane.overview import FAILED_LATELY_S, Overview, Severity, overview
+from streams import events
+from tests.spec import (
+    Story,
+    after,
+    games_of,
+    given,
+    holds,
+    node,
+    opens,
+    played,
+    player,
+    ran,
+    said_what_is_owed,
+    trainer,
+)
+
+CLUSTER = (trainer(), player())
+BEATS: dict[str, dict[str, Any]] = {
+    "coordinator.boss": {"time": 0.0},
+    "agent.train-1": {"time": 0.0},
+    "agent.gpu-1": {"time": 0.0},
+}
+
+
+def seen(story: Story, **changes: Any) -> Overview:
+    """What the page shows of a story."""
+    given_: dict[str, Any] = {
+        "now": story.now,
+        "beats": BEATS,
+        "last_sequence": len(story.facts),
+        "copies_wanted": 2,
+    }
+    return overview(story.view, **{**given_, **changes})
+
+
+def texts(glance: Overview) -> list[str]:
+    """The alerts' words."""
+    return [alert.text for alert in glance.alerts]
+
+
+def test_the_map_counts_current_entries_by_configuration_type_and_node() -> None:
+    """One row for each configuration and type; a node's cell is what it holds of it."""
+    story = given(*CLUSTER, ran("c1", played(), games_of("gpu-1")))
+    [row] = seen(story).map
+    assert (row.config_key, row.type, row.entries, row.games) == ("hex8_2p", "games", 1, 500)
+    assert {name: held.entries for name, held in row.by_node.items()} == {"gpu-1": 1, "train-1": 1}
+    assert (row.copies_least, row.under_replicated) == (2, 0)
+
+
+def test_all_is_well_says_nothing() -> None:
+    """No alert where a chain has ended and every copy is there."""
+    glance = seen(given(*CLUSTER, ran("c1", played(), games_of("gpu-1"))))
+    assert glance.status == "healthy"
+    assert glance.alerts == ()
+
+
+def test_entries_with_too_few_copies_are_an_alert_with_their_bytes() -> None:
+    """What only its producer holds is under-replicated, by bytes too."""
+    entry = games_of("gpu-1")
+    glance = seen(given(*CLUSTER, holds("gpu-1", entry)))
+    assert texts(glance) == ["1 entry has fewer than 2 copies"]
+    assert glance.totals.under_replicated_bytes == entry.size_bytes
+
+
+def test_critical_alerts_stand_first() -> None:
+    """Whatever else is wrong: a full disk is said before a node that was taken out."""
+    story = given(
+        trainer(),
+        node("gpu-1", disk_total_bytes=100, disk_free_bytes=6),
+        events.HostOffline(node="train-1", reason="spot is gone"),
+    )
+    assert texts(seen(story)) == [
+        "the disk of gpu-1 is 94% full",
+        "train-1 is out of planning: spot is gone",
+    ]
+
+
+def test_a_chain_that_failed_lately_leads_to_its_facts() -> None:
+    """Its alert names it; after a while it is history."""
+    story = given(*CLUSTER, opens("c1", played()), after(120.0), said_what_is_owed)
+    [alert] = [a for a in seen(story).alerts if "failed" in a.text]
+    assert alert.facts == {"chain": "c1"}
+    later = seen(story, now=story.now + FAILED_LATELY_S + 1)
+    assert not [a for a in later.alerts if "failed" in a.text]
+
+
+def test_a_full_disk_is_critical() -> None:
+    """K21: from 93 % on."""
+    full = node("gpu-1", disk_total_bytes=100, disk_free_bytes=6)
+    [alert] = seen(given(full), beats={**BEATS}).alerts
+    assert (alert.severity, alert.text) == (Severity.CRITICAL, "the disk of gpu-1 is 94% full")
+
+
+def test_a_silent_node_is_an_alert_now_and_not_in_the_past() -> None:
+    """A look at the past has no heartbeats."""
+    story = given(*CLUSTER)
+    silent = {k: v for k, v in BEATS.items() if k != "agent.gpu-1"}
+    assert texts(seen(story, beats=silent)) == ["no heartbeat from gpu-1"]
+    assert texts(seen(story, beats=None)) == []
