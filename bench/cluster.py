@@ -110,6 +110,8 @@ class Cluster:
             "data_dir": self.data(name),
             "state_dir": home / "state",
             "default_bandwidth_limit_mbps": 0,
+            # One game more is a file to move.
+            "policy__quality__min_games": 0,
         }
         env = {k: v for k, v in os.environ.items() if not k.startswith(ENVIRONMENT_PREFIX)}
         env |= {f"{ENVIRONMENT_PREFIX}{k.upper()}": str(v) for k, v in settings.items()}

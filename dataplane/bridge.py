@@ -158,7 +158,7 @@ class EventBridge:
         decisions = []
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
-            planner = SyncPlanner(self._policy, view)
+            planner = SyncPlanner(self._policy, view, now)
             for id, cause in chains.items():
                 chain = view.chain(id)
                 if chain is None or self.troubles.must_wait(id, now):

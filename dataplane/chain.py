@@ -30,16 +30,16 @@ ERROR_CHARACTERS = 1_000
 def owed(
     chain: ChainRow,
     transfers: Mapping[str, TransferRow],
-    plan: Callable[[events.Event], events.SyncPlanned],
+    plan: Callable[[events.Event, float], events.SyncPlanned],
     policy: Policy,
     now: float,
     cause: str = "",
 ) -> list[Fact]:
     """The facts that are due for a chain now; empty if it must wait, or owes nothing.
 
-    `transfers` holds the rows of `chain.needs` by id; `plan` is asked at most once; `cause` is the
-    id of the event that makes us ask. All facts are for one atomic append, guarded by
-    the last sequence of the chain's subjects.
+    `transfers` holds the rows of `chain.needs` by id; `plan` is asked at most once, with the
+    trigger and when it was said; `cause` is the id of the event that makes us ask. All facts
+    are for one atomic append, guarded by the last sequence of the chain's subjects.
     """
     cause = cause or chain.trigger_id
     if chain.status is ChainStatus.WAITING_FOR_FILES:
@@ -48,7 +48,7 @@ def owed(
         reason = f"{chain.node} gave no answer within {policy.chains.answer_limit_s:g} s"
         return [_failure(chain, [], [], now, reason, cause)]
     if chain.status is ChainStatus.READY:
-        return _plan(chain, plan(chain.event()), policy, now, cause)
+        return _plan(chain, plan(chain.event(), chain.opened_at), policy, now, cause)
     if chain.status is ChainStatus.MOVING:
         return _end(chain, transfers, policy, now, cause)
     if chain.status is ChainStatus.COMPLETED and not chain.announced_at:

@@ -247,7 +247,17 @@ def over(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
     for name in later:
         concern, field = FLAT_NAMES.get(name, ("", ""))
         tables.get(concern, {}).pop(field, None)
-    return {**values, "policy": tables, **later} if tables else {**values, **later}
+    return {**values, **later, "policy": _merged(tables, later.get("policy", {}))}
+
+
+def _merged(tables: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested tables, those of `later` laid over the others."""
+    merged = dict(tables)
+    for name, value in later.items():
+        before = merged.get(name)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[name] = _merged(before, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def _nested(flat: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -274,7 +284,10 @@ def _from_file(file: Path) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """``DATAPLANE_MAX_RETRIES=5`` sets ``max_retries``; lists are comma separated."""
+    """``DATAPLANE_MAX_RETRIES=5`` sets ``max_retries``; lists are comma separated.
+
+    ``DATAPLANE_POLICY__DISK__CLEANUP_FROM=0.8`` sets ``policy.disk.cleanup_from``.
+    """
     values: dict[str, Any] = {}
     for field in msgspec.structs.fields(DataPlaneConfig):
         text = environment.get(ENVIRONMENT_PREFIX + field.name.upper())
@@ -282,6 +295,13 @@ def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             continue
         is_list = str(field.type).startswith("tuple")
         values[field.name] = [t.strip() for t in text.split(",") if t.strip()] if is_list else text
+    for name in sorted(environment):
+        if name.startswith(f"{ENVIRONMENT_PREFIX}POLICY__"):
+            *tables, field_name = name.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+            table = values
+            for part in tables:
+                table = table.setdefault(part, {})
+            table[field_name] = environment[name]
     return values
 
 

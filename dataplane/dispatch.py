@@ -75,7 +75,7 @@ class Dispatcher:
         now = self._clock()
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
-            known = _Known(view, self._policy)
+            known = _Known(view, self._policy, now)
             in_flight = view.in_flight()
             full: set[str] = set()
             pending = view.pending(passed_over=full)
@@ -105,22 +105,22 @@ class Dispatcher:
 class _Known:
     """What admission asks, from one reading."""
 
-    def __init__(self, view: ClusterView, policy: Policy) -> None:
+    def __init__(self, view: ClusterView, policy: Policy, now: float) -> None:
         self._view = view
-        self._planner = SyncPlanner(policy, view)
+        self._planner = SyncPlanner(policy, view, now)
 
     def node(self, name: str) -> NodeRow | None:
-        return self._view.node(name)
+        return None if name == S3_NODE else self._planner.known.node(name)
 
     def nodes(self) -> Sequence[NodeRow]:
-        return self._view.nodes()
+        return list(self._planner.known.nodes())
 
     def link(self, node: str, transport: Transport | None = None) -> LinkRow | None:
         return self._view.link(node, transport)
 
     def sources(self, transfer: TransferRow) -> Sequence[str]:
-        target = self._view.node(transfer.target)
-        if target is None and transfer.target != S3_NODE:
+        target = self._planner.known.node(transfer.target)
+        if target is None:
             return ()
         entry = transfer.entry
         holders = self._view.catalog.holders(entry.path, entry.checksum)

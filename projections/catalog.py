@@ -32,6 +32,7 @@ class EntryRow(Row, frozen=True):
     games: int | None
     samples: int | None
     version: int
+    quality: float | None = None
 
 
 class PathRow(Row, frozen=True):
@@ -56,7 +57,7 @@ class CatalogView:
     """Folds observations, removals and arrivals."""
 
     name = "catalog"
-    version = 2
+    version = 3
     tables = ("entries", "paths", "path_entries", "holders", "held", "node_path", "by_config")
 
     def __init__(self) -> None:
@@ -289,6 +290,7 @@ def _row_of(entry: DataEntry, version: int) -> EntryRow:
         entry.games,
         entry.samples,
         version,
+        entry.quality,
     )
 
 

@@ -53,6 +53,11 @@ class ClusterView:
             return list(found)
         return [entry for entry in found if entry.primary_location == node]
 
+    def current_at(self, path: str) -> DataEntry | None:
+        """The current version of a path that somebody holds."""
+        entry = self.catalog.get(path)
+        return entry if entry is not None and entry.locations else None
+
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
         return self.catalog.held_by(node, path)

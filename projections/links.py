@@ -146,7 +146,7 @@ class LinksView:
     """Folds the results of attempts. A node that joins anew, or is back, gets a new chance."""
 
     name = "links"
-    version = 1
+    version = 2
     tables = ("links",)
 
     def __init__(self) -> None:
@@ -176,7 +176,8 @@ class LinksView:
             _count(tx, node, None, decisive, recorded.time)
 
     def _joined(self, tx: Writer, event: events.NodeRegistered, _: Recorded) -> None:
-        _forgive(tx, event.description.name)
+        if not event.changed:
+            _forgive(tx, event.description.name)
 
     def _returned(
         self, tx: Writer, event: events.NodeRecovered | events.HostOnline, _: Recorded

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from msgspec.structs import replace
+
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, unpacker
 from streams import events
@@ -22,6 +24,10 @@ class NodeRow(Row, frozen=True):
     reason: str = ""
     #: When `online` last changed.
     since: float = 0.0
+    #: Configurations it trains now: started and not completed.
+    training: tuple[str, ...] = ()
+    #: When bytes last arrived on it; 0.0 if they never did.
+    received_at: float = 0.0
 
     @property
     def name(self) -> str:
@@ -34,10 +40,13 @@ HostEvent = events.HostOffline | events.HostOnline | events.NodeRecovered
 
 
 class NodesView:
-    """Folds registrations and HOST events. Being taken out never changes a node's description."""
+    """Folds registrations and HOST events. Being taken out never changes a node's description.
+
+    What a node trains and when it last received is folded beside it.
+    """
 
     name = "nodes"
-    version = 1
+    version = 2
     tables = ("nodes",)
 
     def __init__(self) -> None:
@@ -46,21 +55,46 @@ class NodesView:
             events.HostOffline: self._set,
             events.HostOnline: self._set,
             events.NodeRecovered: self._set,
+            events.TrainingStarted: self._train,
+            events.TrainingCompleted: self._train,
+            events.TransferSucceeded: self._receive,
         }
 
     @staticmethod
     def _register(tx: Writer, event: events.NodeRegistered, recorded: Recorded) -> None:
+        name = event.description.name
+        before = get_node(tx, name)
         row = NodeRow(event.description, recorded.time, True, "", recorded.time)
-        tx.put("nodes", event.description.name.encode(), row)
+        if before is not None and event.changed:
+            row = replace(before, description=event.description, registered_at=recorded.time)
+        elif before is not None:
+            row = replace(row, training=before.training, received_at=before.received_at)
+        tx.put("nodes", name.encode(), row)
+
+    @staticmethod
+    def _train(
+        tx: Writer, event: events.TrainingStarted | events.TrainingCompleted, _: Recorded
+    ) -> None:
+        row = get_node(tx, event.node)
+        if row is None:
+            return
+        others = tuple(key for key in row.training if key != event.config_key)
+        starts = isinstance(event, events.TrainingStarted)
+        training = (*others, event.config_key) if starts else others
+        tx.put("nodes", event.node.encode(), replace(row, training=training))
+
+    @staticmethod
+    def _receive(tx: Writer, event: events.TransferSucceeded, recorded: Recorded) -> None:
+        row = get_node(tx, event.target)
+        if row is not None and event.bytes_transferred:
+            tx.put("nodes", event.target.encode(), replace(row, received_at=recorded.time))
 
     @staticmethod
     def _set(tx: Writer, event: HostEvent, recorded: Recorded) -> None:
         row = get_node(tx, event.node)
         if row is not None:
             online = not isinstance(event, events.HostOffline)
-            changed = NodeRow(
-                row.description, row.registered_at, online, event.reason, recorded.time
-            )
+            changed = replace(row, online=online, reason=event.reason, since=recorded.time)
             tx.put("nodes", event.node.encode(), changed)
 
 

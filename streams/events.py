@@ -181,6 +181,9 @@ class NodeRegistered(Event, frozen=True):
     """A node joined, or its description changed."""
 
     description: NodeDescription
+    #: True where a node that is there only tells what changed, such as its free disk: whether it
+    #: is planned for stays as it is.
+    changed: bool = False
 
 
 class FilesObserved(Event, frozen=True):

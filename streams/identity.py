@@ -57,7 +57,7 @@ class PathRules(Value, frozen=True):
     def ownership(self, path: str) -> Ownership:
         """Who may write `path`, local or logical; shared if no glob matches."""
         for glob, ownership in self.globs:
-            if _matcher(glob).fullmatch(path):
+            if glob_matches(glob, path):
                 return ownership
         return Ownership.SHARED
 
@@ -108,6 +108,11 @@ def escapes(path: str) -> bool:
         or "\\" in path
         or any(part in ("", ".", "..") for part in parts)
     )
+
+
+def glob_matches(glob: str, path: str) -> bool:
+    """Whether a path falls under a glob: ``*`` within a directory, ``**`` across them."""
+    return _matcher(glob).fullmatch(path) is not None
 
 
 @functools.cache

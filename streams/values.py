@@ -153,6 +153,8 @@ class DataEntry(Value, frozen=True):
     games: Count | None = None
     #: Training samples counted in the file itself.
     samples: Count | None = None
+    #: Mean quality of its newest games, 0 to 1; None where none is recorded.
+    quality: Annotated[float, Meta(ge=0, le=1)] | None = None
     #: The node whose version counts, "" until the catalog knows it.
     primary_location: str = ""
     #: Sequence of the fact that made this version current; a later version has a larger one.
@@ -192,6 +194,8 @@ class NodeDescription(Value, frozen=True):
     disk_total_bytes: Count = 0
     disk_free_bytes: Count = 0
     memory_total_bytes: Count = 0
+    #: What programs could still get; None where the node can't tell.
+    memory_free_bytes: Count | None = None
     #: The most this node wants to receive or send, in Mbit/s; 0 means no limit of its own.
     bandwidth_limit_mbps: Count = 0
     version: str = ""

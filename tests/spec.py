@@ -416,9 +416,9 @@ class Story:
 
     # Rules
 
-    def plans(self, trigger: Event) -> events.SyncPlanned:
+    def plans(self, trigger: Event, opened_at: float = 0.0) -> events.SyncPlanned:
         """What the planner decides for a trigger now."""
-        return SyncPlanner(self.policy, self.view).decide(trigger)
+        return SyncPlanner(self.policy, self.view, self.now).decide(trigger, opened_at)
 
     def owes(self, chain: str = "") -> dict[str, list[Fact]]:
         """By chain, what the open ones, or the one that is named, owe now."""
@@ -432,7 +432,7 @@ class Story:
     def admits(self) -> Admission:
         """What admission lets start now."""
         view = self.view
-        known = _Known(view, self.policy)
+        known = _Known(view, self.policy, self.now)
         return admit(view.pending(), view.in_flight(), known, self.policy, self.now)
 
     def gives_up(self) -> list[Fact]:

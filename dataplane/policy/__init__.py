@@ -2,10 +2,13 @@
 
 Pure data and what can be asked of it; nothing here decides about a cluster, that is the planner's.
 One struct for each concern, one ``[policy.<concern>]`` table for each struct. Read in this order:
-`limits` (the numbers), then `reading` (tables in, tables out, and what is wrong with them).
+`placement` (the routing table), `limits` (the numbers), then `reading` (tables in, tables out, and
+what is wrong with them).
 """
 
 from __future__ import annotations
+
+import msgspec
 
 from dataplane.policy.limits import (
     GIGABYTE,
@@ -25,7 +28,17 @@ from dataplane.policy.limits import (
     Transports,
     matches_any,
 )
+from dataplane.policy.placement import (
+    NodeRule,
+    Order,
+    Placement,
+    Rule,
+    Source,
+    Strategy,
+    selects,
+)
 from streams.identity import PathRules
+from streams.values import NodeDescription, Trait
 
 __all__ = [
     "GIGABYTE",
@@ -37,20 +50,30 @@ __all__ = [
     "Concern",
     "Disk",
     "Exclusion",
+    "NodeRule",
+    "Order",
+    "Placement",
     "Policy",
     "Prestage",
     "Quality",
     "Replication",
     "Retries",
+    "Rule",
     "Schedule",
+    "Source",
+    "Strategy",
     "Transports",
     "matches_any",
+    "selects",
 ]
 
 
 class Policy(Concern, frozen=True):
     """What planning, admission, sweeps and chains obey."""
 
+    #: By name or glob, what nodes are whatever they say themselves; the last match counts.
+    nodes: dict[str, NodeRule] = msgspec.field(default_factory=dict)
+    placement: Placement = Placement()
     paths: PathRules = PathRules()
     exclusion: Exclusion = Exclusion()
     replication: Replication = Replication()
@@ -64,3 +87,16 @@ class Policy(Concern, frozen=True):
     breakers: Breakers = Breakers()
     transports: Transports = Transports()
     chains: Chains = Chains()
+
+    def of_node(self, description: NodeDescription) -> NodeDescription:
+        """What a node counts as: its own word, and over it what the policy says of its name."""
+        said: dict[str, object] = {}
+        for glob, rule in self.nodes.items():
+            if matches_any(description.name, (glob,)):
+                named = msgspec.structs.asdict(rule)
+                said |= {field: value for field, value in named.items() if value is not None}
+        return msgspec.structs.replace(description, **said) if said else description
+
+    def is_ephemeral(self, description: NodeDescription) -> bool:
+        """Whether what a node holds may be gone any time: the one definition there is."""
+        return Trait.EPHEMERAL in self.of_node(description).traits

@@ -13,6 +13,7 @@ from typing import Annotated
 from msgspec import Meta, field
 
 from streams.codec import fact_id
+from streams.identity import glob_matches
 from streams.values import DataEntry, DataType, SyncPriority, Transport, Value
 
 MEGABYTE = 1_000_000
@@ -169,9 +170,9 @@ class S3(Concern, frozen=True):
     enabled: bool = False
     bucket: str = ""
     storage_class: str = "STANDARD_IA"
-    #: SELFPLAY_COMPLETE backs up from so many games; models and checkpoints always go.
+    #: Games are backed up from so many in a file on.
     min_games: Whole = 100
-    #: Logical paths that the cycle backs up, by type.
+    #: Logical paths that are backed up without being named, by type.
     kinds: dict[DataType, tuple[str, ...]] = field(
         default_factory=lambda: {
             DataType.GAMES: ("games/**", "**/canonical_*", "**/*tournament*", "**/*gauntlet*"),
@@ -183,6 +184,11 @@ class S3(Concern, frozen=True):
     )
     #: Unhealthy after so many missed cycles.
     missed_cycles: AtLeastOne = 2
+
+    def takes(self, entry: DataEntry) -> bool:
+        """Whether an entry is of a kind that is backed up."""
+        globs = self.kinds.get(entry.data_type, ())
+        return any(glob_matches(glob, entry.path) for glob in globs)
 
 
 class Retries(Concern, frozen=True):

@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import enum
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import msgspec
 
 from dataplane.policy import Policy
+from dataplane.policy.placement import AUTO, BY_NAME, SELECTORS
+from streams.events import CHAIN_TRIGGERS, SweepDue, type_name
+from streams.values import SweepKind
+
+#: What a rule may answer: triggers by wire name, sweeps with their kind.
+TRIGGERS = (
+    *(type_name(trigger) for trigger in CHAIN_TRIGGERS if trigger is not SweepDue),
+    *(f"{type_name(SweepDue)}/{kind}" for kind in SweepKind),
+)
 
 
 class PolicyError(ValueError):
@@ -27,6 +37,8 @@ def laid_over(base: Policy, tables: Mapping[str, Any], where: str = "policy") ->
     Raises PolicyError.
     """
     policy: Policy = _read(Policy, tables, where, base)
+    for problem in _contradictions(policy):
+        raise PolicyError(f"{where}.{problem}")
     return policy
 
 
@@ -43,6 +55,37 @@ def leaves(tables: Mapping[str, Any], prefix: tuple[str, ...] = ()) -> Iterator[
             yield from leaves(value, (*prefix, name))
         else:
             yield (*prefix, name), value
+
+
+def _contradictions(policy: Policy) -> Iterator[str]:
+    """What no single field shows: names that mean nothing here, limits in the wrong order."""
+    placement, disk = policy.placement, policy.disk
+    for name, rule in placement.rules.items():
+        here = f"placement.rules.{name}"
+        yield from _unknown(f"{here}.on", rule.on, TRIGGERS)
+        yield from _unknown_selectors(f"{here}.to", rule.to)
+        yield from _unknown(f"{here}.strategy", (rule.strategy,), (AUTO, *placement.strategies))
+        if not rule.to:
+            yield f"{here}.to: names nobody; may be: {', '.join(SELECTORS)}, name:<glob>"
+    for name, strategy in placement.strategies.items():
+        here = f"placement.strategies.{name}"
+        yield from _unknown_selectors(f"{here}.also_to", strategy.also_to)
+        yield from _unknown_selectors(f"{here}.collect_to", strategy.collect_to)
+    tiers = ("stop_background_from", "cleanup_from", "stop_production_from", "critical_from")
+    for lower, upper in pairwise(tiers):
+        if getattr(disk, lower) > getattr(disk, upper):
+            yield f"disk.{lower}: must not be above {upper}, which is {getattr(disk, upper):g}"
+
+
+def _unknown_selectors(where: str, names: Sequence[str]) -> Iterator[str]:
+    plain = [name for name in names if not name.startswith(BY_NAME)]
+    yield from _unknown(where, plain, (*SELECTORS, f"{BY_NAME}<glob>"))
+
+
+def _unknown(where: str, names: Sequence[str], allowed: Sequence[str]) -> Iterator[str]:
+    for name in names:
+        if name not in allowed:
+            yield f"{where}: {name!r} is none of: {', '.join(allowed)}"
 
 
 def _plain(value: Any) -> Any:
@@ -90,8 +133,11 @@ def _read_names(kind: Any, value: Any, where: str, base: Any) -> dict[Any, Any]:
 
 
 def _read_plain(kind: Any, value: Any, where: str) -> Any:
+    if isinstance(value, str) and typing.get_origin(kind) is tuple:
+        # As the environment writes lists.
+        value = [part.strip() for part in value.split(",") if part.strip()]
     try:
-        return msgspec.convert(value, kind)
+        return msgspec.convert(value, kind, strict=False)
     except msgspec.ValidationError as error:
         text, _, place = str(error).partition(" - at `$")
         raise PolicyError(f"{where}{place.rstrip('`')}: {text}{_allowed(kind)}") from None

@@ -71,6 +71,10 @@ class LocalCluster:
             "DATAPLANE_DATA_DIR": str(home / "data"),
             "DATAPLANE_PARENT_PID": str(os.getpid()),
             "DATAPLANE_SWEEP_INTERVAL": "1",
+            # A few games are enough for a test, and this machine's memory is no rule of it.
+            "DATAPLANE_POLICY__QUALITY__MIN_GAMES": "0",
+            "DATAPLANE_POLICY__PLACEMENT__BROADCAST__MIN_FREE_DISK_GB": "0",
+            "DATAPLANE_POLICY__PLACEMENT__BROADCAST__MIN_FREE_MEMORY": "0",
         }
         started = time.time()
         with (home / "log").open("ab") as log:

@@ -282,6 +282,8 @@ def _any_plain(kind: inspect.Type) -> st.SearchStrategy[Any]:
         return st.text(min_size=kind.min_length or 0, max_size=20)
     if isinstance(kind, inspect.IntType):
         return st.integers(kind.ge or 0, min(kind.le or LARGEST, LARGEST))
+    if isinstance(kind, inspect.FloatType) and kind.le is not None:
+        return st.floats(kind.ge or 0.0, kind.le)
     plain: dict[type[inspect.Type], st.SearchStrategy[Any]] = {
         inspect.FloatType: st.floats(allow_nan=False, allow_infinity=False),
         inspect.BoolType: st.booleans(),

@@ -68,7 +68,11 @@ def started(*found: object, policy: object = BUCKET) -> Story:
             GAMES,
             {"gpu-1 -> store", "gpu-1 -> s3"},
         ),
-        (events.NodeTerminating(node="gpu-1"), GAMES, {"gpu-1 -> store", "gpu-1 -> s3"}),
+        (
+            events.NodeTerminating(node="gpu-1"),
+            GAMES,
+            {"gpu-1 -> store", "gpu-1 -> s3", "gpu-1 -> train-1"},
+        ),
     ],
 )
 def test_k19_what_these_triggers_move_goes_to_the_bucket_too(

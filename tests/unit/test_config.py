@@ -253,6 +253,17 @@ def test_environment_outranks_the_policy_table_of_the_file(tmp_path: Path) -> No
     assert loaded(tmp_path, text, max_retries=2).policy().retries.max_retries == 2
 
 
+def test_environment_sets_any_field_of_the_policy(tmp_path: Path) -> None:
+    """Double underscores are the dots of the tables; lists are comma separated."""
+    environment = {
+        "DATAPLANE_POLICY__RETRIES__BACKOFF_BASE_S": "9",
+        "DATAPLANE_POLICY__EXCLUSION__EXCLUDE_HOSTS": "a-*, b",
+    }
+    policy = loaded(tmp_path, "policy.retries.backoff_base_s = 5", environment).policy()
+    assert policy.retries.backoff_base_s == 9.0
+    assert policy.exclusion.exclude_hosts == ("a-*", "b")
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [

@@ -201,7 +201,7 @@ def test_plan_is_asked_for_once_and_only_where_it_is_due() -> None:
 
 def test_large_plan_is_cut_so_that_each_part_fits_into_a_message() -> None:
     """Thousands of files are one decision in several messages; only the last completes it."""
-    many = tuple(entry(f"games/gpu-1/{n:05}_hex8_2p.db", games=1) for n in range(4_000))
+    many = tuple(entry(f"games/gpu-1/{n:05}_hex8_2p.db", games=10) for n in range(4_000))
     story = given(trainer("train-1"), trainer("train-2"), player(), opens("c1", played()))
     for start in range(0, len(many), 500):
         story.tell(holds("gpu-1", *many[start : start + 500]))
@@ -274,11 +274,11 @@ def test_p3_completion_is_per_target() -> None:
 
 def test_p3_completion_is_per_file() -> None:
     """One file of two is not completion either."""
-    second = entry("games/gpu-1/b_hex8_2p.db", games=7)
+    second = entry("games/gpu-1/b_hex8_2p.db", games=17)
     story = given(*OPENED, answers("c1", "gpu-1", GAMES, second), said_what_is_owed, assigned)
     story.tell(succeeded(path=second.path)).when(asked("c1")).then_nothing()
     story.tell(succeeded()).when(asked("c1")).then(
-        says(DataSyncCompleted, games_synced=507), says(NewGamesAvailable, game_count=507)
+        says(DataSyncCompleted, games_synced=517), says(NewGamesAvailable, game_count=517)
     )
 
 
@@ -476,14 +476,14 @@ def test_games_in_place_that_were_never_announced_are_announced() -> None:
 
 
 def test_p15_games_that_were_announced_are_not_counted_as_new() -> None:
-    """500 games were announced; 7 more in another file are 7 new games, not 507."""
-    second = entry("games/gpu-1/b_hex8_2p.db", games=7)
+    """500 games were announced; 17 more in another file are 17 new games, not 517."""
+    second = entry("games/gpu-1/b_hex8_2p.db", games=17)
     story = given(trainer(), player(), ran("c1", played(), GAMES))
     story.tell(opens("c2", played()), answers("c2", "gpu-1", second), said_what_is_owed)
     story.tell(assigned, succeeded())
     story.when(asked("c2")).then(
-        says(DataSyncCompleted, games_synced=7),
-        says(NewGamesAvailable, game_count=7, paths=(second.path,)),
+        says(DataSyncCompleted, games_synced=17),
+        says(NewGamesAvailable, game_count=17, paths=(second.path,)),
     )
 
 
@@ -514,7 +514,7 @@ def test_announcement_an_older_program_left_out_is_still_owed() -> None:
 
 def test_announcement_that_was_left_out_names_what_moved_and_what_was_in_place() -> None:
     """Asked again it is the same message: neither half of the games is forgotten."""
-    second = entry("games/gpu-1/b_hex8_2p.db", games=7)
+    second = entry("games/gpu-1/b_hex8_2p.db", games=17)
     story = given(*OPENED, holds("gpu-1", second), copied(second.path, "train-1"))
     story.tell(answers("c1", "gpu-1", GAMES), said_what_is_owed, assigned, succeeded())
     (completed, announced) = story.owes("c1")["c1"]
@@ -585,7 +585,7 @@ def test_p1_every_trigger_ends_exactly_once(trigger: Event, answered: bool, fate
 
 def test_p1_end_of_a_chain_with_hundreds_of_failures_fits_into_a_message() -> None:
     """An end that can't be written would be decided, and refused, for ever."""
-    many = [entry(f"games/gpu-1/{'d' * 200}/{n:04}_hex8_2p.db", games=1) for n in range(300)]
+    many = [entry(f"games/gpu-1/{'d' * 200}/{n:04}_hex8_2p.db", games=10) for n in range(300)]
     story = given(*OPENED, policy=ROOMY)
     story.tell(*(holds("gpu-1", *many[n : n + 100]) for n in range(0, 300, 100)))
     story.tell(answers("c1", "gpu-1"), said_what_is_owed, assigned, assigned)
@@ -636,7 +636,7 @@ def test_one_endless_error_does_not_hide_which_target_failed() -> None:
 
 def test_p1_end_of_a_chain_with_hundreds_of_arrivals_fits_into_a_message() -> None:
     """Long paths on many targets must not make a completion, or its news, too large to say."""
-    many = [entry(f"games/gpu-1/{'d' * 1_500}/{n:03}_hex8_2p.db", games=1) for n in range(300)]
+    many = [entry(f"games/gpu-1/{'d' * 1_500}/{n:03}_hex8_2p.db", games=10) for n in range(300)]
     story = given(*OPENED, policy=ROOMY)
     story.tell(*(holds("gpu-1", *many[n : n + 100]) for n in range(0, 300, 100)))
     story.tell(answers("c1", "gpu-1"), said_what_is_owed, assigned, assigned, succeeded())
@@ -644,7 +644,7 @@ def test_p1_end_of_a_chain_with_hundreds_of_arrivals_fits_into_a_message() -> No
     for fact in (end, news):
         encode(fact, T0)
     assert isinstance(end.event, DataSyncCompleted) and isinstance(news.event, NewGamesAvailable)
-    assert (end.event.games_synced, news.event.game_count) == (300, 300)
+    assert (end.event.games_synced, news.event.game_count) == (3_000, 3_000)
     assert len(end.event.targets) + end.event.left_out == 300
 
 

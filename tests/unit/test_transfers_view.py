@@ -375,7 +375,7 @@ def test_superseded_transfer_is_forgotten_with_its_chain() -> None:
 
 def test_new_chain_gives_a_transfer_that_was_given_up_new_attempts() -> None:
     """c1 still moves another file; c2 must not fail for what failed before it was asked."""
-    large = entry("games/gpu-1/large_hex8_2p.db", games=1)
+    large = entry("games/gpu-1/large_hex8_2p.db", games=10)
     story = given(trainer(), player(), opens("c1", played()), answers("c1", "gpu-1", GAMES, large))
     story.tell(said_what_is_owed, assigned, failed(path=GAMES.path, retryable=False))
     story.tell(opens("c2", played()), answers("c2", "gpu-1"), said_what_is_owed, assigned)
