@@ -15,15 +15,13 @@ import os
 import re
 import sqlite3
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from adapters import s3_layout as layout
-from adapters.base64_ssh import Base64Transport
 from adapters.landing import Landed, Landing
-from adapters.rsync import RsyncTransport
 from adapters.throttle import Throttle
 from adapters.transport import (
     DigestMismatch,
@@ -40,15 +38,7 @@ from adapters.transport import (
     Unreachable,
 )
 from streams.values import DataEntry, DataType, Endpoint
-from tests.contract.rigs import HttpRig, Rig, S3Rig, SshRig, files_in, left_in
-from tests.integration.s3_server import (
-    S3Server,
-    running_s3_server,
-    with_credentials,
-)
-from tests.integration.ssh_server import SshServer, running_ssh_server
-
-__all__ = ["running_s3_server", "running_ssh_server", "with_credentials"]
+from tests.contract.rigs import Rig, files_in, left_in
 
 PATIENCE_S = 90.0
 PATH = "data/gpu-7/x.bin"
@@ -63,47 +53,7 @@ NAMES = [
 #: So much that an attempt can be stopped in its middle, and S3 has whole parts of it.
 LARGE = 12_000_000
 HALF = 7_000_000
-RIGS = ("http", "http over a socket each", "rsync", "base64", "s3")
 _NUMBERS = itertools.count()
-
-rigged = pytest.fixture(params=RIGS, name="rig")
-
-
-@rigged
-async def running_rig(
-    request: pytest.FixtureRequest,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Rig]:
-    """Each transport in turn."""
-    async with made(request.param, request, tmp_path, monkeypatch).running() as rig:
-        yield rig
-
-
-def made(
-    name: str,
-    request: pytest.FixtureRequest,
-    base: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> HttpRig | SshRig | S3Rig:
-    """A rig by its name; only what it needs is started."""
-    if name.startswith("http"):
-        return HttpRig(base, large_bytes=1 << 60 if name == "http" else 0)
-    if name == "s3":
-        server: S3Server = request.getfixturevalue("s3_server")
-        with_credentials(monkeypatch)
-        return S3Rig(base, server, f"contract-{next(_NUMBERS)}")
-    sshd: SshServer = request.getfixturevalue("ssh_server")
-    if name == "rsync":
-        return SshRig(base, sshd, RsyncTransport, 1.0)
-    return SshRig(base, sshd, Base64Transport, 1.36)
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    """The data root here."""
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
 
 
 def entry_of(data: bytes, path: str = PATH, mtime: float = 0.0) -> DataEntry:
