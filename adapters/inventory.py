@@ -1,7 +1,7 @@
 """What this node holds: found by scanning, remembered across restarts, served by digest.
 
-It only reads data and never removes any, save its own snapshots. What was not looked at is never
-said to be gone, and what was never marked as reported is reported again.
+It only reads data and removes none but what it is told to, and its own snapshots. What was not
+looked at is never said to be gone, and what was never marked as reported is reported again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from adapters.digest import Stopped, checksum_on_disk
 from adapters.index import Row, State
 from adapters.known import Known
 from adapters.reading import Reader, Reading
+from adapters.removal import IDLE_S, Kept, remove
 from adapters.walk import Walk, print_of, walk
 from adapters.watching import changes_under
 from adapters.workers import finish, settled
@@ -221,6 +222,23 @@ class Inventory:
                 reason="another content is here under this path",
             )
         return await finish(lambda: self._prove(row), executor=self._proofs)
+
+    async def remove(self, path: str, checksum: str, *, idle_s: float = IDLE_S) -> int:
+        """Delete what is here under a logical path, if it is `checksum`; bytes that became free.
+
+        0 if nothing is here. Raises `adapters.removal.Kept`, and then it is untouched. The caller
+        says that it is gone and marks that as `reported`.
+        """
+        await self._known.ready()
+        async with self._scanning:
+            row = self._known.row_of(path)
+            if row is None or row.state is State.GONE:
+                return 0
+            if row.state is not State.HERE or row.entry.checksum != checksum:
+                raise Kept(f"{row.local} is not {checksum}")
+            freed = await finish(lambda: remove(self._root, row, now=self._clock(), idle_s=idle_s))
+            await self._known.put({row.local: _gone(row)})
+            return freed
 
     def _prove(self, row: Row) -> Proof:
         holder = self._root / row.holder

@@ -18,6 +18,7 @@ from adapters.contents import Contents
 from adapters.index import Expected, Index, Row, State, Superseded
 from adapters.places import OWN_DIRECTORY
 from adapters.reading import remove_unfinished
+from adapters.removal import put_back
 from adapters.workers import finish
 from streams.values import DataEntry
 
@@ -101,6 +102,7 @@ class Known:
         self._local_of = {row.entry.path: row.local for row in self.rows.values()}
         self.expected = {one.local: one for one in index.expected()}
         remove_unfinished(self._root)
+        put_back(self._root)
         self.contents.load(self.rows, index.superseded(), self._clock())
         return index
 

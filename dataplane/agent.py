@@ -22,6 +22,7 @@ from adapters.transport import Fetches
 from dataplane.bucket import Backups, make_s3
 from dataplane.config import DataPlaneConfig
 from dataplane.crashpoints import reach
+from dataplane.custody import Custody
 from dataplane.deliveries import ACK_WAIT_S, kept_alive, left_to_redelivery
 from dataplane.observing import Observer
 from dataplane.outbox import Outbox
@@ -58,6 +59,7 @@ class Agent:
         self._outbox = Outbox(config.state_dir / "outbox")
         self._presence = Presence(bus, self.node, "agent")
         self._observer = Observer(log, config, self._inventory)
+        self._custody = Custody(log, bus, self.node, self._inventory, config.policy())
         self._server: FileServer | None = None
         self._transports: dict[Transport, Fetches] = {}
         self._backups: Backups | None = None
@@ -76,8 +78,8 @@ class Agent:
         self._transports = make_transports(config, signer)
         self._answering = [
             await self._bus.answer(locate_subject(self.node), self._locate),
-            await answer_proofs(self._bus, self.node, self._inventory.prove),
         ]
+        await self._custody.start()
         if config.s3_enabled:
             await self._open_bucket()
         self._manager = TransportManager(
@@ -106,6 +108,7 @@ class Agent:
 
     async def stop(self) -> None:
         """Let go of everything; what was under way is done again by whoever comes next."""
+        await self._custody.stop()
         for answering in self._answering:
             await answering.close()
         for transport in self._transports.values():

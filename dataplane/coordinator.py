@@ -11,6 +11,7 @@ import time
 
 from dataplane.bridge import EventBridge
 from dataplane.config import DataPlaneConfig
+from dataplane.deleting import Deleter
 from dataplane.dispatch import Dispatcher
 from dataplane.health import CoordinatorHealth, coordinator_health
 from dataplane.liveness import verdicts
@@ -40,6 +41,7 @@ class Coordinator:
         self.projector = Projector(log, config.views_dir)
         self.bridge = EventBridge(log, self.projector, policy)
         self.dispatcher = Dispatcher(log, self.projector, policy, config.node)
+        self.deleter = Deleter(log, bus, self.projector, policy)
         self.queries = Queries(log, bus, self.projector, config)
         self._service: Answering | None = None
         self.monitor = Monitor(log, bus, self.projector, self.queries, config)
@@ -59,6 +61,7 @@ class Coordinator:
             group.create_task(self.bridge.run(), name="bridge")
             group.create_task(self.dispatcher.run(), name="dispatcher")
             group.create_task(self._sweep(), name="sweep")
+            group.create_task(self.deleter.run(), name="deleter")
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._clear_readers(), name="readers")
             group.create_task(self._watch_nodes(), name="liveness")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 
-from projections import chains, guards, links, nodes, rejected, transfers
+from projections import chains, deletions, guards, links, nodes, rejected, transfers
 from projections.catalog import DataCatalog
 from projections.chains import ChainRow
+from projections.deletions import DeletionRow
 from projections.fold import Checkpoint, checkpoint
 from projections.links import LinkRow
 from projections.nodes import NodeRow
@@ -62,6 +63,10 @@ class ClusterView:
         """What a node holds under a path."""
         return self.catalog.held_by(node, path)
 
+    def current_of(self, path: str) -> DataEntry | None:
+        """The version of a path that counts, with those who hold it."""
+        return self.catalog.get(path)
+
     def was_announced(self, entry: DataEntry) -> bool:
         """Whether exporters were told of this content before."""
         return chains.was_announced(self._reader, entry.path, entry.checksum)
@@ -97,6 +102,14 @@ class ClusterView:
         """Transfers that are assigned and have no result yet."""
         return list(transfers.in_flight(self._reader))
 
+    def open_transfers_of(self, node: str, path: str) -> list[TransferRow]:
+        """Transfers that bring something under a path to a node, or fetch it from there now."""
+        coming = transfers.open_at(self._reader, node, path)
+        going = [
+            row for row in self.in_flight() if row.source == node and row.entry.path == path
+        ]
+        return [*coming, *going]
+
     def newer_versions(self, transfer: TransferRow) -> list[TransferRow]:
         """Open transfers of later versions of the same path to the same target."""
         return transfers.newer_versions(self._reader, transfer)
@@ -128,6 +141,18 @@ class ClusterView:
     def rejections_unsaid(self) -> list[RejectedRow]:
         """Messages of which EVENT_REJECTED is still owed."""
         return list(rejected.unsaid(self._reader))
+
+    def deletion(self, id: str) -> DeletionRow | None:
+        """A deletion by the id of its request."""
+        return deletions.get_deletion(self._reader, id)
+
+    def open_deletions(self) -> Iterator[DeletionRow]:
+        """Deletions that have not ended, oldest first."""
+        return deletions.open_deletions(self._reader)
+
+    def deletion_of(self, path: str, checksum: str) -> DeletionRow | None:
+        """The reserved or granted deletion of some copy of an entry."""
+        return deletions.deletion_of(self._reader, path, checksum)
 
     def counts(self) -> dict[str, int]:
         """Sizes of the views."""

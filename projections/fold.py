@@ -11,6 +11,7 @@ import msgspec
 
 from projections.catalog import CatalogView
 from projections.chains import ChainsView
+from projections.deletions import DeletionsView
 from projections.guards import GuardsView
 from projections.links import LinksView
 from projections.nodes import NodesView
@@ -30,6 +31,7 @@ VIEWS: tuple[View, ...] = (
     LinksView(),
     TransfersView(),
     ChainsView(),
+    DeletionsView(),
     _REJECTED,
 )
 #: By type of event, what folds it, in that order.

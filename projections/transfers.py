@@ -307,6 +307,11 @@ def newer_versions(reader: Reader, row: TransferRow) -> list[TransferRow]:
     return [other for other in there if other.entry.version > row.entry.version]
 
 
+def open_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
+    """Transfers that are to bring, or bring now, some version of a path to a target."""
+    return list(_at_place(reader, "by_target", target, path))
+
+
 def superseded_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
     """Transfers that some chain still names and that a later version has made needless."""
     return list(_at_place(reader, "superseded", target, path))

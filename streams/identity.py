@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import functools
 import re
+from collections.abc import Iterable
 from pathlib import PurePosixPath
 
 from streams.values import DataType, Value
@@ -96,6 +97,11 @@ def data_type_of(path: str) -> DataType | None:
     if "checkpoints" in pure.parts[:-1] and pure.suffix.lower() in _TYPE_BY_SUFFIX:
         return DataType.CHECKPOINT
     return _TYPE_BY_SUFFIX.get(pure.suffix.lower())
+
+
+def falls_under(path: str, globs: Iterable[str]) -> bool:
+    """Whether a path falls under one of these globs, as `PathRules` reads them."""
+    return any(_matcher(glob).fullmatch(path) for glob in globs)
 
 
 def escapes(path: str) -> bool:

@@ -1,0 +1,195 @@
+"""Carries deletions out: reserve, have the other copies proven, let the node delete, say so.
+
+It holds no state: a deletion is driven from where the log says it stands, by any coordinator, as
+often as need be. The node is asked over the bus and never by a task that could wait for it: what it
+does late it would do on old proofs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+
+import msgspec
+
+from dataplane.deletion import Keep, copies_chain, done, refused, reserve, settle, witnesses
+from dataplane.policy import Policy
+from dataplane.proving import prove_all
+from projections.cluster import ClusterView
+from projections.deletions import DeletionRow, DeletionState
+from projections.projector import Projector
+from streams import events
+from streams.codec import Fact
+from streams.log import Answering, Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
+from streams.subjects import chain_filter
+
+logger = logging.getLogger(__name__)
+TICK_S = 1.0
+#: Deletions that are driven at once: each makes several nodes read a file.
+AT_ONCE = 4
+ANSWER_S = 30.0
+#: A node that has not deleted within this time after it was allowed to is no longer allowed to.
+WITHDRAWN_AFTER_S = 120.0
+
+
+class DeletionOrder(msgspec.Struct, frozen=True):
+    """What a node is asked to delete, and by which grant."""
+
+    request: str
+    path: str
+    checksum: str
+    #: Id of the DELETION_GRANTED; it must be the last word on the entry's copies.
+    grant: str
+
+
+class DeletionAnswer(msgspec.Struct, frozen=True):
+    """What came of it; said once FILES_REMOVED is in the log."""
+
+    deleted: bool
+    freed_bytes: int = 0
+    reason: str = ""
+
+
+Remover = Callable[[DeletionOrder], Awaitable[DeletionAnswer]]
+
+
+def delete_subject(node: str) -> str:
+    """Where a node is asked to delete a copy."""
+    return f"dp.rpc.{node}.delete"
+
+
+async def answer_deletions(bus: Bus, node: str, remover: Remover) -> Answering:
+    """Answer for `node`, until the result is closed."""
+
+    async def answer(subject: str, body: bytes) -> bytes:
+        order = msgspec.json.decode(body, type=DeletionOrder)
+        return msgspec.json.encode(await remover(order))
+
+    return await bus.answer(delete_subject(node), answer)
+
+
+async def still_granted(log: Log, order: DeletionOrder) -> bool:
+    """Whether a grant is the last word on its entry's copies, as the log's leader sees it."""
+    last = await log.last(chain_filter(copies_chain(order.path, order.checksum)))
+    return last is not None and last.id == order.grant
+
+
+class Deleter:
+    """Drives deletions. Several may run on one log: the guards let only one decide."""
+
+    def __init__(
+        self,
+        log: Log,
+        bus: Bus,
+        projector: Projector,
+        policy: Policy,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._log = log
+        self._bus = bus
+        self._projector = projector
+        self._policy = policy
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self.errors = 0
+        projector.on_commit.append(self._changed.set)
+
+    async def run(self) -> None:
+        """Drive what is open, for ever."""
+        while True:
+            self._changed.clear()
+            try:
+                await self.drive()
+            except (LogError, TimeoutError) as error:
+                self.errors += 1
+                logger.warning("deletions wait: %s", error)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._changed.wait()
+
+    async def drive(self) -> None:
+        """Take every open deletion one step further."""
+        with self._projector.store.read() as reader:
+            rows = list(ClusterView(reader).open_deletions())
+        for start in range(0, len(rows), AT_ONCE):
+            await asyncio.gather(*(self._step(row) for row in rows[start : start + AT_ONCE]))
+
+    async def _step(self, row: DeletionRow) -> None:
+        if row.state is DeletionState.REQUESTED:
+            await self._decide(row, lambda view, now: reserve(now, view, self._policy))
+        elif row.state is DeletionState.RESERVED:
+            await self._prove(row)
+        else:
+            await self._carry_out(row)
+
+    async def _prove(self, row: DeletionRow) -> None:
+        with self._projector.store.read() as reader:
+            asked = witnesses(row, ClusterView(reader), self._policy)
+        if isinstance(asked, Keep):
+            await self._decide(row, lambda view, now: refused(now, now.checksum, asked))
+            return
+        proofs = await prove_all(self._bus, asked.nodes, asked.entry)
+        await self._decide(row, lambda view, now: settle(now, asked, proofs, view, self._policy))
+
+    async def _carry_out(self, row: DeletionRow) -> None:
+        """Ask the node; its silence leaves the deletion open until it is withdrawn."""
+        with self._projector.store.read() as reader:
+            guard = _guard(ClusterView(reader), row)
+        granted = await self._log.get(guard.last_sequence)
+        if granted is None or not isinstance(granted.event, events.DeletionGranted):
+            return
+        order = DeletionOrder(row.id, row.path, row.checksum, granted.id)
+        try:
+            body = await self._bus.request(
+                delete_subject(row.node), msgspec.json.encode(order), ANSWER_S
+            )
+            answer = msgspec.json.decode(body, type=DeletionAnswer)
+        except (LogError, msgspec.MsgspecError) as error:
+            if self._clock() - row.granted_at < WITHDRAWN_AFTER_S:
+                return
+            reason = f"{row.node} gave no answer and may not delete it any more: {error}"
+            answer = DeletionAnswer(False, reason=reason)
+        await self._decide(
+            row,
+            lambda view, now: done(
+                now,
+                deleted=answer.deleted,
+                freed_bytes=answer.freed_bytes,
+                reason=answer.reason,
+            ),
+        )
+
+    async def _decide(
+        self, row: DeletionRow, decide: Callable[[ClusterView, DeletionRow], Fact]
+    ) -> None:
+        """Append a decision on the state as it is now; if somebody was there first, see it."""
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            now = view.deletion(row.id)
+            if now is None or now.state is not row.state:
+                return
+            fact = decide(view, now)
+            guard = _guard_of(view, fact)
+        await self._append([fact], guard)
+
+    async def _append(self, facts: Sequence[Fact], guard: Guard) -> None:
+        try:
+            receipt = await self._log.append(facts, [guard])
+            await self._projector.wait_for(receipt.sequence)
+        except (SequenceConflict, DuplicateFact):
+            last = await self._log.last(guard.subjects)
+            if last is not None:
+                await self._projector.wait_for(last.sequence)
+
+
+def _guard(view: ClusterView, row: DeletionRow) -> Guard:
+    chain = copies_chain(row.path, row.checksum)
+    return Guard(chain_filter(chain), view.last_sequence_of(chain))
+
+
+def _guard_of(view: ClusterView, fact: Fact) -> Guard:
+    return Guard(chain_filter(fact.chain), view.last_sequence_of(fact.chain))
