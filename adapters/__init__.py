@@ -5,8 +5,8 @@ file appears, the inventory the only way it becomes known. Nothing here decides 
 retry or to delete. Read in this order: `transport` (the contract), `landing` (bytes to a file, on
 `partial`, `places` and `checks`), `sqlite` (live databases), `inventory` (what this node holds: it
 `walk`s, has a `reading` of each file, and remembers what is `known`, in an `index`, and where the
-`contents` are), `removal` (the only way one goes), `server` and `http` (files by digest, on `signing`), `ssh` (whom to trust; a
-`channel` to a `shell` there; `ssh_push`), over it `rsync` (`rsync_words`, `rsync_run`, `aside`) and
-`base64_ssh`, `s3` (with `s3_store`, `s3_layout`, `sealing`, and `s3_bucket` for what a bucket holds
-as a whole), `throttle` and `telling`.
+`contents` are), `removal` (the only way one goes), `server` and `http` (files by digest, on
+`signing`), `ssh` (whom to trust; a `channel` to a `shell` there; `ssh_push`), over it `rsync`
+(`rsync_words`, `rsync_run`, `aside`) and `base64_ssh`, `s3` (with `s3_store`, `s3_layout`,
+`sealing`, and `s3_bucket` for what a bucket holds as a whole), `throttle` and `telling`.
 """

@@ -19,6 +19,7 @@ POINTS = (
     "agent.pushing",
     "agent.stored",
     "agent.pushed",
+    "agent.deleted",
     "coordinator.decided",
     "coordinator.appended",
     "coordinator.admitted",

@@ -28,9 +28,7 @@ logger = logging.getLogger(__name__)
 class Custody:
     """One node's replicas. `start`, then `stop`."""
 
-    def __init__(
-        self, log: Log, bus: Bus, node: str, inventory: Inventory, policy: Policy
-    ) -> None:
+    def __init__(self, log: Log, bus: Bus, node: str, inventory: Inventory, policy: Policy) -> None:
         self._log = log
         self._bus = bus
         self._node = node

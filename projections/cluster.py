@@ -105,9 +105,7 @@ class ClusterView:
     def open_transfers_of(self, node: str, path: str) -> list[TransferRow]:
         """Transfers that bring something under a path to a node, or fetch it from there now."""
         coming = transfers.open_at(self._reader, node, path)
-        going = [
-            row for row in self.in_flight() if row.source == node and row.entry.path == path
-        ]
+        going = [row for row in self.in_flight() if row.source == node and row.entry.path == path]
         return [*coming, *going]
 
     def newer_versions(self, transfer: TransferRow) -> list[TransferRow]:

@@ -117,9 +117,7 @@ class DeletionsView:
 
 def _evolve(row: DeletionRow, event: _Decision, time: float) -> DeletionRow:
     if isinstance(event, events.DeletionReserved):
-        return replace(
-            row, state=DeletionState.RESERVED, checksum=event.checksum, reserved_at=time
-        )
+        return replace(row, state=DeletionState.RESERVED, checksum=event.checksum, reserved_at=time)
     if isinstance(event, events.DeletionGranted):
         return replace(row, state=DeletionState.GRANTED, granted_at=time)
     if isinstance(event, events.DeletionRefused):

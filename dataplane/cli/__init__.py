@@ -1,10 +1,11 @@
 """The ``dataplane`` command. It asks, shows and starts; what it shows comes from elsewhere.
 
 `app` is the command with what all commands share; each module beside it adds a group of them:
-`processes`, `saying`, `looking`, `links`, `rejecting`, `auditing`. How things look is `show`.
+`processes`, `saying`, `looking`, `links`, `rejecting`, `auditing`,
+`deleting`. How things look is `show`.
 """
 
-from dataplane.cli import auditing, links, looking, processes, rejecting, saying
+from dataplane.cli import auditing, deleting, links, looking, processes, rejecting, saying
 from dataplane.cli.app import main
 
-__all__ = ["auditing", "links", "looking", "main", "processes", "rejecting", "saying"]
+__all__ = ["auditing", "deleting", "links", "looking", "main", "processes", "rejecting", "saying"]

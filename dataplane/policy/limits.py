@@ -107,6 +107,7 @@ class Disk(Concern, frozen=True):
         "**/*.npz",
         "**/candidate_*",
         "**/*backup*",
+        "**/*backup*/**",
         "**/coordination/**",
     )
     #: Freshly proven copies elsewhere without which nothing is deleted.

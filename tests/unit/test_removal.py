@@ -1,0 +1,130 @@
+"""Deleting a replica: only what was just recognised, and nothing half."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from adapters import removal
+from adapters.inventory import Inventory
+from adapters.removal import Kept, put_back
+from streams.values import DataEntry
+from tests.unit.test_inventory import NODE, play, put, settle, told
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """The data root."""
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture
+async def inventory(root: Path) -> AsyncIterator[Inventory]:
+    """What the node holds."""
+    one = Inventory(root, NODE)
+    yield one
+    await one.close()
+
+
+def age(*files: Path) -> None:
+    """Make files look as if nobody had touched them for an hour."""
+    for file in files:
+        for path in (file, file.with_name(file.name + "-wal")):
+            if path.exists():
+                os.utime(path, (time.time() - 3600, time.time() - 3600))
+
+
+async def only(inventory: Inventory) -> DataEntry:
+    """The one entry that is there."""
+    [entry] = (await told(inventory)).changed
+    return entry
+
+
+async def test_a_database_goes_with_all_that_stands_beside_it(
+    inventory: Inventory, root: Path
+) -> None:
+    """And is then told as gone by no scan, once that was said."""
+    file = root / "games/hex8_2p.db"
+    play(file, 12)
+    (root / "games/hex8_2p.db-shm").touch()
+    age(file)
+    entry = await only(inventory)
+    size = file.stat().st_size
+    assert await inventory.remove(entry.path, entry.checksum) >= size
+    assert not list((root / "games").iterdir())
+    assert not list((root / ".dataplane/trash").iterdir())
+    assert (await inventory.scan()).removed == (entry.path,)
+    await inventory.reported((), [entry.path])
+    assert (await inventory.scan()).removed == ()
+    assert await inventory.remove(entry.path, entry.checksum) == 0, "asked again, it is gone"
+
+
+async def test_a_file_in_use_stays(inventory: Inventory, root: Path) -> None:
+    """K17, P7: one that was changed a moment ago, or that somebody says he writes."""
+    file = root / "games/hex8_2p.db"
+    play(file, 12)
+    settle(file)
+    entry = await only(inventory)
+    with pytest.raises(Kept, match="in use"):
+        await inventory.remove(entry.path, entry.checksum)
+    age(file)
+    entry = await only(inventory) if (await inventory.scan()).changed else entry
+    put(file.with_name(file.name + ".writing"), b"")
+    with pytest.raises(Kept, match="being written"):
+        await inventory.remove(entry.path, entry.checksum)
+    assert file.exists()
+
+
+async def test_a_file_that_is_not_what_was_read_stays(inventory: Inventory, root: Path) -> None:
+    """P22: same size, other content; and a content that nobody meant."""
+    file = put(root / "models/x.pth", b"\x80model")
+    age(file)
+    entry = await only(inventory)
+    with pytest.raises(Kept, match="is not sha256"):
+        await inventory.remove(entry.path, "sha256:" + "0" * 64)
+    put(file, b"\x80other")
+    os.utime(file, (time.time() - 3000, time.time() - 3000))
+    with pytest.raises(Kept, match="no longer what it was"):
+        await inventory.remove(entry.path, entry.checksum)
+    assert file.read_bytes() == b"\x80other"
+
+
+async def test_a_file_that_changes_at_the_last_moment_comes_back(
+    inventory: Inventory, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at once more when nobody can find it under its name any more."""
+    file = put(root / "models/x.pth", b"\x80model")
+    age(file)
+    entry = await only(inventory)
+    move = removal._move
+
+    def write_into_it(root: Path, aside: Path, local: str) -> None:
+        move(root, aside, local)
+        with (aside / local).open("ab") as open_still:
+            open_still.write(b" and more")
+
+    monkeypatch.setattr(removal, "_move", write_into_it)
+    with pytest.raises(Kept, match="last moment"):
+        await inventory.remove(entry.path, entry.checksum)
+    assert file.read_bytes() == b"\x80model and more"
+
+
+def test_what_a_killed_process_had_moved_aside_comes_back(root: Path) -> None:
+    """What it had recognised and was deleting goes; a name that is taken is left alone."""
+    trash = root / ".dataplane/trash"
+    put(trash / "one/games/a.db", b"a")
+    put(trash / "one/games/a.db-wal", b"w")
+    put(trash / "two.doomed/games/b.db", b"b")
+    put(trash / "three/games/c.db", b"old")
+    put(root / "games/c.db", b"new")
+    put_back(root)
+    assert (root / "games/a.db").read_bytes() == b"a"
+    assert (root / "games/a.db-wal").read_bytes() == b"w"
+    assert not (root / "games/b.db").exists()
+    assert (root / "games/c.db").read_bytes() == b"new"
+    assert [path.name for path in trash.iterdir()] == ["three"]
