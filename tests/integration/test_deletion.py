@@ -65,8 +65,14 @@ async def test_a_proven_copy_goes_and_an_unproven_one_stays(cluster: LocalCluste
     status, said = await delete(cluster, path, "gpu-7")
     assert (status, "kept" in said) == (1, True), said
     assert file.exists()
+    before = len(await cluster.facts(events.FilesObserved))
     copy.write_bytes(whole)
-    os.utime(copy, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+
+    async def told() -> bool:
+        said = [fact.event for fact in await cluster.facts(events.FilesObserved)][before:]
+        return any(event.node == "train-1" and event.entries for event in said)
+
+    await until(told, "the mended copy to be found")
     status, said = await delete(cluster, path, "gpu-7")
     assert status == 0, said
     assert not list(file.parent.iterdir())

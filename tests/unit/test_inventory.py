@@ -718,3 +718,18 @@ async def test_what_is_not_here_or_is_another_version_is_not_proven(make: Make, 
     assert (await inventory.prove("models/other.pth", entry.checksum)).reason.startswith("nothing")
     proof = await inventory.prove(entry.path, sha(b"\x80other"))
     assert (proof.proven, proof.checksum) == (False, entry.checksum)
+
+
+async def test_a_spoiled_copy_that_was_mended_is_said_to_be_here_again(
+    make: Make, root: Path
+) -> None:
+    """It had been said to be gone: without a word it would stay unknown for ever."""
+    entry = received(b"games", "games/gpu-1/x.jsonl")
+    file = put(root / entry.path, b"games")
+    inventory = make()
+    await inventory.landed(entry, entry.path)
+    file.write_bytes(b"spoil")
+    assert (await told(inventory)).removed == (entry.path,)
+    file.write_bytes(b"games")
+    assert paths(await told(inventory)) == [entry.path]
+    assert paths(await told(inventory)) == []
