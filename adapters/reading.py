@@ -128,10 +128,10 @@ class Reader:
         if old and (old.received or old.state is State.SPOILED):
             claims.append(old.entry)
         if claim := self.claimed(local, seen, claims):
-            row = self.received(local, claim, _wary(seen))
+            came = self.received(local, claim, _wary(seen))
             mended = old is not None and old.state is State.SPOILED and claim is old.entry
             # It was said to be gone while it was spoiled: then it is said to be here again.
-            return msgspec.structs.replace(row, said=old.said) if old and mended else row
+            return msgspec.structs.replace(came, said=old.said) if old and mended else came
         if old and self.is_foreign(local, old.entry):
             return msgspec.structs.replace(old, print=_wary(seen), state=State.SPOILED)
         began = time.monotonic()
