@@ -399,7 +399,7 @@ class DeletionReserved(Event, frozen=True):
     checksum: Checksum
     node: Token
     #: Id of the DELETION_REQUESTED.
-    request: str
+    request: Token
     reason: str = ""
     requester: str = ""
 
@@ -410,7 +410,7 @@ class DeletionGranted(Event, frozen=True):
     path: str
     checksum: Checksum
     node: Token
-    request: str
+    request: Token
     #: Copies elsewhere of the content that counts under the path.
     proofs: tuple[Proof, ...] = ()
 
@@ -420,7 +420,7 @@ class DeletionRefused(Event, frozen=True):
 
     path: str
     node: Token
-    request: str
+    request: Token
     rule: str
     reason: str
     #: What the node holds; "" if it holds nothing there.
@@ -434,7 +434,7 @@ class DeletionDone(Event, frozen=True):
     path: str
     checksum: Checksum
     node: Token
-    request: str
+    request: Token
     deleted: bool
     freed_bytes: Count = 0
     #: Why it was not deleted after all; "" if it was.
