@@ -3,7 +3,8 @@
 First the deletion is reserved, so that no other copy of the same entry is deleted meanwhile; then
 those who hold the current content elsewhere have proven it just now, or the copy stays. Each
 decision is guarded by the history of the entry's copies, ``dp.chain.copies-<entry>.>``: whoever
-decides on an older reading of it is refused by the log.
+decides on an older reading of it is refused by the log. Only what was never reserved is refused
+elsewhere, because a node deletes by a grant only while that is the last word there.
 
 It must never let fewer proven copies of the content that counts remain than the policy says, and
 never touch what is named there as never to be deleted.
@@ -18,7 +19,7 @@ import msgspec
 
 from dataplane.policy import Policy
 from projections.catalog import entry_key
-from projections.deletions import DeletionRow
+from projections.deletions import DeletionRow, turned_down
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
 from streams import events
@@ -70,7 +71,9 @@ def reserve(row: DeletionRow, known: KnownAtDeletion, policy: Policy) -> Fact:
     held = known.held_by(row.node, row.path)
     found = _judge(row, held, known, policy)
     if isinstance(found, Keep):
-        return refused(row, held.checksum if held else row.checksum, found)
+        # Apart from the history of the copies: a grant must stay the last word there.
+        fact = refused(row, held.checksum if held else row.checksum, found)
+        return chain_fact(fact.event, turned_down(row.id), row.id, row.id)
     assert held is not None
     event = events.DeletionReserved(
         path=row.path,

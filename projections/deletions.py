@@ -104,6 +104,10 @@ class DeletionsView:
         row = get_deletion(tx, event.request)
         if row is None or not row.open:
             return
+        early = recorded.owner == turned_down(row.id)
+        if early and row.state is not DeletionState.REQUESTED:
+            # Somebody else had reserved it already: that is what counts.
+            return
         changed = _evolve(row, event, recorded.time)
         tx.put("deletions", row.id.encode(), changed)
         key = entry_key(changed.path, changed.checksum)
@@ -136,6 +140,11 @@ def _evolve(row: DeletionRow, event: _Decision, time: float) -> DeletionRow:
         rule="" if event.deleted else "node",
         refusal=event.reason,
     )
+
+
+def turned_down(id: str) -> str:
+    """Under which name it is said that a request was refused before anything was reserved."""
+    return f"kept-{id}"[:64]
 
 
 def get_deletion(reader: Reader, id: str) -> DeletionRow | None:

@@ -241,6 +241,29 @@ def test_one_copy_of_an_entry_is_deleted_at_a_time() -> None:
     assert refused.rule == "another-deletion"
 
 
+def test_a_refusal_is_not_said_between_a_grant_and_its_end() -> None:
+    """A node obeys a grant only while it is the last word on the entry's copies."""
+    story = given(*COPIED, asks("gpu-1"), asks("train-1", id="d2"))
+    reserved(story)
+    settled(story, "train-2", "train-3")
+    chain = copies_chain(GAMES.path, GAMES.checksum)
+    grant = story.view.last_sequence_of(chain)
+    assert isinstance(reserved(story, "d2"), events.DeletionRefused)
+    assert story.view.last_sequence_of(chain) == grant
+
+
+def test_a_refusal_that_comes_after_the_reservation_changes_nothing() -> None:
+    """Two coordinators decided on the same request, and the log took the reservation first."""
+    story = given(*COPIED, asks("gpu-1"))
+    row = story.view.deletion("d1")
+    assert row is not None
+    reserved(story)
+    story.tell(reserve(row, given(player("gpu-1")).view, story.policy))
+    still = story.view.deletion("d1")
+    assert still is not None
+    assert still.state is DeletionState.RESERVED
+
+
 def test_a_new_version_between_the_steps_refuses() -> None:
     """What was proven is not what counts any more."""
     story = given(*COPIED, asks("train-1"))
