@@ -15,7 +15,7 @@ from projections.catalog import entry_key
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, number, unpacker
 from streams import events
-from streams.codec import Recorded, chain_of_trigger
+from streams.codec import Recorded, chain_of_trigger, fact_id
 
 
 class DeletionState(enum.StrEnum):
@@ -144,7 +144,7 @@ def _evolve(row: DeletionRow, event: _Decision, time: float) -> DeletionRow:
 
 def turned_down(id: str) -> str:
     """Under which name it is said that a request was refused before anything was reserved."""
-    return f"kept-{id}"[:64]
+    return f"kept-{fact_id(id)}"
 
 
 def get_deletion(reader: Reader, id: str) -> DeletionRow | None:
