@@ -90,7 +90,8 @@ class Base64Transport:
                 if place.have < size:
                     telling = Telling(progress, size)
                     await _sent(opens, place, source, size, throttle, telling, request.stall_s)
-                await published(opens, request, self._rules, place)
+                if not request.gathers:
+                    await published(opens, request, self._rules, place)
                 return size - place.have
         finally:
             source.close()

@@ -13,12 +13,12 @@ import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 from aiohttp import ClientConnectionError, hdrs, web
 
 from adapters import transport as errors
-from adapters.inventory import Inventory
 from adapters.landing import Landed, Landing, partial_name
 from adapters.transport import (
     Interrupted,
@@ -46,6 +46,22 @@ _STATUS = {"DiskFull": 507, "DigestMismatch": 422, "CheckFailed": 422, "PathEsca
 OnLanded = Callable[[DataEntry, Landed], Awaitable[None]]
 
 
+class Knows(Protocol):
+    """What a receiver asks and tells; `adapters.inventory.Inventory` does it for a node's data."""
+
+    async def arrived(self, path: str) -> DataEntry | None:
+        """What was received under a logical path."""
+
+    async def keeps_own(self, path: str) -> bool:
+        """Whether a file of the node's own stands there."""
+
+    async def expect(self, entry: DataEntry, local: str) -> None:
+        """An entry is about to appear."""
+
+    async def landed(self, entry: DataEntry, local: str) -> None:
+        """It has appeared."""
+
+
 class Receiver:
     """Lands what is pushed to one node. Lives on one event loop."""
 
@@ -53,7 +69,7 @@ class Receiver:
         self,
         node: str,
         root: Path,
-        inventory: Inventory,
+        inventory: Knows,
         *,
         rules: PathRules | None = None,
         on_landed: OnLanded | None = None,
@@ -66,11 +82,43 @@ class Receiver:
         self._on_landed = on_landed
         self._stall_s = stall_s
         self._under_way: dict[str, asyncio.Task[object]] = {}
+        self._diverted: dict[str, Receiver] = {}
+
+    def divert(self, transfer: str, receiver: Receiver | None) -> None:
+        """What comes for a transfer goes to another receiver from now on; with None, here again."""
+        if receiver is None:
+            self._diverted.pop(transfer, None)
+        else:
+            self._diverted[transfer] = receiver
+
+    async def ready(self, entry: DataEntry) -> bool:
+        """Whether an entry is here already; raises what forbids to receive it.
+
+        If it is not, it may come: the inventory expects it from now on.
+        """
+        there = await self._inventory.arrived(entry.path)
+        if there is not None and there.checksum == entry.checksum:
+            return True
+        await self._refuse(entry, there)
+        await self._inventory.expect(entry, self._rules.local(entry.path, self.node))
+        return False
+
+    async def land(self, entry: DataEntry, transfer: str) -> Landed:
+        """Land what another transport has gathered for a transfer; as `Landing.commit`."""
+        local = self._rules.local(entry.path, self.node)
+        async with self._alone(partial_name(transfer, entry)):
+            landing = await Landing.open(self._root, entry, transfer, local, rules=self._rules)
+            try:
+                return await self._land(entry, landing, local)
+            finally:
+                await landing.abort()
 
     async def answer(self, request: web.Request, checksum: str) -> web.Response:
         """Take a body, or say how much of it is there already. The URL was proven before."""
         try:
             entry, transfer = _said(request, checksum)
+            if (other := self._diverted.get(transfer)) is not None:
+                return await other.answer(request, checksum)
             async with self._alone(partial_name(transfer, entry)):
                 return await self._take(request, entry, transfer)
         except TransportError as error:

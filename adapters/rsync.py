@@ -103,7 +103,8 @@ class RsyncTransport:
             place = await prepared(opens, request, self._rules, "rsync")
             if place.have < size:
                 await self._send(request, file, place, throttle, Telling(progress, size))
-            await published(opens, request, self._rules, place)
+            if not request.gathers:
+                await published(opens, request, self._rules, place)
             return size - place.have
 
     async def close(self) -> None:

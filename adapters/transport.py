@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
@@ -128,6 +128,8 @@ class Request(msgspec.Struct, frozen=True):
     content_path: str = ""
     #: Where the target keeps the entry, relative to its data root.
     local_path: str = ""
+    #: A push only gathers the bytes at the target, whose agent lands them then.
+    gathers: bool = False
     #: No byte for this long ends the attempt.
     stall_s: float = 30.0
     connect_s: float = 30.0
@@ -153,6 +155,7 @@ class Fetches(Protocol):
         """Let go of connections."""
 
 
+@runtime_checkable
 class Pushes(Protocol):
     """A transport that sends: it runs on the source, for targets that it alone can reach."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -17,8 +18,11 @@ import msgspec
 
 from adapters.http import FileServer
 from adapters.inventory import Inventory
+from adapters.receiving import Receiver
 from adapters.signing import Signer
 from adapters.transport import Fetches
+from dataplane import asking
+from dataplane.attempt import Outcome
 from dataplane.bucket import Backups, make_s3
 from dataplane.config import DataPlaneConfig
 from dataplane.crashpoints import reach
@@ -29,16 +33,21 @@ from dataplane.outbox import Outbox
 from dataplane.presence import Presence, signing_key
 from dataplane.progress import Progress
 from dataplane.proving import answer_proofs
+from dataplane.reaching import reached
+from dataplane.relaying import Relaying
 from dataplane.transfers import TransportManager, quarantine_fact
 from dataplane.transports import content_path, locate_subject, make_transports
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, node_fact
-from streams.log import Answering, Bus, Delivery, Log
+from streams.log import Answering, Bus, Delivery, Log, LogError
 from streams.subjects import Place
 from streams.values import S3_NODE, Endpoint, NodeDescription, Transport
 
 MAX_TASKS = 64
 HEARTBEAT_S = 5.0
+#: How often others are asked to try this node's address, and while nobody was there to ask.
+PROBE_S = 300.0
+PROBE_SOON_S = 3.0
 OUTBOX_S = 2.0
 
 
@@ -63,6 +72,10 @@ class Agent:
         self._server: FileServer | None = None
         self._transports: dict[Transport, Fetches] = {}
         self._backups: Backups | None = None
+        self._receiver: Receiver | None = None
+        self._relaying: Relaying | None = None
+        #: Whether others reach this node's file server; None until one could be asked.
+        self._reachable: bool | None = None
         self._manager: TransportManager | None = None
         self._answering: list[Answering] = []
 
@@ -72,12 +85,23 @@ class Agent:
         config.data_dir.mkdir(parents=True, exist_ok=True)
         signer = Signer(await signing_key(self._bus))
         port_file = config.state_dir / "http_port"
+        self._receiver = Receiver(
+            self.node,
+            config.data_dir,
+            self._inventory,
+            rules=config.path_rules,
+            stall_s=config.stall_timeout_seconds,
+        )
+        self._relaying = Relaying(self.node, config.data_dir, self._bus, self._receiver)
         self._server = await self._serve(signer, config.http_port or _remembered(port_file))
         port_file.parent.mkdir(parents=True, exist_ok=True)
         port_file.write_text(str(self._server.port))
         self._transports = make_transports(config, signer)
         self._answering = [
             await self._bus.answer(locate_subject(self.node), self._locate),
+            await asking.answer_handovers(self._bus, self._receiver),
+            await asking.answer_parts(self._bus, self.node, self._do_part),
+            await asking.answer_probes(self._bus, self.node),
         ]
         await self._custody.start()
         if config.s3_enabled:
@@ -90,7 +114,10 @@ class Agent:
             rules=config.path_rules,
             stall_s=config.stall_timeout_seconds,
             content_path=partial(content_path, self._bus),
+            bus=self._bus,
             backups=self._backups,
+            relaying=self._relaying,
+            here=self._endpoint,
         )
         await self._observer.remember_received()
         await self._register()
@@ -103,6 +130,7 @@ class Agent:
             group.create_task(self._observer.watch(), name="watch")
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._send_outbox(), name="outbox")
+            group.create_task(self._probe(), name="probe")
             if self._backups is not None:
                 group.create_task(self._backups.consolidate(), name="bucket")
 
@@ -118,16 +146,34 @@ class Agent:
         await self._inventory.close()
 
     async def _serve(self, signer: Signer, port: int) -> FileServer:
-        server = FileServer(self._inventory.locate, signer, self._config.http_host, port)
+        def made(port: int) -> FileServer:
+            host = self._config.http_host
+            return FileServer(self._find, signer, host, port, receiver=self._receiver)
+
+        server = made(port)
         try:
             await server.start()
         except OSError:
             if self._config.http_port:
                 raise
             # The port of last time is taken: any other will do, it is registered anew.
-            server = FileServer(self._inventory.locate, signer, self._config.http_host, 0)
+            server = made(0)
             await server.start()
         return server
+
+    def _find(self, checksum: str) -> Path | None:
+        """A file of this node, or one that passes through it, with exactly this content."""
+        found = self._inventory.locate(checksum)
+        if found is None and self._relaying is not None:
+            return self._relaying.locate(checksum)
+        return found
+
+    async def _do_part(self, order: events.TransferAssigned) -> Outcome:
+        """A part of a transfer that was assigned to another node."""
+        manager = cast(TransportManager, self._manager)
+        outcome = await manager.transfer(order, Progress(self._bus, order))
+        manager.said(order.transfer)
+        return outcome
 
     async def _open_bucket(self) -> None:
         """The bucket as a place: this node pushes to it, fetches from it, and answers for it."""
@@ -153,20 +199,39 @@ class Agent:
             name=self.node,
             roles=config.roles,
             traits=config.traits,
-            endpoint=Endpoint(
-                node=self.node,
-                http_url=config.http_advertise or (self._server.url if self._server else ""),
-                ssh_host=config.ssh_host,
-                ssh_port=config.ssh_port,
-                ssh_user=config.ssh_user,
-                data_root=str(config.data_dir.resolve()),
-            ),
+            endpoint=self._endpoint(),
             provider=config.provider,
             region=config.region,
             nfs_group=config.nfs_group,
             disk_total_bytes=disk.total,
             disk_free_bytes=disk.free,
         )
+
+    def _endpoint(self) -> Endpoint:
+        """How others reach this node, as far as it knows."""
+        config = self._config
+        return Endpoint(
+            node=self.node,
+            http_url=config.http_advertise or (self._server.url if self._server else ""),
+            ssh_host=config.ssh_host,
+            ssh_port=config.ssh_port,
+            ssh_user=config.ssh_user,
+            data_root=str(config.data_dir.resolve()),
+            reachable=self._reachable,
+        )
+
+    async def _probe(self) -> None:
+        """Find out, by letting other agents try, whether this node can be reached; say changes."""
+        while True:
+            found = await reached(self._bus, self.node, self._endpoint().http_url)
+            # That it can be reached is what everybody takes for granted.
+            news = found is False or self._reachable is False
+            if found is not None and found != self._reachable:
+                self._reachable = found
+                if news:
+                    with suppress(LogError):
+                        await self._register()
+            await asyncio.sleep(PROBE_S if found is not None else PROBE_SOON_S)
 
     async def _register(self) -> None:
         event = events.NodeRegistered(description=self.describe())

@@ -10,6 +10,9 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
+from msgspec.structs import replace
+
+from adapters.receiving import error_of
 from adapters.transport import TimedOut, TransportError, Unreachable
 from streams import events
 from streams.values import Transport, TransportResult
@@ -36,6 +39,16 @@ class Attempt:
     def measure(self, transport: Transport, remote: str, came: Callable[[], int]) -> Measured:
         """A context that records one try with `remote`; `came` says what came where it fails."""
         return Measured(self.results, transport, remote, came)
+
+    def joined(self, part: Outcome) -> None:
+        """Add what another node did for this attempt. Raises if it failed.
+
+        Its results name the places it spoke with; where they don't, they do now.
+        """
+        other = part.target if part.node == part.source else part.source
+        self.results += [replace(one, remote=one.remote or other) for one in part.results]
+        if isinstance(part, events.TransferFailed):
+            raise error_of(part.error_class, f"{part.node}: {part.error}")
 
     def succeeded(self, games: int | None, moved_before: int = 0) -> events.TransferSucceeded:
         """It is there. `moved_before`: bytes this transfer brought before the process died."""

@@ -20,6 +20,7 @@ POINTS = (
     "agent.stored",
     "agent.pushed",
     "agent.deleted",
+    "agent.relaying",
     "coordinator.decided",
     "coordinator.appended",
     "coordinator.admitted",

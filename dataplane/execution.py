@@ -20,7 +20,7 @@ from streams.values import S3_NODE, Role, Trait, Transport, Value
 TO_FILE_SERVER = (Transport.P2P_GOSSIP, Transport.HTTP_FETCH)
 TO_SSH = (Transport.RSYNC, Transport.BASE64_SSH)
 #: Transports by which a holder can send; the bucket is only ever pushed to.
-PUSHING = (Transport.RSYNC, Transport.BASE64_SSH)
+PUSHING = (Transport.HTTP_FETCH, Transport.RSYNC, Transport.BASE64_SSH)
 #: Failures after which another holder, if there is one, is asked instead.
 SOURCE_FAILED = ("EntryMissing", "Unreachable", "Refused", "Stalled", "Interrupted")
 #: Failures after which the other end is to open the connection, if it can.
@@ -139,7 +139,7 @@ def _ways(
         if holder == S3_NODE:
             continue
         for relay in _relays((holder, target), transfer.transports, known.nodes()):
-            yield Way(relay, holder, transfer.transports, holder, detour=2)
+            yield Way(relay, holder, (Transport.HTTP_FETCH,), holder, detour=2)
         if policy.s3.enabled:
             yield Way(holder, holder, (Transport.S3,), S3_NODE, detour=3)
 
@@ -164,13 +164,13 @@ def _usable(node: NodeRow | None, transports: Iterable[Transport]) -> tuple[Tran
 def _relays(
     ends: tuple[str, str], transports: Sequence[Transport], nodes: Iterable[NodeRow]
 ) -> list[str]:
-    """Third nodes that both ends can reach, those that are there to store first."""
+    """Third nodes whose file server both ends can reach, those that are there to store first."""
+    if Transport.HTTP_FETCH not in transports:
+        return []
     found = [
         node
         for node in nodes
-        if node.online
-        and node.name not in ends
-        and any(can_be_reached(node, t) for t in transports if t in (*PUSHING, *TO_FILE_SERVER))
+        if node.online and node.name not in ends and can_be_reached(node, Transport.HTTP_FETCH)
     ]
     storing = {Role.STORAGE, Role.COORDINATOR}
     found.sort(key=lambda node: (not storing & set(node.description.roles), node.name))

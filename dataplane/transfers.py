@@ -16,17 +16,20 @@ from adapters.transport import (
     CheckFailed,
     Fetches,
     Progress,
+    Pushes,
+    Refused,
     TimedOut,
     TransportError,
-    Unreachable,
 )
 from dataplane.attempt import Attempt, Outcome
 from dataplane.bucket import Backups
 from dataplane.fetching import Fetching
 from dataplane.pushing import Pushing
+from dataplane.relaying import Relaying
 from streams import events
 from streams.identity import PathRules
-from streams.values import DataEntry, Transport
+from streams.log import Bus
+from streams.values import DataEntry, Endpoint, Transport
 
 
 class TransportManager:
@@ -43,7 +46,10 @@ class TransportManager:
         stall_s: float = 30.0,
         receipts: Path | None = None,
         content_path: Callable[[str, str], Awaitable[str]] | None = None,
+        bus: Bus | None = None,
         backups: Backups | None = None,
+        relaying: Relaying | None = None,
+        here: Callable[[], Endpoint] | None = None,
     ) -> None:
         self._node = node
         self._fetching = Fetching(
@@ -56,7 +62,13 @@ class TransportManager:
             receipts=receipts or root / ".dataplane" / "receipts",
             content_path=content_path,
         )
-        self._pushing = Pushing(node, inventory, backups=backups, stall_s=stall_s)
+        pushes = {name: t for name, t in transports.items() if isinstance(t, Pushes)}
+        pushes.pop(Transport.S3, None)
+        self._pushing = Pushing(
+            node, inventory, pushes, bus=bus, backups=backups, rules=rules, stall_s=stall_s
+        )
+        self._relaying = relaying
+        self._here = here
         self._throttles: dict[str, Throttle] = {}
         self.running = 0
         self.succeeded = 0
@@ -68,7 +80,8 @@ class TransportManager:
         order: events.TransferAssigned,
         progress_callback: Progress | None = None,
     ) -> Outcome:
-        """Do this node's part: bring the entry here if this is the target, else send it.
+        """Do this node's part: fetch it if this is the target, send it if it is the source, else
+        pass it on.
 
         `progress_callback` is told (bytes done, bytes in all). Cancellation leaves nothing but a
         partial that the next attempt goes on from.
@@ -119,7 +132,9 @@ class TransportManager:
             return await self._fetching.bring(order, attempt, throttle, progress)
         if order.source == self._node:
             return await self._pushing.send(order, attempt, throttle, progress)
-        raise Unreachable(f"{self._node} is neither {order.source} nor {order.target}")
+        if self._relaying is None or self._here is None:
+            raise Refused(f"{self._node} is neither {order.source} nor {order.target}")
+        return await self._relaying.pass_on(order, attempt, self._here())
 
 
 def _ignore(done: int, total: int) -> None:

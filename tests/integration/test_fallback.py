@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,12 +54,15 @@ async def moved_by(base: Path, sshd: SshServer, transports: str, **source: str) 
 async def test_dead_first_transport_is_told_and_the_second_succeeds(
     tmp_path: Path, sshd: SshServer
 ) -> None:
-    """Nobody answers where the source serves files: base64 over SSH brings the snapshot."""
-    dead = {"DATAPLANE_HTTP_ADVERTISE": "http://127.0.0.1:1"}
+    """Who answers where the source serves files hangs up: base64 over SSH brings the snapshot."""
+    rude = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", 0)
+    port = rude.sockets[0].getsockname()[1]
+    dead = {"DATAPLANE_HTTP_ADVERTISE": f"http://127.0.0.1:{port}"}
     arrived = await moved_by(tmp_path, sshd, "http,base64", **dead)
+    rude.close()
     assert isinstance(arrived, events.TransferSucceeded)
     tried = [(result.transport_used, result.error_class) for result in arrived.results]
-    assert tried == [(Transport.HTTP_FETCH, "Unreachable"), (Transport.BASE64_SSH, "")]
+    assert tried == [(Transport.HTTP_FETCH, "Interrupted"), (Transport.BASE64_SSH, "")]
     assert arrived.bytes_transferred == arrived.entry.size_bytes
 
 
@@ -69,3 +73,16 @@ async def test_p7_rsync_moves_the_snapshot_never_the_live_database(
     arrived = await moved_by(tmp_path, sshd, "rsync")
     assert isinstance(arrived, events.TransferSucceeded)
     assert [result.transport_used for result in arrived.results] == [Transport.RSYNC]
+
+
+@pytest.mark.parametrize("transport", [Transport.RSYNC, Transport.BASE64_SSH])
+async def test_p4_what_is_pushed_over_ssh_is_landed_by_the_agent_of_the_target(
+    tmp_path: Path, sshd: SshServer, transport: Transport
+) -> None:
+    """Nobody reaches the holder: it sends the bytes, the target's agent proves and names them."""
+    arrived = await moved_by(tmp_path, sshd, transport, DATAPLANE_SSH_HOST="")
+    assert isinstance(arrived, events.TransferSucceeded)
+    assert (arrived.node, arrived.source, arrived.target) == ("gpu-7", "gpu-7", "train-1")
+    [only] = arrived.results
+    assert (only.transport_used, only.remote) == (transport, "train-1")
+    assert arrived.bytes_transferred == arrived.entry.size_bytes
