@@ -11,6 +11,7 @@ import typer
 from dataplane.api import DataPlane, Published
 from dataplane.cli import show
 from dataplane.cli.app import Json, app, config_of, run
+from dataplane.words import size
 from streams import events
 from streams.codec import chain_of_trigger
 from streams.log import Log
@@ -55,7 +56,7 @@ def delete(
     elif isinstance(end, events.DeletionRefused):
         show.console.print(f"kept ({end.rule}): {end.reason}", highlight=False)
     else:
-        said = f"deleted, {show.size(end.freed_bytes)} free" if gone else f"kept: {end.reason}"
+        said = f"deleted, {size(end.freed_bytes)} free" if gone else f"kept: {end.reason}"
         show.console.print(said, highlight=False)
     raise typer.Exit(0 if gone or (end is None and wait <= 0) else 1)
 
