@@ -27,7 +27,16 @@ from projections.projector import Projector
 from projections.store import StoreError
 from streams import events
 from streams.codec import Fact, Recorded, chain_fact
-from streams.log import Delivery, DuplicateFact, Guard, Log, LogError, Receipt, SequenceConflict
+from streams.log import (
+    Delivery,
+    DuplicateFact,
+    Guard,
+    Log,
+    LogError,
+    LogUnavailable,
+    Receipt,
+    SequenceConflict,
+)
 from streams.subjects import chain_filter
 
 logger = logging.getLogger(__name__)
@@ -63,19 +72,21 @@ class EventBridge:
         policy: Policy,
         *,
         clock: Callable[[], float] = time.time,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self._log = log
         self._projector = projector
         self._policy = policy
         self._clock = clock
+        self._leads = leads
         self.handled = 0
         self.decided = 0
         self.conflicts = 0
         self.errors = 0
         #: Chains that could not be decided.
         self.troubles = Troubles()
-        #: When a delivery was last dealt with: progress, for health.
-        self.last_progress = time.monotonic()
+        #: How often deliveries were dealt with, in whatever way: progress, for health.
+        self.turns = 0
 
     async def run(self) -> None:
         """Handle what is delivered, for ever."""
@@ -109,7 +120,7 @@ class EventBridge:
             await asyncio.sleep(0)
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
-        self.last_progress = time.monotonic()
+        self.turns += 1
         try:
             await self._projector.wait_for(max(d.recorded.sequence for d in deliveries), ACK_WAIT_S)
             touched = self._touched([d.recorded for d in deliveries])
@@ -125,7 +136,6 @@ class EventBridge:
             return
         reach("coordinator.appended")
         await asyncio.gather(*(self._answer(d, touched[d.recorded.id]) for d in deliveries))
-        self.last_progress = time.monotonic()
 
     async def _answer(self, delivery: Delivery, chains: Sequence[str]) -> None:
         """Acknowledge what is dealt with; what touches a chain in trouble comes again, later."""
@@ -188,6 +198,8 @@ class EventBridge:
         return facts
 
     async def _append(self, group: list[Decision]) -> Receipt:
+        if not self._leads():
+            raise LogUnavailable("this coordinator leads no more: another decides")
         facts = [fact for decision in group for fact in decision.facts]
         receipt = await self._log.append(facts, [decision.guard for decision in group])
         self.decided += len(group)

@@ -1,6 +1,8 @@
-"""The coordinator: projector, bridge, dispatcher and sweep over one log.
+"""The coordinator: the views, and while it leads, all that decides.
 
-It holds no state that a kill could lose: all it knows is folded, all it decides is in the log.
+Any number may run on one log. One leads; the others keep their views warm and take over within
+seconds. It holds no state that a kill could lose: all it knows is folded, all it decides is in the
+log.
 """
 
 from __future__ import annotations
@@ -9,15 +11,15 @@ import asyncio
 import logging
 import time
 
-from dataplane.bridge import EventBridge
+from dataplane.bridge import DURABLE
 from dataplane.config import DataPlaneConfig
-from dataplane.deleting import Deleter
-from dataplane.dispatch import Dispatcher
 from dataplane.health import CoordinatorHealth, coordinator_health
-from dataplane.liveness import verdicts
+from dataplane.leading import Leading
+from dataplane.lease import Lease, LeaseLost, holder_of
 from dataplane.monitor import Monitor
-from dataplane.presence import Presence, present
+from dataplane.presence import Presence
 from dataplane.queries import Queries
+from dataplane.standstill import Progress, StandsStill, Standstill
 from dataplane.web import WebServer
 from projections.cluster import ClusterView
 from projections.projector import Projector
@@ -26,7 +28,7 @@ from streams.log import Answering, Bus, Log, LogError
 logger = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 READERS_S = 60.0
-LIVENESS_S = 5.0
+WATCH_S = 5.0
 
 
 class Coordinator:
@@ -37,11 +39,9 @@ class Coordinator:
         self._bus = bus
         self._config = config
         self._presence = Presence(bus, config.node, "coordinator")
-        policy = config.policy()
+        self.lease = Lease(bus, holder_of(config.views_dir, config.node))
         self.projector = Projector(log, config.views_dir)
-        self.bridge = EventBridge(log, self.projector, policy)
-        self.dispatcher = Dispatcher(log, self.projector, policy, config.node)
-        self.deleter = Deleter(log, bus, self.projector, policy)
+        self.leading = Leading(log, bus, config, self.projector, leads=lambda: self.lease.held)
         self.queries = Queries(log, bus, self.projector, config)
         self._service: Answering | None = None
         self.monitor = Monitor(log, bus, self.projector, self.queries, config)
@@ -58,22 +58,32 @@ class Coordinator:
         """Everything a coordinator does at once, for ever. One loop's end is the end of all."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self.projector.run(), name="projector")
-            group.create_task(self.bridge.run(), name="bridge")
-            group.create_task(self.dispatcher.run(), name="dispatcher")
-            group.create_task(self._sweep(), name="sweep")
-            group.create_task(self.deleter.run(), name="deleter")
+            group.create_task(self._lead(), name="lead")
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._clear_readers(), name="readers")
-            group.create_task(self._watch_nodes(), name="liveness")
+            group.create_task(self._watch_progress(), name="progress")
             group.create_task(self.monitor.run(), name="monitor")
 
     async def stop(self) -> None:
-        """Let go of the views."""
+        """Let go of the lease, so that another leads at once, and of the views."""
+        await self.lease.release()
         if self.web is not None:
             await self.web.stop()
         if self._service is not None:
             await self._service.close()
         await self.projector.close()
+
+    async def _lead(self) -> None:
+        """Wait to lead, lead until the lease is lost, and wait again."""
+        while True:
+            await self.lease.acquire()
+            logger.info("leads, as the %s of its kind", _ordinal(self.lease.term))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.leading.run(), name="leading")
+                    group.create_task(self.lease.keep(), name="lease")
+            except* LeaseLost as lost:
+                logger.warning("%s", lost.exceptions[0])
 
     async def health(self) -> CoordinatorHealth:
         """How this coordinator does, by progress."""
@@ -85,20 +95,14 @@ class Coordinator:
                 last_sequence=state.last_sequence,
                 now=time.time(),
                 stalled_s=self._stalled_s(),
+                troubles=tuple(self.leading.bridge.troubles.described()),
             )
 
     def _stalled_s(self) -> float:
-        """How long the dispatcher's loop has stood still; it turns every second when it lives."""
-        return time.monotonic() - self.dispatcher.last_progress
-
-    async def _sweep(self) -> None:
-        """Ask what is owed where nobody else asked: limits that passed, answers that were lost."""
-        while True:
-            await asyncio.sleep(self._config.sweep_interval)
-            try:
-                await self.bridge.sweep()
-            except (LogError, TimeoutError) as error:
-                logger.warning("sweep did not finish: %s", error)
+        """How long the dispatcher's loop has stood still; it turns every second when it leads."""
+        if not self.lease.held:
+            return 0.0
+        return time.monotonic() - self.leading.dispatcher.last_progress
 
     async def _beat(self) -> None:
         while True:
@@ -110,39 +114,45 @@ class Coordinator:
                         "message": health.message,
                         "lag": health.lag,
                         "web_url": self.web.url if self.web else "",
+                        "leads": self.lease.held,
+                        "term": self.lease.term,
+                        "set_back": len(self.leading.bridge.troubles),
                     }
                 )
             except LogError as error:
                 logger.debug("heartbeat not heard: %s", error)
             await asyncio.sleep(HEARTBEAT_S)
 
-    async def _watch_nodes(self) -> None:
-        """Take nodes whose heartbeats stay away out of planning, and put them back."""
-        silent_since: dict[str, float] = {}
+    async def _watch_progress(self) -> None:
+        """End this process if a loop of it stands still: whoever supervises starts it again."""
+        standstill = Standstill()
         while True:
-            await asyncio.sleep(LIVENESS_S)
+            await asyncio.sleep(WATCH_S)
             try:
-                beats = await present(self._bus)
-                there = {key.removeprefix("agent.") for key in beats if key.startswith("agent.")}
-                now = time.time()
-                with self.projector.store.read() as reader:
-                    nodes = ClusterView(reader).nodes()
-                for node in nodes:
-                    silent_since.setdefault(node.name, now)
-                for name in there:
-                    silent_since.pop(name, None)
-                limit_s = self._config.offline_after_seconds
-                for fact in verdicts(
-                    nodes, there, silent_since, limit_s=limit_s, now=now, teller=self._config.node
-                ):
-                    await self._log.publish(fact)
+                problem = standstill.judge(await self._progress(), time.monotonic())
             except LogError as error:
-                # Nobody was heard because nobody could be: that is no node's fault.
-                silent_since.clear()
-                logger.debug("heartbeats can't be read: %s", error)
+                # Without a bus nobody makes progress, and starting anew mends nothing.
+                standstill.forget()
+                logger.debug("progress can't be judged: %s", error)
+                continue
+            if problem:
+                raise StandsStill(problem)
+
+    async def _progress(self) -> tuple[Progress, ...]:
+        loops = [Progress("projector", await self.projector.lag(), self.projector.batches)]
+        if self.lease.held:
+            consumer = await self._log.consumer(DURABLE)
+            waiting = consumer.waiting + consumer.unacknowledged if consumer else 0
+            loops.append(Progress("bridge", waiting, self.leading.bridge.turns))
+            loops.append(Progress("dispatcher", 1, self.leading.dispatcher.turns))
+        return tuple(loops)
 
     async def _clear_readers(self) -> None:
         """Readers that were killed pin pages of the views until they are cleared."""
         while True:
             await asyncio.sleep(READERS_S)
             self.projector.store.clear_stale_readers()
+
+
+def _ordinal(term: int) -> str:
+    return f"{term}."

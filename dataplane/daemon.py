@@ -33,6 +33,11 @@ logger = logging.getLogger(__name__)
 
 #: Set for children: they end when this process does.
 PARENT_VARIABLE = "DATAPLANE_PARENT_PID"
+#: Set for children: a file they touch while their event loop turns.
+PULSE_VARIABLE = "DATAPLANE_PULSE_FILE"
+PULSE_S = 5.0
+#: A child whose pulse was not felt for so long hangs or is stopped: it is killed and started again.
+PULSE_LIMIT_S = 60.0
 _RESTART_FIRST_S, _RESTART_MOST_S = 0.2, 5.0
 #: A child that lived for this long is started again at once.
 _STEADY_S = 10.0
@@ -146,6 +151,7 @@ def run_parts(config: DataPlaneConfig, parts: Iterable[Part]) -> int:
 async def _until_told(work: Coroutine[Any, Any, None]) -> int:
     """Run until a signal cancels it: 0; or until it fails: 1, with the reason logged."""
     task = asyncio.create_task(work)
+    pulse = asyncio.create_task(_beat_pulse())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -159,6 +165,8 @@ async def _until_told(work: Coroutine[Any, Any, None]) -> int:
     except BaseExceptionGroup as errors:
         logger.error("stopped by an error", exc_info=errors)
         return 1
+    finally:
+        pulse.cancel()
     return 0
 
 
@@ -240,14 +248,54 @@ class Supervisor:
 
     async def _run_child(self, part: Part) -> int:
         command = [sys.executable, "-m", "dataplane", str(part)]
-        environment = {**os.environ, **self._environment, PARENT_VARIABLE: str(os.getpid())}
+        pulse = self._config.state_dir / f"pulse.{part}"
+        environment = {
+            **os.environ,
+            **self._environment,
+            PARENT_VARIABLE: str(os.getpid()),
+            PULSE_VARIABLE: str(pulse.resolve()),
+        }
+        pulse.unlink(missing_ok=True)
         child = await asyncio.create_subprocess_exec(*command, env=environment)
         logger.info("%s runs as process %d", part, child.pid)
+        feeling = asyncio.create_task(_kill_without_pulse(child, part, pulse))
         try:
             return await child.wait()
         finally:
+            feeling.cancel()
             if child.returncode is None:
                 await _stop_child(child)
+
+
+async def _kill_without_pulse(
+    child: asyncio.subprocess.Process, part: Part, pulse: Path, limit_s: float = PULSE_LIMIT_S
+) -> None:
+    """Kill a child that is there and does nothing: liveness is not progress."""
+    seen, felt_at = 0, time.monotonic()
+    while child.returncode is None:
+        await asyncio.sleep(min(PULSE_S, limit_s / 4))
+        if (beat := _last_beat(pulse)) != seen:
+            seen, felt_at = beat, time.monotonic()
+        silent_s = time.monotonic() - felt_at
+        if silent_s > limit_s:
+            logger.error("%s gave no sign of life for %.0f s and is killed", part, silent_s)
+            child.kill()
+            return
+
+
+async def _beat_pulse() -> None:
+    """Touch the file that the supervisor looks at, for as long as this event loop turns."""
+    file = os.environ.get(PULSE_VARIABLE)
+    while file:
+        await asyncio.to_thread(Path(file).touch)
+        await asyncio.sleep(PULSE_S)
+
+
+def _last_beat(pulse: Path) -> int:
+    try:
+        return pulse.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 async def _keep_server_alive(server: EmbeddedServer) -> None:

@@ -41,16 +41,20 @@ class Dispatcher:
         node: str,
         *,
         clock: Callable[[], float] = time.time,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self._log = log
         self._projector = projector
         self._policy = policy
         self._node = node
         self._clock = clock
+        self._leads = leads
         self._changed = asyncio.Event()
         self.assigned = 0
         self.errors = 0
+        #: When it last looked, and how often: progress, for health.
         self.last_progress = time.monotonic()
+        self.turns = 0
         projector.on_commit.append(self._changed.set)
 
     async def run(self) -> None:
@@ -64,6 +68,7 @@ class Dispatcher:
             except (LogError, TimeoutError) as error:
                 self.errors += 1
                 logger.warning("nothing was assigned this time: %s", error)
+            self.turns += 1
             wait = TICK_S if next_at is None else min(TICK_S, max(0.0, next_at - self._clock()))
             with suppress(TimeoutError):
                 # Not `wait_for`: before Python 3.12 it can swallow a cancellation.
@@ -82,6 +87,9 @@ class Dispatcher:
             admission = admit(pending, in_flight, known, self._policy, now, full)
             late = unanswered(in_flight, self._policy, now, self._node)
             guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
+        if not self._leads():
+            # It was paused since it read: what it saw is no longer how things stand.
+            return None
         for fact in late:
             await self._log.publish(fact)
         if admission.assignments:

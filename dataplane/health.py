@@ -39,7 +39,12 @@ class CoordinatorHealth(msgspec.Struct, frozen=True):
 
 
 def coordinator_health(
-    view: ClusterView, *, last_sequence: int, now: float, stalled_s: float
+    view: ClusterView,
+    *,
+    last_sequence: int,
+    now: float,
+    stalled_s: float,
+    troubles: tuple[str, ...] = (),
 ) -> CoordinatorHealth:
     """Judge a coordinator by how far its views are, its oldest chain and its loops."""
     lag = max(0, last_sequence - view.checkpoint.sequence)
@@ -48,6 +53,7 @@ def coordinator_health(
         problems.append(f"views are {lag} facts behind the log")
     if stalled_s > STALL_LIMIT_S:
         problems.append(f"nothing was dispatched for {stalled_s:.0f} s")
+    problems += troubles
     status = "degraded" if problems else "healthy"
     return CoordinatorHealth(status, "; ".join(problems) or "all well", lag, tuple(problems))
 

@@ -16,10 +16,17 @@ from streams.appending import Appender, find
 from streams.codec import STREAM, Fact, Recorded
 from streams.connection import DEFAULT_SERVER, Connection, ConnectOptions
 from streams.consuming import JetStreamDeliveries, open_deliveries
-from streams.log import Guard, LogState, LogUnavailable, Receipt
+from streams.log import ConsumerState, Guard, LogState, LogUnavailable, Receipt
 from streams.reading import Reader, log_state
 from streams.services import JetStreamBus
-from streams.wire import STREAM_NAME_IN_USE, STREAM_NOT_FOUND, ApiError, api, persist
+from streams.wire import (
+    CONSUMER_NOT_FOUND,
+    STREAM_NAME_IN_USE,
+    STREAM_NOT_FOUND,
+    ApiError,
+    api,
+    persist,
+)
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +158,18 @@ class JetStreamLog:
         deliveries = await open_deliveries(self.connection, self._stream, config, self._deadline_s)
         self._deliveries.add(deliveries)
         return deliveries
+
+    async def consumer(self, durable: str) -> ConsumerState | None:
+        name = f"CONSUMER.INFO.{self._stream}.{durable}"
+        try:
+            info = await persist(lambda: api(self.connection, name), self._deadline_s)
+        except ApiError as error:
+            if error.code == CONSUMER_NOT_FOUND:
+                return None
+            raise
+        return ConsumerState(
+            info["num_pending"], info["num_ack_pending"], info.get("num_redelivered", 0)
+        )
 
     async def close(self) -> None:
         self._closed = True

@@ -62,6 +62,16 @@ class Receipt(msgspec.Struct, frozen=True):
     duplicate: bool = False
 
 
+class ConsumerState(msgspec.Struct, frozen=True):
+    """How far a durable consumer is."""
+
+    #: Messages it has not given out yet.
+    waiting: int
+    #: Given out and not acknowledged, and how many of those more than once.
+    unacknowledged: int
+    redelivered: int
+
+
 class Delivery(Protocol):
     """One message given to a durable consumer, until it is acknowledged."""
 
@@ -148,6 +158,9 @@ class Log(Protocol):
         `new_only` behind its end.
         """
 
+    async def consumer(self, durable: str) -> ConsumerState | None:
+        """How far the durable consumer `durable` is; None if there is none."""
+
     async def close(self) -> None:
         """Let go of the bus. Deliveries and reads end."""
 
@@ -163,6 +176,15 @@ class Bus(Protocol):
 
     async def kv_create(self, bucket: str, key: str, value: bytes) -> bool:
         """Set a value if there is none; whether it was set."""
+
+    async def kv_entry(self, bucket: str, key: str) -> tuple[int, bytes | None]:
+        """A value and its revision; the revision is 0 for a key that never had a value."""
+
+    async def kv_update(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        """Set a value whose revision is still `revision`; the new one, None if it is not.
+
+        A value never written before may be written twice by one call, and is taken for one.
+        """
 
     async def kv_all(self, bucket: str) -> dict[str, bytes]:
         """All values of a bucket by key."""

@@ -23,6 +23,7 @@ from typing import Self
 from streams.appending import covered, place_guards
 from streams.codec import H_MSG_ID, Fact, Recorded, decode, encode
 from streams.log import (
+    ConsumerState,
     Delivery,
     DuplicateFact,
     Guard,
@@ -232,6 +233,11 @@ class MemoryLog:
         self._members.append(member)
         return member
 
+    async def consumer(self, durable: str) -> ConsumerState | None:
+        self._check_open()
+        found = self._store.consumers.get(durable)
+        return None if found is None else found.state()
+
     async def close(self) -> None:
         self._closed = True
         for member in self._members:
@@ -286,6 +292,13 @@ class _Consumer:
         else:
             return None
         return MemoryDelivery(self, self.store.messages[sequence - 1], given.attempt)
+
+    def state(self) -> ConsumerState:
+        """How far it is."""
+        behind = self.store.messages[self._position :]
+        waiting = sum(_wanted(message, self._subjects) for message in behind)
+        again = sum(given.attempt > 1 for given in self.out.values())
+        return ConsumerState(waiting, len(self.out), again)
 
     def wait_s(self) -> float | None:
         """How long until something that is out is due again."""
@@ -363,25 +376,45 @@ class MemoryBus:
     """Buckets and messages without a server; clients in one loop share one. No value expires."""
 
     def __init__(self) -> None:
-        self._buckets: dict[str, dict[str, bytes]] = {}
+        #: By bucket and key, the value and its revision.
+        self._buckets: dict[str, dict[str, tuple[int, bytes | None]]] = {}
+        self._revisions = 0
         self._listeners: list[tuple[str, deque[tuple[str, bytes]]]] = []
         self._answerers: dict[str, Answerer] = {}
         self._change = _Change()
 
     async def kv_put(self, bucket: str, key: str, value: bytes) -> None:
-        self._buckets.setdefault(bucket, {})[key] = value
+        self._set(bucket, key, value)
 
     async def kv_get(self, bucket: str, key: str) -> bytes | None:
-        return self._buckets.get(bucket, {}).get(key)
+        return (await self.kv_entry(bucket, key))[1]
 
     async def kv_create(self, bucket: str, key: str, value: bytes) -> bool:
-        return self._buckets.setdefault(bucket, {}).setdefault(key, value) == value
+        revision, found = await self.kv_entry(bucket, key)
+        if found is not None:
+            return found == value
+        return await self.kv_update(bucket, key, value, revision) is not None
+
+    async def kv_entry(self, bucket: str, key: str) -> tuple[int, bytes | None]:
+        return self._buckets.get(bucket, {}).get(key, (0, None))
+
+    async def kv_update(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        last, found = await self.kv_entry(bucket, key)
+        if last == revision:
+            return self._set(bucket, key, value)
+        return last if found == value and last > revision else None
 
     async def kv_delete(self, bucket: str, key: str) -> None:
-        self._buckets.get(bucket, {}).pop(key, None)
+        self._set(bucket, key, None)
 
     async def kv_all(self, bucket: str) -> dict[str, bytes]:
-        return dict(self._buckets.get(bucket, {}))
+        entries = self._buckets.get(bucket, {}).items()
+        return {key: value for key, (_, value) in entries if value is not None}
+
+    def _set(self, bucket: str, key: str, value: bytes | None) -> int:
+        self._revisions += 1
+        self._buckets.setdefault(bucket, {})[key] = self._revisions, value
+        return self._revisions
 
     def tell(self, subject: str, body: bytes) -> None:
         for pattern, heard in self._listeners:

@@ -73,6 +73,20 @@ class JetStreamBus:
         _, value = await self._last(bucket, key)
         return value
 
+    async def kv_entry(self, bucket: str, key: str) -> tuple[int, bytes | None]:
+        """A key's revision and value, as the bucket's leader has them."""
+        return await self._last(bucket, key)
+
+    async def kv_update(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        """Set a key that is still at `revision`; the new one, None if somebody was there first."""
+        headers = {"Nats-Expected-Last-Subject-Sequence": str(revision)}
+        try:
+            return await self._store(Message(f"$KV.{bucket}.{key}", value, headers))
+        except SequenceConflict:
+            last, found = await self._last(bucket, key)
+        # Our own value, from a try whose answer was lost.
+        return last if found == value and last > revision else None
+
     async def kv_delete(self, bucket: str, key: str) -> None:
         """Take a key's value away; harmless if it has none."""
         await self._store(Message(f"$KV.{bucket}.{key}", b"", {_OPERATION_HEADER: "DEL"}))
@@ -88,17 +102,17 @@ class JetStreamBus:
         values = await asyncio.gather(*(self.kv_get(bucket, key) for key in keys))
         return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
 
-    async def _store(self, message: Message) -> None:
-        async def once() -> None:
+    async def _store(self, message: Message) -> int:
+        async def once() -> int:
             answer = await self._wire.ask(message)
             try:
-                accepted(answer.body)
+                return int(accepted(answer.body)["seq"])
             except ApiError as error:
                 if error.code == WRONG_LAST_SEQUENCE:
                     raise SequenceConflict(f"{message.subject}: {error}") from error
                 raise
 
-        await persist(once, self._deadline_s)
+        return await persist(once, self._deadline_s)
 
     async def _last(self, bucket: str, key: str) -> tuple[int, bytes | None]:
         """Sequence and value of a key's last message; 0 if there is none."""

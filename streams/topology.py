@@ -20,6 +20,23 @@ NODES_BUCKET = "DP_NODES"
 NODES_TTL_S = 30.0
 #: The key that signs HTTP URLs.
 KEYS_BUCKET = "DP_KEYS"
+#: Who of several coordinators leads.
+LEASE_BUCKET = "DP_LEASE"
+#: What the server says of consumers and streams: repeated refusals, lost quorums, new leaders.
+ADVISORIES = "DP_ADV"
+ADVISORY_SUBJECTS = (
+    "$JS.EVENT.ADVISORY.CONSUMER.MAX_DELIVERIES.*.*",
+    "$JS.EVENT.ADVISORY.CONSUMER.MSG_TERMINATED.*.*",
+    "$JS.EVENT.ADVISORY.CONSUMER.MSG_NAKED.*.*",
+    "$JS.EVENT.ADVISORY.CONSUMER.QUORUM_LOST.*.*",
+    "$JS.EVENT.ADVISORY.CONSUMER.DELETED.*.*",
+    "$JS.EVENT.ADVISORY.STREAM.QUORUM_LOST.*",
+    "$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.*",
+    "$JS.EVENT.ADVISORY.STREAM.DELETED.*",
+    "$JS.EVENT.ADVISORY.STREAM.UPDATED.*",
+    "$JS.EVENT.ADVISORY.STREAM.RESTORE_COMPLETE.*",
+)
+ADVISORY_DAYS, ADVISORY_BYTES = 30, 64 * 1024 * 1024
 #: How long the log knows the id of what was published without a guard.
 DUPLICATE_WINDOW_S = 72 * 3600.0
 #: The server counts headers into a message's size; ours are ten short lines.
@@ -87,6 +104,21 @@ def bucket_stream(
     return config
 
 
+def advisory_stream(*, replicas: int = 1) -> Config:
+    """What the server tells whoever listens, kept for those who did not; the oldest goes first."""
+    return {
+        "name": ADVISORIES,
+        "subjects": list(ADVISORY_SUBJECTS),
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "num_replicas": replicas,
+        "max_bytes": ADVISORY_BYTES,
+        "max_age": ADVISORY_DAYS * 86_400 * _SECOND,
+        "allow_direct": True,
+    }
+
+
 def streams(
     *,
     replicas: int = 1,
@@ -98,6 +130,8 @@ def streams(
         log_stream(replicas=replicas, max_bytes=max_bytes, duplicate_window_s=duplicate_window_s),
         bucket_stream(NODES_BUCKET, replicas=replicas, ttl_s=NODES_TTL_S, storage="memory"),
         bucket_stream(KEYS_BUCKET, replicas=replicas),
+        bucket_stream(LEASE_BUCKET, replicas=replicas),
+        advisory_stream(replicas=replicas),
     ]
 
 
