@@ -599,3 +599,33 @@ class TestClose:
         with pytest.raises(LogUnavailable):
             await log.publish(trigger(2))
         assert (await bench.log.state()).last_sequence == 1
+
+
+async def test_consumer_says_how_far_it_is(log: Log, bench: Bench) -> None:
+    """What it has not given out, what is out, and what was given more than once."""
+    assert await log.consumer("d") is None
+    for number in range(4):
+        bench.say("dp.node.gpu-1.SELFPLAY_COMPLETE.hex8_2p", b'{"games_count":%d}' % number)
+    await eventually(lambda: _has(log, 4))
+    deliveries = await log.consume("d", ["dp.node.>"], ack_wait_s=30, max_pending=10)
+    first = await anext(aiter(deliveries))
+    await first.nak()
+    acked = 0
+    async with asyncio.timeout(PATIENCE_S):
+        async for delivery in deliveries:
+            if delivery.attempt > 1:
+                await eventually(lambda: _is(log, redelivered=1))
+            await delivery.ack()
+            acked += 1
+            if acked == 4:
+                break
+    await eventually(lambda: _is(log, redelivered=0, unacknowledged=0, waiting=0))
+
+
+async def _has(log: Log, count: int) -> bool:
+    return (await log.state()).last_sequence == count
+
+
+async def _is(log: Log, **wanted: int) -> bool:
+    state = await log.consumer("d")
+    return state is not None and all(getattr(state, k) == v for k, v in wanted.items())
