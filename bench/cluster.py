@@ -11,7 +11,7 @@ from typing import Self
 
 from dataplane.config import ENVIRONMENT_PREFIX
 from dataplane.daemon import PARENT_VARIABLE
-from dataplane.demo.cluster import Child
+from dataplane.demo.children import Child
 from dataplane.presence import present
 from streams.codec import Recorded
 from streams.events import DataSyncFailed, NewGamesAvailable

@@ -25,13 +25,13 @@ from dataplane.catalog import Catalog
 from dataplane.cli.show import console, errors, print_json
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.demo.audit import Audit, audit, quantile
+from dataplane.demo.children import Layout
 from dataplane.demo.cluster import (
     BANDWIDTH_MBPS,
     COORDINATOR,
     DemoCluster,
     DemoFailed,
     Kill,
-    Layout,
 )
 from dataplane.demo.picture import ChainLine, Picture, TransferLine
 from dataplane.demo.view import shown

@@ -13,7 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from dataplane.demo.cluster import COORDINATOR, Child, DemoCluster
+from dataplane.demo.children import Child
+from dataplane.demo.cluster import COORDINATOR, DemoCluster
 from dataplane.demo.picture import ChainLine, Picture, TransferLine
 from dataplane.words import size
 

@@ -17,7 +17,7 @@ import pytest
 from msgspec.structs import replace
 
 from dataplane.demo.audit import Audit, audit_facts
-from dataplane.demo.cluster import Layout
+from dataplane.demo.children import Layout
 from streams.codec import Recorded
 from streams.events import (
     DataSyncCompleted,

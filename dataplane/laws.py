@@ -1,0 +1,267 @@
+"""The promises, each as a question to the log: what breaks it, in words.
+
+Pure, and on purpose not built on the views or on the rules of deciding: what is judged must not
+judge itself. The demonstration, `dataplane prove` and the simulation ask the same ones.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+
+import msgspec
+
+from streams import events
+from streams.codec import Recorded
+from streams.events import CHAIN_TRIGGERS
+from streams.values import SyncPriority, TargetOutcome
+
+_ENDS = (events.DataSyncCompleted, events.DataSyncFailed)
+#: A law: all facts of a log, from the first to the last, to what in them breaks it.
+Law = Callable[[Sequence[Recorded]], Iterator[str]]
+
+
+class ChainStory(msgspec.Struct):
+    """One chain as the log tells it."""
+
+    id: str
+    trigger: str
+    config_key: str
+    node: str
+    triggered_at: float
+    completed: int = 0
+    failed: int = 0
+    announced: int = 0
+    #: Whether its plan owes NEW_GAMES_AVAILABLE, if it completes.
+    announces: bool = False
+    overdue: bool = False
+    ended_at: float | None = None
+    #: From the trigger to NEW_GAMES_AVAILABLE, by the log's clock.
+    latency_s: float | None = None
+    #: Why it ended as it did.
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"chain {self.id} ({self.trigger} of {self.config_key} on {self.node})"
+
+    @property
+    def ends(self) -> int:
+        """How often it has ended."""
+        return self.completed + self.failed
+
+
+def chains(facts: Sequence[Recorded]) -> list[ChainStory]:
+    """Every chain that a trigger has opened, in order."""
+    stories: dict[str, ChainStory] = {}
+    seen: set[str] = set()
+    for recorded in facts:
+        if recorded.event is None or recorded.id in seen:
+            continue
+        seen.add(recorded.id)
+        story = stories.get(recorded.chain)
+        if isinstance(recorded.event, CHAIN_TRIGGERS):
+            if story is None:
+                stories[recorded.chain] = ChainStory(
+                    id=recorded.chain,
+                    trigger=recorded.type,
+                    config_key=recorded.config_key,
+                    node=recorded.owner,
+                    triggered_at=recorded.time,
+                )
+        elif story is not None:
+            _tell(story, recorded)
+    return list(stories.values())
+
+
+def _tell(story: ChainStory, recorded: Recorded) -> None:
+    event = recorded.event
+    if isinstance(event, events.SyncPlanned):
+        story.announces = story.announces or bool(event.announces)
+    elif isinstance(event, events.ChainOverdue):
+        story.overdue = True
+    elif isinstance(event, _ENDS):
+        done = isinstance(event, events.DataSyncCompleted)
+        story.completed += done
+        story.failed += not done
+        story.ended_at, story.reason = recorded.time, event.reason
+    elif isinstance(event, events.NewGamesAvailable):
+        story.announced += 1
+        if story.latency_s is None and story.trigger == "SELFPLAY_COMPLETE":
+            story.latency_s = round(recorded.time - story.triggered_at, 6)
+
+
+def every_message_is_understood(facts: Sequence[Recorded]) -> Iterator[str]:
+    """What the processes say to each other, all of them understand."""
+    for recorded in facts:
+        if recorded.event is None:
+            yield f"message {recorded.sequence} can't be understood: {recorded.problem}"
+
+
+def no_fact_is_doubled(facts: Sequence[Recorded]) -> Iterator[str]:
+    """No id stands in the log twice."""
+    for id, count in repeated_ids(facts).items():
+        yield f"event {id} is in the log {count} times"
+
+
+def repeated_ids(facts: Sequence[Recorded]) -> dict[str, int]:
+    """Ids that stand in the log more than once, and how often."""
+    counts = Counter(recorded.id for recorded in facts)
+    return {id: count for id, count in counts.items() if count > 1}
+
+
+def every_chain_ends_once(facts: Sequence[Recorded]) -> Iterator[str]:
+    """Every trigger has exactly one end (P1)."""
+    for story in chains(facts):
+        if story.ends == 0:
+            yield f"{story.name} has not ended"
+        elif story.ends > 1:
+            yield f"{story.name} has ended {story.ends} times"
+
+
+def every_announcement_is_made_once(facts: Sequence[Recorded]) -> Iterator[str]:
+    """NEW_GAMES_AVAILABLE exactly once where it is owed, and never else."""
+    for story in chains(facts):
+        due = int(story.announces and story.completed > 0)
+        if story.announced != due:
+            yield f"{story.name} announced NEW_GAMES_AVAILABLE {story.announced} times, not {due}"
+
+
+def every_outcome_is_proven(facts: Sequence[Recorded]) -> Iterator[str]:
+    """A completion names nothing that no transfer or observation before it has proven (P3)."""
+    for recorded, outcome, known in outcomes(facts):
+        if not known:
+            yield (
+                f"chain {recorded.chain} says that {outcome.target} holds {outcome.path} "
+                f"as {outcome.checksum}, and no transfer before it has proven that"
+            )
+
+
+def outcomes(
+    facts: Sequence[Recorded],
+) -> Iterator[tuple[Recorded, TargetOutcome, bool]]:
+    """Every outcome of every completion, and whether the log before it proves it."""
+    held: set[tuple[str, str, str]] = set()
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.FilesObserved):
+            held |= {(event.node, entry.path, entry.checksum) for entry in event.entries}
+        elif isinstance(event, events.TransferSucceeded):
+            held.add((event.target, event.entry.path, event.entry.checksum))
+        elif isinstance(event, events.DataSyncCompleted):
+            for outcome in event.targets:
+                known = (outcome.target, outcome.path, outcome.checksum) in held
+                yield recorded, outcome, known
+
+
+def no_games_are_overstated(facts: Sequence[Recorded]) -> Iterator[str]:
+    """Nobody speaks of more games than some version of the files holds (P15)."""
+    most: dict[str, int] = defaultdict(int)
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.FilesObserved):
+            for entry in event.entries:
+                most[entry.path] = max(most[entry.path], entry.games or 0)
+            continue
+        if isinstance(event, events.NewGamesAvailable):
+            paths, said = set(event.paths), event.game_count
+        elif isinstance(event, events.DataSyncCompleted):
+            paths, said = {outcome.path for outcome in event.targets}, event.games_synced
+        else:
+            continue
+        have = sum(most[path] for path in paths)
+        if said > have:
+            yield f"chain {recorded.chain} says {said} games in {recorded.type}, there are {have}"
+
+
+def late_chains_are_named(limit_s: float, slack_s: float) -> Law:
+    """The law that no chain grows older than its limit, and the slack of a sweep, unnamed."""
+
+    def law(facts: Sequence[Recorded]) -> Iterator[str]:
+        last = max((recorded.time for recorded in facts), default=0.0)
+        for story in chains(facts):
+            age = (story.ended_at or last) - story.triggered_at
+            if age > limit_s + slack_s and not story.overdue:
+                yield f"{story.name} was open for {age:.1f} s and CHAIN_OVERDUE was never said"
+
+    return law
+
+
+def budgets_are_kept(max_total: int, max_per_node: int) -> Law:
+    """The law that no more transfers run at once, in all and at each node, than may (K14, K10).
+
+    A critical one always finds one slot more.
+    """
+
+    def law(facts: Sequence[Recorded]) -> Iterator[str]:
+        running: dict[str, events.TransferAssigned] = {}
+        for recorded in facts:
+            event = recorded.event
+            if isinstance(event, events.TransferSucceeded | events.TransferFailed):
+                order = running.get(event.transfer)
+                if order is not None and order.attempt == event.attempt:
+                    del running[event.transfer]
+            elif isinstance(event, events.TransferAssigned):
+                running[event.transfer] = event
+                extra = int(event.priority is SyncPriority.CRITICAL)
+                if len(running) > max_total + extra:
+                    yield f"{len(running)} transfers ran at {recorded.sequence}, not {max_total}"
+                nodes = [name for one in running.values() for name in {one.source, one.target}]
+                for name, count in Counter(nodes).items():
+                    if name in (event.source, event.target) and count > max_per_node + extra:
+                        yield (
+                            f"{count} transfers ran at {name} at {recorded.sequence}, "
+                            f"not {max_per_node}"
+                        )
+
+    return law
+
+
+def deletions_leave_enough(minimum: int) -> Law:
+    """The law that at a deletion so many other copies were proven just before (K22)."""
+
+    def law(facts: Sequence[Recorded]) -> Iterator[str]:
+        granted: dict[str, events.DeletionGranted] = {}
+        for recorded in facts:
+            event = recorded.event
+            if isinstance(event, events.DeletionGranted):
+                granted[event.request] = event
+            elif isinstance(event, events.DeletionDone) and event.deleted:
+                grant = granted.get(event.request)
+                places = {proof.node for proof in grant.proofs if proof.proven} if grant else set()
+                if len(places - {event.node}) < minimum:
+                    yield (
+                        f"{event.path} was deleted from {event.node} with {len(places)} proven "
+                        f"copies elsewhere, not {minimum}"
+                    )
+
+    return law
+
+
+def nothing_acknowledged_is_lost(ids: Sequence[str]) -> Law:
+    """The law that what a publisher was told is stored is in the log."""
+
+    def law(facts: Sequence[Recorded]) -> Iterator[str]:
+        there = {recorded.id for recorded in facts}
+        for id in ids:
+            if id not in there:
+                yield f"event {id} was acknowledged and is not in the log"
+
+    return law
+
+
+#: Those that hold of any log whatever was configured.
+ALWAYS: tuple[Law, ...] = (
+    every_message_is_understood,
+    no_fact_is_doubled,
+    every_chain_ends_once,
+    every_announcement_is_made_once,
+    every_outcome_is_proven,
+    no_games_are_overstated,
+)
+
+
+def broken(facts: Sequence[Recorded], laws: Sequence[Law]) -> list[str]:
+    """All that breaks any of `laws`."""
+    return [problem for law in laws for problem in law(facts)]

@@ -1,0 +1,272 @@
+"""What is done to the cluster: by a seed, to any process, at named points and at random.
+
+It leaves something alive most of the time, because a cluster that is wholly dead proves nothing;
+and it undoes in the end whatever it did but the damage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import shutil
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from dataplane.prove.cluster import (
+    COORDINATORS,
+    Kill,
+    ProveCluster,
+    Target,
+    is_player,
+    kind_of,
+    points_of,
+)
+from dataplane.prove.scene import Scene
+from streams.identity import PathRules
+
+#: Processes that may be away or paused at once.
+_MOST_AWAY = 2
+#: The share of processes started again that are told to die at a named point.
+_ARMED_SHARE = 0.6
+
+
+class Deed(msgspec.Struct, frozen=True):
+    """Something that was done, other than a kill."""
+
+    kind: str
+    name: str
+    what: str
+    #: Seconds since 1970.
+    time: float
+
+
+class Flip(msgspec.Struct, frozen=True):
+    """One byte of a copy that was changed on the disk, with size and times as before."""
+
+    node: str
+    path: str
+    checksum: str
+
+
+class Adversary:
+    """Does one thing after another until cancelled; `undo` then."""
+
+    def __init__(
+        self, cluster: ProveCluster, scene: Scene, seed: int, *, gap_s: float, damage: bool
+    ) -> None:
+        self._cluster = cluster
+        self._scene = scene
+        self._rng = random.Random(f"adversary {seed}")
+        self._gap_s = gap_s
+        self._damage = damage
+        self._away: set[str] = set()
+        self._acts: set[asyncio.Task[None]] = set()
+        self.deeds: list[Deed] = []
+        self.flips: list[Flip] = []
+
+    async def run(self) -> None:
+        """Choose and do, for ever."""
+        while True:
+            await asyncio.sleep(self._gap_s * self._rng.uniform(0.3, 1.7))
+            act = asyncio.create_task(self._choose()())
+            self._acts.add(act)
+            act.add_done_callback(self._acts.discard)
+
+    async def undo(self) -> None:
+        """Let everything live again: what is paused, cut, filled or away."""
+        for act in list(self._acts):
+            act.cancel()
+        await asyncio.gather(*self._acts, return_exceptions=True)
+        self._cluster.armed.clear()
+        for cable in self._cluster.cables.values():
+            cable.join()
+        await asyncio.to_thread(self._filler().unlink, missing_ok=True)
+        for target in list(self._cluster.targets()):
+            target.resume()
+            if target.status in ("killed", "stopped"):
+                await target.start()
+
+    def _choose(self) -> Callable[[], Awaitable[None]]:
+        choices: list[tuple[int, Callable[[], Awaitable[None]]]] = [
+            (12, self._kill),
+            (4, self._pause),
+            (2, self._restart),
+            (3, self._cut),
+            (1, self._delete_views),
+        ]
+        if self._cluster.small_disk:
+            choices.append((1, self._fill))
+        if self._damage:
+            choices.append((2, self._flip))
+        weights = [weight for weight, _ in choices]
+        return self._rng.choices([act for _, act in choices], weights)[0]
+
+    def _victim(self, *kinds: str) -> Target | None:
+        """A process that lives, each kind as likely as the others."""
+        if len(self._away) >= _MOST_AWAY:
+            return None
+        alive = [
+            target
+            for target in self._cluster.targets()
+            if target.status == "running" and target.name not in self._away
+        ]
+        if any(name.startswith("nats-") for name in self._away):
+            # A second server away takes the quorum, which proves nothing about the rest.
+            alive = [target for target in alive if kind_of(target.name) != "nats-server"]
+        wanted = kinds or ("nats-server", "coordinator", "agent", "agent", "player")
+        kind = self._rng.choice(wanted)
+        of_kind = [target for target in alive if kind_of(target.name) == kind]
+        busy = [target for target in of_kind if self._during(target.name)]
+        return self._rng.choice(busy or of_kind) if of_kind else None
+
+    def _during(self, name: str) -> str:
+        """What a process has under way; "" if nothing that anybody waits for."""
+        kind, scene = kind_of(name), self._scene
+        if is_player(name):
+            return "playing"
+        if kind == "agent":
+            return scene.work_of(name)
+        if kind == "coordinator" and name in self._away:
+            return ""
+        return f"{len(scene.open)} chains were open" if scene.open else ""
+
+    async def _kill(self) -> None:
+        target = self._victim()
+        if target is None:
+            return
+        during, kind = self._during(target.name), kind_of(target.name)
+        with self._keeping_away(target.name):
+            await target.kill()
+            self._cluster.armed.pop(target.name, None)
+            self._cluster.kills.append(Kill(target.name, kind, "random", during, time.time()))
+            await self._start_later(target)
+
+    async def _start_later(self, target: Target) -> None:
+        """Start it after a while, often told to die at a point it will come by."""
+        await asyncio.sleep(self._rng.uniform(0.1, 2.5))
+        points = points_of(kind_of(target.name))
+        if points and self._rng.random() < _ARMED_SHARE:
+            point, count = self._rng.choice(points), self._rng.randint(1, 3)
+            await target.start(**self._cluster.arm(target.name, point, count))
+        else:
+            await target.start()
+
+    async def _pause(self) -> None:
+        target = self._victim()
+        if target is None:
+            return
+        with self._keeping_away(target.name):
+            self._did("pause", target.name, self._during(target.name))
+            target.pause()
+            try:
+                await asyncio.sleep(self._rng.uniform(0.5, 6.0))
+            finally:
+                target.resume()
+
+    async def _restart(self) -> None:
+        target = self._victim("nats-server", "coordinator", "agent")
+        if target is None:
+            return
+        with self._keeping_away(target.name):
+            self._did("restart", target.name, self._during(target.name))
+            await target.stop()
+            self._cluster.armed.pop(target.name, None)
+            await self._start_later(target)
+
+    async def _cut(self) -> None:
+        name = self._rng.choice(sorted(self._cluster.cables))
+        cable = self._cluster.cables[name]
+        if cable.cut:
+            return
+        self._did("cut", name, self._during(name))
+        cable.sever()
+        try:
+            await asyncio.sleep(self._rng.uniform(0.5, 5.0))
+        finally:
+            cable.join()
+
+    async def _delete_views(self) -> None:
+        """Kill a coordinator and take its views away: it comes back without a memory."""
+        name = self._rng.choice(COORDINATORS)
+        target = self._cluster.children[name]
+        if self._away or target.status != "running":
+            return
+        with self._keeping_away(name):
+            during = self._during(name)
+            await target.kill()
+            self._cluster.kills.append(
+                Kill(name, "coordinator", "random, views deleted", during, time.time())
+            )
+            views = self._cluster.layout.state(name) / "views"
+            await asyncio.to_thread(shutil.rmtree, views, ignore_errors=True)
+            self._did("views deleted", name, during)
+            await self._start_later(target)
+
+    async def _fill(self) -> None:
+        """Fill a node's disk to the last byte for a while."""
+        self._did("disk filled", self._cluster.small_disk, "")
+        try:
+            await asyncio.to_thread(_fill_up, self._filler())
+            await asyncio.sleep(self._rng.uniform(1.0, 5.0))
+        finally:
+            await asyncio.to_thread(self._filler().unlink, missing_ok=True)
+
+    def _filler(self) -> Path:
+        return self._cluster.layout.data(self._cluster.small_disk or "nobody") / "filler.tmp"
+
+    async def _flip(self) -> None:
+        """Change one byte of a copy at rest, as a disk that rots does."""
+        already = {(flip.node, flip.path) for flip in self.flips}
+        candidates = sorted(self._scene.copies.keys() - already)
+        if not candidates:
+            return
+        node, path = self._rng.choice(candidates)
+        checksum = self._scene.copies[node, path]
+        file = self._cluster.layout.data(node) / PathRules().local(path, node)
+        if await asyncio.to_thread(_flip_byte, file, self._rng.random()):
+            self.flips.append(Flip(node, path, checksum))
+            self._did("byte flipped", node, path)
+
+    @contextlib.contextmanager
+    def _keeping_away(self, name: str):  # type: ignore[no-untyped-def]
+        self._away.add(name)
+        try:
+            yield
+        finally:
+            self._away.discard(name)
+
+    def _did(self, kind: str, name: str, what: str) -> None:
+        self.deeds.append(Deed(kind, name, what, time.time()))
+
+
+def _fill_up(file: Path) -> None:
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as filler:
+        piece = bytes(1 << 20)
+        while filler.write(piece):
+            pass
+    with contextlib.suppress(OSError), file.open("ab", buffering=0) as filler:
+        while filler.write(bytes(512)):
+            pass
+
+
+def _flip_byte(file: Path, where: float) -> bool:
+    """Flip one bit, and give the file the times it had; whether that could be done."""
+    try:
+        before = file.stat()
+        with file.open("r+b") as opened:
+            position = int(where * before.st_size)
+            opened.seek(position)
+            byte = opened.read(1)
+            if not byte:
+                return False
+            opened.seek(position)
+            opened.write(bytes([byte[0] ^ 0x10]))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    except OSError:
+        return False
+    return True

@@ -1,0 +1,273 @@
+"""The processes that are put under fire, and the files they leave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+import msgspec
+
+from dataplane.crashpoints import POINTS
+from dataplane.demo.children import Child, Layout, environment_of
+from dataplane.prove.cable import Cable
+from dataplane.prove.servers import BusServer, clustered, single
+from streams.values import Role, Trait
+
+CONFIG_KEYS = ("hex8_2p", "square8_2p", "hex8_3p")
+COORDINATORS = ("coordinator-1", "coordinator-2")
+#: A disk that can be filled: a small file system of its own under one node's data.
+SMALL_DISK_MB = 192
+#: What decides quickly enough for a run of a minute, and still waits for who was killed.
+SETTINGS: dict[str, object] = {
+    "default_bandwidth_limit_mbps": 64,
+    "answer_limit_seconds": 30,
+    "chain_limit_seconds": 20,
+    "transport_timeout_seconds": 20,
+    "stall_timeout_seconds": 5,
+    "sweep_interval": 1,
+    "max_retries": 12,
+    "max_in_flight": 8,
+    "max_concurrent_syncs": 4,
+    "manifest_refresh_interval": 20,
+}
+
+
+class Target(Protocol):
+    """A process that can be put under fire."""
+
+    name: str
+    status: str
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def ended(self) -> int | None: ...
+    async def start(self, **more: str) -> None: ...
+    async def kill(self) -> int: ...
+    async def stop(self) -> None: ...
+    def pause(self) -> None: ...
+    def resume(self) -> None: ...
+
+
+class Kill(msgspec.Struct, frozen=True):
+    """A process that was killed, where, and what it was doing."""
+
+    name: str
+    kind: str
+    #: A named point, or ``random``.
+    place: str
+    during: str
+    #: Seconds since 1970.
+    time: float
+
+
+class ProveCluster:
+    """All processes. As ``async with`` it starts the bus, and stops everything at the end."""
+
+    def __init__(self, layout: Layout, *, replicas: int, nodes: int) -> None:
+        self.layout = layout
+        self.replicas = replicas
+        logs = layout.root / "logs"
+        make = clustered if replicas > 1 else None
+        self.servers: list[BusServer] = (
+            make(layout.nats, logs) if make else single(layout.nats, layout.log("nats-1"))
+        )
+        trainers = max(2, (nodes - 1) // 2)
+        players = max(1, nodes - 1 - trainers)
+        self.players = [f"selfplay-{n + 1}" for n in range(players)]
+        self.trainers = [f"training-{n + 1}" for n in range(trainers)]
+        self.roles: dict[str, Role] = {
+            **dict.fromkeys(self.players, Role.SELFPLAY),
+            **dict.fromkeys(self.trainers, Role.TRAINING),
+            "storage-1": Role.STORAGE,
+        }
+        self.children: dict[str, Child] = {}
+        self.cables: dict[str, Cable] = {}
+        self.kills: list[Kill] = []
+        self.restarts = 0
+        #: The point at which a child was told to die, if it was.
+        self.armed: dict[str, str] = {}
+        self._mounted: list[Path] = []
+        self.small_disk = ""
+
+    @property
+    def url(self) -> str:
+        """Where the bus is, every server of it."""
+        return ",".join(server.url for server in self.servers)
+
+    def targets(self) -> Iterator[Target]:
+        """Every process that can be put under fire."""
+        yield from self.servers
+        yield from self.children.values()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.gather(*(server.start() for server in self.servers))
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            await self.stop_children()
+        finally:
+            await asyncio.gather(*(server.stop() for server in self.servers))
+            self.unmount()
+
+    async def start_data_plane(self) -> None:
+        """Start coordinators and agents, all at once."""
+        self._mount_small_disk(self.trainers[-1])
+        for name in COORDINATORS:
+            self._add(name, ["dataplane", "coordinator"], name, roles=Role.COORDINATOR)
+        for node, role in self.roles.items():
+            cable = self.cables[node] = Cable(self._addresses)
+            await cable.open()
+            traits = Trait.GPU if role is not Role.STORAGE else Trait.EXTERNAL_STORAGE
+            url = cable.url
+            self._add(node, ["dataplane", "agent"], node, roles=role, traits=traits, nats_url=url)
+        await asyncio.gather(*(child.start() for child in self.children.values()))
+
+    async def start_players(self, seed: int, pause_s: float, games: int) -> None:
+        """Start self-play on the self-play nodes, without an end."""
+        for node in self.players:
+            command = ["dataplane.demo.selfplay", "--node", node, "--seed", str(seed)]
+            command += ["--nats", self.cables[node].url]
+            command += ["--data-dir", str(self.layout.data(node).resolve())]
+            command += [text for key in CONFIG_KEYS for text in ("--config-key", key)]
+            command += ["--rounds", "1000000", "--games-per-round", str(games)]
+            command += ["--padding-kb", "4", "--pause", str(pause_s), "--live-games", "1"]
+            await self._add(f"{node}.player", command, node).start()
+
+    async def stop_players(self) -> None:
+        """Let them end in order: what they said is said."""
+        players = [child for child in self.children.values() if is_player(child.name)]
+        for child in players:
+            child.resume()
+        await asyncio.gather(*(child.stop() for child in players))
+
+    async def stop_children(self) -> None:
+        """Stop all processes but the bus."""
+        for child in self.children.values():
+            child.resume()
+        await asyncio.gather(*(child.stop() for child in self.children.values()))
+        await asyncio.gather(*(cable.close() for cable in self.cables.values()))
+
+    async def tend(self) -> None:
+        """Start again, for ever, what ended without the adversary: armed, or by an error."""
+        while True:
+            for child in list(self.children.values()):
+                if child.ended is not None and not (child.ended == 0 and is_player(child.name)):
+                    await self._again(child)
+            await asyncio.sleep(0.1)
+
+    async def _again(self, child: Child) -> None:
+        point = self.armed.pop(child.name, "")
+        if point and child.ended == -9:
+            kind = kind_of(child.name)
+            self.kills.append(Kill(child.name, kind, point, "at that point", time.time()))
+        else:
+            self.restarts += 1
+        child.status = "ended"
+        await asyncio.sleep(0.2)
+        if child.status == "ended":
+            await child.start()
+
+    def arm(self, name: str, point: str, count: int) -> dict[str, str]:
+        """What in a child's environment makes it die at a named point, the n-th time."""
+        self.armed[name] = point
+        return {"DATAPLANE_KILL_AT": f"{point}:{count}"}
+
+    def published(self) -> list[str]:
+        """Ids of events that the players were told are stored, here or in their outbox."""
+        found = []
+        for node in self.players:
+            file = self.layout.log(f"{node}.player")
+            for line in file.read_text(errors="replace").splitlines() if file.exists() else ():
+                with contextlib.suppress(msgspec.DecodeError):
+                    said = msgspec.json.decode(line)
+                    if isinstance(said, dict) and said.get("event_id"):
+                        found.append(str(said["event_id"]))
+        return found
+
+    def unsent(self) -> int:
+        """Events that wait in some node's outbox."""
+        outboxes = (self.layout.state(node) / "outbox" for node in self.roles)
+        return sum(1 for outbox in outboxes for _ in outbox.glob("*") if _.is_file())
+
+    def complaints(self) -> str:
+        """The end of every process's log."""
+        children = self.children.values()
+        return "\n".join(f"{child.name}, {child.status}:\n{child.tail()}" for child in children)
+
+    def _addresses(self) -> list[tuple[str, int]]:
+        urls = [server.url.removeprefix("nats://") for server in self.servers]
+        return [(host, int(port)) for host, _, port in (url.partition(":") for url in urls)]
+
+    def _add(self, name: str, command: list[str], node: str, **settings: object) -> Child:
+        settings = {
+            **SETTINGS,
+            "node": node,
+            "nats_url": self.url,
+            "replicas": self.replicas,
+            "data_dir": self.layout.data(node).resolve(),
+            "state_dir": self.layout.state(node).resolve(),
+            **settings,
+        }
+        directory = self.layout.root.resolve() / node
+        child = Child(name, command, directory, self.layout.log(name), environment_of(settings))
+        self.children[name] = child
+        return child
+
+    def _mount_small_disk(self, node: str) -> None:
+        """Put one node's data on a small disk, where this process may mount one."""
+        place = self.layout.data(node)
+        place.mkdir(parents=True, exist_ok=True)
+        if not sys.platform.startswith("linux") or os.geteuid() != 0 or not shutil.which("mount"):
+            return
+        options = ["-o", f"size={SMALL_DISK_MB}m"]
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", *options, "tmpfs", str(place)], capture_output=True
+        )
+        if done.returncode == 0:
+            self._mounted.append(place)
+            self.small_disk = node
+
+    def unmount(self) -> None:
+        """Let go of the small disk, keeping what is on it for whoever looks."""
+        for place in self._mounted:
+            kept = place.with_name("data.kept")
+            shutil.copytree(place, kept, dirs_exist_ok=True, symlinks=True)
+            subprocess.run(["umount", "-l", str(place)], capture_output=True)
+            shutil.copytree(kept, place, dirs_exist_ok=True, symlinks=True)
+            shutil.rmtree(kept)
+        self._mounted = []
+
+
+def is_player(name: str) -> bool:
+    """Whether a process is a player."""
+    return name.endswith(".player")
+
+
+def kind_of(name: str) -> str:
+    """What kind of process this is: nats-server, coordinator, agent or player."""
+    if is_player(name):
+        return "player"
+    if name.startswith("nats-"):
+        return "nats-server"
+    return "coordinator" if name.startswith("coordinator-") else "agent"
+
+
+def points_of(kind: str) -> list[str]:
+    """The named points that a process of a kind comes by."""
+    return [point for point in POINTS if point.startswith(f"{kind}.")]

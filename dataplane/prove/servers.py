@@ -1,0 +1,105 @@
+"""The bus under fire: one nats-server, or three that replicate to each other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from pathlib import Path
+
+from streams.server import HOST, EmbeddedServer, default_config
+
+CLUSTER_NAME = "prove"
+
+
+class BusServer:
+    """One nats-server that can be killed, paused and started again."""
+
+    def __init__(self, name: str, server: EmbeddedServer) -> None:
+        self.name = name
+        self.status = "not started"
+        self._server = server
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return self._server.url
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 if it was never started."""
+        return self._server.pid or 0
+
+    @property
+    def ended(self) -> int | None:
+        """1 if it ended by itself."""
+        return 1 if self.status == "running" and not self._server.running else None
+
+    async def start(self, **_: str) -> None:
+        """Start it, again if it was started before, and wait until it answers."""
+        await self._server.start_async()
+        self.status = "running"
+
+    async def kill(self) -> int:
+        """End it by SIGKILL."""
+        self.status = "killed"
+        await asyncio.to_thread(self._server.kill)
+        return self.pid
+
+    async def stop(self) -> None:
+        """End it by SIGTERM."""
+        self.status = "stopped"
+        await self._server.stop_async()
+
+    def pause(self) -> None:
+        """Stop its clock."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self._server.running:
+            os.kill(self.pid, signal.SIGCONT)
+
+
+def single(store: Path, log_file: Path) -> list[BusServer]:
+    """One server."""
+    return [BusServer("nats-1", EmbeddedServer(store, log_file=log_file))]
+
+
+def clustered(root: Path, logs: Path, count: int = 3) -> list[BusServer]:
+    """Servers that form a cluster; what a stream of three replicas needs."""
+    ports = _free_ports(2 * count)
+    routes = ports[count:]
+    made = []
+    for number in range(count):
+        name = f"nats-{number + 1}"
+        store = root / name
+        store.mkdir(parents=True, exist_ok=True)
+        config = store / "nats.conf"
+        config.write_text(_config(name, routes[number], routes))
+        server = EmbeddedServer(
+            store, port=ports[number], config=config, log_file=logs / f"{name}.log"
+        )
+        made.append(BusServer(name, server))
+    return made
+
+
+def _config(name: str, port: int, routes: list[int]) -> str:
+    """The configuration that the software ships, made one of a cluster."""
+    peers = ", ".join(f'"nats-route://{HOST}:{route}"' for route in routes if route != port)
+    return (
+        default_config().read_text()
+        + f'\nserver_name: "{name}"\n'
+        + f'cluster {{ name: {CLUSTER_NAME}, listen: "{HOST}:{port}", '
+        + f"no_advertise: true, routes: [{peers}] }}\n"
+    )
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports nobody listens on now; held together, so that they differ."""
+    sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports

@@ -1,0 +1,180 @@
+"""What became of it: the log and the disks, held against the promises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from dataplane import laws
+from dataplane.demo.audit import quantile, read_all
+from dataplane.demo.disks import CopyAudit, copies, examined
+from dataplane.prove.adversary import Deed, Flip
+from dataplane.prove.cluster import COORDINATORS, SETTINGS, Kill, ProveCluster
+from dataplane.replay import verify
+from streams import events
+from streams.codec import Recorded
+from streams.log import Log
+
+#: After its limit, how long it may take until a sweep, of a leader that is not being killed just
+#: then, has said that a chain is overdue.
+_OVERDUE_SLACK_S = 45.0
+_MINIMUM_COPIES = 2
+
+
+class Figures(msgspec.Struct, frozen=True):
+    """The run in numbers."""
+
+    chains: int
+    completed: int
+    failed: int
+    lost: int
+    doubled: int
+    wrong_bytes: int
+    facts: int
+    transfers: int
+    announced: int
+    overdue: int
+    #: Seconds from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE, all of it under fire.
+    latency_p50_s: float | None
+    latency_p99_s: float | None
+    kills: int
+    kills_at_work: int
+    #: By kind of process, and by kind and place.
+    kills_by_kind: dict[str, int]
+    kills_by_place: dict[str, int]
+    deeds: dict[str, int]
+    restarts_by_themselves: int
+    acknowledged: int
+    copies_checked: int
+    flips: int
+    flips_reported: int
+    flips_replaced: int
+    #: Why chains failed, and how many.
+    failures: dict[str, int]
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`problems` is empty exactly if every promise was kept."""
+
+    problems: list[str]
+    figures: Figures
+
+    @property
+    def passed(self) -> bool:
+        """Whether every promise was kept."""
+        return not self.problems
+
+
+def run_laws(acknowledged: Sequence[str]) -> tuple[laws.Law, ...]:
+    """All laws, with the limits that the processes were given."""
+    limit_s = float(str(SETTINGS["chain_limit_seconds"]))
+    return (
+        *laws.ALWAYS,
+        laws.late_chains_are_named(limit_s, _OVERDUE_SLACK_S),
+        laws.budgets_are_kept(
+            int(str(SETTINGS["max_in_flight"])), int(str(SETTINGS["max_concurrent_syncs"]))
+        ),
+        laws.deletions_leave_enough(_MINIMUM_COPIES),
+        laws.nothing_acknowledged_is_lost(acknowledged),
+    )
+
+
+async def judge(
+    log: Log,
+    cluster: ProveCluster,
+    acknowledged: Sequence[str],
+    deeds: Sequence[Deed],
+    flips: Sequence[Flip],
+) -> tuple[Verdict, list[Recorded]]:
+    """The verdict, and the facts it was taken from. Nobody may write any more."""
+    facts = await read_all(log)
+    found = [
+        await asyncio.to_thread(examined, copy, cluster.layout.data(copy.target))
+        for copy in copies(facts)
+    ]
+    problems = [
+        *laws.broken(facts, run_laws(acknowledged)),
+        *(f"{copy.path} on {copy.target}: {copy.problem}" for copy in found if copy.problem),
+        *await _view_problems(log, [cluster.layout.state(name) for name in COORDINATORS]),
+    ]
+    if not any(kill.during for kill in cluster.kills):
+        problems.append("no kill has hit anything at work: this run proves nothing")
+    return Verdict(problems, _figures(facts, found, cluster, acknowledged, deeds, flips)), facts
+
+
+async def _view_problems(log: Log, states: Sequence[Path]) -> list[str]:
+    problems = []
+    for state in states:
+        views = await verify(log, state / "views")
+        if not views.same:
+            problems.append(f"the views in {state} are not the fold of the log: {views.different}")
+    return problems
+
+
+def _figures(
+    facts: Sequence[Recorded],
+    found: Sequence[CopyAudit],
+    cluster: ProveCluster,
+    acknowledged: Sequence[str],
+    deeds: Sequence[Deed],
+    flips: Sequence[Flip],
+) -> Figures:
+    chains, kills = laws.chains(facts), cluster.kills
+    latencies = sorted(chain.latency_s for chain in chains if chain.latency_s is not None)
+    doubled = sum(max(0, chain.ends - 1) + max(0, chain.announced - 1) for chain in chains)
+    there = {recorded.id for recorded in facts}
+    reported, replaced = _flips_seen(facts, flips)
+    return Figures(
+        chains=len(chains),
+        completed=sum(chain.completed > 0 for chain in chains),
+        failed=sum(chain.failed > 0 for chain in chains),
+        lost=sum(chain.ends == 0 for chain in chains) + len(set(acknowledged) - there),
+        doubled=doubled + sum(count - 1 for count in laws.repeated_ids(facts).values()),
+        wrong_bytes=sum(bool(copy.problem) for copy in found),
+        facts=len(facts),
+        transfers=sum(isinstance(one.event, events.TransferSucceeded) for one in facts),
+        announced=sum(chain.announced for chain in chains),
+        overdue=sum(chain.overdue for chain in chains),
+        latency_p50_s=quantile(latencies, 0.50),
+        latency_p99_s=quantile(latencies, 0.99),
+        kills=len(kills),
+        kills_at_work=sum(bool(kill.during) for kill in kills),
+        kills_by_kind=dict(Counter(kill.kind for kill in kills)),
+        kills_by_place=dict(sorted(Counter(_place(kill) for kill in kills).items())),
+        deeds=dict(sorted(Counter(deed.kind for deed in deeds).items())),
+        restarts_by_themselves=cluster.restarts,
+        acknowledged=len(set(acknowledged)),
+        copies_checked=len(found),
+        flips=len(flips),
+        flips_reported=reported,
+        flips_replaced=replaced,
+        failures=dict(Counter(_sort_of(chain.reason) for chain in chains if chain.failed)),
+    )
+
+
+def _flips_seen(facts: Sequence[Recorded], flips: Sequence[Flip]) -> tuple[int, int]:
+    """How many damaged copies were reported as such; and how many were replaced before that."""
+    reported = {
+        (one.event.node, one.event.path, one.event.checksum)
+        for one in facts
+        if isinstance(one.event, events.FileQuarantined)
+    }
+    seen = sum((flip.node, flip.path, flip.checksum) in reported for flip in flips)
+    return seen, len(flips) - seen
+
+
+def _place(kill: Kill) -> str:
+    return kill.place if "." in kill.place else f"{kill.kind} {kill.place}"
+
+
+def _sort_of(reason: str) -> str:
+    """A reason without its names and numbers."""
+    if "copies are missing" in reason:
+        return "copies are missing"
+    if "gave no answer" in reason:
+        return "a node gave no answer"
+    return reason[:80]

@@ -1,0 +1,96 @@
+"""What the cluster is given to do besides self-play: promotions, orphans, nodes that vanish.
+
+Every id is kept that the log has acknowledged: none of them may be lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import zipfile
+from pathlib import Path
+
+from dataplane.demo import gamedb, hex
+from dataplane.prove.cluster import CONFIG_KEYS, ProveCluster
+from streams import events
+from streams.codec import fact_id, node_fact
+from streams.events import Event
+from streams.log import Log, LogError
+
+_GAP_S = 2.5
+_MODEL_BYTES = 150_000
+
+
+class Workload:
+    """Says triggers on behalf of the nodes, after having written what they speak of."""
+
+    def __init__(self, cluster: ProveCluster, log: Log, seed: int) -> None:
+        self._cluster = cluster
+        self._log = log
+        self._rng = random.Random(f"workload {seed}")
+        self._number = 0
+        #: Ids that the log has acknowledged.
+        self.acknowledged: list[str] = []
+
+    async def run(self) -> None:
+        """Say one trigger after the other, for ever."""
+        makers = (self._promote, self._orphan, self._terminate, self._train, self._need)
+        while True:
+            await asyncio.sleep(_GAP_S * self._rng.uniform(0.5, 1.5))
+            self._number += 1
+            maker = makers[self._number % len(makers)]
+            node, event = await asyncio.to_thread(maker)
+            fact = node_fact(event, node, fact_id("workload", self._number))
+            # Whether the log has what it did not acknowledge is open: it is asked nothing of it.
+            with contextlib.suppress(LogError):
+                await self._log.publish(fact)
+                self.acknowledged.append(fact.id)
+
+    def _config(self) -> str:
+        return self._rng.choice(CONFIG_KEYS)
+
+    def _promote(self) -> tuple[str, Event]:
+        """A trainer writes a model, and it wins."""
+        node, config_key = self._rng.choice(self._cluster.trainers), self._config()
+        path = f"models/canonical_{config_key}.pth"
+        file = self._cluster.layout.data(node) / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # the disk may be full: then the old model is promoted
+            fresh = file.with_name(f".{file.name}.new")
+            with zipfile.ZipFile(fresh, "w") as archive:
+                archive.writestr("data.pkl", self._rng.randbytes(_MODEL_BYTES))
+            fresh.replace(file)
+        return node, events.ModelPromoted(config_key=config_key, node=node, model_path=path)
+
+    def _orphan(self) -> tuple[str, Event]:
+        """Games lie on a node that no chain ever took."""
+        node, config_key = self._rng.choice(self._cluster.players), self._config()
+        path = f"games/orphans_{self._number}_{config_key}.db"
+        _write_games(self._cluster.layout.data(node) / path, config_key, node, self._number)
+        return node, events.OrphanGamesDetected(
+            node=node, config_key=config_key, orphan_count=3, paths=(path,)
+        )
+
+    def _terminate(self) -> tuple[str, Event]:
+        """A node says that it is about to vanish; everything only it holds must leave."""
+        node = self._rng.choice(self._cluster.players)
+        return node, events.NodeTerminating(node=node, reason="said to prove what follows")
+
+    def _train(self) -> tuple[str, Event]:
+        node = self._rng.choice(self._cluster.trainers)
+        return node, events.TrainingStarted(config_key=self._config(), node=node)
+
+    def _need(self) -> tuple[str, Event]:
+        node = self._rng.choice(self._cluster.trainers)
+        kind = self._rng.choice((events.DataType.GAMES, events.DataType.MODELS))
+        return node, events.DataNeeded(node=node, config_key=self._config(), data_type=kind)
+
+
+def _write_games(file: Path, config_key: str, node: str, number: int) -> None:
+    rng = random.Random(f"{node} {number}")
+    with contextlib.closing(gamedb.open_database(file)) as db:
+        for index in range(3):
+            record = hex.play(hex.board_of(config_key), rng)
+            game = gamedb.StoredGame(f"orphan-{number}-{index}", record, node, 0.0)
+            gamedb.append_games(db, [game])
