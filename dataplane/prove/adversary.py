@@ -12,8 +12,9 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -91,8 +92,8 @@ class Adversary:
             if target.status in ("killed", "stopped"):
                 await target.start()
 
-    def _choose(self) -> Callable[[], Awaitable[None]]:
-        choices: list[tuple[int, Callable[[], Awaitable[None]]]] = [
+    def _choose(self) -> Callable[[], Coroutine[Any, Any, None]]:
+        choices: list[tuple[int, Callable[[], Coroutine[Any, Any, None]]]] = [
             (12, self._kill),
             (4, self._pause),
             (2, self._restart),
@@ -233,7 +234,7 @@ class Adversary:
             self._did("byte flipped", node, path)
 
     @contextlib.contextmanager
-    def _keeping_away(self, name: str):  # type: ignore[no-untyped-def]
+    def _keeping_away(self, name: str) -> Iterator[None]:
         self._away.add(name)
         try:
             yield

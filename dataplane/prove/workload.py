@@ -17,6 +17,7 @@ from streams import events
 from streams.codec import fact_id, node_fact
 from streams.events import Event
 from streams.log import Log, LogError
+from streams.values import DataType
 
 _GAP_S = 2.5
 _MODEL_BYTES = 150_000
@@ -83,7 +84,7 @@ class Workload:
 
     def _need(self) -> tuple[str, Event]:
         node = self._rng.choice(self._cluster.trainers)
-        kind = self._rng.choice((events.DataType.GAMES, events.DataType.MODELS))
+        kind = self._rng.choice((DataType.GAMES, DataType.MODELS))
         return node, events.DataNeeded(node=node, config_key=self._config(), data_type=kind)
 
 
