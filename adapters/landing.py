@@ -15,8 +15,10 @@ from pathlib import Path
 import msgspec
 
 from adapters import checks, sqlite
+from adapters.blocks import BlockMap
 from adapters.digest import BLOCK_BYTES, hex_of
-from adapters.partial import Partial, disk_errors
+from adapters.maps import MapStore
+from adapters.partial import Partial, disk_errors, open_locked
 from adapters.places import (
     Reservation,
     confined,
@@ -25,6 +27,7 @@ from adapters.places import (
     sweep_partials,
     sweep_quarantine,
 )
+from adapters.scattered import Scattered, notes_of
 from adapters.transport import (
     CheckFailed,
     DigestMismatch,
@@ -58,7 +61,7 @@ class Landing:
         root: Path,
         entry: DataEntry,
         target: Path,
-        partial: Partial,
+        partial: Partial | Scattered,
         reservation: Reservation,
         rules: PathRules,
     ) -> None:
@@ -69,6 +72,9 @@ class Landing:
         self._partial = partial
         self._reservation = reservation
         self._rules = rules
+        #: Bytes that came from elsewhere since it was opened.
+        self.received = 0
+        self._in_any_order = False
 
     @classmethod
     async def open(
@@ -96,10 +102,10 @@ class Landing:
         with disk_errors():
             directory = same_disk_directory(root, target, "partial")
             path = directory / partial_name(transfer, entry)
-            have = min(path.stat().st_size, entry.size_bytes) if path.exists() else 0
+            have = min(_taken(path), entry.size_bytes)
             reservation = Reservation(directory, entry.size_bytes, have)
         try:
-            partial = Partial.open(path, entry.size_bytes)
+            partial = _resumed(path, entry.size_bytes)
         except BaseException:
             reservation.release()
             raise
@@ -107,7 +113,11 @@ class Landing:
 
     @property
     def offset(self) -> int:
-        """How many bytes from the beginning are there already."""
+        """How many bytes from the beginning are there already; while they come in any order, how
+        many there are in all.
+        """
+        if self._in_any_order and isinstance(self._partial, Scattered):
+            return self._partial.held_bytes
         return self._partial.offset
 
     async def write(self, data: bytes | bytearray | memoryview) -> None:
@@ -117,8 +127,8 @@ class Landing:
         if self.offset + len(data) > self.entry.size_bytes:
             await self.reset()
             raise DigestMismatch(f"more than the entry's {self.entry.size_bytes} bytes came")
-        await self._partial.append(data)
-        self._reservation.used(len(data))
+        await (await self._in_order()).append(data)
+        self.came(len(data))
 
     async def fill(self, receive: Callable[[memoryview], int], most: int = BLOCK_BYTES) -> int:
         """Append what `receive` puts into memory that it is given, in a thread; return how many
@@ -126,14 +136,47 @@ class Landing:
         none came yet, and raises what ends the attempt, but never an `OSError`. Nothing is copied:
         the fast way for large entries.
         """
+        partial = await self._in_order()
         lacking = self.entry.size_bytes - self.offset
-        count = await self._partial.fill(receive, min(most, lacking, BLOCK_BYTES))
-        self._reservation.used(count)
+        count = await partial.fill(receive, min(most, lacking, BLOCK_BYTES))
+        self.came(count)
         return count
 
     async def reset(self) -> None:
         """Forget all bytes; the next one written is the first."""
-        await self._partial.restart()
+        await (await self._in_order()).restart()
+
+    @property
+    def block_map(self) -> BlockMap | None:
+        """What the blocks that are there already were checked against, where they came in any
+        order; None where they did not.
+        """
+        return self._partial.map if isinstance(self._partial, Scattered) else None
+
+    async def scatter(self, block_map: BlockMap) -> Scattered:
+        """Go on in any order, with blocks that fit `block_map`; those that are there stay."""
+        partial = self._partial
+        if isinstance(partial, Scattered) and partial.map == block_map:
+            scattered = partial
+        else:
+            sequential = await self._in_order()
+            await sequential.flush()
+            path, handle = sequential.path, sequential.let_go()
+            scattered = await finish(lambda: _begun(path, handle, block_map))
+        self._partial, self._in_any_order = scattered, True
+        return scattered
+
+    def came(self, nbytes: int) -> None:
+        """So many bytes came from elsewhere for blocks that were put."""
+        self.received += nbytes
+        self._reservation.used(nbytes)
+
+    async def _in_order(self) -> Partial:
+        """The partial file for writing at its end."""
+        if isinstance(self._partial, Scattered):
+            scattered = self._partial
+            self._partial, self._in_any_order = await finish(scattered.in_order), False
+        return self._partial
 
     async def abort(self) -> None:
         """Stop without a file; the bytes are kept for the next attempt. May be called twice."""
@@ -163,6 +206,7 @@ class Landing:
         with disk_errors():
             if partial.checksum() != self.entry.checksum:
                 partial.path.unlink()
+                self._forget_notes()
                 raise DigestMismatch(f"{self.entry.path}: got {partial.checksum()}")
             if problem := checks.problem_in(partial.path, self.entry.path):
                 raise CheckFailed(f"{self.entry.path} {problem}; see {self._quarantine()}")
@@ -184,10 +228,17 @@ class Landing:
         else:
             self._partial.path.replace(target)
         fsync_directories(target.parent, self.root)
+        if isinstance(self._partial, Scattered):
+            MapStore(self.root).put(self.entry.checksum, self._partial.map)
+        self._forget_notes()
+
+    def _forget_notes(self) -> None:
+        notes_of(self._partial.path).unlink(missing_ok=True)
 
     def _quarantine(self) -> Path:
         directory = same_disk_directory(self.root, self.path, "quarantine")
         name = f"{hex_of(self.entry.checksum)}{self.path.suffix[:32]}"
+        self._forget_notes()
         return self._partial.path.replace(directory / name)
 
 
@@ -195,6 +246,41 @@ def partial_name(transfer: str, entry: DataEntry) -> str:
     """What an unfinished file is called: bound to transfer and digest, and short enough."""
     short = transfer if is_token(transfer) else hashlib.sha256(transfer.encode()).hexdigest()
     return f"{short}.{hex_of(entry.checksum)}.partial"
+
+
+def _resumed(path: Path, size_bytes: int) -> Partial | Scattered:
+    """What is there of a partial file, however it came."""
+    handle = open_locked(path)
+    try:
+        with disk_errors():
+            scattered = Scattered.resume(path, handle, size_bytes)
+            if scattered is not None:
+                return scattered
+            if notes_of(path).exists():
+                # Which of its blocks are there, nobody knows.
+                notes_of(path).unlink()
+                os.ftruncate(handle, 0)
+        return Partial.resume(path, handle, size_bytes)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _begun(path: Path, handle: int, block_map: BlockMap) -> Scattered:
+    try:
+        with disk_errors():
+            return Scattered.begin(path, handle, block_map)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def _taken(path: Path) -> int:
+    """How much of the disk a file has, holes left out."""
+    try:
+        return path.stat().st_blocks * 512
+    except FileNotFoundError:
+        return 0
 
 
 def _refuse_replacement(target: Path, entry: DataEntry, rules: PathRules) -> None:

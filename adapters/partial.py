@@ -54,24 +54,18 @@ class Partial:
         self._broken = False
 
     @classmethod
-    def open(cls, path: Path, size_bytes: int) -> Partial:
-        """Begin a file or go on with it, digesting what is there. Blocks; belongs in a thread.
-
-        Raises `InUse` if someone else has it open for writing.
+    def resume(cls, path: Path, handle: int, size_bytes: int) -> Partial:
+        """Go on with an open file, digesting what is there; `handle` is its own from now on.
+        Blocks; belongs in a thread.
         """
         with disk_errors():
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                _lock(handle, path)
-                if os.fstat(handle).st_size > size_bytes:
-                    os.ftruncate(handle, 0)
-                with open(handle, "rb", buffering=0, closefd=False) as file:
-                    sha = feed(hashlib.sha256(), file)
-                    block_bytes = max(1, min(BLOCK_BYTES, size_bytes))
-                    return cls(path, handle, file.tell(), sha, block_bytes)
-            except BaseException:
-                os.close(handle)
-                raise
+            if os.fstat(handle).st_size > size_bytes:
+                os.ftruncate(handle, 0)
+            os.lseek(handle, 0, os.SEEK_SET)
+            with open(handle, "rb", buffering=0, closefd=False) as file:
+                sha = feed(hashlib.sha256(), file)
+                block_bytes = max(1, min(BLOCK_BYTES, size_bytes))
+                return cls(path, handle, file.tell(), sha, block_bytes)
 
     async def append(self, data: bytes | bytearray | memoryview) -> None:
         """Add bytes at the end. They may reach the disk only at the next `flush`."""
@@ -128,10 +122,12 @@ class Partial:
 
     def make_durable(self, mtime: float) -> None:
         """Give the file its mode and time, and flush it to the disk. Blocks."""
-        os.fchmod(self._handle, 0o644)
-        if mtime > 0:
-            os.utime(self._handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
-        os.fsync(self._handle)
+        make_durable(self._handle, mtime)
+
+    def let_go(self) -> int:
+        """The open file, which is somebody else's from now on. Only once it is flushed."""
+        handle, self._handle = self._handle, -1
+        return handle
 
     async def _block(self) -> bytearray:
         """The block that bytes are gathered in; a new one once there is one."""
@@ -178,7 +174,7 @@ class Partial:
 
     def _keep(self, block: bytearray, count: int, at: int) -> None:
         try:
-            _write_all(self._handle, memoryview(block)[:count], at)
+            write_all(self._handle, memoryview(block)[:count], at)
             self._begin_flushing(at + count)
         except OSError:
             self._broken = True
@@ -268,14 +264,30 @@ def disk_errors() -> Iterator[None]:
         raise DiskFailed(str(error)) from error
 
 
-def _lock(handle: int, path: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InUse(f"{path.name} is being written") from error
+def open_locked(path: Path) -> int:
+    """Open a file for writing, as nobody else does. Raises `InUse` if somebody has. Blocks."""
+    with disk_errors():
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BaseException as error:
+            os.close(handle)
+            if isinstance(error, BlockingIOError):
+                raise InUse(f"{path.name} is being written") from error
+            raise
+        return handle
 
 
-def _write_all(handle: int, data: memoryview, at: int) -> None:
+def make_durable(handle: int, mtime: float) -> None:
+    """Give a file its mode and time, and flush it to the disk. Blocks."""
+    os.fchmod(handle, 0o644)
+    if mtime > 0:
+        os.utime(handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
+    os.fsync(handle)
+
+
+def write_all(handle: int, data: memoryview, at: int) -> None:
+    """Write all of `data` at an offset, in pieces that cost least. Blocks."""
     while data:
         count = os.pwrite(handle, data[:PIECE_BYTES], at)
         data, at = data[count:], at + count
@@ -285,6 +297,6 @@ def _close(handle: int, data: memoryview, at: int) -> None:
     try:
         # The attempt has ended already; what does not fit is fetched again.
         with contextlib.suppress(OSError):
-            _write_all(handle, data, at)
+            write_all(handle, data, at)
     finally:
         os.close(handle)

@@ -1,6 +1,7 @@
-"""Serves the content this node holds, by digest, over HTTP, and lets a receiver take what is sent.
+"""Serves what this node holds, by digest, over HTTP, and lets a receiver take what is sent.
 
-Ranges, signed URLs, `sendfile`.
+Ranges, signed URLs, `sendfile`; and for those that fetch from many, block maps, what is there of a
+content, its changed pages, and batches.
 
 It must never list anything, follow a path from a URL, or say whether it holds a content to somebody
 who may not fetch it.
@@ -9,26 +10,46 @@ who may not fetch it.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import os
 import re
 import socket
 import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
 
+from adapters.batches import MalformedBatch, decode_list, frames
+from adapters.digest import named
+from adapters.maps import MapStore
+from adapters.offers import Offers, Opened
+from adapters.pages import MalformedPages
 from adapters.receiving import Receiver
-from adapters.signing import ENTRY_ROUTE, BadSignature, Signer
+from adapters.scattered import Underway
+from adapters.signing import (
+    BATCH_ROUTE,
+    ENTRY_ROUTE,
+    HAVE_ROUTE,
+    MAP_ROUTE,
+    PAGES_ROUTE,
+    BadSignature,
+    Signer,
+)
 from adapters.workers import finish
+
+T = TypeVar("T")
 
 _RANGE = re.compile(r"bytes=(?!-$)(\d{0,18})-(\d{0,18})", re.ASCII)
 #: Wait for transfers under way when the server is stopped.
 _GRACE_S = 2.0
 #: Of a body that is received.
 _READ_BYTES = 1 << 20
+_DIGEST = "{digest:[0-9a-f]{64}}"
+_BINARY = "application/octet-stream"
 
 
 class Served(msgspec.Struct):
@@ -42,7 +63,10 @@ class Served(msgspec.Struct):
 
 
 class FileServer:
-    """An HTTP server over `locate`, which finds the file that holds exactly a digest's content."""
+    """An HTTP server over `locate`, which finds the file that holds exactly a digest's content.
+
+    `maps` keeps the block maps it makes; `underway` are the files of which parts are here.
+    """
 
     def __init__(
         self,
@@ -54,13 +78,15 @@ class FileServer:
         clock: Callable[[], float] = time.time,
         receiver: Receiver | None = None,
         context: ssl.SSLContext | None = None,
+        maps: MapStore | None = None,
+        underway: Underway | None = None,
     ) -> None:
         """`receiver` takes what is pushed; without it nothing is. `context`: serve over TLS."""
         self.host = host
         #: The port it listens on; real once `start` has returned.
         self.port = port
         self.served = Served()
-        self._locate = locate
+        self._offers = Offers(locate, maps, underway)
         self._signer = signer
         self._clock = clock
         self._receiver = receiver
@@ -76,9 +102,14 @@ class FileServer:
     async def start(self) -> None:
         """Listen. Raises `OSError` if the address is taken."""
         application = web.Application()
-        application.router.add_get(ENTRY_ROUTE + "{digest:[0-9a-f]{64}}", self._answer)
+        router = application.router
+        router.add_get(ENTRY_ROUTE + _DIGEST, self._answer)
+        router.add_get(MAP_ROUTE + _DIGEST, self._answer_map)
+        router.add_get(HAVE_ROUTE + _DIGEST, self._answer_having)
+        router.add_post(PAGES_ROUTE + _DIGEST, self._answer_pages)
+        router.add_post(BATCH_ROUTE + _DIGEST, self._answer_batch)
         if self._receiver is not None:
-            application.router.add_put(ENTRY_ROUTE + "{digest:[0-9a-f]{64}}", self._receive)
+            router.add_put(ENTRY_ROUTE + _DIGEST, self._receive)
         self._runner = web.AppRunner(
             application, access_log=None, shutdown_timeout=_GRACE_S, read_bufsize=_READ_BYTES
         )
@@ -95,22 +126,76 @@ class FileServer:
             await runner.cleanup()
 
     async def _answer(self, request: web.Request) -> web.StreamResponse:
+        checksum, refusal = self._trusted(request)
+        if refusal is not None:
+            return refusal
+        opened = await finish(lambda: self._offers.open(checksum))
+        if opened is None:
+            return self._missing()
+        try:
+            return await self._send(request, opened, f'"{checksum}"')
+        finally:
+            os.close(opened.handle)
+
+    async def _answer_map(self, request: web.Request) -> web.StreamResponse:
+        checksum, refusal = self._trusted(request)
+        if refusal is not None:
+            return refusal
+        found = await self._found(lambda: self._offers.map(checksum))
+        return self._missing() if found is None else self._whole(found.encode())
+
+    async def _answer_having(self, request: web.Request) -> web.StreamResponse:
+        checksum, refusal = self._trusted(request)
+        if refusal is not None:
+            return refusal
+        found = await self._found(lambda: self._offers.having(checksum))
+        return self._missing() if found is None else self._whole(found.encode())
+
+    async def _answer_pages(self, request: web.Request) -> web.StreamResponse:
+        checksum, refusal = self._trusted(request)
+        if refusal is not None:
+            return refusal
+        question = await request.read()
+        compress = "zstd" in request.headers.get(hdrs.ACCEPT_ENCODING, "")
+        try:
+            found = await self._found(lambda: self._offers.pages(checksum, question, compress))
+        except MalformedPages as error:
+            return web.Response(status=400, text=str(error))
+        if found is None:
+            return self._missing()
+        return self._whole(found, {hdrs.CONTENT_ENCODING: "zstd"} if compress else {})
+
+    async def _answer_batch(self, request: web.Request) -> web.StreamResponse:
+        checksum, refusal = self._trusted(request)
+        if refusal is not None:
+            return refusal
+        body = await request.read()
+        if named(hashlib.sha256(body)) != checksum:
+            self.served.refused += 1
+            return web.Response(status=403, text="the URL was signed for another list")
+        try:
+            parts = frames(decode_list(body), self._offers.locate)
+        except MalformedBatch as error:
+            return web.Response(status=400, text=str(error))
+        response = web.StreamResponse()
+        response.content_type = _BINARY
+        await response.prepare(request)
+        while part := await finish(lambda: next(parts, b"")):
+            await response.write(part)
+            self.served.bytes_sent += len(part)
+        await response.write_eof()
+        return response
+
+    def _trusted(self, request: web.Request) -> tuple[str, web.Response | None]:
+        """The content that a question is about, and why it is not answered, if it is not."""
         self.served.requests += 1
         checksum = "sha256:" + request.match_info["digest"]
         try:
             self._signer.verify(checksum, request.query, self._clock())
         except BadSignature as error:
             self.served.refused += 1
-            return web.Response(status=403, text=str(error))
-        opened = await finish(lambda: self._open(checksum))
-        if opened is None:
-            self.served.missing += 1
-            return web.Response(status=404, text="this content is not here (any more)")
-        file, size = opened
-        try:
-            return await self._send(request, file, size, f'"{checksum}"')
-        finally:
-            file.close()
+            return checksum, web.Response(status=403, text=str(error))
+        return checksum, None
 
     async def _receive(self, request: web.Request) -> web.StreamResponse:
         self.served.requests += 1
@@ -126,19 +211,23 @@ class FileServer:
             return web.Response(status=403, text=f"this is {self._receiver.node}, not {target}")
         return await self._receiver.answer(request, checksum)
 
-    def _open(self, checksum: str) -> tuple[BinaryIO, int] | None:
-        path = self._locate(checksum)
-        if path is None:
-            return None
+    def _missing(self) -> web.Response:
+        self.served.missing += 1
+        return web.Response(status=404, text="this content is not here (any more)")
+
+    def _whole(self, body: bytes, headers: dict[str, str] | None = None) -> web.Response:
+        self.served.bytes_sent += len(body)
+        return web.Response(body=body, content_type=_BINARY, headers=headers)
+
+    async def _found(self, find: Callable[[], T | None]) -> T | None:
+        """What is found of a content; None also where its file goes away meanwhile."""
         try:
-            file = path.open("rb", buffering=0)
+            return await finish(find)
         except OSError:
             return None
-        return file, path.stat().st_size
 
-    async def _send(
-        self, request: web.Request, file: BinaryIO, size: int, etag: str
-    ) -> web.StreamResponse:
+    async def _send(self, request: web.Request, opened: Opened, etag: str) -> web.StreamResponse:
+        size = opened.size_bytes
         headers = {hdrs.ETAG: etag, hdrs.ACCEPT_RANGES: "bytes"}
         asked = _RANGE.fullmatch(request.headers.get(hdrs.RANGE, "").strip())
         if request.headers.get(hdrs.IF_RANGE, etag) != etag:
@@ -147,25 +236,26 @@ class FileServer:
         if count < 0:
             headers[hdrs.CONTENT_RANGE] = f"bytes */{size}"
             return web.Response(status=416, headers=headers)
+        if not opened.holds(first, count):
+            return self._missing()
         response = web.StreamResponse(status=206 if asked else 200, headers=headers)
         if asked:
             response.headers[hdrs.CONTENT_RANGE] = f"bytes {first}-{first + count - 1}/{size}"
-        response.content_type = "application/octet-stream"
+        response.content_type = _BINARY
         response.content_length = count
         await response.prepare(request)
         if count and request.method != hdrs.METH_HEAD:
-            await self._send_bytes(request, file, first, count)
+            await self._send_bytes(request, opened.handle, first, count)
         await response.write_eof()
         return response
 
-    async def _send_bytes(
-        self, request: web.Request, file: BinaryIO, first: int, count: int
-    ) -> None:
+    async def _send_bytes(self, request: web.Request, handle: int, first: int, count: int) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the other side is gone")
         try:
-            sent = await asyncio.get_running_loop().sendfile(transport, file, first, count)
+            with os.fdopen(handle, "rb", 0, closefd=False) as file:
+                sent = await asyncio.get_running_loop().sendfile(transport, file, first, count)
             self.served.bytes_sent += sent
         except (ConnectionError, asyncio.CancelledError):
             self.served.broken_off += 1

@@ -16,6 +16,10 @@ from adapters.digest import hex_of
 #: Below it a key could be guessed.
 SHORTEST_KEY = 16
 ENTRY_ROUTE = "/entry/"
+#: What else may be asked of a content: its block map, which of it is there, its changed pages.
+MAP_ROUTE, HAVE_ROUTE, PAGES_ROUTE = "/map/", "/have/", "/pages/"
+#: Many small contents at once; signed for the digest of the list that is sent.
+BATCH_ROUTE = "/batch/"
 
 
 class BadSignature(Exception):
@@ -39,10 +43,12 @@ class Signer:
         now: float,
         ttl_s: float,
         verb: str = "GET",
+        route: str = ENTRY_ROUTE,
     ) -> str:
         """Where `target` may fetch that content under `base`, until `ttl_s` from `now`.
 
         With the verb ``PUT`` it is where that content may be sent to `target`, and nothing else.
+        Who may fetch a content may ask all `route`s about it.
         """
         expiry = int(now + ttl_s)
         query = {
@@ -51,7 +57,7 @@ class Signer:
             "expires": str(expiry),
             "signature": self._sign(verb, entry_checksum, path, target, expiry),
         }
-        return f"{base.rstrip('/')}{ENTRY_ROUTE}{hex_of(entry_checksum)}?{urlencode(query)}"
+        return f"{base.rstrip('/')}{route}{hex_of(entry_checksum)}?{urlencode(query)}"
 
     def verify(
         self, entry_checksum: str, query: Mapping[str, str], now: float, verb: str = "GET"

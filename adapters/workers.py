@@ -19,18 +19,27 @@ DISK = ThreadPoolExecutor(max_workers=6, thread_name_prefix="disk")
 DIGESTS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="digest")
 #: One thread a transfer that reads from a socket.
 SOCKETS = ThreadPoolExecutor(max_workers=16, thread_name_prefix="socket")
+#: One thread a peer that is being asked: most of them wait.
+PEERS = ThreadPoolExecutor(max_workers=64, thread_name_prefix="peer")
 
 
-async def finish(function: Callable[[], T], *, executor: Executor = DISK) -> T:
+async def finish(
+    function: Callable[[], T],
+    *,
+    executor: Executor = DISK,
+    hurry: Callable[[], None] = lambda: None,
+) -> T:
     """Run a function in a thread to its end, even if the caller is cancelled meanwhile.
 
     A thread cannot be stopped, and what it uses (a file, a lock) must not be taken from under it:
-    the cancellation is raised once the function has ended.
+    the cancellation is raised once the function has ended. `hurry` is called then to let it end
+    soon.
     """
     job = asyncio.wrap_future(executor.submit(function))
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
+        hurry()
         await settled(job)
         raise
 

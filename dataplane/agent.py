@@ -16,8 +16,10 @@ from typing import cast
 
 import msgspec
 
+from adapters.asking import Around
 from adapters.http import FileServer
 from adapters.inventory import Inventory
+from adapters.maps import MapStore
 from adapters.receiving import Receiver
 from adapters.signing import Signer
 from adapters.transport import Fetches
@@ -83,7 +85,12 @@ class Agent:
         """Open the inventory, serve files, and say that the node is there."""
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
-        signer = Signer(await signing_key(self._bus))
+        around = Around(
+            Signer(await signing_key(self._bus)),
+            self._find,
+            MapStore(config.data_dir),
+            gossip=self._bus,
+        )
         port_file = config.state_dir / "http_port"
         self._receiver = Receiver(
             self.node,
@@ -93,10 +100,10 @@ class Agent:
             stall_s=config.stall_timeout_seconds,
         )
         self._relaying = Relaying(self.node, config.data_dir, self._bus, self._receiver)
-        self._server = await self._serve(signer, config.http_port or _remembered(port_file))
+        self._server = await self._serve(around, config.http_port or _remembered(port_file))
         port_file.parent.mkdir(parents=True, exist_ok=True)
         port_file.write_text(str(self._server.port))
-        self._transports = make_transports(config, signer)
+        self._transports = make_transports(config, around)
         self._answering = [
             await self._bus.answer(locate_subject(self.node), self._locate),
             await asking.answer_handovers(self._bus, self._receiver),
@@ -145,10 +152,17 @@ class Agent:
             await self._server.stop()
         await self._inventory.close()
 
-    async def _serve(self, signer: Signer, port: int) -> FileServer:
+    async def _serve(self, around: Around, port: int) -> FileServer:
         def made(port: int) -> FileServer:
-            host = self._config.http_host
-            return FileServer(self._find, signer, host, port, receiver=self._receiver)
+            return FileServer(
+                around.locate,
+                around.signer,
+                self._config.http_host,
+                port,
+                receiver=self._receiver,
+                maps=around.maps,
+                underway=around.underway,
+            )
 
         server = made(port)
         try:

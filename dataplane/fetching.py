@@ -121,10 +121,9 @@ class Fetching:
             connect_s=CONNECT_TIMEOUT_S,
         )
         landing = await Landing.open(self._root, entry, order.transfer, local, rules=self._rules)
-        before = landing.offset
         try:
             with attempt.measure(
-                transport.name, order.source, lambda: landing.offset - before
+                transport.name, order.source, lambda: landing.received
             ) as measured:
                 reach("agent.fetching")
                 measured.moved = await transport.fetch(request, landing, throttle, progress)

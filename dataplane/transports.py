@@ -11,10 +11,11 @@ from collections.abc import Callable
 
 import msgspec
 
+from adapters.asking import Around
 from adapters.base64_ssh import Base64Transport
 from adapters.http import HttpTransport
+from adapters.p2p import P2PTransport
 from adapters.rsync import RsyncTransport
-from adapters.signing import Signer
 from adapters.ssh import SshOptions
 from adapters.transport import Fetches
 from dataplane.config import DataPlaneConfig
@@ -27,11 +28,12 @@ _ANSWER_S = 5.0
 CONNECT_TIMEOUT_S = 30.0
 
 
-def make_transports(config: DataPlaneConfig, signer: Signer) -> dict[Transport, Fetches]:
+def make_transports(config: DataPlaneConfig, around: Around) -> dict[Transport, Fetches]:
     """The configured transports that this machine can do, by name; the bucket's is made apart."""
     ssh = SshOptions(known_hosts=config.ssh_known_hosts, identity=config.ssh_identity)
     makers: dict[Transport, Callable[[], Fetches]] = {
-        Transport.HTTP_FETCH: lambda: HttpTransport(signer),
+        Transport.P2P_GOSSIP: lambda: P2PTransport(around),
+        Transport.HTTP_FETCH: lambda: HttpTransport(around.signer),
         Transport.BASE64_SSH: lambda: Base64Transport(ssh, rules=config.path_rules),
     }
     if all(map(shutil.which, ("rsync", "ssh"))):

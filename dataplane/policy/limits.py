@@ -255,6 +255,14 @@ class Transports(Concern, frozen=True):
     )
     large_file: tuple[Transport, ...] = (
         Transport.RSYNC,
+        Transport.P2P_GOSSIP,
+        Transport.HTTP_FETCH,
+        Transport.BASE64_SSH,
+    )
+    #: What every target gets is spread among them, whatever its size.
+    broadcast: tuple[Transport, ...] = (
+        Transport.P2P_GOSSIP,
+        Transport.RSYNC,
         Transport.HTTP_FETCH,
         Transport.BASE64_SSH,
     )

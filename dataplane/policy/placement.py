@@ -46,6 +46,8 @@ class Order(enum.StrEnum):
     BY_SIZE = "by_size"
     SMALL_FILE = "small_file"
     LARGE_FILE = "large_file"
+    #: Many targets get the same at once.
+    BROADCAST = "broadcast"
     #: What is urgent skips the slow starts of peer-to-peer; large files still go by size.
     URGENT = "ephemeral_urgent"
 
@@ -194,6 +196,7 @@ def _rules() -> dict[str, Rule]:
             data=models,
             to=(Trait.GPU,),
             strategy="broadcast",
+            order=Order.BROADCAST,
             priority=SyncPriority.HIGH,
             quorum=10,
             standing=True,

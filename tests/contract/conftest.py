@@ -10,13 +10,13 @@ import pytest
 
 from adapters.base64_ssh import Base64Transport
 from adapters.rsync import RsyncTransport
-from tests.contract.rigs import HttpRig, Rig, S3Rig, SshRig
+from tests.contract.rigs import HttpRig, P2PRig, Rig, S3Rig, SshRig
 from tests.integration.s3_server import S3Server, running_s3_server, with_credentials
 from tests.integration.ssh_server import SshServer, running_ssh_server
 
 __all__ = ["running_s3_server", "running_ssh_server"]
 
-RIGS = ("http", "http over a socket each", "rsync", "base64", "s3")
+RIGS = ("p2p", "http", "http over a socket each", "rsync", "base64", "s3")
 _NUMBERS = itertools.count()
 
 
@@ -33,6 +33,8 @@ def made(
     name: str, request: pytest.FixtureRequest, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> HttpRig | SshRig | S3Rig:
     """A rig by its name, with its far end below `base`."""
+    if name == "p2p":
+        return P2PRig(base)
     if name.startswith("http"):
         return HttpRig(base, large_bytes=1 << 60 if name == "http" else 0)
     if name == "s3":

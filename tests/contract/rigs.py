@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from adapters import s3_layout as layout
+from adapters.asking import Around
 from adapters.base64_ssh import Base64Transport
 from adapters.http import FileServer, HttpTransport
 from adapters.inventory import Inventory
+from adapters.maps import MapStore
+from adapters.p2p import P2PTransport
 from adapters.places import OWN_DIRECTORY
 from adapters.receiving import Receiver
 from adapters.rsync import RsyncTransport
@@ -39,6 +42,8 @@ class Rig:
     far: Endpoint
     #: Whether a push ends in a data root at all, with names, links and disks of its own.
     lands = True
+    #: Whether one attempt outlives a cut connection and a bad byte, because it asks block by block.
+    by_blocks = False
     #: Bytes over the link for each of an entry.
     swell = 1.0
 
@@ -108,6 +113,34 @@ class HttpRig(Rig):
         """As `Rig.distrust`."""
         signer = Signer(b"a key of someone else")
         self.fetches = self.pushes = HttpTransport(signer, large_bytes=self._large_bytes)
+
+
+class P2PRig(HttpRig):
+    """`P2PTransport` and `FileServer`; what is pushed goes over HTTP."""
+
+    by_blocks = True
+
+    def __init__(self, base: Path) -> None:
+        super().__init__(base, 1 << 60)
+        self._server = FileServer(
+            self._held.get,
+            Signer(KEY),
+            receiver=Receiver(FAR, self.root, self._inventory, stall_s=10.0),
+            maps=MapStore(self.root),
+        )
+        self.fetches = P2PTransport(Around(Signer(KEY)))
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[Rig]:
+        """Start everything, and stop it."""
+        async with super().running():
+            yield self
+            await self.pushes.close()
+
+    def distrust(self) -> None:
+        """As `Rig.distrust`."""
+        super().distrust()
+        self.fetches = P2PTransport(Around(Signer(b"a key of someone else")))
 
 
 class SshRig(Rig):
@@ -213,10 +246,14 @@ def files_in(root: Path) -> dict[str, bytes]:
 
 
 def left_in(root: Path) -> list[str]:
-    """All files that a transport of ours keeps or has forgotten; not the inventory's."""
+    """All files that a transport of ours keeps or has forgotten; not the inventory's, nor which
+    blocks of a file are there.
+    """
     own = root / OWN_DIRECTORY
     return sorted(
         path.relative_to(own).as_posix()
         for path in own.rglob("*")
-        if path.is_file() and path.relative_to(own).parts[0] in ("partial", "rsync", "quarantine")
+        if path.is_file()
+        and path.relative_to(own).parts[0] in ("partial", "rsync", "quarantine")
+        and not (path.suffix == ".blocks" and path.with_suffix("").exists())
     )

@@ -203,7 +203,8 @@ async def test_p6_a_file_arrives_though_every_connection_is_cut(
             assert attempts < 60
             assert landing.offset >= before
     assert await landing.commit() == Landed(bytes=LARGE)
-    assert attempts >= 3
+    assert rig.link.connections > 3
+    assert attempts == 0 if rig.by_blocks else attempts >= 3
     assert files_in(root) == {PATH: data}
 
 
@@ -303,10 +304,14 @@ async def test_p22_a_byte_spoiled_on_the_way_never_lands(
     data = os.urandom(3_000_000)
     entry = offered(rig, tmp_path, data)
     rig.link.spoil_at = [1_500_000]
-    with pytest.raises((DigestMismatch, Interrupted, Refused)):
-        await bring(rig, root, entry)
+    if rig.by_blocks:
+        came, _ = await bring(rig, root, entry)
+        assert came > len(data)
+    else:
+        with pytest.raises((DigestMismatch, Interrupted, Refused)):
+            await bring(rig, root, entry)
+        assert files_in(root) == {}
     assert rig.link.spoil_at == []
-    assert files_in(root) == {}
     _, landed = await bring(rig, root, entry)
     assert landed == Landed(bytes=len(data))
     assert files_in(root) == {PATH: data}

@@ -636,13 +636,23 @@ def test_every_trigger_that_opens_a_chain_has_a_route() -> None:
     assert answered == set(TRIGGERS_BY_NAME)
 
 
+@pytest.mark.parametrize("size_mb", [30, 300])
+def test_promoted_model_is_spread_peer_to_peer(size_mb: int) -> None:
+    """However large it is: the source is to send it about once, not once a node."""
+    large = model(size_bytes=size_mb * MEGABYTE)
+    story = given(trainer(), GPUS[0]).under(transports={"installed": list(Transport)})
+    story.tell(holds("train-1", large))
+    chain = only_plan(story.plans(promoted())).transport_preference
+    assert " ".join(chain) == "p2p rsync http base64"
+
+
 @pytest.mark.parametrize(
     ("size_mb", "trigger", "transports"),
     [
         (100, played(), "p2p http base64"),
-        (101, played(), "rsync http base64"),
+        (101, played(), "rsync p2p http base64"),
         (100, orphaned(), "rsync base64 http"),
-        (101, orphaned(), "rsync http base64"),
+        (101, orphaned(), "rsync p2p http base64"),
     ],
 )
 def test_transports_follow_size_and_urgency(size_mb: int, trigger: Event, transports: str) -> None:
