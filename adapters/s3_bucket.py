@@ -101,6 +101,23 @@ class S3Bucket:
         flow = Flow(stored.entry.size_bytes, throttle, progress)
         return await self._transport.bring(stored.key, landing, flow)
 
+    async def restore_file(
+        self,
+        path: str,
+        root: Path,
+        *,
+        rules: PathRules | None = None,
+        throttle: Throttle | None = None,
+    ) -> Landed:
+        """Bring the newest version of one logical path that the bucket knows, to `root`/`path`.
+
+        Raises `EntryMissing` if no manifest names it, and as `Fetches.fetch`.
+        """
+        for stored in (await self.catalog()).entries:
+            if stored.entry.path == path:
+                return await self._restore_file(stored, root, path, rules or PathRules(), throttle)
+        raise EntryMissing(f"no manifest names {path}")
+
     async def restore_node(
         self,
         node: str,

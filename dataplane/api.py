@@ -28,7 +28,7 @@ from streams.events import CHAIN_TRIGGERS, Event
 from streams.jetstream import JetStreamLog
 from streams.log import Delivery, Log, LogError, LogUnavailable
 from streams.subjects import chain_filter, type_filter
-from streams.values import ALL_CONFIGS, DataType, SyncPriority, TargetOutcome
+from streams.values import ALL_CONFIGS, S3_NODE, DataType, SyncPriority, TargetOutcome
 
 E = TypeVar("E", bound=Event)
 CONNECT_TIMEOUT_S = 10.0
@@ -256,9 +256,19 @@ class DataPlane:
             for (config_key, data_type), nodes in sorted(asked.items())
         ]
 
-    async def backup_to_s3(self) -> None:
-        """Not available in this version: no S3 transport is configured."""
-        raise RuntimeError("s3: no S3 transport is available; s3_enabled is off")
+    async def backup_to_s3(self, priority: SyncPriority = SyncPriority.LOW) -> list[SyncHandle]:
+        """Ask for everything that belongs in the bucket and is not there; a handle each request.
+
+        Raises RuntimeError where no bucket is configured.
+        """
+        if not self.config.s3_enabled:
+            raise RuntimeError("there is no bucket: s3_enabled is off")
+        lacking = self.catalog.not_in_bucket()
+        asked = sorted({(entry.config_key, entry.data_type) for entry in lacking})
+        return [
+            await self.request_sync(data_type, config_key, [S3_NODE], priority)
+            for config_key, data_type in asked
+        ]
 
     async def subscribe(
         self,

@@ -154,6 +154,10 @@ class DataPlane:
         """Ask for everything that training nodes lack; a handle for each request."""
         return [SyncHandle(handle) for handle in _loop.run(self._plane.sync_all(priority))]
 
+    def backup_to_s3(self, priority: SyncPriority = SyncPriority.LOW) -> list[SyncHandle]:
+        """Ask for everything that belongs in the bucket and is not there; a handle each request."""
+        return [SyncHandle(handle) for handle in _loop.run(self._plane.backup_to_s3(priority))]
+
     def subscribe(
         self, event_class: type[E], *, config_key: str = "", durable: str = "", since: str = ""
     ) -> Iterator[Received[E]]:

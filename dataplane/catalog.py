@@ -15,7 +15,7 @@ from dataplane.planner import SyncPlanner
 from projections.cluster import ClusterView
 from projections.fold import TABLES
 from projections.store import StoreReader
-from streams.values import DataEntry, DataType
+from streams.values import S3_NODE, DataEntry, DataType
 
 _POLL_S = 0.005
 
@@ -92,6 +92,12 @@ class Catalog:
         with self.view() as view:
             names = [node.name for node in view.nodes() if node.online]
         return [(name, entry) for name in names for entry in self.get_missing_on_node(name)]
+
+    def not_in_bucket(self) -> list[DataEntry]:
+        """Entries that count, are of a kind that is backed up, and are not in the bucket."""
+        takes = self._policy.s3.takes
+        with self.view() as view:
+            return view.catalog.get_missing_on_node(S3_NODE, wanted=takes)
 
     def close(self) -> None:
         """Let go of the views."""

@@ -17,7 +17,7 @@ from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, text_key, unpacker
 from streams import events
 from streams.codec import Recorded
-from streams.values import DataEntry, DataType
+from streams.values import S3_NODE, DataEntry, DataType
 
 
 class EntryRow(Row, frozen=True):
@@ -57,7 +57,7 @@ class CatalogView:
     """Folds observations, removals and arrivals."""
 
     name = "catalog"
-    version = 3
+    version = 4
     tables = ("entries", "paths", "path_entries", "holders", "held", "node_path", "by_config")
 
     def __init__(self) -> None:
@@ -77,10 +77,15 @@ class CatalogView:
         """A node says that it has, of its own, this content under this path."""
         path_key, key = digest_key(entry.path), entry_key(entry.path, entry.checksum)
         row = _path_row(tx, path_key)
+        # The bucket produces nothing: it stands in until somebody claims what it restored.
+        stands_in = row is not None and row.authority == S3_NODE != node
         may_claim = (
-            row is None or row.authority == node or not self._holds(tx, row.authority, path_key)
+            row is None
+            or row.authority == node
+            or stands_in
+            or not self._holds(tx, row.authority, path_key)
         )
-        if row is None or (may_claim and row.current != key):
+        if row is None or stands_in or (may_claim and row.current != key):
             before, row = row, PathRow(entry.path, key, node, sequence)
             tx.put("paths", path_key, row)
             if before is not None:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import typer
 from rich.logging import RichHandler
 
+from adapters.transport import TransportError
 from dataplane.catalog import Catalog
 from dataplane.cli import show
 from dataplane.config import CONFIG_FILE, ConfigError, DataPlaneConfig
@@ -56,7 +57,7 @@ def common(
         format="%(name)s: %(message)s",
         handlers=[RichHandler(console=show.errors, show_path=False)],
     )
-    for noisy in ("aiohttp.access", "watchfiles.main", "asyncio"):
+    for noisy in ("aiohttp.access", "watchfiles.main", "asyncio", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
@@ -89,6 +90,7 @@ _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (StoreError, 1),
     (TimeoutError, 1),
     (OSError, 1),
+    (TransportError, 1),
     (ValueError, 2),
 )
 

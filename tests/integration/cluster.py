@@ -89,6 +89,22 @@ class LocalCluster:
         self._spawned[name] = started
         return process
 
+    async def command(self, *words: str, **environment: str) -> str:
+        """Run ``dataplane`` with these words to its end, which must be a good one; what it said."""
+        own = {
+            "DATAPLANE_NATS_URL": self.server.url,
+            "DATAPLANE_STATE_DIR": str(self.base / "coord" / "state"),
+        }
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "dataplane", *words),
+            env={**os.environ, **own, **self._settings, **environment},
+            stdout=asyncio.subprocess.PIPE,
+            cwd=self.base,
+        )
+        said, _ = await process.communicate()
+        assert process.returncode == 0, said.decode()
+        return said.decode()
+
     def kill(self, name: str) -> None:
         """kill -9, and wait until it is gone."""
         self.processes[name].kill()

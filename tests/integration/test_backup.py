@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
@@ -15,8 +16,8 @@ import pytest
 from adapters.s3_layout import Manifest
 from dataplane import DataPlane, SelfplayComplete
 from streams import events
-from streams.values import S3_NODE, Role, Transport
-from tests.integration.cluster import LocalCluster, until
+from streams.values import S3_NODE, DataType, Role, Transport
+from tests.integration.cluster import LocalCluster
 from tests.integration.s3_server import (
     ACCESS_KEY,
     SECRET_KEY,
@@ -121,26 +122,33 @@ async def test_p10_killed_between_object_and_manifest_nothing_is_named_that_is_n
     assert keys(s3_server, bucket, "objects/") == [named.key]
 
 
-async def test_a_node_fetches_from_the_bucket_what_no_node_holds_any_more(
+async def test_all_comes_back_from_the_bucket_alone(
     tmp_path: Path, s3_server: S3Server, bucket: str
 ) -> None:
-    """The producer is gone for good; a trainer that joins later gets its games from the bucket."""
-    async with cluster_with(tmp_path, s3_server, bucket, offline_after_seconds=2) as cluster:
+    """Log, nodes and views are gone: a new log hears what the bucket holds, and plans with it."""
+    lost, new = tmp_path / "lost", tmp_path / "new"
+    lost.mkdir()
+    async with cluster_with(lost, s3_server, bucket) as cluster:
         cluster.agent("gpu-7", Role.SELFPLAY)
         await cluster.joined("coord", "gpu-7")
         await cluster.ended(await played(cluster, "gpu-7"))
-        cluster.kill("gpu-7")
-
-        async def is_offline() -> bool:
-            return bool(await cluster.facts(events.HostOffline))
-
-        await until(is_offline, "gpu-7 to be taken out")
+    shutil.rmtree(lost)
+    new.mkdir()
+    async with cluster_with(new, s3_server, bucket) as cluster:
+        said = await cluster.command("restore", "ls", "--json")
+        assert [(row["path"], row["games"]) for row in json.loads(said)] == [
+            ("games/gpu-7/hex8_2p.db", 9)
+        ]
+        await cluster.command("restore", "node", "gpu-7", "--to", str(new / "there"))
+        with closing(sqlite3.connect(new / "there" / "games" / "hex8_2p.db")) as db:
+            assert db.execute("SELECT count(*) FROM games").fetchone() == (9,)
         cluster.agent("train-1", Role.TRAINING)
-        await cluster.joined("train-1")
+        await cluster.joined("coord", "train-1")
+        assert "1 entries" in await cluster.command("restore", "catalog")
         outbox = tmp_path / "out"
         async with DataPlane.connect(cluster.server.url, node="train-1", outbox=outbox) as plane:
-            needed: Any = events.DataNeeded(
-                node="train-1", config_key="hex8_2p", data_type=events.DataType.GAMES
+            needed = events.DataNeeded(
+                node="train-1", config_key="hex8_2p", data_type=DataType.GAMES
             )
             chain = (await plane.publish(needed)).chain
         end = await cluster.ended(chain)

@@ -9,7 +9,7 @@ from hypothesis import settings
 from projections.catalog import DataCatalog
 from streams import events
 from streams.codec import Recorded
-from streams.values import DataEntry, DataType
+from streams.values import S3_NODE, DataEntry, DataType
 from tests.spec import (
     Story,
     copied,
@@ -379,3 +379,18 @@ def test_versions_of_a_path_are_different_and_the_current_one_is_among_them(
         assert len(versions) == len(set(versions))
         current = known.get(path)
         assert current is None or current in known.versions(path)
+
+
+def test_the_bucket_stands_in_for_a_producer_until_it_speaks() -> None:
+    """What was restored from it counts while nobody claims the path; then the claim counts."""
+    stored, newer = games_of("gpu-1"), games_of("gpu-1", "second")
+    story = given(holds(S3_NODE, stored))
+    assert [e.primary_location for e in story.view.catalog.current()] == [S3_NODE]
+    story.tell(holds("gpu-1", stored))
+    [same] = story.view.catalog.current()
+    assert (same.primary_location, same.locations) == ("gpu-1", ("gpu-1", S3_NODE))
+    story = given(holds(S3_NODE, stored), holds("gpu-1", newer))
+    [current] = story.view.catalog.current()
+    assert (current.checksum, current.primary_location) == (newer.checksum, "gpu-1")
+    story.tell(holds(S3_NODE, stored))
+    assert [e.primary_location for e in story.view.catalog.current()] == ["gpu-1"]

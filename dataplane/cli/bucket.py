@@ -1,0 +1,110 @@
+"""Commands about the bucket: what goes there now, and what comes back from it alone."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from adapters.transport import TransportError
+from dataplane import rows
+from dataplane.api import DataPlane, SyncResult
+from dataplane.cli import show
+from dataplane.cli.app import Json, app, config_of, run
+from dataplane.restoring import open_bucket, restore_catalog
+
+restore_app = typer.Typer(no_args_is_help=True, help="Bring back what is in the bucket.")
+app.add_typer(restore_app, name="restore")
+To = Annotated[Path, typer.Option("--to", help="Directory; what stands there right is kept.")]
+
+
+@app.command()
+def backup(
+    wait: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 600.0,
+    as_json: Json = False,
+) -> None:
+    """Ask for all that belongs in the bucket and is not there, and wait until it is."""
+
+    async def ask() -> list[SyncResult]:
+        async with DataPlane.connect(config=config_of()) as plane:
+            handles = await plane.backup_to_s3()
+            return list(await asyncio.gather(*(handle.wait(wait) for handle in handles)))
+
+    results = run(ask())
+    found: list[dict[str, Any]] = [
+        {
+            "chain": one.chain,
+            "config_key": one.config_key,
+            "success": one.success,
+            "files": len(one.targets),
+            "bytes": one.bytes_transferred,
+            "reason": one.reason,
+        }
+        for one in results
+    ]
+    columns = ["config_key", "success", "files", "bytes", "reason"]
+    show.emit(found, columns, as_json=as_json, empty="the bucket has all that belongs there")
+    raise typer.Exit(0 if all(one.success for one in results) else 1)
+
+
+@restore_app.command("ls")
+def restore_ls(as_json: Json = False) -> None:
+    """What can be restored, from the manifests in the bucket alone."""
+
+    async def read() -> Any:
+        async with open_bucket(config_of()) as bucket:
+            return await bucket.entries()
+
+    found = [msgspec.to_builtins(rows.entry_line(entry)) for entry in run(read())]
+    columns = ["path", "type", "config_key", "size_bytes", "games", "checksum"]
+    show.emit(found, columns, as_json=as_json, empty="the bucket is empty")
+
+
+@restore_app.command("file")
+def restore_file(path: str, to: To) -> None:
+    """Bring back the newest version of one file, proven, to --to/PATH."""
+
+    async def bring() -> int:
+        to.mkdir(parents=True, exist_ok=True)
+        async with open_bucket(config_of()) as bucket:
+            return (await bucket.restore_file(path, to)).bytes
+
+    show.console.print(f"{path}: {run(bring())} bytes, proven", highlight=False)
+
+
+@restore_app.command("node")
+def restore_node(node: str, to: To, as_json: Json = False) -> None:
+    """Bring back all that a node's manifest names, where that node would keep it below --to."""
+
+    async def bring() -> Any:
+        to.mkdir(parents=True, exist_ok=True)
+        async with open_bucket(config_of()) as bucket:
+            return await bucket.restore_node(node, to)
+
+    became = run(bring())
+    found = [
+        {
+            "path": path,
+            "bytes": None if isinstance(what, TransportError) else what.bytes,
+            "error": f"{type(what).__name__}: {what}" if isinstance(what, TransportError) else None,
+        }
+        for path, what in sorted(became.items())
+    ]
+    empty = f"the manifest of {node} names nothing"
+    show.emit(found, ["path", "bytes", "error"], as_json=as_json, empty=empty)
+    raise typer.Exit(1 if any(one["error"] for one in found) else 0)
+
+
+@restore_app.command("catalog")
+def restore_the_catalog() -> None:
+    """Say in the log what the bucket holds, so that it can be planned with: for a new log."""
+
+    async def say() -> int:
+        config = config_of()
+        async with open_bucket(config) as bucket, DataPlane.connect(config=config) as plane:
+            return await restore_catalog(bucket, await plane.log())
+
+    show.console.print(f"the log knows of {run(say())} entries in the bucket", highlight=False)
