@@ -24,8 +24,10 @@ from typing import Any
 from adapters import s3_layout as layout
 from adapters.digest import BLOCK_BYTES, hex_of, named
 from adapters.landing import Landing
+from adapters.s3_errors import Overtaken
+from adapters.s3_flow import Flow
 from adapters.s3_layout import ManifestEntry
-from adapters.s3_store import Flow, Found, Overtaken, Store
+from adapters.s3_store import Found, Got, Store
 from adapters.sealing import HEADER_BYTES, Opener, Sealed, Sealer
 from adapters.throttle import Throttle
 from adapters.transport import (
@@ -42,6 +44,8 @@ from streams.values import DataEntry, Transport
 PART_BYTES = 16 << 20
 #: Smaller than a part: what is fetched but not yet in order is lost when an attempt ends.
 RANGE_BYTES = 8 << 20
+#: Whether a smaller object is there is only asked once it turns out that one is.
+ASKED_FROM_BYTES = 64 << 10
 #: Unfinished uploads that nobody went on with for this long are given up.
 STALE_S = 24 * 3600.0
 #: A server may think for long about putting the parts of an upload together.
@@ -83,11 +87,18 @@ class Source:
         entry, sha = self.stored.entry, hashlib.sha256()
         if self._state[0] != entry.size_bytes:
             raise DigestMismatch(f"{entry.path} has {self._state[0]} bytes")
+        if entry.size_bytes <= BLOCK_BYTES:
+            await finish(lambda: sha.update(self.read_plain(0, entry.size_bytes)))
+            self._expect(sha)
+            return
         for at, length in layout.spans(0, entry.size_bytes, BLOCK_BYTES):
             data = await finish(partial(self.read_plain, at, length))
             await finish(partial(sha.update, data), executor=DIGESTS)
-        if named(sha) != entry.checksum:
-            raise DigestMismatch(f"{entry.path} has the digest {named(sha)}")
+        self._expect(sha)
+
+    def _expect(self, sha: hashlib._Hash) -> None:
+        if named(sha) != self.stored.entry.checksum:
+            raise DigestMismatch(f"{self.stored.entry.path} has the digest {named(sha)}")
 
     def check_unchanged(self) -> None:
         """Raise `DigestMismatch` if somebody wrote to the file since it was opened."""
@@ -242,7 +253,7 @@ class S3Transport:
     ) -> AsyncGenerator[bytes]:
         """One range. Raises `EntryMissing` if the object is not the entry's, or not so long."""
         asked = f"bytes={start}-{start + length - 1}"
-        async with self.store.got(key, flow, Range=asked) as (said, pieces):
+        async with self.store.got(key, flow, asked) as (said, pieces):
             _check(said, entry, start, length, whole)
             async for piece in pieces:
                 yield piece
@@ -259,7 +270,10 @@ class S3Transport:
         entry = request.entry
         flow = Flow.of(request, throttle, progress)
         stored = self.stored(entry)
-        there = await self.store.head(stored.key, flow)
+        there = None
+        # A small one takes as long to be asked about as to be sent, if it is not there.
+        if stored.stored_bytes > ASKED_FROM_BYTES:
+            there = await self.store.head(stored.key, flow)
         if there is not None and there.holds(stored):
             flow.tell(entry.size_bytes)
             return 0
@@ -274,7 +288,7 @@ class S3Transport:
     async def _put(self, source: Source, there: Found | None, flow: Flow) -> None:
         """Make the object appear, and see that it has."""
         # What is there under this key and is not its content may be replaced, but nothing else.
-        only = {"IfNoneMatch": "*"} if there is None else {"IfMatch": there.etag}
+        only = {"If-None-Match": "*"} if there is None else {"If-Match": there.etag}
         small = source.stored.stored_bytes <= self._part_bytes
         overtaken = None
         try:
@@ -282,17 +296,25 @@ class S3Transport:
         except Overtaken as error:
             # If it was by the same content, it is as good as ours.
             overtaken = error
+        if small and overtaken is None:
+            # The server has proven what it took against its digest.
+            return
         found = await self.store.head(source.stored.key, flow)
-        if found is None or not found.holds(source.stored):
-            raise overtaken or DigestMismatch(f"{source.stored.key} is not what was sent")
+        if found is not None and found.holds(source.stored):
+            return
+        if found is not None and there is None and overtaken is not None:
+            await self._put(source, found, flow)
+            return
+        raise overtaken or DigestMismatch(f"{source.stored.key} is not what was sent")
 
     async def _put_whole(self, source: Source, only: dict[str, str], flow: Flow) -> None:
         stored = source.stored
-        data = await finish(lambda: source.read(0, stored.stored_bytes))
+        data, sha256 = await finish(lambda: _digested(source.read(0, stored.stored_bytes)))
         source.check_unchanged()
-        about = {"Metadata": _metadata(stored), **self._storage, **only}
-        checksum = await finish(partial(layout.digest, data), executor=DIGESTS)
-        await self.store.send("put_object", stored.key, data, checksum, flow, **about)
+        about = {f"x-amz-meta-{name}": said for name, said in _metadata(stored).items()}
+        if self._storage:
+            about["x-amz-storage-class"] = self._storage["StorageClass"]
+        await self.store.send(stored.key, data, sha256, flow, {**about, **only})
 
     async def _put_in_parts(self, source: Source, only: dict[str, str], flow: Flow) -> None:
         stored = source.stored
@@ -348,10 +370,9 @@ class S3Transport:
             etag = there["ETag"]
             flow.tell(len(data))
         else:
-            said = await self.store.send(
-                "upload_part", key, data, digest, flow, UploadId=upload, PartNumber=number
-            )
-            etag = said["ETag"]
+            query = {"partNumber": str(number), "uploadId": upload}
+            said = await self.store.send(key, data, base64.b64decode(digest), flow, {}, query)
+            etag = said.etag
         return {"PartNumber": number, "ETag": etag, "ChecksumSHA256": digest}
 
     async def _complete(
@@ -370,7 +391,7 @@ class S3Transport:
                 key,
                 UploadId=upload,
                 MultipartUpload={"Parts": parts},
-                **only,
+                **{name.replace("-", ""): said for name, said in only.items()},
             )
         except Overtaken:
             with contextlib.suppress(TransportError):
@@ -405,13 +426,17 @@ class S3Transport:
         return aborted
 
 
-def _check(said: Any, entry: DataEntry, start: int, length: int, whole: int | None) -> None:
+def _check(said: Got, entry: DataEntry, start: int, length: int, whole: int | None) -> None:
     """Raise unless an answer is the range that was asked for, of the entry's own object."""
-    if said.get("Metadata", {}).get("sha256", "") != hex_of(entry.checksum):
+    if said.object.sha256 != hex_of(entry.checksum):
         raise EntryMissing(f"the object of {entry.path} says it is another content")
-    offered, _, size = said.get("ContentRange", "").partition("/")
+    offered, _, size = said.content_range.partition("/")
     if offered != f"bytes {start}-{start + length - 1}" or size != str(whole or size):
         raise EntryMissing(f"the object of {entry.path} has {size} bytes, not {whole}")
+
+
+def _digested(data: bytes) -> tuple[bytes, bytes]:
+    return data, hashlib.sha256(data).digest()
 
 
 def _metadata(stored: ManifestEntry) -> dict[str, str]:

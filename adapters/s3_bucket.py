@@ -7,6 +7,7 @@ entry**: that a file is absent on a node says nothing about its backup.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -16,8 +17,9 @@ from adapters.digest import checksum_of
 from adapters.landing import Landed, Landing
 from adapters.places import confined
 from adapters.s3 import S3Transport
+from adapters.s3_errors import Overtaken
+from adapters.s3_flow import Flow
 from adapters.s3_layout import Manifest, ManifestEntry
-from adapters.s3_store import Flow, Overtaken
 from adapters.throttle import Throttle
 from adapters.transport import EntryMissing, Progress, TransportError
 from adapters.workers import each, finish
@@ -205,7 +207,7 @@ class S3Bucket:
                 data = b"".join([piece async for piece in pieces])
         except EntryMissing:
             return None, ""
-        return layout.parsed(data, node), said["ETag"]
+        return layout.parsed(data, node), said.object.etag
 
     async def _grow(self, node: str, manifests: list[Manifest]) -> Manifest:
         """Merge manifests into one that others may be writing too."""
@@ -214,10 +216,10 @@ class S3Bucket:
             wanted = layout.merged(node, [known, *manifests] if known else manifests, self._clock())
             if known is not None and known.entries == wanted.entries:
                 return known
-            only = {"IfMatch": etag} if known is not None else {"IfNoneMatch": "*"}
+            only = {"If-Match": etag} if known is not None else {"If-None-Match": "*"}
             key, data = layout.manifest_key(node), layout.encoded(wanted)
             with contextlib.suppress(Overtaken):
-                await self._store.send("put_object", key, data, layout.digest(data), Flow(), **only)
+                await self._store.send(key, data, hashlib.sha256(data).digest(), Flow(), only)
                 return wanted
         raise Overtaken(f"{layout.manifest_key(node)}: others wrote it {_RACES} times meanwhile")
 

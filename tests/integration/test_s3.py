@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from adapters import s3, s3_bucket, s3_store
+from adapters import s3, s3_bucket, s3_store, s3_wire
 from adapters import s3_layout as layout
 from adapters.landing import Landed, Landing
 from adapters.s3 import S3Transport
@@ -264,13 +264,14 @@ async def test_the_storage_class_can_be_left_to_the_server(
 async def test_the_same_content_is_stored_once(
     connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, size: int
 ) -> None:
-    """Under whatever path and from whatever node it comes again, no byte moves."""
+    """Under whatever path and from whatever node it comes again; no byte of a large one moves."""
     data = os.urandom(size)
     first, file = files.make(data, "data/first.bin")
     second, copy = files.make(data, "data/second.bin")
     assert await push(connect(), first, file) == size
     told: list[tuple[int, int]] = []
-    assert await push(connect(), second, copy, progress=lambda *t: told.append(t)) == 0
+    again = await push(connect(), second, copy, progress=lambda *t: told.append(t))
+    assert again == (0 if size > s3.ASKED_FROM_BYTES else size)
     assert told == [(size, size)]
     assert keys_in(client, bucket) == [layout.object_key(first.checksum)]
 
@@ -306,7 +307,7 @@ async def test_an_object_cut_short_is_replaced_by_its_content(
         entry, file = files.make(os.urandom(size), f"data/{size}.bin")
         key = layout.object_key(entry.checksum)
         client.put_object(Bucket=bucket, Key=key, Body=b"cut short")
-        assert await push(connect(), entry, file) == size
+        assert await push(connect(), entry, file) >= size
         await fetch(connect(), entry, root)
 
 
@@ -612,7 +613,7 @@ async def test_p8_consolidating_keeps_what_no_manifest_names_any_more(
 
 def test_p8_nothing_here_can_delete_an_object() -> None:
     """There is no such call in these modules, so no mistake can make it."""
-    for module in (s3, s3_bucket, s3_store):
+    for module in (s3, s3_bucket, s3_store, s3_wire):
         source = inspect.getsource(module)
         assert "delete" not in source.replace("deletes an object", ""), module.__name__
 

@@ -1,0 +1,119 @@
+"""What S3 and the ways to it answer, in the errors of a transport.
+
+A server's own words are never passed on, only its code: they may hold anything, a token too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+
+import aiohttp
+from botocore import exceptions as boto
+
+from adapters.transport import (
+    EntryMissing,
+    Interrupted,
+    Refused,
+    Stalled,
+    TransportError,
+    Unreachable,
+)
+
+_HINTS = {
+    "NoSuchBucket": "there is no such bucket; create it",
+    "InvalidAccessKeyId": "the access key is not known there",
+    "SignatureDoesNotMatch": "the secret key does not belong to the access key",
+    "AccessDenied": "these credentials may not do this",
+    "403": "these credentials may not do this, or are wrong",
+    "ExpiredToken": "the credentials have expired",
+    "RequestTimeTooSkewed": "this node's clock is wrong",
+    "InvalidStorageClass": "this server has no such storage class; set another, or none",
+}
+_OVERTAKEN = {
+    "PreconditionFailed",
+    "ConditionalRequestConflict",
+    "OperationAborted",
+    "NoSuchUpload",
+    "412",
+}
+_PASSING = {
+    "SlowDown",
+    "RequestTimeout",
+    "InternalError",
+    # What was sent got spoiled on its way, or parts of two writers met.
+    "BadDigest",
+    "InvalidDigest",
+    "InvalidPart",
+    "EntityTooSmall",
+}
+_MISSING = {"NoSuchKey", "404", "InvalidRange", "416"}
+_UNREACHABLE = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ConnectionTimeoutError,
+    boto.ConnectTimeoutError,
+    boto.ProxyConnectionError,
+    boto.SSLError,
+)
+_BROKEN_OFF = (
+    aiohttp.ClientError,
+    boto.HTTPClientError,
+    boto.ResponseStreamingError,
+    boto.IncompleteReadError,
+)
+_NO_CREDENTIALS = (
+    boto.NoCredentialsError,
+    boto.PartialCredentialsError,
+    boto.CredentialRetrievalError,
+    boto.ProfileNotFound,
+    boto.TokenRetrievalError,
+)
+_CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
+
+
+class Overtaken(Interrupted):
+    """Somebody else has written this meanwhile; look again."""
+
+
+@contextlib.contextmanager
+def in_our_words(what: str) -> Iterator[None]:
+    """Turn what botocore and aiohttp raise into the errors of a transport."""
+    try:
+        yield
+    except boto.ClientError as error:
+        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+        raise meaning(error.response.get("Error", {}).get("Code", ""), status, what) from None
+    except _NO_CREDENTIALS as error:
+        raise Refused(f"{what}: no credentials ({type(error).__name__})") from None
+    except boto.EndpointConnectionError as error:
+        connecting = isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
+        family = Unreachable if connecting else Interrupted
+        raise family(f"{what}: {type(error.kwargs.get('error')).__name__}") from None
+    except _UNREACHABLE as error:
+        raise Unreachable(f"{what}: {type(error).__name__}") from None
+    except (TimeoutError, boto.ReadTimeoutError):
+        raise Stalled(f"{what}: no byte and no answer for too long") from None
+    except _BROKEN_OFF as error:
+        raise Interrupted(f"{what}: {type(error).__name__}") from None
+    except boto.BotoCoreError as error:
+        raise Refused(f"{what}: {type(error).__name__}; check bucket and endpoint") from None
+
+
+def code_in(body: str, status: int) -> str:
+    """The code that an answer names; its status if it names none, as one to a HEAD."""
+    found = _CODE.search(body)
+    return found[1] if found else str(status) if not body else ""
+
+
+def meaning(said: str, status: int, what: str) -> TransportError:
+    """What a server's code means."""
+    code = said if re.fullmatch(r"[A-Za-z0-9.]{1,64}", said) else "an unknown error"
+    if code in _OVERTAKEN:
+        return Overtaken(f"{what}: {code}")
+    if code in _PASSING or status >= 500 or status == 429:
+        return Interrupted(f"{what}: {code}")
+    if code in _MISSING:
+        return EntryMissing(f"{what}: the bucket does not hold it")
+    hint = _HINTS.get(code, f"status {status}")
+    return Refused(f"{what}: {code}: {hint}")
