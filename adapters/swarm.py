@@ -126,10 +126,12 @@ class Swarm:
         """Something came from a peer that was right."""
         self._peers[node].failures = 0
 
-    def failed(self, node: str, now: float, *, for_good: bool = False) -> None:
-        """A peer did not give what it was asked for."""
+    def failed(
+        self, node: str, now: float, *, for_good: bool = False, silent: bool = False
+    ) -> None:
+        """A peer did not give what it was asked for, or said nothing for too long."""
         known = self._peers[node]
-        known.failures += 1
+        known.failures += MOST_FAILURES if silent and known.kind is Kind.RECEIVER else 1
         if for_good:
             known.away_until = float("inf")
         elif known.failures >= MOST_FAILURES:

@@ -180,7 +180,12 @@ class Swarming:
             self._swarm.failed(node, time.monotonic(), for_good=source)
         except (Stalled, Interrupted, DigestMismatch) as error:
             self._errors[node] = error
-            self._swarm.failed(node, time.monotonic(), for_good=self._is_liar(node, run))
+            self._swarm.failed(
+                node,
+                time.monotonic(),
+                for_good=self._is_liar(node, run),
+                silent=isinstance(error, Stalled),
+            )
         finally:
             self._bringing -= 1
             for piece in run:
