@@ -45,6 +45,8 @@ class Around(msgspec.Struct):
     gossip: Gossip | None = None
     #: Whom to trust over TLS; None: whom this machine trusts.
     context: ssl.SSLContext | None = None
+    #: Whether changed pages travel compressed.
+    compress: bool = True
     clock: Callable[[], float] = time.time
     url_ttl_s: float = URL_TTL_S
 

@@ -149,7 +149,7 @@ class Gathering:
                 pages += len(new)
 
         try:
-            headers = {"Accept-Encoding": "zstd"}
+            headers = {"Accept-Encoding": "zstd" if self._asking.around.compress else "identity"}
             body = encode_question(olds)
             await self._asking.ask(
                 peer, PAGES_ROUTE, take, method="POST", headers=headers, body=body

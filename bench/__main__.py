@@ -1,4 +1,4 @@
-"""``python -m bench chain|project|land``: small by default, ``--big`` for claims."""
+"""``python -m bench chain|project|land|broadcast|delta``: small by default, ``--big`` to claim."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Annotated
 
 import typer
 
+from bench import broadcast as broadcasting
 from bench import chain as chains
+from bench import delta as deltas
 from bench import land as landing
 from bench import project as projecting
 from bench.report import Report, as_json, save, show
@@ -71,6 +73,41 @@ def land(
     """A file over HTTP with its digest, beside curl."""
     rounds = rounds or (landing.BIG_ROUNDS if big else landing.ROUNDS)
     _say(landing.run(size_mib, rounds, cold, seed, base), json, keep)
+
+
+@app.command()
+def broadcast(
+    size_mb: Annotated[int, typer.Option("--size-mb", min=0, help="0: of the size.")] = 0,
+    nodes: Annotated[int, typer.Option("--nodes", min=1)] = broadcasting.NODES,
+    mbps: Annotated[float, typer.Option("--mbps", min=0, help="Of each link; 0: of the size.")] = 0,
+    rounds: Rounds = 0,
+    big: Big = False,
+    json: Json = False,
+    keep: Save = False,
+    seed: Seed = 1,
+    base: Base = None,
+) -> None:
+    """A file to many machines at once, in network namespaces; needs root."""
+    size_mb = size_mb or (broadcasting.BIG_SIZE_MB if big else broadcasting.SIZE_MB)
+    mbps = mbps or (broadcasting.BIG_MBPS if big else broadcasting.MBPS)
+    rounds = rounds or (broadcasting.BIG_ROUNDS if big else broadcasting.ROUNDS)
+    _say(broadcasting.run(size_mb, nodes, mbps, rounds, seed, base), json, keep)
+
+
+@app.command()
+def delta(
+    size_mb: Annotated[int, typer.Option("--size-mb", min=0, help="0: of the size.")] = 0,
+    rounds: Rounds = 0,
+    big: Big = False,
+    json: Json = False,
+    keep: Save = False,
+    seed: Seed = 1,
+    base: Base = None,
+) -> None:
+    """A changed database over its older version, beside rsync; needs root."""
+    size_mb = size_mb or (deltas.BIG_SIZE_MB if big else deltas.SIZE_MB)
+    rounds = rounds or (deltas.BIG_ROUNDS if big else deltas.ROUNDS)
+    _say(deltas.run(size_mb, rounds, seed, base), json, keep)
 
 
 def _say(report: Report, json: bool, keep: bool) -> None:

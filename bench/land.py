@@ -45,7 +45,7 @@ def run(size_mib: int, rounds: int, cold: bool, seed: int, base: Path | None) ->
     _demand("curl", "openssl")
     report = begin("land", seed, size_mib=size_mib, rounds=rounds, cold=cold)
     with workplace(base) as place:
-        entry = _make(place / "source.bin", size_mib, seed)
+        entry = make_file(place / "source.bin", size_mib, seed)
         signer = Signer(random.Random(seed).randbytes(32))
         with _served(place / "source.bin", signer) as url, process() as agent:
             ways = _ways(url, signer, entry, place, agent)
@@ -147,7 +147,8 @@ def _land(url: str, signer: Signer, entry: DataEntry, root: Path) -> Usage:
     return asyncio.run(land())
 
 
-def _make(file: Path, size_mib: int, seed: int) -> DataEntry:
+def make_file(file: Path, size_mib: int, seed: int) -> DataEntry:
+    """Write a file that nothing compresses; the entry that means it."""
     numbers, sha = random.Random(seed), hashlib.sha256()
     with file.open("wb") as out:
         for _ in range(size_mib):

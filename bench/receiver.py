@@ -1,0 +1,70 @@
+"""One machine of a broadcast, as a process: it serves, and fetches when it is told to.
+
+``python -m bench.receiver NAME ADDRESS BUS DIRECTORY``, with "" for no bus; it reads one JSON
+object a line and answers with one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from adapters.asking import Around
+from adapters.http import HttpTransport
+from adapters.landing import Landing
+from adapters.maps import MapStore
+from adapters.p2p import P2PTransport
+from adapters.server import FileServer
+from adapters.signing import Signer
+from adapters.throttle import Throttle
+from adapters.transport import Fetches, Request
+from streams.jetstream import JetStreamLog
+from streams.values import DataEntry, Endpoint
+
+KEY = b"for the bench alone"
+PORT = 8770
+
+
+async def serve(name: str, address: str, bus: str, directory: Path) -> None:
+    """Serve and fetch, until there is nothing more to read."""
+    sys.setswitchinterval(0.0005)
+    log = await JetStreamLog.connect(bus) if bus else None
+    held: dict[str, Path] = {}
+    around = Around(Signer(KEY), held.get, MapStore(directory), gossip=log.bus if log else None)
+    server = FileServer(
+        held.get, around.signer, address, PORT, maps=around.maps, underway=around.underway
+    )
+    await server.start()
+    ways: dict[str, Fetches] = {"p2p": P2PTransport(around), "pull": HttpTransport(around.signer)}
+    _say({"url": server.url})
+    while line := await asyncio.to_thread(sys.stdin.readline):
+        order = json.loads(line)
+        entry = msgspec.convert(order["entry"], DataEntry)
+        if "file" in order:
+            held[entry.checksum] = Path(order["file"])
+            _say({})
+            continue
+        endpoints = [Endpoint(node=one, http_url=url) for one, url in order["nodes"].items()]
+        source, me = endpoints[0], Endpoint(node=name, http_url=server.url)
+        peers = tuple(one for one in endpoints[1:] if one.node != name)
+        request = Request("bench", entry, source, me, peers=peers if order["way"] == "p2p" else ())
+        landing = await Landing.open(directory, entry, "bench", entry.path)
+        came = await ways[order["way"]].fetch(request, landing, Throttle(), lambda *_: None)
+        await landing.commit()
+        held[entry.checksum] = directory / entry.path
+        _say({"came": came})
+    if log is not None:
+        await log.close()
+
+
+def _say(answer: dict[str, Any]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(sys.argv[1], sys.argv[2], sys.argv[3], Path(sys.argv[4])))
