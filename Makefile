@@ -30,7 +30,7 @@ clean:
 # A stamp says what was installed last; a changed pyproject.toml installs again.
 $(VENV)/installed: pyproject.toml | $(BIN)/pip
 	@echo "installing into $(VENV)"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e .
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[demo]'
 	@touch $@
 
 $(VENV)/installed-dev: pyproject.toml | $(BIN)/pip

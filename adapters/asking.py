@@ -126,4 +126,6 @@ class Asking:
         now = time.monotonic()
         if final or now - self._told_at >= _TELL_PROGRESS_S:
             self._told_at = now
-            self._progress(self.landing.offset, self.request.entry.size_bytes)
+            # Blocks come in any order: what came counts before it closes a gap.
+            size = self.request.entry.size_bytes
+            self._progress(min(size, max(self.landing.offset, self.bytes_came)), size)

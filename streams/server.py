@@ -143,7 +143,7 @@ class EmbeddedServer:
                 cwd=self.store_dir,
                 # A Ctrl-C on the terminal is for us; we stop the server after its clients.
                 start_new_session=True,
-                preexec_fn=_death_wish() if self._die_with_parent else None,
+                preexec_fn=death_wish() if self._die_with_parent else None,
             )
 
     def _command(self) -> list[str]:
@@ -241,7 +241,7 @@ def _greeting(port: int) -> dict[str, object]:
     return said if isinstance(said, dict) else {}
 
 
-def _death_wish() -> Callable[[], None] | None:
+def death_wish() -> Callable[[], None] | None:
     """What the child must call to be ended with its parent; None where that can't be had."""
     if not sys.platform.startswith("linux"):
         return None

@@ -22,7 +22,10 @@ from streams import events
 from streams.codec import Recorded
 from streams.identity import PathRules
 from streams.log import Log
-from streams.values import Role
+from streams.values import S3_NODE, Role
+
+#: What is wrong with a copy in the bucket, by path and digest; "" if nothing is.
+InBucket = Callable[[str, str], str]
 
 
 class Totals(msgspec.Struct, frozen=True):
@@ -60,22 +63,33 @@ class Audit(msgspec.Struct, frozen=True):
         return not self.problems
 
 
-async def audit(log: Log, data_dir: Callable[[str], Path], expected_chains: int) -> Audit:
+async def audit(
+    log: Log,
+    data_dir: Callable[[str], Path],
+    expected_chains: int,
+    bucket: InBucket | None = None,
+) -> Audit:
     """Read the whole log and every received file; nobody may write to them meanwhile.
 
-    `data_dir` says where a node keeps its data.
+    `data_dir` says where a node keeps its data, `bucket` what is wrong with a copy there.
     """
-    return await audit_facts(await read_all(log), data_dir, expected_chains)
+    return await audit_facts(await read_all(log), data_dir, expected_chains, bucket)
 
 
 async def audit_facts(
-    facts: Sequence[Recorded], data_dir: Callable[[str], Path], expected_chains: int
+    facts: Sequence[Recorded],
+    data_dir: Callable[[str], Path],
+    expected_chains: int,
+    bucket: InBucket | None = None,
 ) -> Audit:
     """`audit` of facts that are read already, from the log's first to its last."""
     chains = laws.chains(facts)
-    found = [
-        await asyncio.to_thread(examined, copy, data_dir(copy.target)) for copy in copies(facts)
-    ]
+    found = []
+    for copy in copies(facts, stored=bucket is not None):
+        if copy.target != S3_NODE:
+            found.append(await asyncio.to_thread(examined, copy, data_dir(copy.target)))
+        elif bucket is not None:
+            found.append(await asyncio.to_thread(_examined_in, copy, bucket))
     problems = [
         *laws.broken(facts, laws.ALWAYS),
         *_chain_problems(chains, expected_chains),
@@ -83,6 +97,13 @@ async def audit_facts(
         *_absent_games(facts, found),
     ]
     return Audit(problems, _totals(facts, chains, found), chains, found)
+
+
+def _examined_in(copy: CopyAudit, bucket: InBucket) -> CopyAudit:
+    """A copy in the bucket, with what is wrong with it. Blocks; belongs in a thread."""
+    if not copy.problem:
+        copy.problem = bucket(copy.path, copy.checksum)
+    return copy
 
 
 async def read_all(log: Log) -> list[Recorded]:

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from dataplane.demo.bucket import POLICY, DemoBucket
 from dataplane.demo.children import Child, Layout, environment_of
+from dataplane.demo.s3_server import S3ServerFailed, installed
 from streams.server import EmbeddedServer
 from streams.values import Role
 
@@ -56,6 +58,8 @@ class DemoCluster:
             **{f"training-{n + 1}": Role.TRAINING for n in range(trainers)},
         }
         self.kills: list[Kill] = []
+        #: None where the S3 server is not installed.
+        self.bucket: DemoBucket | None = DemoBucket(layout.root / "s3")
         self._server = EmbeddedServer(layout.nats, log_file=layout.log("nats-server"))
         self._children: dict[str, Child] = {}
 
@@ -85,6 +89,11 @@ class DemoCluster:
 
     async def __aenter__(self) -> Self:
         await self._server.start_async()
+        try:
+            await self._start_bucket()
+        except BaseException:
+            await self._server.stop_async()
+            raise
         return self
 
     async def __aexit__(
@@ -96,7 +105,20 @@ class DemoCluster:
         try:
             await self.stop_children()
         finally:
+            if self.bucket is not None:
+                self.bucket.stop()
             await self._server.stop_async()
+
+    async def _start_bucket(self) -> None:
+        """Start the bucket, or do without where its server is not installed."""
+        if self.bucket is None or not installed():
+            self.bucket = None
+            return
+        (self.layout.root / "policy.toml").write_text(POLICY)
+        try:
+            await self.bucket.start()
+        except S3ServerFailed as error:
+            raise DemoFailed(str(error)) from None
 
     async def start_data_plane(self) -> None:
         """Start the coordinator and the agents, all at once."""
@@ -158,8 +180,13 @@ class DemoCluster:
             "state_dir": self.layout.state(node).resolve(),
             "default_bandwidth_limit_mbps": BANDWIDTH_MBPS,
         }
+        if self.bucket is not None:
+            policy = (self.layout.root / "policy.toml").resolve()
+            settings |= {**self.bucket.settings(), "config": policy}
         directory = self.layout.root.resolve() / node
         env = environment_of(settings)
+        if self.bucket is not None:
+            env |= self.bucket.credentials()
         child = Child(name, command, directory, self.layout.log(name), env)
         self._children[name] = child
         return child

@@ -33,11 +33,11 @@ class CopyAudit(msgspec.Struct):
     problem: str = ""
 
 
-def copies(facts: Sequence[Recorded]) -> list[CopyAudit]:
+def copies(facts: Sequence[Recorded], *, stored: bool = False) -> list[CopyAudit]:
     """What each node must hold now of what it received: the newest version of each path.
 
-    What a node said to be damaged or gone since then is not among them; nor is the bucket's, which
-    lies on no disk.
+    What a node said to be damaged or gone since then is not among them. What is in the bucket,
+    which lies on no disk, is among them if `stored`.
     """
     newest: dict[tuple[str, str], DataEntry] = {}
     catalogued: dict[tuple[str, str], DataEntry] = {}
@@ -49,7 +49,7 @@ def copies(facts: Sequence[Recorded]) -> list[CopyAudit]:
         elif isinstance(event, events.TransferSucceeded):
             place = event.target, event.entry.path
             before = newest.get(place)
-            if event.target != S3_NODE and (
+            if (stored or event.target != S3_NODE) and (
                 before is None or event.entry.version >= before.version
             ):
                 newest[place], games[place] = event.entry, event.games

@@ -100,9 +100,9 @@ class Picture:
         return [chain for chain in self.chains.values() if chain.open]
 
     def moving_to(self, target: str) -> TransferLine | None:
-        """A transfer to a node that has begun to move bytes and is far from done."""
+        """A transfer to a node that is under way and far from done."""
         running = (line for line in self.transfers.values() if line.target == target)
-        return next((line for line in running if 0.1 < line.share < 0.8), None)
+        return next((line for line in running if line.share < 0.8), None)
 
     def games_on(self, node: str) -> int:
         """Games that a node holds, over all its files."""

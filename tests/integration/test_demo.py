@@ -34,6 +34,8 @@ COMMAND = [sys.executable, "-m", "dataplane", "demo"]
 CHAINS = 4
 #: Two training nodes, each with both files of both self-play nodes.
 COPIES = 8
+#: Of what each player wrote, one file is in the bucket.
+STORED = 4
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,9 @@ def test_every_chain_of_the_demo_ends_exactly_once_though_processes_are_killed(r
     assert (totals["chains_started"], totals["chains_completed"]) == (CHAINS, CHAINS)
     assert (totals["chains_failed"], totals["chains_open"]) == (0, 0)
     assert (totals["announced"], totals["duplicates"]) == (CHAINS, 0)
-    assert totals["digests_checked"] == len(ran.report["audit"]["copies"]) == COPIES
+    copies = len(ran.report["audit"]["copies"])
+    assert totals["digests_checked"] == copies == COPIES + STORED
+    assert ran.report["stored"] == STORED
     assert totals["bytes_moved"] > 0
     assert 0 < totals["latency_p50_s"] <= totals["latency_p99_s"]
     assert ran.report["views_same"]
@@ -109,6 +113,15 @@ async def test_audit_of_what_a_good_run_left_finds_nothing(ran: Ran, facts: list
     found = await ran.audit(facts)
     assert found.passed, found.problems
     assert found.totals.facts == ran.report["audit"]["totals"]["facts"]
+
+
+async def test_audit_finds_what_is_wrong_in_the_bucket(ran: Ran, facts: list[Recorded]) -> None:
+    """An object that is not what the log says fails the verdict, by its path."""
+    wrong = "games/selfplay-1/hex8_2p.db"
+    found = await audit_facts(
+        facts, ran.layout.data, CHAINS, lambda path, _: "is gone" if path == wrong else ""
+    )
+    assert found.problems == [f"{wrong} on s3: is gone"]
 
 
 async def test_audit_finds_one_wrong_bit_in_a_copy(ran: Ran, facts: list[Recorded]) -> None:
