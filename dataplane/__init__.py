@@ -8,6 +8,9 @@ what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`, `re
 `cli`, `web`).
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from dataplane.api import (
     DataPlane,
     Published,
@@ -19,10 +22,8 @@ from dataplane.api import (
 )
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
-from dataplane.daemon import Part, UnifiedDataPlaneDaemon
 from dataplane.health import HealthCheckResult
 from dataplane.planner import CommandRejected, SyncPlanner
-from dataplane.transfers import TransportManager
 from projections.catalog import DataCatalog
 from projections.store import StoreMissing
 from streams.events import (
@@ -82,6 +83,10 @@ from streams.values import (
     Transport,
     TransportResult,
 )
+
+if TYPE_CHECKING:
+    from dataplane.daemon import Part, UnifiedDataPlaneDaemon
+    from dataplane.transfers import TransportManager
 
 __all__ = [
     "Catalog",
@@ -157,3 +162,17 @@ __all__ = [
     "get_data_plane",
     "request_sync",
 ]
+
+
+#: Loaded when first named: a script that only publishes needs no transports and no daemon.
+_HEAVY = {
+    "Part": "dataplane.daemon",
+    "TransportManager": "dataplane.transfers",
+    "UnifiedDataPlaneDaemon": "dataplane.daemon",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HEAVY[name]), name)

@@ -18,16 +18,18 @@ import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from dataplane.agent import Agent
 from dataplane.api import open_log
 from dataplane.catalog import Catalog
 from dataplane.config import DataPlaneConfig
-from dataplane.coordinator import Coordinator
 from streams.jetstream import JetStreamLog
 from streams.log import LogUnavailable, PermissionDenied
 from streams.server import EmbeddedServer, ServerFailed
+
+if TYPE_CHECKING:
+    from dataplane.agent import Agent
+    from dataplane.coordinator import Coordinator
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +109,7 @@ class UnifiedDataPlaneDaemon:
             coordinates = part is Part.COORDINATOR
             place = self.config.views_dir if coordinates else self.config.data_dir / ".dataplane"
             self._locks.append(hold(place))
-            made = (Coordinator if part is Part.COORDINATOR else Agent)(log, log.bus, self.config)
+            made = _made(part, log, self.config)
             await made.start()
             self._parts.append(made)
 
@@ -117,6 +119,17 @@ class UnifiedDataPlaneDaemon:
             for part in self._parts:
                 group.create_task(part.run())
             group.create_task(_end_with(self._log))
+
+
+def _made(part: Part, log: JetStreamLog, config: DataPlaneConfig) -> Coordinator | Agent:
+    """A part, not yet started. Only what a process runs is loaded into it."""
+    if part is Part.COORDINATOR:
+        from dataplane.coordinator import Coordinator
+
+        return Coordinator(log, log.bus, config)
+    from dataplane.agent import Agent
+
+    return Agent(log, log.bus, config)
 
 
 async def _end_with(log: JetStreamLog) -> None:

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
-from adapters.s3_bucket import S3Bucket
-from dataplane.bucket import make_s3
 from dataplane.config import ConfigError, DataPlaneConfig
 from streams import events
 from streams.codec import Fact, fact_id, node_fact, split_entries
 from streams.log import Log
 from streams.values import S3_NODE, DataEntry
+
+if TYPE_CHECKING:
+    from adapters.s3_bucket import S3Bucket
 
 
 @asynccontextmanager
@@ -23,6 +25,10 @@ async def open_bucket(config: DataPlaneConfig) -> AsyncIterator[S3Bucket]:
     """The configured bucket. Raises ConfigError if there is none."""
     if not config.s3_enabled:
         raise ConfigError("s3_enabled is off: there is no bucket to restore from")
+    # Its libraries take longer to load than most commands take: only who restores waits for them.
+    from adapters.s3_bucket import S3Bucket
+    from dataplane.bucket import make_s3
+
     transport = make_s3(config)
     try:
         yield S3Bucket(transport)
