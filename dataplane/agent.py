@@ -27,9 +27,10 @@ from dataplane import asking
 from dataplane.attempt import Outcome
 from dataplane.bucket import Backups, make_s3
 from dataplane.config import DataPlaneConfig
+from dataplane.consumers import tasks_of
 from dataplane.crashpoints import reach
 from dataplane.custody import Custody
-from dataplane.deliveries import ACK_WAIT_S, kept_alive, left_to_redelivery
+from dataplane.deliveries import kept_alive, left_to_redelivery
 from dataplane.observing import Observer
 from dataplane.outbox import Outbox
 from dataplane.presence import Presence, signing_key
@@ -42,10 +43,8 @@ from dataplane.transports import content_path, locate_subject, make_transports
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, node_fact
 from streams.log import Answering, Bus, Delivery, Log, LogError
-from streams.subjects import Place
 from streams.values import S3_NODE, Endpoint, NodeDescription, Transport
 
-MAX_TASKS = 64
 HEARTBEAT_S = 5.0
 #: How often others are asked to try this node's address, and while nobody was there to ask.
 PROBE_S = 300.0
@@ -278,12 +277,7 @@ class Agent:
 
     async def _take_orders(self) -> None:
         """Carry out assignments, all that are given at once: how many is decided by who gives."""
-        deliveries = await self._log.consume(
-            f"task_{self.node}",
-            [f"dp.{Place.TASK}.{self.node}.>"],
-            ack_wait_s=ACK_WAIT_S,
-            max_pending=MAX_TASKS,
-        )
+        deliveries = await tasks_of(self.node).open(self._log)
         try:
             async with asyncio.TaskGroup() as group:
                 async for delivery in deliveries:

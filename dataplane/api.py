@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterable
@@ -18,7 +19,7 @@ from typing import Any, Generic, TypeVar, cast
 import msgspec
 
 from dataplane.catalog import Catalog
-from dataplane.config import DataPlaneConfig
+from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.outbox import Outbox
 from dataplane.presence import present
@@ -331,14 +332,36 @@ class DataPlane:
 
 async def open_log(config: DataPlaneConfig) -> JetStreamLog:
     """Connect to the configured bus. Raises LogUnavailable or PermissionDenied with a hint."""
-    credentials = config.nats_credentials
     return await JetStreamLog.connect(
         config.servers,
         name=config.node,
         user=config.nats_user or None,
         password=config.nats_password or None,
-        creds_file=Path(credentials) if credentials else None,
+        creds_file=_file(config.nats_credentials),
+        nkey_seed_file=_file(config.nats_nkey),
+        tls=bus_tls(config),
     )
+
+
+def _file(name: str) -> Path | None:
+    return Path(name).expanduser() if name else None
+
+
+def bus_tls(config: DataPlaneConfig) -> ssl.SSLContext | None:
+    """How a bus with TLS is checked, and what we show it; None where nothing is configured.
+
+    Raises ConfigError for files that can't be used.
+    """
+    if not (config.nats_tls_ca or config.nats_tls_cert):
+        return None
+    try:
+        context = ssl.create_default_context(cafile=config.nats_tls_ca or None)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if config.nats_tls_cert:
+            context.load_cert_chain(config.nats_tls_cert, config.nats_tls_key or None)
+    except OSError as error:
+        raise ConfigError(f"nats_tls_ca, nats_tls_cert or nats_tls_key: {error}") from error
+    return context
 
 
 _current: DataPlane | None = None

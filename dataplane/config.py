@@ -62,6 +62,12 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     nats_user: str = ""
     nats_password: str = ""
     nats_credentials: str = ""
+    #: File with this process's key, as `dataplane keys` makes it.
+    nats_nkey: str = ""
+    #: PEM files for a bus with TLS: who signs its certificate, and our own where it asks for one.
+    nats_tls_ca: str = ""
+    nats_tls_cert: str = ""
+    nats_tls_key: str = ""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
 
     # Serving files
@@ -340,6 +346,10 @@ TEMPLATE = """\
 # The bus. Without nats_url one is started on this machine and its log is kept in state_dir.
 # nats_url = "nats://10.0.0.1:4222"
 # nats_port = 4222
+# nats_nkey = ""                 # this process's key, made by: dataplane keys
+# nats_tls_ca = ""               # PEM files for a bus with TLS
+# nats_tls_cert = ""
+# nats_tls_key = ""
 # replicas = 1                   # 3 on a cluster of three servers
 
 # Serving files to other nodes.

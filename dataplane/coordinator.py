@@ -18,6 +18,7 @@ from dataplane.leading import Leading
 from dataplane.lease import Lease, LeaseLost, holder_of
 from dataplane.monitor import Monitor
 from dataplane.presence import Presence
+from dataplane.provisioning import Provisioner
 from dataplane.queries import Queries
 from dataplane.standstill import Progress, StandsStill, Standstill
 from dataplane.web import WebServer
@@ -43,6 +44,7 @@ class Coordinator:
         self.projector = Projector(log, config.views_dir)
         self.leading = Leading(log, bus, config, self.projector, leads=lambda: self.lease.held)
         self.queries = Queries(log, bus, self.projector, config)
+        self.provisioner = Provisioner(log, bus, self.projector)
         self._service: Answering | None = None
         self.monitor = Monitor(log, bus, self.projector, self.queries, config)
         self.web = WebServer(self.monitor, config) if config.web_enabled else None
@@ -63,6 +65,7 @@ class Coordinator:
             group.create_task(self._clear_readers(), name="readers")
             group.create_task(self._watch_progress(), name="progress")
             group.create_task(self.monitor.run(), name="monitor")
+            group.create_task(self.provisioner.run(), name="provisioner")
 
     async def stop(self) -> None:
         """Let go of the lease, so that another leads at once, and of the views."""

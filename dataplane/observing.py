@@ -14,16 +14,14 @@ from contextlib import aclosing
 from adapters.inventory import Inventory, Scan
 from adapters.landing import sweep_partials
 from dataplane.config import DataPlaneConfig
+from dataplane.consumers import triggers_of
 from dataplane.crashpoints import reach
-from dataplane.deliveries import ACK_WAIT_S, kept_alive, left_to_redelivery
+from dataplane.deliveries import kept_alive, left_to_redelivery
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
-from streams.events import FILE_TRIGGERS
 from streams.log import Delivery, Log, LogError
-from streams.subjects import Place
 from streams.values import ALL_CONFIGS, config_key_in
 
-MAX_TRIGGERS = 64
 #: Reports that nothing asked for are at least this far apart.
 WATCH_GAP_S = 2.0
 #: How long the answer to a trigger waits for files that are being written, of its limit.
@@ -67,12 +65,7 @@ class Observer:
 
     async def answer_triggers(self) -> None:
         """Say what this node holds, to each trigger that speaks of its files."""
-        subjects = [
-            f"dp.{Place.NODE}.{self.node}.{events.type_name(cls)}.>" for cls in FILE_TRIGGERS
-        ]
-        deliveries = await self._log.consume(
-            f"observe_{self.node}", subjects, ack_wait_s=ACK_WAIT_S, max_pending=MAX_TRIGGERS
-        )
+        deliveries = await triggers_of(self.node).open(self._log)
         try:
             async for delivery in deliveries:
                 async with kept_alive(delivery), left_to_redelivery(delivery):

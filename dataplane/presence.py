@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 
-from streams.log import Bus, LogError
+from streams.log import Bus, LogError, PermissionDenied
 
 logger = logging.getLogger(__name__)
 
 NODES_BUCKET = "DP_NODES"
 KEYS_BUCKET = "DP_KEYS"
 _SIGNING_KEY = "http_signing"
+_KEY_PATIENCE_S = 60.0
 
 
 class Presence:
@@ -47,10 +48,22 @@ async def present(bus: Bus) -> dict[str, dict[str, Any]]:
 
 
 async def signing_key(bus: Bus) -> bytes:
-    """The key with which this cluster's nodes sign URLs; made by whoever asks first."""
+    """The key with which this cluster's nodes sign URLs; made by whoever asks first and may.
+
+    Who may not make it waits for a coordinator to. Raises PermissionDenied if none does.
+    """
+    deadline = time.monotonic() + _KEY_PATIENCE_S
+    denied: PermissionDenied | None = None
     while True:
         key = await bus.kv_get(KEYS_BUCKET, _SIGNING_KEY)
         if key is not None:
             return key
-        if not await bus.kv_create(KEYS_BUCKET, _SIGNING_KEY, secrets.token_bytes(32)):
-            await asyncio.sleep(0.05)
+        if denied is None:
+            try:
+                await bus.kv_create(KEYS_BUCKET, _SIGNING_KEY, secrets.token_bytes(32))
+                continue
+            except PermissionDenied as error:
+                denied = error
+        if time.monotonic() > deadline:
+            raise denied
+        await asyncio.sleep(0.1)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import secrets
 import ssl
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -27,6 +28,8 @@ from nats.micro.request import Request, ServiceError
 
 from streams.log import LogError, LogUnavailable, PermissionDenied
 from streams.micro import Question, Service, ServiceRefusal
+from streams.permissions import reader_name
+from streams.topology import READERS_OF_A_CLIENT
 from streams.values import is_token
 from streams.wire import Answer, Handler, Message, NoAnswer, Subscription, Watcher, parse_headers
 
@@ -118,8 +121,10 @@ class _Service:
 class Connection:
     """One client's connection to the bus; the `Wire` of the log and of everything beside it."""
 
-    def __init__(self, client: _Client) -> None:
-        self._client = client
+    def __init__(self, client: _Client, name: str = "") -> None:
+        self._client, self._name = client, name
+        # Clients of one name begin in different places.
+        self._readers = secrets.randbelow(READERS_OF_A_CLIENT)
         self._inbox = ""
         self._tokens = 0
         self._waiting: dict[bytes, tuple[asyncio.Future[Answer], frozenset[str]]] = {}
@@ -145,7 +150,7 @@ class Connection:
         arguments = _arguments(servers, options)
         await _probe(arguments)
         client = _Client()
-        connection = cls(client)
+        connection = cls(client, options.get("name", ""))
         try:
             async with asyncio.timeout(_PROBE_S):
                 await client.connect(
@@ -187,6 +192,13 @@ class Connection:
 
     def inbox(self) -> str:
         return self._client.new_inbox()
+
+    def reader(self) -> str:
+        # Only these names are allowed to clients that are not allowed all.
+        if not is_token(self._name):
+            return f"read_{self.token()}"
+        self._readers += 1
+        return reader_name(self._name, self._readers % READERS_OF_A_CLIENT)
 
     async def online(self, timeout_s: float) -> None:
         if self.connected:

@@ -159,6 +159,11 @@ async def ensure_consumer(wire: Wire, stream: str, config: Config) -> None:
         try:
             await create_consumer(wire, stream, config)
             return
+        except PermissionDenied as denied:
+            # A node's consumers are made by a coordinator, a moment after the node has joined.
+            raise NoAnswer(
+                f"consumer {name} is not there yet, and this user may not make it: {denied}"
+            ) from denied
         except ApiError as late:
             if late.code not in CONSUMER_EXISTS:
                 raise

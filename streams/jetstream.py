@@ -15,7 +15,7 @@ from streams import topology
 from streams.appending import Appender, find
 from streams.codec import STREAM, Fact, Recorded
 from streams.connection import DEFAULT_SERVER, Connection, ConnectOptions
-from streams.consuming import JetStreamDeliveries, open_deliveries
+from streams.consuming import JetStreamDeliveries, ensure_consumer, open_deliveries
 from streams.log import ConsumerState, Guard, LogState, LogUnavailable, Receipt
 from streams.reading import Reader, log_state
 from streams.services import JetStreamBus
@@ -169,6 +169,16 @@ class JetStreamLog:
             raise
         return ConsumerState(
             info["num_pending"], info["num_ack_pending"], info.get("num_redelivered", 0)
+        )
+
+    async def provide(
+        self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
+    ) -> None:
+        config = topology.durable_consumer(
+            durable, list(subjects), ack_wait_s=ack_wait_s, max_pending=max_pending, new_only=False
+        )
+        await persist(
+            lambda: ensure_consumer(self.connection, self._stream, config), self._deadline_s
         )
 
     async def close(self) -> None:

@@ -161,6 +161,11 @@ class Log(Protocol):
     async def consumer(self, durable: str) -> ConsumerState | None:
         """How far the durable consumer `durable` is; None if there is none."""
 
+    async def provide(
+        self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
+    ) -> None:
+        """Make a durable consumer for somebody who may only join it; harmless if it is there."""
+
     async def close(self) -> None:
         """Let go of the bus. Deliveries and reads end."""
 

@@ -224,12 +224,11 @@ class MemoryLog:
         new_only: bool = False,
     ) -> MemoryDeliveries:
         self._check_open()
-        consumer = self._store.consumers.get(durable)
-        if consumer is None:
+        if durable not in self._store.consumers:
             after = len(self._store.messages) if new_only else 0
             consumer = _Consumer(self._store, subjects, ack_wait_s, max_pending, after)
             self._store.consumers[durable] = consumer
-        member = MemoryDeliveries(consumer)
+        member = MemoryDeliveries(self._store.consumers[durable])
         self._members.append(member)
         return member
 
@@ -237,6 +236,13 @@ class MemoryLog:
         self._check_open()
         found = self._store.consumers.get(durable)
         return None if found is None else found.state()
+
+    async def provide(
+        self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
+    ) -> None:
+        self._check_open()
+        made = _Consumer(self._store, subjects, ack_wait_s, max_pending, 0)
+        self._store.consumers.setdefault(durable, made)
 
     async def close(self) -> None:
         self._closed = True

@@ -17,6 +17,7 @@ from streams.codec import Recorded, decode
 from streams.log import LogState, LogUnavailable, PermissionDenied
 from streams.pull import Pull
 from streams.wire import (
+    CONSUMER_EXISTS,
     MESSAGE_NOT_FOUND,
     ApiError,
     Message,
@@ -35,6 +36,7 @@ _BATCH = 500
 #: A reader that is not iterated for longer than this begins again where it was.
 _IDLE_S = 120.0
 _PAUSE_S = 0.2
+_TAKEN_S = 0.01
 _SECOND = 1_000_000_000
 
 
@@ -127,13 +129,18 @@ class Reader:
 
     async def _begin(self) -> Pull:
         """A new consumer from where we are, however long the bus takes to come back."""
-        pause = 0.05
+        pause, taken = 0.05, 0
         while True:
             try:
                 return await self._open()
             except NoAnswer as error:
                 log.debug("read of %s: %s", self._stream, error)
             except ApiError as error:
+                if error.code in CONSUMER_EXISTS:
+                    log.debug("read of %s: another has %s", self._stream, self._consumer)
+                    taken += 1
+                    await asyncio.sleep(min(1.0, taken * _TAKEN_S))
+                    continue
                 raise LogUnavailable(f"the log {self._stream} can't be read: {error}") from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
@@ -141,9 +148,11 @@ class Reader:
     async def _open(self) -> Pull:
         state = await log_state(self._wire, self._stream)
         self._check_same(state)
-        self._consumer = f"read_{self._wire.token()}"
+        self._consumer = self._wire.reader()
         config: dict[str, Any] = {
             "name": self._consumer,
+            # Two readers of one name are never taken for one: the second is refused.
+            "metadata": {"reader": self._wire.token()},
             "ack_policy": "none",
             "deliver_policy": "by_start_sequence",
             "opt_start_seq": self._position + 1,

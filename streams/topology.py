@@ -39,6 +39,9 @@ ADVISORY_SUBJECTS = (
 ADVISORY_DAYS, ADVISORY_BYTES = 30, 64 * 1024 * 1024
 #: How long the log knows the id of what was published without a guard.
 DUPLICATE_WINDOW_S = 72 * 3600.0
+#: How many readers of the log clients of one name may have at once; each has a name of its own,
+#: which permissions list.
+READERS_OF_A_CLIENT = 16
 #: The server counts headers into a message's size; ours are ten short lines.
 HEADER_BYTES = 8 * 1024
 

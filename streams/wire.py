@@ -91,6 +91,9 @@ class Wire(Protocol):
     def inbox(self) -> str:
         """A new prefix of subjects that only this client listens to."""
 
+    def reader(self) -> str:
+        """A name for a consumer that reads the log; somebody may have it already: ask again."""
+
     async def online(self, timeout_s: float) -> None:
         """Wait until it is up; NoAnswer if that takes too long."""
 

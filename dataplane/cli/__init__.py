@@ -1,17 +1,28 @@
 """The ``dataplane`` command. It asks, shows and starts; what it shows comes from elsewhere.
 
 `app` is the command with what all commands share; each module beside it adds a group of them:
-`processes`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`,
-`deleting`. How things look is `show`.
+`processes`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`, `deleting`, `keys`.
+How things look is `show`.
 """
 
-from dataplane.cli import auditing, bucket, deleting, links, looking, processes, rejecting, saying
+from dataplane.cli import (
+    auditing,
+    bucket,
+    deleting,
+    keys,
+    links,
+    looking,
+    processes,
+    rejecting,
+    saying,
+)
 from dataplane.cli.app import main
 
 __all__ = [
     "auditing",
     "bucket",
     "deleting",
+    "keys",
     "links",
     "looking",
     "main",

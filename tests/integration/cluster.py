@@ -29,9 +29,16 @@ PATIENCE_S = 60.0
 class LocalCluster:
     """Processes under one directory. Every wait is for a condition, with a generous limit."""
 
-    def __init__(self, base: Path, **settings: object) -> None:
+    def __init__(
+        self, base: Path, *, bus: Path | None = None, seeds: Path | None = None, **settings: object
+    ) -> None:
+        """`bus` is another configuration of the server; `seeds` a directory with a key for each.
+
+        The watcher uses the key of ``coordinator``.
+        """
         self.base = base
-        self.server = EmbeddedServer(base / "nats")
+        self._seeds = seeds
+        self.server = EmbeddedServer(base / "nats", config=bus)
         self.server.start()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._spawned: dict[str, float] = {}
@@ -39,7 +46,8 @@ class LocalCluster:
         self.log: JetStreamLog
 
     async def __aenter__(self) -> LocalCluster:
-        self.log = await JetStreamLog.connect(self.server.url, name="watcher")
+        seed = self._seed("coordinator")
+        self.log = await JetStreamLog.connect(self.server.url, name="watcher", nkey_seed_file=seed)
         await self.log.ensure_topology()
         return self
 
@@ -76,6 +84,8 @@ class LocalCluster:
             "DATAPLANE_POLICY__PLACEMENT__BROADCAST__MIN_FREE_DISK_GB": "0",
             "DATAPLANE_POLICY__PLACEMENT__BROADCAST__MIN_FREE_MEMORY": "0",
         }
+        if (seed := self._seed(name)) is not None:
+            own["DATAPLANE_NATS_NKEY"] = str(seed)
         started = time.time()
         with (home / "log").open("ab") as log:
             process = subprocess.Popen(
@@ -104,6 +114,9 @@ class LocalCluster:
         said, _ = await process.communicate()
         assert process.returncode == 0, said.decode()
         return said.decode()
+
+    def _seed(self, name: str) -> Path | None:
+        return None if self._seeds is None else self._seeds / f"{name}.seed"
 
     def kill(self, name: str) -> None:
         """kill -9, and wait until it is gone."""

@@ -1,0 +1,72 @@
+"""Commands about who may use the bus."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dataplane.cli import show
+from dataplane.cli.app import Json, app
+from dataplane.keys import KeyStore, User, summary
+from streams.permissions import BusRole
+
+keys_app = typer.Typer(no_args_is_help=True, help="Who may use the bus, and for what.")
+app.add_typer(keys_app, name="keys")
+Directory = Annotated[Path, typer.Option("--dir", help="Where the keys are.")]
+Durables = Annotated[
+    str, typer.Option(help="Durable subscriptions it may make, comma separated: exporter,…")
+]
+_HERE = Path("keys")
+
+
+@keys_app.command("init")
+def init(directory: Directory = _HERE) -> None:
+    """Make the directory of keys, with that of the coordinators."""
+    store = KeyStore(directory)
+    _told(store, store.init())
+    show.console.print(
+        f'in nats.conf: include "{store.include}"; then: nats-server --signal reload'
+    )
+
+
+@keys_app.command("add-node")
+def add_node(name: str, directory: Directory = _HERE, durables: Durables = "") -> None:
+    """A key for a node: it speaks under its own name alone, and does only its own tasks."""
+    store = KeyStore(directory)
+    _told(store, store.add(name, BusRole.NODE, _names(durables)))
+
+
+@keys_app.command("add-observer")
+def add_observer(name: str, directory: Directory = _HERE, durables: Durables = "") -> None:
+    """A key that reads and asks, and says nothing."""
+    store = KeyStore(directory)
+    _told(store, store.add(name, BusRole.OBSERVER, _names(durables)))
+
+
+@keys_app.command("revoke")
+def revoke(name: str, directory: Directory = _HERE) -> None:
+    """Take a key away. It is refused from the server's next reload on."""
+    store = KeyStore(directory)
+    gone = store.revoke(name)
+    show.console.print(f"{gone.role} {gone.name} is out; reload nats-server now")
+
+
+@keys_app.command("ls")
+def ls(directory: Directory = _HERE, as_json: Json = False) -> None:
+    """Who has a key."""
+    rows = [summary(user) for user in KeyStore(directory).users()]
+    show.emit(rows, ["name", "role", "nkey", "durables"], as_json=as_json, empty="nobody")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def _told(store: KeyStore, user: User) -> None:
+    seed = store.seed_file(user.name)
+    show.console.print(
+        f"{user.role} {user.name}: its key is in {seed}; bring it to its machine, set nats_nkey "
+        "to it there, delete it here, and reload nats-server"
+    )

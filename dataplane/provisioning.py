@@ -1,0 +1,59 @@
+"""What a coordinator makes for others that they may not make themselves.
+
+The durable consumers of every node that has joined, and the key that signs URLs. Harmless where
+they are there; several coordinators may do it at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from contextlib import suppress
+
+from dataplane.consumers import tasks_of, triggers_of
+from dataplane.presence import signing_key
+from projections.cluster import ClusterView
+from projections.projector import Projector
+from streams.log import Bus, Log, LogError
+
+logger = logging.getLogger(__name__)
+_AGAIN_S = 2.0
+#: Commits come in crowds: nodes are looked through once for many.
+_GATHER_S = 0.2
+
+
+class Provisioner:
+    """Provides for nodes. `run` in a task."""
+
+    def __init__(self, log: Log, bus: Bus, projector: Projector) -> None:
+        self._log, self._bus, self._projector = log, bus, projector
+        self._provided: set[str] = set()
+        self._changed = asyncio.Event()
+        projector.on_commit.append(self._changed.set)
+
+    async def run(self) -> None:
+        """Provide for who has joined and for who joins, for ever."""
+        while True:
+            self._changed.clear()
+            try:
+                await self.provide()
+            except LogError as error:
+                logger.warning("consumers of nodes could not be made: %s", error)
+                await asyncio.sleep(_AGAIN_S)
+                continue
+            with suppress(TimeoutError):
+                async with asyncio.timeout(60.0):
+                    await self._changed.wait()
+            await asyncio.sleep(_GATHER_S)
+
+    async def provide(self) -> None:
+        """Make what is missing."""
+        if not self._provided:
+            await signing_key(self._bus)
+        with self._projector.store.read() as reader:
+            names = [node.name for node in ClusterView(reader).nodes()]
+        for name in names:
+            if name not in self._provided:
+                for durable in (triggers_of(name), tasks_of(name)):
+                    await durable.provide(self._log)
+                self._provided.add(name)

@@ -1,0 +1,226 @@
+"""Locked doors: a chain on a bus with permissions, and each forbidden thing tried and refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from dataplane.keys import KeyStore
+from streams.codec import fact_id, node_fact
+from streams.events import SelfplayComplete
+from streams.jetstream import JetStreamLog
+from streams.log import LogError, PermissionDenied
+from streams.permissions import BusRole
+from streams.server import default_config
+from streams.values import Role
+from streams.wire import Message, api
+from tests.integration.cluster import LocalCluster, until
+
+
+@pytest.fixture
+def keys(tmp_path: Path) -> KeyStore:
+    """A coordinator, three nodes of which one has been revoked already, an observer."""
+    store = KeyStore(tmp_path / "keys")
+    store.init("coordinator")
+    store.add("coord", BusRole.COORDINATOR)
+    for name in ("gpu-7", "train-1", "spot-3"):
+        store.add(name, BusRole.NODE, ("exporter",) if name == "train-1" else ())
+    store.add("grafana", BusRole.OBSERVER)
+    return store
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path, keys: KeyStore) -> AsyncIterator[LocalCluster]:
+    """A bus that lets in only who has a key, and a chain that has ended on it."""
+    conf = tmp_path / "nats.conf"
+    conf.write_text(f'{default_config().read_text()}\ninclude "keys/users.conf"\n')
+    async with LocalCluster(tmp_path, bus=conf, seeds=keys.directory) as cluster:
+        cluster.coordinator("coord")
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        cluster.play("gpu-7", 5)
+        async with client(cluster, keys, "gpu-7") as log:
+            played = SelfplayComplete(config_key="hex8_2p", source_node="gpu-7", games_count=5)
+            await log.publish(node_fact(played, "gpu-7", fact_id("played")))
+        yield cluster
+
+
+@asynccontextmanager
+async def client(cluster: LocalCluster, keys: KeyStore, name: str) -> AsyncIterator[JetStreamLog]:
+    """Somebody with a key of the store."""
+    log = await JetStreamLog.connect(
+        cluster.server.url, name=name, nkey_seed_file=keys.seed_file(name), deadline_s=10.0
+    )
+    try:
+        yield log
+    finally:
+        await log.close()
+
+
+async def test_a_chain_ends_on_a_locked_bus_and_what_is_forbidden_is_refused(
+    cluster: LocalCluster, keys: KeyStore
+) -> None:
+    """Nodes, observers and coordinators do their work; nothing else, and they hear why not."""
+    await cluster.assert_exactly_once(fact_id("played"))
+    async with client(cluster, keys, "gpu-7") as node:
+        await _node_may_read(node)
+        await _each_is_refused(node, FORBIDDEN_TO_A_NODE)
+        await _hears_nothing(node, ">", "_INBOX_train-1.>", "dp.rpc.train-1.>", "$KV.>")
+    async with client(cluster, keys, "train-1") as trainer:
+        await _own_durable(trainer)
+    async with client(cluster, keys, "grafana") as observer:
+        answer = await observer.bus.request("dp.query.health", b"", 30.0)
+        assert msgspec.json.decode(answer)["status"] == "healthy"
+        await _node_may_read(observer)
+        await _each_is_refused(observer, FORBIDDEN_TO_AN_OBSERVER)
+    async with client(cluster, keys, "coord") as coordinator:
+        await _each_is_refused(coordinator, FORBIDDEN_TO_ALL)
+    await _nobody_was_hurt(cluster)
+    await _revoked(cluster, keys)
+
+
+async def _node_may_read(log: JetStreamLog) -> None:
+    """Its chain's end, through a reader of its own name."""
+    end = (await log.state()).last_sequence
+    types = [fact.type async for batch in log.read(until=end) for fact in batch]
+    assert "DATA_SYNC_COMPLETED" in types
+
+
+async def _own_durable(log: JetStreamLog) -> None:
+    """The durable subscription that its key names, and no other."""
+    subjects = ["dp.chain.*.NEW_GAMES_AVAILABLE.>"]
+    deliveries = await log.consume("exporter", subjects, ack_wait_s=30, max_pending=8)
+    assert (await anext(aiter(deliveries))).recorded.type == "NEW_GAMES_AVAILABLE"
+    await deliveries.close()
+
+
+def consumer(name: str, action: str = "create") -> bytes:
+    """A request to make, or change, a consumer."""
+    config = {"name": name, "durable_name": name, "ack_policy": "explicit"}
+    return msgspec.json.encode({"stream_name": "DATAPLANE", "config": config, "action": action})
+
+
+API = "$JS.API"
+FORBIDDEN_TO_ALL: list[tuple[str, bytes]] = [
+    (f"{API}.STREAM.DELETE.DATAPLANE", b""),
+    (f"{API}.STREAM.PURGE.DATAPLANE", b""),
+    (f"{API}.STREAM.UPDATE.DATAPLANE", b'{"name":"DATAPLANE"}'),
+    (f"{API}.STREAM.MSG.DELETE.DATAPLANE", b'{"seq":1}'),
+]
+#: Nobody but coordinators may decide, give orders, touch consumers or speak for others.
+_OTHERS: list[tuple[str, bytes]] = [
+    ("dp.node.train-1.FILES_OBSERVED.hex8_2p", b'{"node":"train-1"}'),
+    ("dp.node.train-1.NODE_TERMINATING.all", b'{"node":"train-1"}'),
+    ("dp.chain.c1.DATA_SYNC_COMPLETED.hex8_2p", b"{}"),
+    ("dp.chain.c1.SYNC_PLANNED.hex8_2p", b"{}"),
+    ("dp.task.train-1.TRANSFER_ASSIGNED.hex8_2p", b"{}"),
+    ("dp.task.gpu-7.TRANSFER_ASSIGNED.hex8_2p", b"{}"),
+    ("dp.rpc.train-1.delete", b"{}"),
+    ("dp.rpc.gpu-7.delete", b"{}"),
+    ("$KV.DP_NODES.agent.train-1", b"{}"),
+    ("$KV.DP_NODES.coordinator.coord", b"{}"),
+    ("$KV.DP_KEYS.http_signing", b"mine"),
+    (f"{API}.CONSUMER.MSG.NEXT.DATAPLANE.task_train-1", b"1"),
+    (f"{API}.CONSUMER.MSG.NEXT.DATAPLANE.observe_train-1", b"1"),
+    (f"{API}.CONSUMER.MSG.NEXT.DATAPLANE.bridge", b"1"),
+    (f"{API}.CONSUMER.MSG.NEXT.DATAPLANE.exporter", b"1"),
+    (f"{API}.CONSUMER.CREATE.DATAPLANE.task_train-1", consumer("task_train-1", "update")),
+    (f"{API}.CONSUMER.CREATE.DATAPLANE.task_gpu-7", consumer("task_gpu-7", "update")),
+    (f"{API}.CONSUMER.CREATE.DATAPLANE.bridge.dp.node.>", consumer("bridge", "update")),
+    (f"{API}.CONSUMER.CREATE.DATAPLANE.mine", consumer("mine")),
+    (f"{API}.CONSUMER.CREATE.DATAPLANE.read_train-1_0", consumer("read_train-1_0")),
+    (f"{API}.CONSUMER.DURABLE.CREATE.DATAPLANE.mine", consumer("mine")),
+    (f"{API}.CONSUMER.DELETE.DATAPLANE.bridge", b""),
+    (f"{API}.CONSUMER.DELETE.DATAPLANE.task_gpu-7", b""),
+    (f"{API}.CONSUMER.PAUSE.DATAPLANE.task_train-1", b"{}"),
+    ("$JS.ACK.DATAPLANE.bridge.1.1.1.1.0", b"+ACK"),
+    ("$JS.ACK.DATAPLANE.task_train-1.1.1.1.1.0", b"+ACK"),
+    (f"{API}.STREAM.CREATE.MINE", b'{"name":"MINE","subjects":["mine"]}'),
+    (f"{API}.STREAM.DELETE.KV_DP_NODES", b""),
+    (f"{API}.STREAM.PURGE.KV_DP_KEYS", b""),
+    (f"{API}.STREAM.SNAPSHOT.DATAPLANE", b"{}"),
+    ("_INBOX_train-1.1.1", b"a false answer"),
+]
+FORBIDDEN_TO_A_NODE = [*FORBIDDEN_TO_ALL, *_OTHERS]
+FORBIDDEN_TO_AN_OBSERVER = [
+    *FORBIDDEN_TO_A_NODE,
+    ("dp.node.grafana.SELFPLAY_COMPLETE.hex8_2p", b'{"games_count":1}'),
+    ("dp.node.gpu-7.SELFPLAY_COMPLETE.hex8_2p", b'{"games_count":1}'),
+    ("dp.progress.t1", b"{}"),
+    ("dp.rpc.gpu-7.locate", b"sha256:00"),
+    (f"{API}.STREAM.MSG.GET.KV_DP_KEYS", b'{"last_by_subj":"$KV.DP_KEYS.http_signing"}'),
+    (f"{API}.CONSUMER.MSG.NEXT.DATAPLANE.task_gpu-7", b"1"),
+]
+
+
+async def _each_is_refused(log: JetStreamLog, forbidden: list[tuple[str, bytes]]) -> None:
+    """The server's own words reach who tried it."""
+    for subject, body in forbidden:
+        with pytest.raises(PermissionDenied) as refused:
+            await log.connection.ask(Message(subject, body), timeout_s=30.0)
+        assert "permissions violation" in str(refused.value).lower(), subject
+
+
+async def _hears_nothing(log: JetStreamLog, *subjects: str) -> None:
+    """What it may not hear, it is told that it may not."""
+    for subject in subjects:
+        with pytest.raises(PermissionDenied):
+            await anext(log.bus.listen(subject))
+
+
+async def _nobody_was_hurt(cluster: LocalCluster) -> None:
+    """After all that was tried: the same consumers, the same log, and the next chain ends."""
+    names = (await api(cluster.log.connection, "CONSUMER.NAMES.DATAPLANE"))["consumers"]
+    durables = {name for name in names if not name.startswith("read_")}
+    assert durables >= {"bridge", "exporter", "task_gpu-7", "observe_gpu-7", "task_train-1"}
+    assert "mine" not in durables
+    assert not [fact for fact in await cluster.facts() if fact.owner == "grafana"]
+
+
+async def _revoked(cluster: LocalCluster, keys: KeyStore) -> None:
+    """A key that was taken away is refused from the reload on, also for who is connected."""
+    # On its own machine the node keeps its key whatever is deleted here.
+    kept = keys.seed_file("spot-3").rename(keys.directory / "kept.seed")
+    spot = await JetStreamLog.connect(cluster.server.url, name="spot-3", nkey_seed_file=kept)
+    try:
+        await spot.state()
+        keys.revoke("spot-3")
+        assert cluster.server.pid is not None
+        os.kill(cluster.server.pid, signal.SIGHUP)
+
+        async def refused() -> bool:
+            try:
+                await spot.connection.ask(Message(f"{API}.INFO"), timeout_s=1.0)
+            except PermissionDenied:
+                return True
+            except LogError:
+                return False
+            return False
+
+        await until(refused, "the revoked key to be refused")
+    finally:
+        await spot.close()
+    with pytest.raises(PermissionDenied, match="does not let these credentials in"):
+        await JetStreamLog.connect(cluster.server.url, name="spot-3", nkey_seed_file=kept)
+    async with client(cluster, keys, "gpu-7") as node:
+        assert (await node.state()).last_sequence > 0
+
+
+def test_keys_on_disk_are_for_their_owner_and_no_list_has_them(keys: KeyStore) -> None:
+    """0600, in a directory of 0700; users.conf and users.json name public keys only."""
+    assert keys.directory.stat().st_mode & 0o777 == 0o700
+    seeds: list[Any] = [file.read_text().strip() for file in keys.directory.glob("*.seed")]
+    assert len(seeds) == 6
+    for file in keys.directory.iterdir():
+        if file.suffix == ".seed":
+            assert file.stat().st_mode & 0o777 == 0o600
+        else:
+            assert not any(seed in file.read_text() for seed in seeds)
