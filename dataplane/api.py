@@ -25,6 +25,7 @@ from dataplane.outbox import Outbox
 from dataplane.presence import present
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, node_fact
+from streams.connection import without_secret
 from streams.events import CHAIN_TRIGGERS, Event
 from streams.jetstream import JetStreamLog
 from streams.log import Delivery, Log, LogError, LogUnavailable
@@ -180,9 +181,8 @@ class DataPlane:
         async with self._connecting:
             if self._log is None:
                 if time.monotonic() < self._retry_at:
-                    raise LogUnavailable(
-                        f"{', '.join(self.config.servers)} did not answer just now"
-                    )
+                    where = ", ".join(without_secret(url) for url in self.config.servers)
+                    raise LogUnavailable(f"{where} did not answer just now")
                 try:
                     self._log = await open_log(self.config)
                 except LogUnavailable:

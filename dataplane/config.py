@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -155,6 +156,22 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         said = self.nats_url or _read_if_there(self.bus_file)
         urls = [url.strip() for url in said.split(",") if url.strip()]
         return urls or [f"nats://127.0.0.1:{self.nats_port}"]
+
+    def secrets(self) -> list[str]:
+        """What of this must never be shown, logged or said."""
+        in_urls = [urlsplit(url).password or "" for url in self.nats_url.split(",")]
+        return [secret for secret in (self.nats_password, self.web_token, *in_urls) if secret]
+
+    def __repr__(self) -> str:
+        """All that differs from the defaults, without secrets."""
+        shown = []
+        for field in msgspec.structs.fields(type(self)):
+            value = getattr(self, field.name)
+            if field.name == "nats_url" or value == field.default:
+                continue
+            secret = field.name in ("nats_password", "web_token")
+            shown.append(f"{field.name}={'[secret]' if secret else repr(value)}")
+        return f"DataPlaneConfig({', '.join(shown)})"
 
     @property
     def web_file(self) -> Path:

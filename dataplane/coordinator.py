@@ -44,7 +44,7 @@ class Coordinator:
         self.projector = Projector(log, config.views_dir)
         self.leading = Leading(log, bus, config, self.projector, leads=lambda: self.lease.held)
         self.queries = Queries(log, bus, self.projector, config)
-        self.provisioner = Provisioner(log, bus, self.projector)
+        self.provisioner = Provisioner(log, bus, self.projector, config)
         self._service: Answering | None = None
         self.monitor = Monitor(log, bus, self.projector, self.queries, config)
         self.web = WebServer(self.monitor, config) if config.web_enabled else None

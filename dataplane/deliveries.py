@@ -7,6 +7,7 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator
 
+from dataplane.logs import about
 from streams.log import Delivery, LogError
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ async def kept_alive(delivery: Delivery) -> AsyncIterator[None]:
 async def left_to_redelivery(delivery: Delivery) -> AsyncIterator[None]:
     """A log that can't be reached ends this try, not the agent: the message comes again."""
     try:
-        yield
+        with about(delivery.recorded):
+            yield
     except LogError as error:
         logger.warning("event %s will be redelivered: %s", delivery.recorded.id, error)

@@ -1,7 +1,8 @@
 """What a coordinator makes for others that they may not make themselves.
 
-The durable consumers of every node that has joined, and the key that signs URLs. Harmless where
-they are there; several coordinators may do it at once.
+The durable consumers of every node that has joined, the key that signs URLs, and, after the bus was
+restarted, the bucket of heartbeats that it kept in memory. Harmless where they are there; several
+coordinators may do it at once.
 """
 
 from __future__ import annotations
@@ -10,14 +11,15 @@ import asyncio
 import logging
 from contextlib import suppress
 
+from dataplane.config import DataPlaneConfig
 from dataplane.consumers import tasks_of, triggers_of
-from dataplane.presence import signing_key
+from dataplane.presence import present, signing_key
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.log import Bus, Log, LogError
 
 logger = logging.getLogger(__name__)
-_AGAIN_S = 2.0
+_AGAIN_S, _LOOK_S = 2.0, 5.0
 #: Commits come in crowds: nodes are looked through once for many.
 _GATHER_S = 0.2
 
@@ -25,8 +27,9 @@ _GATHER_S = 0.2
 class Provisioner:
     """Provides for nodes. `run` in a task."""
 
-    def __init__(self, log: Log, bus: Bus, projector: Projector) -> None:
+    def __init__(self, log: Log, bus: Bus, projector: Projector, config: DataPlaneConfig) -> None:
         self._log, self._bus, self._projector = log, bus, projector
+        self._replicas = config.replicas
         self._provided: set[str] = set()
         self._changed = asyncio.Event()
         projector.on_commit.append(self._changed.set)
@@ -42,12 +45,16 @@ class Provisioner:
                 await asyncio.sleep(_AGAIN_S)
                 continue
             with suppress(TimeoutError):
-                async with asyncio.timeout(60.0):
+                async with asyncio.timeout(_LOOK_S):
                     await self._changed.wait()
             await asyncio.sleep(_GATHER_S)
 
     async def provide(self) -> None:
         """Make what is missing."""
+        try:
+            await present(self._bus)
+        except LogError:
+            await self._log.ensure_topology(replicas=self._replicas)
         if not self._provided:
             await signing_key(self._bus)
         with self._projector.store.read() as reader:

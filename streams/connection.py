@@ -445,12 +445,13 @@ async def _probe(arguments: Mapping[str, Any]) -> None:
         _explain(arguments, [*failures, str(error)], error)
     finally:
         if client.is_connected or client.is_connecting:
-            await client.close()
+            # Not waited for without end: after a failed TLS handshake the library waits for ever.
+            await asyncio.wait({asyncio.create_task(client.close())}, timeout=1.0)
 
 
 def _explain(arguments: Mapping[str, Any], why: list[str], cause: Exception) -> NoReturn:
     """Turn what the library said into what an operator can act on; no password is in it."""
-    where = ", ".join(_without_secret(server) for server in arguments["servers"])
+    where = ", ".join(without_secret(server) for server in arguments["servers"])
     said = "; ".join(dict.fromkeys(filter(None, why))) or repr(cause)
     refused = re.search("authori[sz]ation|authentication", said, re.IGNORECASE)
     if refused or isinstance(cause, nkeys.NkeysError):
@@ -460,12 +461,18 @@ def _explain(arguments: Mapping[str, Any], why: list[str], cause: Exception) -> 
             f"the NATS server at {where} does not let {who} in ({said}); check user and password, "
             "or the credentials file, against its configuration"
         ) from cause
+    if "certificate" in said.lower() or "ssl" in said.lower():
+        raise LogUnavailable(
+            f"no TLS with the NATS server at {where} ({said}); nats_tls_ca must be who signed its "
+            "certificate, nats_tls_cert and nats_tls_key ours if it asks for one"
+        ) from cause
     raise LogUnavailable(
         f"no NATS server answers at {where} ({said}); is it running and is the address right? "
         "`dataplane up` brings its own"
     ) from cause
 
 
-def _without_secret(server: str) -> str:
+def without_secret(server: str) -> str:
+    """A server's URL as it may be shown: without who connects, and with which password."""
     parts = urlsplit(server if "://" in server else f"nats://{server}")
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

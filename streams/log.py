@@ -161,6 +161,9 @@ class Log(Protocol):
     async def consumer(self, durable: str) -> ConsumerState | None:
         """How far the durable consumer `durable` is; None if there is none."""
 
+    async def ensure_topology(self, *, replicas: int = 1) -> list[str]:
+        """Make streams and buckets that are not there; a sentence for each field that differs."""
+
     async def provide(
         self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
     ) -> None:

@@ -237,6 +237,9 @@ class MemoryLog:
         found = self._store.consumers.get(durable)
         return None if found is None else found.state()
 
+    async def ensure_topology(self, *, replicas: int = 1) -> list[str]:
+        return []
+
     async def provide(
         self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
     ) -> None:

@@ -1,8 +1,8 @@
 """The ``dataplane`` command. It asks, shows and starts; what it shows comes from elsewhere.
 
 `app` is the command with what all commands share; each module beside it adds a group of them:
-`processes`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`, `deleting`, `keys`.
-How things look is `show`.
+`processes`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`, `deleting`, `keys`,
+`top`. How things look is `show`.
 """
 
 from dataplane.cli import (
@@ -15,6 +15,7 @@ from dataplane.cli import (
     processes,
     rejecting,
     saying,
+    top,
 )
 from dataplane.cli.app import main
 
@@ -29,4 +30,5 @@ __all__ = [
     "processes",
     "rejecting",
     "saying",
+    "top",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from adapters.transport import TransportError
 from dataplane.catalog import Catalog
 from dataplane.cli import show
 from dataplane.config import CONFIG_FILE, ConfigError, DataPlaneConfig
+from dataplane.logs import JsonFormatter, PlainFormatter, protect, redacted
 from projections.store import StoreError, StoreMissing
 from streams.log import LogError, LogUnavailable, PermissionDenied
 from streams.values import DataType
@@ -40,6 +42,8 @@ DataDir = Annotated[Path | None, typer.Option("--data-dir", help="What is watche
 StateDir = Annotated[Path | None, typer.Option("--state-dir", help="Log, views, outbox.")]
 TypeOption = Annotated[DataType | None, typer.Option("--type", help="Only this type of data.")]
 
+LOG_JSON = "DATAPLANE_LOG_JSON"
+
 arguments: dict[str, Any] = {}
 
 
@@ -49,21 +53,38 @@ def common(
     state_dir: StateDir = None,
     nats: Nats = None,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Log more.")] = False,
+    log_json: Annotated[
+        bool, typer.Option("--log-json", envvar=LOG_JSON, help="Log JSON lines.")
+    ] = False,
 ) -> None:
     """Options for every command; each can also stand in the configuration."""
     arguments.update(path=config, state_dir=state_dir, nats_url=nats)
+    if log_json:
+        # For the children of `up`, too.
+        os.environ[LOG_JSON] = "1"
     logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.INFO,
-        format="%(name)s: %(message)s",
-        handlers=[RichHandler(console=show.errors, show_path=False)],
+        level=logging.DEBUG if verbose else logging.INFO, handlers=[_handler(log_json)]
     )
     for noisy in ("aiohttp.access", "watchfiles.main", "asyncio", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+def _handler(log_json: bool) -> logging.Handler:
+    handler: logging.Handler
+    if log_json:
+        handler = logging.StreamHandler()
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler = RichHandler(console=show.errors, show_path=False)
+        handler.setFormatter(PlainFormatter("%(name)s: %(message)s"))
+    return handler
+
+
 def config_of(**more: Any) -> DataPlaneConfig:
     given = {name: value for name, value in more.items() if value is not None}
-    return DataPlaneConfig.load(**{**arguments, **given})
+    config = DataPlaneConfig.load(**{**arguments, **given})
+    protect(config.secrets())
+    return config
 
 
 @contextlib.contextmanager
@@ -100,7 +121,7 @@ def main() -> None:
     try:
         app()
     except tuple(kind for kind, _ in _STATUS) as error:
-        text = str(error) or type(error).__name__
+        text = redacted(str(error) or type(error).__name__)
         show.errors.print(f"dataplane: {text}", style="red", highlight=False, markup=False)
         raise SystemExit(next(code for kind, code in _STATUS if isinstance(error, kind))) from None
     except KeyboardInterrupt:

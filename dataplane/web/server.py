@@ -10,6 +10,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from dataplane.config import DataPlaneConfig
+from dataplane.logs import protect
 from dataplane.monitor import Monitor
 from dataplane.web.access import guard, is_loopback, token_for
 from dataplane.web.draw import environment
@@ -27,6 +28,7 @@ class WebServer:
     def __init__(self, monitor: Monitor, config: DataPlaneConfig) -> None:
         self._config = config
         self._token = token_for(config.web_host, config.web_token, config.state_dir / "web_token")
+        protect([self._token])
         templates = environment()
         live = Live(monitor, templates)
         self._pages = Pages(monitor, templates, live)

@@ -18,6 +18,7 @@ from dataplane.demo import gamedb, hex
 from dataplane.presence import present
 from streams import events
 from streams.codec import Recorded
+from streams.connection import ConnectOptions
 from streams.events import Event
 from streams.jetstream import JetStreamLog
 from streams.server import EmbeddedServer
@@ -30,14 +31,21 @@ class LocalCluster:
     """Processes under one directory. Every wait is for a condition, with a generous limit."""
 
     def __init__(
-        self, base: Path, *, bus: Path | None = None, seeds: Path | None = None, **settings: object
+        self,
+        base: Path,
+        *,
+        bus: Path | None = None,
+        seeds: Path | None = None,
+        watcher: ConnectOptions | None = None,
+        **settings: object,
     ) -> None:
         """`bus` is another configuration of the server; `seeds` a directory with a key for each.
 
-        The watcher uses the key of ``coordinator``.
+        The watcher uses the key of ``coordinator``, and connects as `watcher` says.
         """
         self.base = base
         self._seeds = seeds
+        self._watcher: ConnectOptions = watcher or {}
         self.server = EmbeddedServer(base / "nats", config=bus)
         self.server.start()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -46,8 +54,12 @@ class LocalCluster:
         self.log: JetStreamLog
 
     async def __aenter__(self) -> LocalCluster:
-        seed = self._seed("coordinator")
-        self.log = await JetStreamLog.connect(self.server.url, name="watcher", nkey_seed_file=seed)
+        options: ConnectOptions = {
+            "name": "watcher",
+            "nkey_seed_file": self._seed("coordinator"),
+            **self._watcher,
+        }
+        self.log = await JetStreamLog.connect(self.server.url, **options)
         await self.log.ensure_topology()
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from dataplane.queries import QUERIES
 from streams.codec import fact_id, node_fact
-from streams.events import SelfplayComplete
+from streams.events import HostOffline, SelfplayComplete
 from streams.values import Role
 from tests.integration.cluster import LocalCluster, until
 
@@ -138,3 +139,31 @@ async def test_a_dead_coordinators_questions_are_answered_by_the_other(
         assert all(len(nodes) == 2 for nodes in answers)
     finally:
         await client.close()
+
+
+async def test_top_shows_the_cluster_on_any_terminal(cluster: LocalCluster) -> None:
+    """Once, into a pipe, from a directory that holds no views: alerts, nodes, chains."""
+    await cluster.log.publish(
+        node_fact(HostOffline(node="train-1", reason="spot is gone"), "ops", fact_id("off"))
+    )
+
+    async def said() -> bool:
+        text = await _top(cluster, "--once")
+        return "train-1 is out of planning: spot is gone" in text
+
+    await until(said, "the alert on the terminal")
+    text = await _top(cluster, "--once")
+    assert "1/2 nodes" in text
+    assert "SELFPLAY_COMPLETE" in text
+    glance = msgspec.json.decode(await _top(cluster, "--json"))
+    assert [node["node"] for node in glance["nodes"]] == ["gpu-7", "train-1"]
+
+
+async def _top(cluster: LocalCluster, *more: str) -> str:
+    command = [sys.executable, "-m", "dataplane", "--nats", cluster.server.url, "top", *more]
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, cwd=cluster.base
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    return said.decode()
