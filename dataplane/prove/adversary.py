@@ -83,7 +83,6 @@ class Adversary:
         for act in list(self._acts):
             act.cancel()
         await asyncio.gather(*self._acts, return_exceptions=True)
-        self._cluster.armed.clear()
         for cable in self._cluster.cables.values():
             cable.join()
         await asyncio.to_thread(self._filler().unlink, missing_ok=True)
@@ -211,10 +210,13 @@ class Adversary:
     async def _fill(self) -> None:
         """Fill a node's disk to the last byte for a while."""
         self._did("disk filled", self._cluster.small_disk, "")
+        filling = asyncio.create_task(asyncio.to_thread(_fill_up, self._filler()))
         try:
-            await asyncio.to_thread(_fill_up, self._filler())
+            await asyncio.shield(filling)
             await asyncio.sleep(self._rng.uniform(1.0, 5.0))
         finally:
+            # A thread can't be cancelled: what it still writes would outlive the removal.
+            await filling
             await asyncio.to_thread(self._filler().unlink, missing_ok=True)
 
     def _filler(self) -> Path:
@@ -246,13 +248,9 @@ class Adversary:
 
 
 def _fill_up(file: Path) -> None:
-    with contextlib.suppress(OSError), file.open("wb", buffering=0) as filler:
-        piece = bytes(1 << 20)
-        while filler.write(piece):
-            pass
-    with contextlib.suppress(OSError), file.open("ab", buffering=0) as filler:
-        while filler.write(bytes(512)):
-            pass
+    with contextlib.suppress(OSError), file.open("wb") as filler:
+        free = os.statvfs(file.parent)
+        os.posix_fallocate(filler.fileno(), 0, max(1, free.f_bavail * free.f_frsize))
 
 
 def _flip_byte(file: Path, where: float) -> bool:

@@ -22,7 +22,7 @@ from dataplane.prove.cable import Cable
 from dataplane.prove.servers import BusServer, clustered, single
 from streams.values import Role, Trait
 
-CONFIG_KEYS = ("hex8_2p", "square8_2p", "hex8_3p")
+CONFIG_KEYS = ("hex8_2p", "square8_2p")
 COORDINATORS = ("coordinator-1", "coordinator-2")
 #: A disk that can be filled: a small file system of its own under one node's data.
 SMALL_DISK_MB = 192
@@ -38,6 +38,7 @@ SETTINGS: dict[str, object] = {
     "max_in_flight": 8,
     "max_concurrent_syncs": 4,
     "manifest_refresh_interval": 20,
+    "web_enabled": False,
 }
 
 

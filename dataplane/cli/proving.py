@@ -1,0 +1,38 @@
+"""The guarantee, run against real processes: `prove`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dataplane.cli import show
+from dataplane.cli.app import Json, app
+
+
+@app.command()
+def prove(
+    minutes: Annotated[float, typer.Option(min=0.1, help="How long it is under fire.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="The same seed does the same things.")] = 1,
+    chains: Annotated[int, typer.Option(help="Go on until so many chains were begun.")] = 0,
+    kills: Annotated[int, typer.Option(help="Go on until so many were killed.")] = 0,
+    nodes: Annotated[int, typer.Option(min=4, help="Agents.")] = 5,
+    cluster: Annotated[bool, typer.Option("--cluster", help="Three nats-servers.")] = False,
+    keep: Annotated[Path | None, typer.Option(help="Keep all files there.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write the figures there, as JSON.")] = None,
+    replay: Annotated[Path | None, typer.Option(help="Judge a failure's bundle again.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Kill, pause, cut off and damage a real cluster, then count what is lost, doubled or wrong."""
+    from dataplane.prove import bundle
+    from dataplane.prove.run import Options, run_proof
+
+    if replay is not None:
+        problems, digests = bundle.judge_again(replay)
+        show.print_json({"problems": problems, "digests": digests})
+        raise typer.Exit(1 if problems else 0)
+    options = Options(
+        minutes=minutes, seed=seed, chains=chains, kills=kills, nodes=nodes, cluster=cluster
+    )
+    raise typer.Exit(run_proof(options, as_json=as_json, keep=keep, save=save))
