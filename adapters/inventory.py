@@ -23,6 +23,7 @@ from adapters.index import Row, State
 from adapters.known import Known
 from adapters.reading import Reader, Reading
 from adapters.removal import IDLE_S, Kept, remove
+from adapters.rot import Rot, reread, set_aside
 from adapters.walk import Walk, print_of, walk
 from adapters.watching import changes_under
 from adapters.workers import finish, settled
@@ -259,6 +260,42 @@ class Inventory:
             size_bytes=size_bytes,
             reason="" if proven else f"the disk holds {found}",
         )
+
+    def at_rest(self) -> list[tuple[float, DataEntry]]:
+        """Files that can be read again as they are, and when each was last read; 0 if never.
+
+        Not among them are live databases: what is served of those is a snapshot.
+        """
+        rows = [row for row in self._known.here() if row.holder == row.local]
+        return [(row.read_at, row.entry) for row in rows if not row.print.wal_size]
+
+    def spoiled(self) -> list[DataEntry]:
+        """Copies of other nodes' files that were changed in place, as they should be."""
+        rows = self._known.rows.values()
+        return [row.entry for row in rows if row.state is State.SPOILED and row.received]
+
+    async def scrub(self, path: str) -> Rot | None:
+        """Read what is here under a logical path again; what is wrong with it, None if nothing.
+
+        A received file that rotted is set aside, durably: it is `removed` in scans from then on,
+        until that is marked as `reported`. One of this node's own stays where it is.
+        """
+        await self._known.ready()
+        async with self._scanning:
+            row = self._known.row_of(path)
+            if row is None or row.state is State.GONE or row.holder != row.local:
+                return None
+            try:
+                found = await finish(
+                    lambda: reread(self._root, row, self._closed.is_set), executor=self._proofs
+                )
+            except Stopped:
+                return None
+            if found is not None and row.received:
+                await finish(lambda: set_aside(self._root, row))
+                await self._known.put({row.local: _gone(row)})
+                return msgspec.structs.replace(found, set_aside=True)
+            return found
 
     def counts(self) -> Counts:
         """The inventory as of the last scan, in numbers."""

@@ -7,6 +7,7 @@ is the inventory's index, which the log can restore.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import time
 from contextlib import suppress
@@ -38,6 +39,7 @@ from dataplane.progress import Progress
 from dataplane.proving import answer_proofs
 from dataplane.reaching import reached
 from dataplane.relaying import Relaying
+from dataplane.scrub import Scrubber
 from dataplane.transfers import TransportManager, quarantine_fact
 from dataplane.transports import content_path, locate_subject, make_transports
 from streams import events
@@ -69,6 +71,13 @@ class Agent:
         self._outbox = Outbox(config.state_dir / "outbox")
         self._presence = Presence(bus, self.node, "agent")
         self._observer = Observer(log, config, self._inventory)
+        self._scrubber = Scrubber(
+            config.node,
+            self._inventory,
+            self._say_in_the_end,
+            interval_s=config.scrub_interval,
+            limit_mbps=config.scrub_limit_mbps,
+        )
         self._custody = Custody(log, bus, self.node, self._inventory, config.policy())
         self._server: FileServer | None = None
         self._transports: dict[Transport, Fetches] = {}
@@ -137,6 +146,7 @@ class Agent:
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._send_outbox(), name="outbox")
             group.create_task(self._probe(), name="probe")
+            group.create_task(self._scrubber.run(), name="scrub")
             if self._backups is not None:
                 group.create_task(self._backups.consolidate(), name="bucket")
 
@@ -266,6 +276,11 @@ class Agent:
                 }
             )
             await asyncio.sleep(HEARTBEAT_S)
+
+    async def _say_in_the_end(self, fact: Fact) -> None:
+        """Say it now, or if the bus is away, as soon as it is back, also after a restart."""
+        with contextlib.suppress(LogError):
+            await self._outbox.publish(self._log, fact)
 
     async def _send_outbox(self) -> None:
         """Send what self-play on this node could not send itself."""

@@ -101,6 +101,12 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     # Catalog
     manifest_refresh_interval: _Positive = 60.0
 
+    # Scrubbing
+    #: Every replica is read again within this many seconds, so that rot is found; 0: never.
+    scrub_interval: _NotNegative = 14 * 86_400.0
+    #: Mbit/s that reading again may take of this node's disks.
+    scrub_limit_mbps: _Positive = 200.0
+
     # Sync
     min_replication_factor: Annotated[int, Meta(ge=1)] = 3
     #: Transfers at once from or to one node.
@@ -394,6 +400,10 @@ TEMPLATE = """\
 # s3_endpoint = ""               # "http://10.0.0.9:8333" for a server of one's own
 # s3_region = ""
 # s3_encryption_key_file = ""   # what this node stores is sealed with this key
+
+# Scrubbing.
+# scrub_interval = 1209600.0     # every replica is read again within this; 0: never
+# scrub_limit_mbps = 200.0       # what reading again may take of the disks
 
 # Sync.
 # max_concurrent_syncs = 5       # transfers at once from or to one node

@@ -46,6 +46,9 @@ def copies(facts: Sequence[Recorded], *, stored: bool = False) -> list[CopyAudit
         event = recorded.event
         if isinstance(event, events.FilesObserved):
             catalogued |= {(entry.path, entry.checksum): entry for entry in event.entries}
+            for entry in event.entries:
+                # It has written one of its own there: that is no copy any more.
+                newest.pop((event.node, entry.path), None)
         elif isinstance(event, events.TransferSucceeded):
             place = event.target, event.entry.path
             before = newest.get(place)

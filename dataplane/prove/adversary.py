@@ -225,7 +225,9 @@ class Adversary:
     async def _flip(self) -> None:
         """Change one byte of a copy at rest, as a disk that rots does."""
         already = {(flip.node, flip.path) for flip in self.flips}
-        candidates = sorted(self._scene.copies.keys() - already)
+        copies = self._scene.copies.keys() - already
+        # Of a shared path another content is a new version by whoever changed it, not damage.
+        candidates = sorted(place for place in copies if place[1].startswith("games/"))
         if not candidates:
             return
         node, path = self._rng.choice(candidates)

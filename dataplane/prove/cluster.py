@@ -39,6 +39,8 @@ SETTINGS: dict[str, object] = {
     "max_concurrent_syncs": 4,
     "manifest_refresh_interval": 20,
     "web_enabled": False,
+    "scrub_interval": 5,
+    "scrub_limit_mbps": 400,
 }
 
 

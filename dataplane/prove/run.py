@@ -52,7 +52,7 @@ class Options(msgspec.Struct, frozen=True):
     #: Seconds between two things the adversary does, about.
     gap_s: float = 1.2
     #: Whether copies on disks are damaged.
-    damage: bool = False
+    damage: bool = True
 
     @property
     def command(self) -> str:
@@ -282,8 +282,8 @@ def _print_report(report: Report) -> None:
         + ", ".join(f"{count} {kind}" for kind, count in sorted(figures.kills_by_kind.items())),
         *(f"            {count:4} {place}" for place, count in figures.kills_by_place.items()),
         "besides     " + ", ".join(f"{count} {what}" for what, count in figures.deeds.items()),
-        f"damage      {figures.flips} bytes flipped, {figures.flips_reported} reported, "
-        f"{figures.flips_replaced} replaced before that",
+        f"damage      {figures.flips} copies damaged: {figures.flips_reported} reported, "
+        f"{figures.flips_repaired} of them repaired; {figures.flips_replaced} replaced before that",
         f"log         {figures.facts} facts, {figures.acknowledged} acknowledged ones all there",
     ]
     for line in lines:

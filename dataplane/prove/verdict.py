@@ -52,6 +52,9 @@ class Figures(msgspec.Struct, frozen=True):
     copies_checked: int
     flips: int
     flips_reported: int
+    #: Of those, how many were replaced by a good copy afterwards.
+    flips_repaired: int
+    #: Damaged copies that a newer version replaced before anybody read them.
     flips_replaced: int
     #: Why chains failed, and how many.
     failures: dict[str, int]
@@ -127,7 +130,7 @@ def _figures(
     latencies = sorted(chain.latency_s for chain in chains if chain.latency_s is not None)
     doubled = sum(max(0, chain.ends - 1) + max(0, chain.announced - 1) for chain in chains)
     there = {recorded.id for recorded in facts}
-    reported, replaced = _flips_seen(facts, flips)
+    reported, repaired = _flips_seen(facts, flips)
     return Figures(
         chains=len(chains),
         completed=sum(chain.completed > 0 for chain in chains),
@@ -151,20 +154,28 @@ def _figures(
         copies_checked=len(found),
         flips=len(flips),
         flips_reported=reported,
-        flips_replaced=replaced,
+        flips_repaired=repaired,
+        flips_replaced=len(flips) - reported,
         failures=dict(Counter(_sort_of(chain.reason) for chain in chains if chain.failed)),
     )
 
 
 def _flips_seen(facts: Sequence[Recorded], flips: Sequence[Flip]) -> tuple[int, int]:
-    """How many damaged copies were reported as such; and how many were replaced before that."""
-    reported = {
-        (one.event.node, one.event.path, one.event.checksum)
-        for one in facts
-        if isinstance(one.event, events.FileQuarantined)
-    }
-    seen = sum((flip.node, flip.path, flip.checksum) in reported for flip in flips)
-    return seen, len(flips) - seen
+    """How many damaged copies were reported as such, and how many of those came anew."""
+    reported: set[tuple[str, str, str]] = set()
+    repaired: set[tuple[str, str]] = set()
+    waiting: set[tuple[str, str]] = set()
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.FileQuarantined):
+            reported.add((event.node, event.path, event.checksum))
+            waiting.add((event.node, event.path))
+        elif isinstance(event, events.TransferSucceeded):
+            place = event.target, event.entry.path
+            if place in waiting:
+                repaired.add(place)
+    seen = [flip for flip in flips if (flip.node, flip.path, flip.checksum) in reported]
+    return len(seen), sum((flip.node, flip.path) in repaired for flip in seen)
 
 
 def _place(kill: Kill) -> str:

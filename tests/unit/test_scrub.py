@@ -1,0 +1,187 @@
+"""Scrubbing: rot is found, set aside and said; what somebody wrote is no rot."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from adapters.inventory import Inventory
+from dataplane.scrub import Scrubber
+from streams import events
+from streams.codec import Fact
+from streams.values import DataEntry, DataType
+
+PATH = "games/gpu-1/hex8_2p.jsonl"
+DAY_S = 86_400.0
+
+
+class Clock:
+    """The time, seconds since 1970; it goes on when the test says so."""
+
+    now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+async def inventory(tmp_path: Path) -> AsyncIterator[Inventory]:
+    """What a node holds."""
+    inventory = Inventory(tmp_path, "train-1")
+    yield inventory
+    await inventory.close()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """The scrubber's clock."""
+    return Clock()
+
+
+@pytest.fixture
+def said() -> list[Fact]:
+    """What the scrubber says."""
+    return []
+
+
+@pytest.fixture
+def scrubber(inventory: Inventory, said: list[Fact], clock: Clock) -> Scrubber:
+    """It reads everything again each day."""
+
+    async def say(fact: Fact) -> None:
+        said.append(fact)
+
+    return Scrubber("train-1", inventory, say, interval_s=DAY_S, limit_mbps=1_000.0, clock=clock)
+
+
+async def received(
+    inventory: Inventory, root: Path, content: bytes = b'{"moves":[]}\n' * 100
+) -> DataEntry:
+    """A file that came by a transfer."""
+    content, file = b'{"moves":[]}\n' * 100, root / PATH
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    entry = DataEntry(
+        path=PATH,
+        data_type=DataType.GAMES,
+        config_key="hex8_2p",
+        size_bytes=len(content),
+        checksum="sha256:" + hashlib.sha256(content).hexdigest(),
+    )
+    await inventory.landed(entry, PATH)
+    return entry
+
+
+def rot(file: Path, position: int = 40) -> None:
+    """One bit changes, and nobody wrote it."""
+    before = file.stat()
+    content = bytearray(file.read_bytes())
+    content[position] ^= 1
+    with file.open("r+b") as opened:
+        opened.write(content)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+async def test_copy_that_rotted_is_set_aside_said_and_asked_for_anew(
+    inventory: Inventory, scrubber: Scrubber, said: list[Fact], tmp_path: Path
+) -> None:
+    """The damaged file is in quarantine, the fact names it, and a chain is opened for that path."""
+    entry = await received(inventory, tmp_path)
+    rot(tmp_path / PATH)
+    found = await scrubber.scrub(entry)
+    assert found is not None and found.set_aside
+    assert not (tmp_path / PATH).exists()
+    (aside,) = (tmp_path / ".dataplane" / "quarantine").iterdir()
+    assert aside.suffix == ".rotten"
+    damaged, needed = (fact.event for fact in said)
+    assert isinstance(damaged, events.FileQuarantined)
+    assert (damaged.node, damaged.path, damaged.checksum) == ("train-1", PATH, entry.checksum)
+    assert "it was not received anew" in damaged.reason
+    assert isinstance(needed, events.DataNeeded)
+    assert (needed.node, needed.paths) == ("train-1", (PATH,))
+    # It is said already: no scan says once more that it is gone.
+    assert (await inventory.scan()).removed == ()
+    assert await inventory.held() == []
+
+
+async def test_process_that_dies_before_it_could_say_so_says_later_that_the_file_is_gone(
+    inventory: Inventory, tmp_path: Path
+) -> None:
+    """The catalog must not go on naming a copy that is in quarantine."""
+    entry = await received(inventory, tmp_path)
+    rot(tmp_path / PATH)
+    assert await inventory.scrub(entry.path) is not None
+    await inventory.close()
+    again = Inventory(tmp_path, "train-1")
+    assert (await again.scan()).removed == (PATH,)
+    await again.close()
+
+
+async def test_sound_copy_is_left_alone(
+    inventory: Inventory, scrubber: Scrubber, said: list[Fact], tmp_path: Path
+) -> None:
+    """It is read, counted, and that is all."""
+    entry = await received(inventory, tmp_path)
+    assert await scrubber.scrub(entry) is None
+    assert (scrubber.read, scrubber.bytes_read, scrubber.rotten) == (1, entry.size_bytes, 0)
+    assert said == [] and (tmp_path / PATH).exists()
+
+
+async def test_file_that_somebody_wrote_is_no_rot(
+    inventory: Inventory, scrubber: Scrubber, said: list[Fact], tmp_path: Path
+) -> None:
+    """It looks different: the next scan says what it is."""
+    entry = await received(inventory, tmp_path)
+    (tmp_path / PATH).write_bytes(b"something else")
+    assert await scrubber.scrub(entry) is None
+    assert said == [] and (tmp_path / PATH).read_bytes() == b"something else"
+
+
+async def test_copy_of_another_nodes_file_that_was_changed_in_place_is_replaced(
+    inventory: Inventory, scrubber: Scrubber, said: list[Fact], tmp_path: Path
+) -> None:
+    """The scan has said already that it is gone; the scrubber asks for it anew."""
+    entry = await received(inventory, tmp_path)
+    (tmp_path / PATH).write_bytes(b"something else")
+    found = await inventory.scan()
+    assert found.removed == (PATH,)
+    await inventory.reported((), found.removed)
+    assert inventory.spoiled() == [entry]
+    rot_found = await scrubber.scrub(entry)
+    assert rot_found is not None and rot_found.set_aside
+    assert [type(fact.event) for fact in said] == [events.FileQuarantined, events.DataNeeded]
+    assert inventory.spoiled() == [] and (await inventory.scan()).removed == ()
+
+
+async def test_file_of_the_nodes_own_that_rotted_is_said_once_and_stays(
+    inventory: Inventory, scrubber: Scrubber, said: list[Fact], tmp_path: Path
+) -> None:
+    """Nobody but its owner may touch it."""
+    file = tmp_path / "games/hex8_2p.jsonl"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b'{"moves":[]}\n' * 100)
+    (entry,) = (await inventory.scan()).changed
+    rot(file)
+    for _ in range(2):
+        found = await scrubber.scrub(entry)
+        assert found is not None and not found.set_aside
+    assert [type(fact.event) for fact in said] == [events.FileQuarantined, events.DataNeeded]
+    assert file.exists()
+
+
+async def test_what_was_read_longest_ago_is_due_first_and_only_after_the_interval(
+    inventory: Inventory, scrubber: Scrubber, clock: Clock, tmp_path: Path
+) -> None:
+    """A replica that was read again today is not read again today."""
+    entry = await received(inventory, tmp_path)
+    assert scrubber.due() == []
+    clock.now += DAY_S
+    assert scrubber.due() == [entry]
+    await scrubber.scrub(entry)
+    assert scrubber.due() == []
+    clock.now += DAY_S
+    assert scrubber.due() == [entry]
