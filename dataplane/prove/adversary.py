@@ -33,7 +33,7 @@ from streams.identity import PathRules
 #: Processes that may be away or paused at once.
 _MOST_AWAY = 2
 #: The share of processes started again that are told to die at a named point.
-_ARMED_SHARE = 0.6
+_ARMED_SHARE = 0.8
 
 
 class Deed(msgspec.Struct, frozen=True):
@@ -151,7 +151,7 @@ class Adversary:
         await asyncio.sleep(self._rng.uniform(0.1, 2.5))
         points = points_of(kind_of(target.name))
         if points and self._rng.random() < _ARMED_SHARE:
-            point, count = self._rng.choice(points), self._rng.randint(1, 3)
+            point, count = self._rng.choice(points), self._rng.randint(1, 2)
             await target.start(**self._cluster.arm(target.name, point, count))
         else:
             await target.start()

@@ -1,0 +1,52 @@
+"""``python -m tests.simulation --schedules 50000``: many schedules, and what breaks a promise."""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import sys
+import time
+
+from tests.simulation.search import Summary, search
+
+_PIECE = 250
+
+
+def main() -> int:
+    """Run them; exit status 1 if any breaks a promise."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
+    parser.add_argument("--schedules", type=int, default=1_000)
+    parser.add_argument("--seed", type=int, default=0, help="the first")
+    parser.add_argument("--processes", type=int, default=1)
+    given = parser.parse_args()
+    began = time.monotonic()
+    pieces = [
+        range(start, min(start + _PIECE, given.seed + given.schedules))
+        for start in range(given.seed, given.seed + given.schedules, _PIECE)
+    ]
+    total, found = Summary(0, 0, 0, 0, 0.0, []), []
+    with concurrent.futures.ProcessPoolExecutor(given.processes) as pool:
+        for one in pool.map(search, pieces):
+            total = Summary(
+                total.schedules + one.schedules,
+                total.chains + one.chains,
+                total.facts + one.facts,
+                total.steps + one.steps,
+                0.0,
+                [],
+            )
+            found += one.found
+            for finding in one.found:
+                print(finding, flush=True)
+            took = time.monotonic() - began
+            print(f"{total.schedules} schedules, {took:.0f} s, {len(found)} found", file=sys.stderr)
+    took = time.monotonic() - began
+    print(
+        f"{total.schedules} schedules, {total.chains} chains, {total.facts} facts, {total.steps} "
+        f"steps in {took:.0f} s on {given.processes} processes; {len(found)} break a promise"
+    )
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Agents as state machines: a disk that outlives the process, answers, orders and what goes wrong.
+
+They speak the real agents' words in the real order: what is said is said before it is
+acknowledged, and what was done before is not done again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+from collections.abc import Callable
+
+from msgspec.structs import replace
+
+from streams import events
+from streams.codec import Recorded, fact_id, node_fact
+from streams.events import FILE_TRIGGERS, Event, type_name
+from streams.log import Delivery, LogError
+from streams.subjects import Place
+from streams.values import DataEntry, DataType, Endpoint, NodeDescription, Role, Trait
+from tests.simulation.bus import FaultyLog
+
+ACK_WAIT_S = 6.0
+
+
+class Disk:
+    """What a node keeps: by path, the entry it holds; and which of them are its own."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, DataEntry] = {}
+        self.own: dict[str, DataEntry] = {}
+        #: What was said of own files, by path.
+        self.said: dict[str, str] = {}
+
+
+class Node:
+    """One node of the cluster, its disk, and the agent that runs on it now and then."""
+
+    def __init__(self, name: str, role: Role, disks: dict[str, Disk], rng: random.Random) -> None:
+        self.name = name
+        self.role = role
+        self.disk = disks[name]
+        self._disks = disks
+        self._rng = rng
+
+    def description(self) -> NodeDescription:
+        """The node in its own words."""
+        traits = (Trait.EXTERNAL_STORAGE,) if self.role is Role.STORAGE else (Trait.GPU,)
+        return NodeDescription(
+            name=self.name,
+            roles=(self.role,),
+            traits=traits,
+            endpoint=Endpoint(node=self.name, http_url=f"http://{self.name}:1"),
+            disk_total_bytes=10**12,
+            disk_free_bytes=9 * 10**11,
+        )
+
+    def write(self, path: str, data_type: DataType, config_key: str, content: str) -> None:
+        """Write a file of the node's own, as a player or trainer does."""
+        checksum = "sha256:" + hashlib.sha256(content.encode()).hexdigest()
+        before = self.disk.own.get(path)
+        games = (before.games or 0) + 20 if before else 20
+        entry = DataEntry(
+            path=path,
+            data_type=data_type,
+            config_key=config_key,
+            size_bytes=1_000 + games,
+            checksum=checksum,
+            games=games if data_type is DataType.GAMES else None,
+        )
+        self.disk.own[path] = self.disk.files[path] = entry
+
+    async def run(self, log: FaultyLog) -> None:
+        """The agent, until it is cancelled, which is how it dies."""
+        subjects = [f"dp.{Place.NODE}.{self.name}.{type_name(cls)}.>" for cls in FILE_TRIGGERS]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._serve(log, f"observe_{self.name}", subjects, self._answer))
+            orders = [f"dp.{Place.TASK}.{self.name}.>"]
+            group.create_task(self._serve(log, f"task_{self.name}", orders, self._obey))
+
+    async def _serve(
+        self, log: FaultyLog, durable: str, subjects: list[str], act: Callable[..., object]
+    ) -> None:
+        deliveries = await log.consume(durable, subjects, ack_wait_s=ACK_WAIT_S, max_pending=64)
+        try:
+            async for delivery in deliveries:
+                try:
+                    await act(log, delivery)  # type: ignore[misc]
+                except LogError:
+                    # Left to redelivery, as the real agent does.
+                    continue
+        finally:
+            await deliveries.close()
+
+    async def _answer(self, log: FaultyLog, delivery: Delivery) -> None:
+        trigger = delivery.recorded
+        await self._work()
+        whole = isinstance(trigger.event, events.NodeTerminating)
+        changed = tuple(
+            entry
+            for path, entry in sorted(self.disk.own.items())
+            if (whole or entry.config_key == trigger.config_key)
+            and self.disk.said.get(path) != entry.checksum
+        )
+        content = fact_id(*((entry.path, entry.checksum) for entry in changed))
+        observed = events.FilesObserved(node=self.name, entries=changed)
+        id = fact_id("observed", self.name, trigger.id, content, 0)
+        fact = node_fact(observed, self.name, id, chain=trigger.chain, cause=trigger.id)
+        await log.publish(fact)
+        self.disk.said |= {entry.path: entry.checksum for entry in changed}
+        await delivery.ack()
+
+    async def _obey(self, log: FaultyLog, delivery: Delivery) -> None:
+        order = delivery.recorded
+        if isinstance(order.event, events.TransferAssigned):
+            result = await self._transfer(order.event)
+            await self._say(log, result, order)
+        await delivery.ack()
+
+    async def _transfer(self, order: events.TransferAssigned) -> Event:
+        entry, there = order.entry, self.disk.files.get(order.entry.path)
+        if there is not None and there.checksum == entry.checksum:
+            return self._succeeded(order, there, 0)
+        if there is not None and there.version > entry.version:
+            return self._failed(order, "Superseded", retryable=False)
+        await self._work()
+        source = self._disks[order.source].files.get(entry.path)
+        if source is None or source.checksum != entry.checksum:
+            # The real source keeps a snapshot for an hour; the model forgets at once.
+            return self._failed(order, "EntryMissing")
+        if self._rng.random() < 0.1:
+            return self._failed(order, "Interrupted")
+        self.disk.files[entry.path] = entry
+        await self._work()
+        return self._succeeded(order, entry, entry.size_bytes)
+
+    async def _work(self) -> None:
+        """Time passes while bytes move; the process may die in it."""
+        await asyncio.sleep(self._rng.uniform(0.0, 2.0))
+
+    def _succeeded(self, order: events.TransferAssigned, entry: DataEntry, moved: int) -> Event:
+        return events.TransferSucceeded(
+            transfer=order.transfer,
+            node=self.name,
+            source=order.source,
+            target=order.target,
+            entry=replace(order.entry, games=entry.games),
+            attempt=order.attempt,
+            bytes_transferred=moved,
+            games=entry.games,
+        )
+
+    def _failed(
+        self, order: events.TransferAssigned, kind: str, *, retryable: bool = True
+    ) -> Event:
+        return events.TransferFailed(
+            transfer=order.transfer,
+            node=self.name,
+            source=order.source,
+            target=order.target,
+            entry=order.entry,
+            attempt=order.attempt,
+            error=kind,
+            error_class=kind,
+            retryable=retryable,
+        )
+
+    async def _say(self, log: FaultyLog, event: Event, order: Recorded) -> None:
+        id = fact_id(order.id, type_name(event))
+        await log.publish(node_fact(event, self.name, id, chain=order.chain, cause=order.id))

@@ -1,0 +1,83 @@
+"""What happens in a run: triggers and faults with their times, drawn from a seed."""
+
+from __future__ import annotations
+
+import random
+from typing import NamedTuple
+
+import msgspec
+
+CONFIG_KEYS = ("hex8_2p", "square8_2p")
+PLAYERS = ("gpu-1", "gpu-2")
+TRAINERS = ("train-1", "train-2")
+NODES = (*PLAYERS, *TRAINERS, "vault")
+COORDINATORS = ("boss-1", "boss-2")
+#: For how many virtual seconds triggers are said and things go wrong.
+TROUBLE_S = 40.0
+
+
+class Step(NamedTuple):
+    """Something that happens at a time."""
+
+    at: float
+    what: str
+    #: The node or coordinator it happens to.
+    name: str
+    config_key: str = ""
+    #: How long what it takes away stays away.
+    length_s: float = 0.0
+
+
+class Schedule(msgspec.Struct, frozen=True):
+    """A run, whole: run again it does the same."""
+
+    #: Of the order in which ready steps run, and of each fault that needs no time.
+    seed: int
+    #: The share of words with the bus that go wrong.
+    share: float
+    steps: tuple[Step, ...]
+
+    def __str__(self) -> str:
+        lines = [f"  {s.at:5.1f} s  {s.what} {s.name} {s.config_key}".rstrip() for s in self.steps]
+        return "\n".join([f"seed {self.seed}, faults {self.share:.2f}", *lines])
+
+
+#: Triggers, and how often each is drawn.
+_SAYS = {"plays": 6, "promotes": 2, "finds-orphans": 1, "terminates": 1, "trains": 1, "needs": 1}
+_BREAKS = {
+    "coordinator-dies": 4,
+    "coordinator-pauses": 3,
+    "views-are-lost": 1,
+    "agent-dies": 4,
+    "bus-is-away": 2,
+}
+
+
+def drawn(seed: int) -> Schedule:
+    """A schedule from a seed: a few triggers, a few faults, and a share of lost words."""
+    rng = random.Random(f"schedule {seed}")
+    says = [_said(rng) for _ in range(rng.randint(1, 6))]
+    breaks = [_broken(rng) for _ in range(rng.randint(0, 6))]
+    share = rng.choice((0.0, 0.02, 0.1, 0.25))
+    return Schedule(seed, share, tuple(sorted((*says, *breaks))))
+
+
+def _said(rng: random.Random) -> Step:
+    what = rng.choices(list(_SAYS), list(_SAYS.values()))[0]
+    trainer = what in ("promotes", "trains", "needs")
+    name = rng.choice(TRAINERS if trainer else PLAYERS)
+    return Step(_time(rng), what, name, rng.choice(CONFIG_KEYS))
+
+
+def _broken(rng: random.Random) -> Step:
+    what = rng.choices(list(_BREAKS), list(_BREAKS.values()))[0]
+    length_s = round(rng.choice((0.1, 1.0, 8.0, 30.0)) * rng.uniform(0.5, 1.5), 2)
+    if what == "agent-dies":
+        return Step(_time(rng), what, rng.choice(NODES), length_s=length_s)
+    if what == "bus-is-away":
+        return Step(_time(rng), what, "bus", length_s=length_s)
+    return Step(_time(rng), what, rng.choice(COORDINATORS), length_s=length_s)
+
+
+def _time(rng: random.Random) -> float:
+    return round(rng.uniform(0.5, TROUBLE_S), 2)

@@ -1,0 +1,156 @@
+"""Thousands of orders in which things can happen, and not one in which a promise is broken.
+
+``python -m tests.simulation --schedules 50000`` runs more of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from dataplane import bridge as bridge_module
+from dataplane.bridge import Decision, EventBridge
+from dataplane.dispatch import Dispatcher
+from streams.codec import Fact
+from streams.log import Receipt
+from tests.simulation.clock import VirtualLoop
+from tests.simulation.schedule import Schedule, Step, drawn
+from tests.simulation.search import Summary, search
+from tests.simulation.world import run
+
+#: Schedules of each run of the suite; the seeds before them are those of bugs that were found.
+SCHEDULES = 120
+#: Seeds that once broke a promise, and how.
+REGRESSIONS: dict[int, str] = {}
+
+
+def test_no_schedule_breaks_a_promise() -> None:
+    """Crashes, pauses, lost words and odd orders: every chain ends once, every view is the fold."""
+    found = search(range(SCHEDULES)).found
+    assert not found, "\n\n".join(map(str, found))
+
+
+def test_same_seed_does_the_same() -> None:
+    """A finding can be looked at again: facts, steps and virtual time are equal."""
+    assert run(drawn(7)) == run(drawn(7))
+
+
+def test_schedules_differ_and_do_much() -> None:
+    """The share of schedules that would prove nothing is small."""
+    summary = search(range(30))
+    assert summary.chains > 60 and summary.facts > 600
+    assert len({drawn(seed).steps for seed in range(30)}) == 30
+
+
+# A simulation that can't fail proves nothing: each of these handlers is broken, and found.
+
+
+def broken_in(monkeypatch: pytest.MonkeyPatch, **_: Any) -> Summary:
+    """Search until the first promise is broken."""
+    return search(range(400), most=1)
+
+
+def test_bridge_that_ignores_the_guards_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two coordinators then both decide, each by ids of its own."""
+
+    async def append(self: EventBridge, group: list[Decision]) -> Receipt:
+        facts = [_with_id_of_its_own(fact) for decision in group for fact in decision.facts]
+        return await self._log.append(facts)
+
+    monkeypatch.setattr(EventBridge, "_append", append)
+    (found,) = broken_in(monkeypatch).found
+    assert any("has ended 2 times" in problem for problem in found.problems)
+
+
+def _with_id_of_its_own(fact: Fact) -> Fact:
+    return fact._replace(id=f"{fact.id[:20]}{uuid.uuid4().hex[:12]}")
+
+
+def test_dispatcher_that_ignores_its_guard_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two of them fill the same slots."""
+
+    async def assign(self: Dispatcher, assignments: Sequence[Fact], guard: object) -> None:
+        for fact in assignments:
+            await self._log.publish(fact)
+
+    monkeypatch.setattr(Dispatcher, "_assign", assign)
+    (found,) = broken_in(monkeypatch).found
+    assert any("transfers ran at" in problem for problem in found.problems)
+
+
+def test_bridge_that_forgets_what_it_could_not_append_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It acknowledges before it appends, and no sweep asks again."""
+    real = EventBridge._handle
+
+    async def handle(self: EventBridge, deliveries: list[Any]) -> None:
+        await asyncio.gather(*(delivery.ack() for delivery in deliveries))
+        await real(self, deliveries)
+
+    async def sweep(self: EventBridge) -> None:
+        """Nothing."""
+
+    monkeypatch.setattr(EventBridge, "_handle", handle)
+    monkeypatch.setattr(EventBridge, "sweep", sweep)
+    (found,) = broken_in(monkeypatch).found
+    assert any("has not ended" in problem for problem in found.problems)
+
+
+def test_end_that_is_said_without_looking_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chain is called complete while its copies are still on their way."""
+    real = bridge_module.owed
+
+    def owed(chain: Any, transfers: Any, *rest: Any) -> list[Fact]:
+        arrived = {id: _as_if_arrived(row) for id, row in transfers.items()}
+        return real(chain, arrived, *rest)
+
+    monkeypatch.setattr(bridge_module, "owed", owed)
+    (found,) = broken_in(monkeypatch).found
+    assert any("no transfer before it has proven that" in one for one in found.problems)
+    # The report is small enough to be read: one trigger, and no fault at all.
+    assert len(found.smallest.steps) == 1 and found.smallest.share == 0.0
+
+
+def _as_if_arrived(row: Any) -> Any:
+    from msgspec.structs import replace
+
+    from projections.transfers import TransferState
+
+    return replace(row, state=TransferState.SUCCEEDED, arrived_checksum=row.entry.checksum)
+
+
+# The clock
+
+
+def test_time_jumps_to_what_is_due_and_what_is_ready_runs_in_any_order() -> None:
+    """An hour takes no time; ten tasks that are ready at once come in more than one order."""
+
+    async def order_of_ten() -> tuple[int, ...]:
+        order: list[int] = []
+
+        async def note(number: int) -> None:
+            await asyncio.sleep(3600.0)
+            order.append(number)
+
+        await asyncio.gather(*(note(number) for number in range(10)))
+        assert asyncio.get_running_loop().time() == 3600.0
+        return tuple(order)
+
+    orders = set()
+    for seed in range(5):
+        loop = VirtualLoop(random.Random(seed))
+        orders.add(loop.run_until_complete(order_of_ten()))
+        loop.close()
+    assert len(orders) == 5
+
+
+def test_schedule_is_written_so_that_it_can_be_run_again() -> None:
+    """The report of a finding names every step."""
+    schedule = Schedule(3, 0.1, (Step(1.5, "plays", "gpu-1", "hex8_2p"),))
+    assert str(schedule) == "seed 3, faults 0.10\n    1.5 s  plays gpu-1 hex8_2p"

@@ -1,0 +1,338 @@
+"""One run: a cluster in one event loop until nothing is owed, and what broke a promise."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+from collections.abc import Callable, Coroutine, Iterable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from dataplane import laws
+from dataplane.bridge import EventBridge
+from dataplane.dispatch import Dispatcher
+from dataplane.policy import Bandwidth, Chains, Policy, Quality, Retries
+from projections.cluster import ClusterView
+from projections.fold import TABLES, checkpoint, fold, view_digests
+from projections.projector import Projector
+from streams import events
+from streams.codec import Recorded, fact_id, node_fact
+from streams.events import Event
+from streams.log import LogError
+from streams.values import DataType, Role
+from tests.simulation.bus import Faults, FaultyLog
+from tests.simulation.clock import VirtualLoop
+from tests.simulation.nodes import Disk, Node
+from tests.simulation.schedule import COORDINATORS, NODES, PLAYERS, TRAINERS, Schedule, Step
+from tests.simulation.store import MemoryStore
+
+T0 = 1_700_000_000.0
+POLICY = Policy(
+    bandwidth=Bandwidth(max_per_node=2, max_total=3),
+    quality=Quality(min_games=0),
+    retries=Retries(attempt_base_s=20.0, max_retries=6, backoff_max_s=8.0),
+    chains=Chains(answer_limit_s=60.0, limit_s=90.0),
+)
+SWEEP_S = 5.0
+#: A cluster that is left in peace owes nothing any more after this.
+PATIENCE_S = 1_500.0
+_OVERDUE_SLACK_S = 60.0
+LAWS = (
+    *laws.ALWAYS,
+    laws.late_chains_are_named(POLICY.chains.limit_s, _OVERDUE_SLACK_S),
+    laws.budgets_are_kept(POLICY.bandwidth.max_total, POLICY.bandwidth.max_per_node),
+)
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What came of a run."""
+
+    problems: list[str]
+    chains: int
+    facts: int
+    steps: int
+    #: Virtual seconds.
+    took_s: float
+
+
+class SimProjector(Projector):
+    """The real projector on a store in memory: what it folds, and how, is the real thing."""
+
+    def __init__(self, log: FaultyLog, kept: MemoryStore) -> None:
+        super().__init__(log, Path("/nonexistent"))
+        self._kept = kept
+
+    async def start(self, until: int | None = None) -> None:
+        self._created = (await self._log.state()).created
+        self._store = self._kept  # type: ignore[assignment]
+        with self._kept.read() as reader:
+            self.checkpoint = checkpoint(reader)
+
+    async def _in_writer(self, work: Callable[[], Any]) -> Any:
+        await asyncio.sleep(0)
+        return work()
+
+
+class SimCoordinator:
+    """A coordinator's loops. Two of them decide at once: that one leads is left out on purpose."""
+
+    def __init__(self, name: str, log: FaultyLog, clock: Callable[[], float]) -> None:
+        self.name = name
+        self.views = MemoryStore(TABLES)
+        self._first_log = log
+        self._clock = clock
+        self.log = log
+
+    async def run(self) -> None:
+        """Until cancelled, which is how it dies; what it folded stays."""
+        self.log = log = self._first_log.another()
+        projector = SimProjector(log, self.views)
+        await projector.start()
+        bridge = EventBridge(log, projector, POLICY, clock=self._clock)
+        dispatcher = Dispatcher(log, projector, POLICY, self.name, clock=self._clock)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(projector.run())
+            group.create_task(bridge.run())
+            group.create_task(dispatcher.run())
+            group.create_task(self._sweep(bridge))
+
+    async def _sweep(self, bridge: EventBridge) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            with contextlib.suppress(LogError, TimeoutError):
+                await bridge.sweep()
+
+
+class World:
+    """Everybody, and what happens to them."""
+
+    def __init__(self, schedule: Schedule, loop: VirtualLoop) -> None:
+        self._schedule = schedule
+        self._loop = loop
+        self._rng = random.Random(f"world {schedule.seed}")
+        self.faults = Faults(random.Random(f"faults {schedule.seed}"), schedule.share)
+        self.log = FaultyLog(self._clock, faults=self.faults)
+        disks = {name: Disk() for name in NODES}
+        roles = dict.fromkeys(PLAYERS, Role.SELFPLAY)
+        roles |= dict.fromkeys(TRAINERS, Role.TRAINING) | {"vault": Role.STORAGE}
+        self.nodes = {name: Node(name, roles[name], disks, self._rng) for name in NODES}
+        self.coordinators = {
+            name: SimCoordinator(name, self.log.another(), self._clock) for name in COORDINATORS
+        }
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._saying: set[asyncio.Task[None]] = set()
+        self._numbers = 0
+
+    def _clock(self) -> float:
+        return T0 + self._loop.time()
+
+    async def run(self) -> Outcome:
+        """Begin, let the schedule happen, leave everybody in peace, and judge."""
+        for node in self.nodes.values():
+            event = events.NodeRegistered(description=node.description())
+            await self.log._store_directly(node_fact(event, node.name, f"joined-{node.name}"))
+        for name in (*NODES, *COORDINATORS):
+            self._start(name)
+        acts = [asyncio.create_task(self._act(step)) for step in self._schedule.steps]
+        await asyncio.gather(*acts)
+        self.faults.stop()
+        settled = await self._settle()
+        for name in list(self._running):
+            await self._kill(name)
+        facts = self.log._store.messages
+        problems = [] if settled else [f"it did not come to rest within {PATIENCE_S:g} s"]
+        problems += laws.broken(facts, LAWS)
+        problems += self._views_problems(facts) + self._disk_problems(facts)
+        chains = len(laws.chains(facts))
+        return Outcome(problems, chains, len(facts), self._loop.steps, self._loop.time())
+
+    # What happens
+
+    async def _act(self, step: Step) -> None:
+        await asyncio.sleep(step.at)
+        if step.what in _TRIGGERS:
+            self._say(step)
+        elif step.what == "bus-is-away":
+            self.faults.out_until = self._loop.time() + min(step.length_s, 10.0)
+        elif step.what == "coordinator-pauses":
+            log = self.coordinators[step.name].log
+            log.pause()
+            await asyncio.sleep(step.length_s)
+            log.resume()
+        else:
+            await self._kill(step.name)
+            if step.what == "views-are-lost":
+                self.coordinators[step.name].views = MemoryStore(TABLES)
+            await asyncio.sleep(step.length_s)
+            self._start(step.name)
+
+    def _say(self, step: Step) -> None:
+        """A node does something and says so, again until the log has it."""
+        self._numbers += 1
+        event = _TRIGGERS[step.what](self.nodes[step.name], step.config_key, self._numbers)
+        fact = node_fact(event, step.name, fact_id("said", self._numbers))
+
+        async def say() -> None:
+            log = self.log.another()
+            while True:
+                try:
+                    await log.publish(fact)
+                    return
+                except LogError:
+                    await asyncio.sleep(1.0)
+
+        task = asyncio.create_task(say())
+        self._saying.add(task)
+
+    def _start(self, name: str) -> None:
+        if name in self._running:
+            return
+        work: Coroutine[Any, Any, None]
+        if name in self.coordinators:
+            work = self._keep_alive(self.coordinators[name].run)
+        else:
+            node = self.nodes[name]
+            work = self._keep_alive(lambda: node.run(self.log.another()))
+        self._running[name] = asyncio.create_task(work)
+
+    async def _keep_alive(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """What a supervisor does: a process that ends by an error of the bus begins anew."""
+        while True:
+            try:
+                await run()
+            except* LogError:
+                await asyncio.sleep(0.2)
+
+    async def _kill(self, name: str) -> None:
+        task = self._running.pop(name, None)
+        if task is None:
+            return
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            raise error
+
+    async def _settle(self) -> bool:
+        """Whether the log has stood still, with every chain ended and every view up to it."""
+        deadline, before = self._loop.time() + PATIENCE_S, -1
+        while self._loop.time() < deadline:
+            await asyncio.sleep(2 * SWEEP_S)
+            for task in self._running.values():
+                if task.done():
+                    task.result()
+            end = len(self.log._store.messages)
+            if end == before and all(task.done() for task in self._saying) and self._calm(end):
+                return True
+            before = end
+        return False
+
+    def _calm(self, end: int) -> bool:
+        for one in self.coordinators.values():
+            with one.views.read() as reader:
+                view = ClusterView(reader)
+                counts = view.counts()
+                if view.checkpoint.sequence < end:
+                    return False
+            if counts["chains_open"] or counts["transfers_in_flight"]:
+                return False
+        return True
+
+    # What is judged besides the log
+
+    def _views_problems(self, facts: list[Recorded]) -> list[str]:
+        """Both coordinators' views are the fold of the log, byte for byte."""
+        fresh = MemoryStore(TABLES)
+        created = self.log._store.created
+        fresh.write(lambda tx: fold(tx, facts, created))
+        with fresh.read() as reader:
+            wanted = view_digests(reader)
+        problems = []
+        for name, one in self.coordinators.items():
+            with one.views.read() as reader:
+                have = view_digests(reader)
+            wrong = [view for view in wanted if have[view] != wanted[view]]
+            if wrong:
+                problems.append(f"the views of {name} are not the fold of the log: {wrong}")
+        return problems
+
+    def _disk_problems(self, facts: list[Recorded]) -> list[str]:
+        """What the log says of a node's copies is on that node's disk."""
+        newest: dict[tuple[str, str], Any] = {}
+        for recorded in facts:
+            event = recorded.event
+            if isinstance(event, events.TransferSucceeded):
+                place = event.target, event.entry.path
+                if place not in newest or event.entry.version >= newest[place].version:
+                    newest[place] = event.entry
+        return [
+            f"{path} on {name} is not {entry.checksum}"
+            for (name, path), entry in newest.items()
+            if path not in self.nodes[name].disk.own
+            and self.nodes[name].disk.files.get(path) != entry
+            and self.nodes[name].disk.files[path].checksum != entry.checksum
+        ]
+
+
+def _plays(node: Node, config_key: str, number: int) -> Event:
+    path = f"games/{node.name}/{config_key}.db"
+    node.write(path, DataType.GAMES, config_key, f"{node.name} {number}")
+    return events.SelfplayComplete(config_key=config_key, source_node=node.name, games_count=20)
+
+
+def _promotes(node: Node, config_key: str, number: int) -> Event:
+    path = f"models/canonical_{config_key}.pth"
+    node.write(path, DataType.MODELS, config_key, f"model {number}")
+    return events.ModelPromoted(config_key=config_key, node=node.name, model_path=path)
+
+
+def _orphans(node: Node, config_key: str, number: int) -> Event:
+    path = f"games/{node.name}/orphans_{number}_{config_key}.db"
+    node.write(path, DataType.GAMES, config_key, f"orphans {number}")
+    return events.OrphanGamesDetected(
+        node=node.name, config_key=config_key, orphan_count=20, paths=(path,)
+    )
+
+
+def _terminates(node: Node, config_key: str, number: int) -> Event:
+    return events.NodeTerminating(node=node.name)
+
+
+def _trains(node: Node, config_key: str, number: int) -> Event:
+    return events.TrainingStarted(config_key=config_key, node=node.name)
+
+
+def _needs(node: Node, config_key: str, number: int) -> Event:
+    return events.DataNeeded(node=node.name, config_key=config_key, data_type=DataType.GAMES)
+
+
+_TRIGGERS: dict[str, Callable[[Node, str, int], Event]] = {
+    "plays": _plays,
+    "promotes": _promotes,
+    "finds-orphans": _orphans,
+    "terminates": _terminates,
+    "trains": _trains,
+    "needs": _needs,
+}
+
+
+def run(schedule: Schedule) -> Outcome:
+    """Run a schedule in a loop of its own."""
+    logging.disable(logging.CRITICAL)
+    loop = VirtualLoop(random.Random(f"order {schedule.seed}"))
+    try:
+        return loop.run_until_complete(World(schedule, loop).run())
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        loop.run_until_complete(_ended(left))
+        logging.disable(logging.NOTSET)
+        loop.close()
+
+
+async def _ended(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    await asyncio.gather(*tasks, return_exceptions=True)
