@@ -38,7 +38,9 @@ class Summary(msgspec.Struct, frozen=True):
     found: list[Found]
 
 
-def search(seeds: Iterable[int], *, run_one: Run = run, most: int = 3) -> Summary:
+def search(
+    seeds: Iterable[int], *, run_one: Run = run, most: int = 3, shrink: bool = True
+) -> Summary:
     """Run a schedule for each seed; stop after `most` that break a promise."""
     began = time.monotonic()
     schedules = chains = facts = steps = 0
@@ -51,7 +53,8 @@ def search(seeds: Iterable[int], *, run_one: Run = run, most: int = 3) -> Summar
         facts += outcome.facts
         steps += outcome.steps
         if outcome.problems:
-            found.append(Found(seed, *shrunk(schedule, outcome, run_one)))
+            small = shrunk(schedule, outcome, run_one) if shrink else (schedule, outcome.problems)
+            found.append(Found(seed, *small))
             if len(found) >= most:
                 break
     seconds = time.monotonic() - began

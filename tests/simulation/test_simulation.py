@@ -12,15 +12,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane import bridge as bridge_module
 from dataplane.bridge import Decision, EventBridge
 from dataplane.dispatch import Dispatcher
+from projections.transfers import TransferState
 from streams.codec import Fact
 from streams.log import Receipt
 from tests.simulation.clock import VirtualLoop
 from tests.simulation.schedule import Schedule, Step, drawn
-from tests.simulation.search import Summary, search
+from tests.simulation.search import Found, search
 from tests.simulation.world import run
 
 #: Schedules of each run of the suite; the seeds before them are those of bugs that were found.
@@ -50,9 +52,10 @@ def test_schedules_differ_and_do_much() -> None:
 # A simulation that can't fail proves nothing: each of these handlers is broken, and found.
 
 
-def broken_in(monkeypatch: pytest.MonkeyPatch, **_: Any) -> Summary:
-    """Search until the first promise is broken."""
-    return search(range(400), most=1)
+def first_found(*, shrink: bool = False) -> Found:
+    """The first schedule that breaks a promise."""
+    (found,) = search(range(400), most=1, shrink=shrink).found
+    return found
 
 
 def test_bridge_that_ignores_the_guards_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,12 +66,12 @@ def test_bridge_that_ignores_the_guards_is_caught(monkeypatch: pytest.MonkeyPatc
         return await self._log.append(facts)
 
     monkeypatch.setattr(EventBridge, "_append", append)
-    (found,) = broken_in(monkeypatch).found
-    assert any("has ended 2 times" in problem for problem in found.problems)
+    found = first_found()
+    assert any(" times" in problem for problem in found.problems), found.problems
 
 
 def _with_id_of_its_own(fact: Fact) -> Fact:
-    return fact._replace(id=f"{fact.id[:20]}{uuid.uuid4().hex[:12]}")
+    return replace(fact, id=f"{fact.id[:20]}{uuid.uuid4().hex[:12]}")
 
 
 def test_dispatcher_that_ignores_its_guard_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +82,7 @@ def test_dispatcher_that_ignores_its_guard_is_caught(monkeypatch: pytest.MonkeyP
             await self._log.publish(fact)
 
     monkeypatch.setattr(Dispatcher, "_assign", assign)
-    (found,) = broken_in(monkeypatch).found
+    found = first_found()
     assert any("transfers ran at" in problem for problem in found.problems)
 
 
@@ -98,7 +101,7 @@ def test_bridge_that_forgets_what_it_could_not_append_is_caught(
 
     monkeypatch.setattr(EventBridge, "_handle", handle)
     monkeypatch.setattr(EventBridge, "sweep", sweep)
-    (found,) = broken_in(monkeypatch).found
+    found = first_found()
     assert any("has not ended" in problem for problem in found.problems)
 
 
@@ -111,17 +114,13 @@ def test_end_that_is_said_without_looking_is_caught(monkeypatch: pytest.MonkeyPa
         return real(chain, arrived, *rest)
 
     monkeypatch.setattr(bridge_module, "owed", owed)
-    (found,) = broken_in(monkeypatch).found
+    found = first_found(shrink=True)
     assert any("no transfer before it has proven that" in one for one in found.problems)
     # The report is small enough to be read: one trigger, and no fault at all.
     assert len(found.smallest.steps) == 1 and found.smallest.share == 0.0
 
 
 def _as_if_arrived(row: Any) -> Any:
-    from msgspec.structs import replace
-
-    from projections.transfers import TransferState
-
     return replace(row, state=TransferState.SUCCEEDED, arrived_checksum=row.entry.checksum)
 
 
