@@ -18,6 +18,7 @@ from collections.abc import (
     Sequence,
 )
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Self
 
 from streams.appending import covered, place_guards
@@ -36,6 +37,8 @@ from streams.log import (
 from streams.subjects import LOG_SUBJECTS, matches
 
 _READ_BATCH = 500
+#: The same few subjects are held against the same few filters again and again.
+_matches = lru_cache(1 << 14)(matches)
 Answerer = Callable[[str, bytes], Awaitable[bytes]]
 
 
@@ -54,6 +57,9 @@ class _Change:
     async def wait(self, timeout_s: float | None = None) -> None:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(future)
+        if timeout_s is None:
+            await future
+            return
         try:
             async with asyncio.timeout(timeout_s):
                 await future
@@ -470,4 +476,4 @@ class MemoryAnswering:
 
 
 def _wanted(message: Recorded, subjects: Sequence[str]) -> bool:
-    return not subjects or any(matches(message.subject, pattern) for pattern in subjects)
+    return not subjects or any(_matches(message.subject, pattern) for pattern in subjects)

@@ -34,7 +34,7 @@ _START_LIMIT_S = 120.0
 _SETTLE_LIMIT_S = 240.0
 #: How long the log must have been silent to count as settled.
 _QUIET_S = 2.0
-_PLAYER_PAUSE_S = 2.5
+_PLAYER_PAUSE_S = 1.2
 _GAMES = 4
 
 
@@ -50,7 +50,7 @@ class Options(msgspec.Struct, frozen=True):
     nodes: int = 5
     cluster: bool = False
     #: Seconds between two things the adversary does, about.
-    gap_s: float = 1.2
+    gap_s: float = 1.0
     #: Whether copies on disks are damaged.
     damage: bool = True
 

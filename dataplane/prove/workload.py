@@ -19,7 +19,7 @@ from streams.events import Event
 from streams.log import Log, LogError
 from streams.values import DataType
 
-_GAP_S = 2.5
+_GAP_S = 1.5
 _MODEL_BYTES = 150_000
 
 

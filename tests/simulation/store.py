@@ -116,7 +116,9 @@ class MemoryStore:
         """Run `work` and keep what it wrote. No process dies within it: it never awaits."""
         writer = Writer(_Transaction(), self._tables)
         result = work(writer)
-        writer.flush()
+        for table, late in writer._late.items():
+            if late:
+                writer._flush_table(table)
         return result
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from dataplane import laws
+from dataplane import dispatch, laws
 from dataplane.bridge import EventBridge
 from dataplane.dispatch import Dispatcher
 from dataplane.policy import Bandwidth, Chains, Policy, Quality, Retries
@@ -38,6 +38,8 @@ POLICY = Policy(
     chains=Chains(answer_limit_s=60.0, limit_s=90.0),
 )
 SWEEP_S = 5.0
+#: Unanswered attempts are looked for more rarely than by the real dispatcher: time costs steps.
+dispatch.TICK_S = 5.0
 #: A cluster that is left in peace owes nothing any more after this.
 PATIENCE_S = 1_500.0
 _OVERDUE_SLACK_S = 60.0
