@@ -1,0 +1,135 @@
+"""The promises as laws: each is broken by a log that breaks it, and by no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from dataplane import laws
+from dataplane.prove import bundle
+from streams import events
+from streams.codec import Recorded, decode, encode, fact_id, node_fact
+from streams.values import Proof, SyncPriority
+from tests.spec import T0, decided, games_of, given, opens, played, player, ran, trainer
+
+GAMES = games_of("gpu-1")
+
+
+@pytest.fixture
+def facts() -> list[Recorded]:
+    """A chain from its trigger to its announcement."""
+    return list(given(trainer(), player(), ran("c1", played(), GAMES)).facts)
+
+
+def assigned(transfer: str, source: str, target: str, **more: object) -> events.TransferAssigned:
+    """An order."""
+    return events.TransferAssigned(
+        transfer=transfer,
+        executor=target,
+        source=source,
+        target=target,
+        entry=GAMES,
+        transports=(),
+        **more,  # type: ignore[arg-type]
+    )
+
+
+def recorded(*said: events.Event) -> list[Recorded]:
+    """A log of these, a second apart, each said by a node or for a chain ``c``."""
+    found = []
+    for number, event in enumerate(said, start=1):
+        owner = getattr(event, "executor", None) or getattr(event, "node", None) or "c"
+        fact = node_fact(event, owner, fact_id("law", number))
+        headers, body = encode(fact, T0 + number)
+        found.append(decode(number, T0 + number, fact.subject, headers, body))
+    return found
+
+
+def test_good_log_breaks_no_law(facts: list[Recorded]) -> None:
+    """Nor the configured ones."""
+    acknowledged = [fact.id for fact in facts]
+    more = (
+        laws.late_chains_are_named(1.0, 0.0),
+        laws.budgets_are_kept(1, 1),
+        laws.deletions_leave_enough(2),
+        laws.nothing_acknowledged_is_lost(acknowledged),
+    )
+    assert laws.broken(facts, (*laws.ALWAYS, *more)) == []
+
+
+@pytest.mark.parametrize("type_name", ["DATA_SYNC_COMPLETED", "NEW_GAMES_AVAILABLE"])
+def test_what_is_said_twice_for_a_chain_is_found(facts: list[Recorded], type_name: str) -> None:
+    """Under another id, so that only the law can know."""
+    (one,) = (fact for fact in facts if fact.type == type_name)
+    problems = laws.broken([*facts, replace(one, id="again")], laws.ALWAYS)
+    assert len(problems) == 1 and "2 times" in problems[0]
+
+
+@pytest.mark.parametrize("type_name", ["DATA_SYNC_COMPLETED", "NEW_GAMES_AVAILABLE"])
+def test_what_is_never_said_for_a_chain_is_found(facts: list[Recorded], type_name: str) -> None:
+    """A chain without an end, an announcement that was owed."""
+    rest = [fact for fact in facts if fact.type != type_name]
+    assert laws.broken(rest, laws.ALWAYS)
+
+
+def test_chain_that_is_late_and_not_named_is_found() -> None:
+    """After its limit and the slack; CHAIN_OVERDUE makes it right."""
+    law = laws.late_chains_are_named(10.0, 5.0)
+    story = given(opens("c1", played()))
+    opened = next(iter(story.facts))
+    late = replace(opened, sequence=99, id="later", time=opened.time + 16.0, chain="", event=None)
+    assert len(list(law([opened, late]))) == 1
+    overdue = events.ChainOverdue(config_key="hex8_2p", age_seconds=11.0, waiting_for="x")
+    said = list(story.tell(decided("c1", overdue)).facts)
+    assert list(law([*said, late])) == []
+
+
+def test_budget_that_is_exceeded_is_found() -> None:
+    """In all, and at one node; a critical transfer finds one slot more."""
+    two = recorded(assigned("t1", "a", "b"), assigned("t2", "c", "d"))
+    assert list(laws.budgets_are_kept(2, 1)(two)) == []
+    assert len(list(laws.budgets_are_kept(1, 1)(two))) == 1
+    shared = recorded(assigned("t1", "a", "b"), assigned("t2", "a", "d"))
+    assert len(list(laws.budgets_are_kept(2, 1)(shared))) == 1
+    urgent = assigned("t2", "a", "d", priority=SyncPriority.CRITICAL)
+    assert list(laws.budgets_are_kept(1, 1)(recorded(assigned("t1", "a", "b"), urgent))) == []
+
+
+def test_deletion_without_enough_proofs_is_found() -> None:
+    """Proven copies elsewhere count, the deleted one and unproven ones do not."""
+    law = laws.deletions_leave_enough(2)
+
+    def deletion(*proofs: Proof) -> list[Recorded]:
+        same = {"path": GAMES.path, "checksum": GAMES.checksum, "node": "n1", "request": "r"}
+        granted = events.DeletionGranted(proofs=proofs, **same)
+        done = events.DeletionDone(deleted=True, **same)
+        return recorded(granted, done)
+
+    proven = [Proof(node=f"n{number}", proven=True) for number in range(1, 5)]
+    assert list(law(deletion(*proven[1:]))) == []
+    assert len(list(law(deletion(proven[0], proven[1])))) == 1
+    assert len(list(law(deletion(proven[1], Proof(node="n3", proven=False))))) == 1
+
+
+def test_acknowledged_event_that_is_not_there_is_found(facts: list[Recorded]) -> None:
+    """By its id."""
+    law = laws.nothing_acknowledged_is_lost([facts[0].id, "gone"])
+    assert list(law(facts)) == ["event gone was acknowledged and is not in the log"]
+
+
+def test_bundle_of_a_failure_is_judged_again_from_itself_alone(
+    facts: list[Recorded], tmp_path: Path
+) -> None:
+    """The same facts, the same problems, and views folded anew."""
+    rest = [fact for fact in facts if fact.type != "DATA_SYNC_COMPLETED"]
+    seed = bundle.Seed("dataplane prove --seed 1", 1, ["a problem"], ["gone"])
+    bundle.write(tmp_path / "b", rest, seed, [])
+    again, kept = bundle.read(tmp_path / "b")
+    assert kept == seed
+    assert [(fact.sequence, fact.id, fact.event) for fact in again] == [
+        (fact.sequence, fact.id, fact.event) for fact in rest
+    ]
+    problems = laws.broken(again, laws.ALWAYS)
+    assert any("has not ended" in problem for problem in problems)
