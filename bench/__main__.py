@@ -1,4 +1,4 @@
-"""``python -m bench chain|project|land|broadcast|delta``: small by default, ``--big`` to claim."""
+"""``python -m bench chain|project|land|transfer|broadcast|delta``: small, unless ``--big``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from bench import chain as chains
 from bench import delta as deltas
 from bench import land as landing
 from bench import project as projecting
+from bench import transfer as transferring
 from bench.report import Report, as_json, save, show
 
 app = typer.Typer(
@@ -108,6 +109,31 @@ def delta(
     size_mb = size_mb or (deltas.BIG_SIZE_MB if big else deltas.SIZE_MB)
     rounds = rounds or (deltas.BIG_ROUNDS if big else deltas.ROUNDS)
     _say(deltas.run(size_mb, rounds, seed, base), json, keep)
+
+
+@app.command()
+def transfer(
+    size_mib: Annotated[int, typer.Option(min=1, help="Of the large file.")] = 0,
+    files: Annotated[int, typer.Option(min=0, help="Small ones, of 20 KiB.")] = 0,
+    s3_files: Annotated[int, typer.Option(min=0, help="Small ones through S3.")] = 0,
+    memory_mib: Annotated[int, typer.Option(min=0, help="Of the file whose memory counts.")] = 0,
+    only: Annotated[str, typer.Option(help="Sides, with commas: http,p2p,rsync,s3 up,…")] = "",
+    rounds: Rounds = 0,
+    big: Annotated[bool, typer.Option("--big", "--full", help="1 GiB, 10,000, 5 GiB.")] = False,
+    json: Json = False,
+    keep: Save = False,
+    seed: Seed = 1,
+    base: Base = None,
+) -> None:
+    """Each transport beside curl, rclone, rsync, aws and ssh, and its memory."""
+    sizes = transferring.FULL if big else transferring.SMALL_RUN
+    given = (size_mib, files, s3_files, memory_mib, rounds)
+    size, many, through_s3, memory, turns = (
+        mine or default for mine, default in zip(given, sizes, strict=True)
+    )
+    sides = tuple(side.strip() for side in only.split(",") if side.strip())
+    report = transferring.run(size, many, through_s3, memory, turns, sides, seed, base)
+    _say(report, json, keep)
 
 
 def _say(report: Report, json: bool, keep: bool) -> None:

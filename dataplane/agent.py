@@ -17,6 +17,7 @@ from typing import cast
 
 import msgspec
 
+from adapters import tls
 from adapters.asking import Around
 from adapters.http import FileServer
 from adapters.inventory import Inventory
@@ -98,6 +99,7 @@ class Agent:
             self._find,
             MapStore(config.data_dir),
             gossip=self._bus,
+            context=tls.trusting(config.http_tls_ca),
         )
         port_file = config.state_dir / "http_port"
         self._receiver = Receiver(
@@ -162,6 +164,9 @@ class Agent:
         await self._inventory.close()
 
     async def _serve(self, around: Around, port: int) -> FileServer:
+        cert, key = self._config.http_tls_cert, self._config.http_tls_key
+        context = tls.serving(cert, key) if cert and key else None
+
         def made(port: int) -> FileServer:
             return FileServer(
                 around.locate,
@@ -171,6 +176,7 @@ class Agent:
                 receiver=self._receiver,
                 maps=around.maps,
                 underway=around.underway,
+                context=context,
             )
 
         server = made(port)

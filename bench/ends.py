@@ -1,0 +1,203 @@
+"""The far ends of a comparison on this machine: file server, sshd, rsync daemon and S3 server."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import msgspec
+
+from adapters.http import FileServer
+from adapters.maps import MapStore
+from adapters.signing import Signer
+from bench.peers import KEY, File
+from streams.values import DataEntry, DataType, Endpoint
+from tests.integration.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.integration.ssh_server import SshServer
+
+_MEBIBYTE = 1 << 20
+
+
+class Setting(msgspec.Struct):
+    """How all ends are reached, for a process of its own."""
+
+    http: Endpoint
+    ssh: Endpoint
+    known_hosts: str
+    identity: str
+    s3_url: str
+    #: A new one for each turn up, and the one that holds everything for turns down.
+    bucket: str
+    full_bucket: str
+    rsyncd_port: int
+
+
+class Ends:
+    """The running servers, and the files they offer."""
+
+    def __init__(
+        self, base: Path, sshd: SshServer, s3: S3Server, http: Endpoint, port: int
+    ) -> None:
+        self._held = base / "held"
+        self._s3 = s3
+        self._turns = 0
+        self.base = base
+        self.setting = Setting(
+            http,
+            sshd.endpoint(base / "pushed"),
+            str(sshd.directory / "known_hosts"),
+            str(sshd.directory / "user_key"),
+            s3.url,
+            "",
+            "bench-full",
+            port,
+        )
+        s3.client.create_bucket(Bucket=self.setting.full_bucket)
+        self.renew()
+
+    def renew(self) -> None:
+        """A bucket and a directory that nothing was pushed to yet."""
+        self._turns += 1
+        self.setting.bucket = f"bench-{self._turns}"
+        self._s3.client.create_bucket(Bucket=self.setting.bucket)
+        pushed = self.base / f"pushed-{self._turns}"
+        pushed.mkdir()
+        if self._turns > 1:
+            subprocess.run(["rm", "-rf", self.base / f"pushed-{self._turns - 1}"], check=True)
+        where = msgspec.structs.replace(self.setting.ssh, data_root=str(pushed))
+        self.setting.ssh = where
+
+    def make(self, directory: Path, sizes: list[int], seed: int) -> list[File]:
+        """Files of random bytes that every far end offers."""
+        directory.mkdir()
+        numbers = random.Random(seed)
+        files = []
+        for index, size in enumerate(sizes):
+            path = directory / f"{index:05}.bin"
+            sha = hashlib.sha256()
+            with path.open("wb") as out:
+                for at in range(0, size, _MEBIBYTE):
+                    block = numbers.randbytes(min(_MEBIBYTE, size - at))
+                    sha.update(block)
+                    out.write(block)
+            files.append(self._offered(path, sha.hexdigest(), f"{directory.name}/{path.name}"))
+        return files
+
+    def make_sparse(self, path: Path, size: int) -> File:
+        """A file of zeros that takes no room, offered too."""
+        path.touch()
+        os.truncate(path, size)
+        sha, block = hashlib.sha256(), bytes(4 * _MEBIBYTE)
+        for _ in range(0, size, len(block)):
+            sha.update(block)
+        return self._offered(path, sha.hexdigest(), f"sparse/{path.name}")
+
+    def _offered(self, path: Path, digits: str, name: str) -> File:
+        entry = DataEntry(
+            path=name,
+            data_type=DataType.METADATA,
+            config_key="all",
+            size_bytes=path.stat().st_size,
+            checksum=f"sha256:{digits}",
+            mtime=time.time(),
+        )
+        (self._held / digits).unlink(missing_ok=True)
+        os.link(path, self._held / digits)
+        with path.open("rb") as body:
+            self._s3.client.put_object(
+                Bucket=self.setting.full_bucket,
+                Key=f"objects/sha256/{digits[:2]}/{digits}",
+                Body=body,
+                Metadata={"sha256": digits},
+            )
+            body.seek(0)
+            self._s3.client.put_object(Bucket=self.setting.full_bucket, Key=name, Body=body)
+        return File(entry, str(path))
+
+
+@contextmanager
+def running_ends(base: Path) -> Iterator[Ends]:
+    """Start all far ends, and stop them."""
+    (base / "held").mkdir(parents=True)
+    sshd, s3 = SshServer(base / "ssh"), S3Server(base / "s3")
+    (base / "s3").mkdir()
+    os.environ.update(
+        AWS_ACCESS_KEY_ID=ACCESS_KEY,
+        AWS_SECRET_ACCESS_KEY=SECRET_KEY,
+        AWS_DEFAULT_REGION="us-east-1",
+        AWS_EC2_METADATA_DISABLED="true",
+        AWS_CONFIG_FILE="/nonexistent",
+        AWS_SHARED_CREDENTIALS_FILE="/nonexistent",
+    )
+    sshd.start()
+    try:
+        s3.start()
+        with _served(base) as url, _daemon(base) as port:
+            yield Ends(base, sshd, s3, Endpoint(node="source", http_url=url), port)
+    finally:
+        s3.stop()
+        sshd.stop()
+
+
+@contextmanager
+def _served(base: Path) -> Iterator[str]:
+    """The project's file server in a process of its own; its URL."""
+    fresh = multiprocessing.get_context("spawn")
+    ours, theirs = fresh.Pipe()
+    process = fresh.Process(target=_serve, args=(base, theirs), daemon=True)
+    process.start()
+    try:
+        yield ours.recv()
+    finally:
+        ours.send("enough")
+        process.join()
+
+
+def _serve(base: Path, pipe: Connection) -> None:
+    def locate(checksum: str) -> Path | None:
+        path = base / "held" / checksum.removeprefix("sha256:")
+        return path if path.exists() else None
+
+    async def serve() -> None:
+        (base / "serving").mkdir()
+        server = FileServer(locate, Signer(KEY), maps=MapStore(base / "serving"))
+        await server.start()
+        pipe.send(server.url)
+        await asyncio.to_thread(pipe.recv)
+        await server.stop()
+
+    asyncio.run(serve())
+
+
+@contextmanager
+def _daemon(base: Path) -> Iterator[int]:
+    """An rsync daemon over everything that is made for the run; its port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = int(free.getsockname()[1])
+    config = base / "rsyncd.conf"
+    config.write_text(
+        f"address=127.0.0.1\nport={port}\nuse chroot=no\n[all]\npath={base.parent}\nuid=0\ngid=0\n"
+    )
+    command = ["rsync", "--daemon", "--no-detach", f"--config={config}"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.02)
+        yield port
+    finally:
+        child.kill()
+        child.wait()

@@ -1,0 +1,101 @@
+"""What an agent does with a transport, measured in a process that runs already as an agent does."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from adapters.asking import Around
+from adapters.base64_ssh import Base64Transport
+from adapters.http import HttpTransport
+from adapters.landing import Landing
+from adapters.p2p import P2PTransport
+from adapters.rsync import RsyncTransport
+from adapters.s3 import S3Transport
+from adapters.signing import Signer
+from adapters.ssh import SshOptions
+from adapters.throttle import Throttle
+from adapters.transport import Request
+from adapters.workers import each
+from bench.ends import Setting
+from bench.measuring import Usage, peak_bytes, usage
+from bench.peers import KEY, File
+
+#: Entries at once, where there are many.
+AT_ONCE = 48
+_ANY = HttpTransport | P2PTransport | RsyncTransport | Base64Transport | S3Transport
+
+
+def move(setting: Setting, side: str, files: list[File], root: Path) -> Usage:
+    """Move all files one way: fetched ones are landed, pushed ones are proven at the far end."""
+    sys.setswitchinterval(0.0005)
+
+    async def moved() -> Usage:
+        transport = _transport(setting, side)
+        pushes = side.endswith(("push", "up"))
+
+        async def one(file: File) -> None:
+            await (_push if pushes else _fetch)(transport, setting, side, file, root)
+
+        with usage() as used:
+            await each(files, one, AT_ONCE)
+        await transport.close()
+        return used
+
+    return asyncio.run(moved())
+
+
+def idle_and_peak(
+    setting: Setting, side: str, little: list[File], much: list[File], root: Path
+) -> tuple[int, int]:
+    """Memory after something little was moved, and the most while something large was."""
+    move(setting, side, little, root)
+    idle = peak_bytes()
+    move(setting, side, much, root)
+    return idle, peak_bytes()
+
+
+async def _fetch(transport: _ANY, setting: Setting, side: str, file: File, root: Path) -> None:
+    entry = file.entry
+    landing = await Landing.open(root, entry, f"t-{entry.checksum[7:30]}", entry.path)
+    try:
+        request = _request(setting, side, file)
+        await transport.fetch(request, landing, Throttle(), lambda done, total: None)
+        await landing.commit()
+    finally:
+        await landing.abort()
+
+
+async def _push(transport: _ANY, setting: Setting, side: str, file: File, root: Path) -> None:
+    assert not isinstance(transport, P2PTransport)
+    request = _request(setting, side, file)
+    await transport.push(request, Path(file.path), Throttle(), lambda done, total: None)
+
+
+def _request(setting: Setting, side: str, file: File) -> Request:
+    far = setting.ssh if side.startswith(("rsync", "base64")) else setting.http
+    return Request(
+        transfer=f"t-{file.entry.checksum[7:30]}",
+        entry=file.entry,
+        source=far,
+        target=far,
+        content_path=file.path,
+        local_path=file.entry.path,
+    )
+
+
+def _transport(setting: Setting, side: str) -> _ANY:
+    options = SshOptions(Path(setting.known_hosts), Path(setting.identity))
+    match side.split()[0]:
+        case "p2p":
+            return P2PTransport(Around(Signer(KEY)))
+        case "rsync":
+            return RsyncTransport(options)
+        case "base64":
+            return Base64Transport(options)
+        case "s3":
+            bucket = setting.bucket if side == "s3 up" else setting.full_bucket
+            return S3Transport(bucket, endpoint_url=setting.s3_url, storage_class="")
+        case _:
+            return HttpTransport(Signer(KEY))

@@ -1,0 +1,176 @@
+"""The tools that people would use instead of a transport of ours, as they would use them."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from adapters.signing import Signer
+from adapters.ssh import CIPHERS
+from bench.measuring import Usage, commands
+from streams.values import DataEntry
+
+if TYPE_CHECKING:
+    from bench.ends import Ends, Setting
+
+#: What the file server and all who ask it share.
+KEY = b"a key that all nodes of a bench share"
+ABSENT = "absent"
+_ASKED = {
+    "curl": ("--version",),
+    "rclone": ("version",),
+    "rsync": ("--version",),
+    "aws": ("--version",),
+    "ssh": ("-V",),
+}
+_TTL_S = 86_400.0
+_RCLONE = {"RCLONE_CONFIG": os.devnull, "RCLONE_CONFIG_S_TYPE": "s3"}
+Way = Callable[[Path], Usage]
+
+
+class File(msgspec.Struct, frozen=True):
+    """An entry, and the file here that holds it."""
+
+    entry: DataEntry
+    path: str
+
+
+def versions() -> dict[str, str]:
+    """What each tool says it is; `ABSENT` if it is not installed."""
+    return {name: _version(name, *words) for name, words in _ASKED.items()}
+
+
+def _version(name: str, *words: str) -> str:
+    if shutil.which(name) is None:
+        return ABSENT
+    said = subprocess.run([name, *words], capture_output=True, text=True, check=False)
+    return (said.stdout or said.stderr).splitlines()[0].strip()
+
+
+def ways(ends: Ends, side: str, files: list[File]) -> dict[str, Way]:
+    """The peers of one side, by name, as far as they are installed."""
+    many = len(files) > 1
+    found: dict[str, Way] = {}
+    if side in ("http", "p2p") and not many:
+        found = _http(ends.setting, files[0])
+    elif side in ("http", "p2p"):
+        found = _many(ends.setting, files)
+    elif side.startswith("rsync"):
+        found = _rsync(ends, side, files[0])
+    elif side.startswith("base64"):
+        found = _base64(ends, side, files[0])
+    elif side.startswith("s3"):
+        found = _s3(ends, side, files)
+    return {name: way for name, way in found.items() if versions()[_tool(name)] != ABSENT}
+
+
+def _tool(name: str) -> str:
+    return name.split()[0].rstrip(",")
+
+
+def _http(setting: Setting, file: File) -> dict[str, Way]:
+    entry = file.entry
+    url = Signer(KEY).url(
+        setting.http.http_url, entry.checksum, entry.path, "bench", time.time(), _TTL_S
+    )
+
+    def curl(target: Path, *then: list[str]) -> Usage:
+        copy = str(target / "copy")
+        fetched = ["curl", "--silent", "--show-error", "--fail", "--output", copy, url]
+        return commands(fetched, *([*words, copy] for words in then))
+
+    return {
+        "curl": curl,
+        "curl, then openssl dgst": lambda target: curl(target, ["openssl", "dgst", "-sha256"]),
+        "rclone copyurl": lambda target: commands(["rclone", "copyurl", url, f"{target}/copy"]),
+    }
+
+
+def _many(setting: Setting, files: list[File]) -> dict[str, Way]:
+    directory = Path(files[0].path).parent
+    daemon = f"rsync://127.0.0.1:{setting.rsyncd_port}/all/{directory.name}/"
+    there = f"{setting.ssh.ssh_user}@127.0.0.1:{directory}/"
+    return {
+        "rsync -a from a daemon": lambda target: commands(["rsync", "-a", daemon, str(target)]),
+        "rsync -a over ssh": lambda target: commands(
+            ["rsync", "-a", "-e", shlex.join(_ssh(setting, same_cipher=True)), there, str(target)]
+        ),
+    }
+
+
+def _ssh(setting: Setting, *, same_cipher: bool) -> list[str]:
+    words = ["ssh", "-F", "/dev/null", "-p", str(setting.ssh.ssh_port), "-i", setting.identity]
+    words += ["-o", f"UserKnownHostsFile={setting.known_hosts}", "-o", "IdentitiesOnly=yes"]
+    return words + (["-c", CIPHERS[0]] if same_cipher else [])
+
+
+def _rsync(ends: Ends, side: str, file: File) -> dict[str, Way]:
+    def with_cipher(same: bool) -> Way:
+        def way(target: Path) -> Usage:
+            setting = ends.setting
+            far = f"{setting.ssh.ssh_user}@127.0.0.1"
+            words = ["rsync", "-t", "-e", shlex.join(_ssh(setting, same_cipher=same))]
+            if side == "rsync":
+                return commands([*words, f"{far}:{file.path}", f"{target}/copy"])
+            return commands([*words, file.path, f"{far}:{setting.ssh.data_root}/copy"])
+
+        return way
+
+    return {
+        "rsync with the same cipher": with_cipher(True),
+        "rsync as ssh is by default": with_cipher(False),
+    }
+
+
+def _base64(ends: Ends, side: str, file: File) -> dict[str, Way]:
+    def way(target: Path) -> Usage:
+        setting = ends.setting
+        ssh = shlex.join([*_ssh(setting, same_cipher=True), "-l", setting.ssh.ssh_user])
+        here = shlex.quote(file.path)
+        if side == "base64":
+            line = f"{ssh} 127.0.0.1 base64 {here} | base64 -d > {target}/copy"
+        else:
+            line = f"base64 {here} | {ssh} 127.0.0.1 'base64 -d > {setting.ssh.data_root}/copy'"
+        return commands(["sh", "-c", line])
+
+    return {"ssh and base64": way}
+
+
+def _s3(ends: Ends, side: str, files: list[File]) -> dict[str, Way]:
+    many, first = len(files) > 1, Path(files[0].path)
+    name = first.parent.name if many else files[0].entry.path
+    local = str(first.parent) if many else str(first)
+
+    def rclone(target: Path) -> Usage:
+        setting = ends.setting
+        os.environ.update(
+            _RCLONE
+            | {
+                "RCLONE_CONFIG_S_ENDPOINT": setting.s3_url,
+                "RCLONE_CONFIG_S_PROVIDER": "Other",
+                "RCLONE_CONFIG_S_ENV_AUTH": "true",
+                "RCLONE_CONFIG_S_REGION": "us-east-1",
+            }
+        )
+        words = ["rclone", "copy" if many else "copyto", "--transfers", "32", "--checkers", "32"]
+        if side == "s3 up":
+            return commands([*words, local, f"S:{setting.bucket}/{name}"])
+        return commands([*words, f"S:{setting.full_bucket}/{name}", f"{target}/copy"])
+
+    def aws(target: Path) -> Usage:
+        setting = ends.setting
+        words = ["aws", "--endpoint-url", setting.s3_url, "s3", "cp", "--only-show-errors"]
+        words += ["--recursive"] if many else []
+        if side == "s3 up":
+            return commands([*words, local, f"s3://{setting.bucket}/{name}"])
+        return commands([*words, f"s3://{setting.full_bucket}/{name}", f"{target}/copy"])
+
+    return {"rclone": rclone, "aws s3 cp": aws}

@@ -1,0 +1,183 @@
+"""Files over TLS, with certificates of an authority made for the test."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import ipaddress
+import os
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from adapters import tls
+from adapters.asking import Around
+from adapters.http import FileServer, HttpTransport
+from adapters.inventory import Inventory
+from adapters.landing import Landed, Landing
+from adapters.maps import MapStore
+from adapters.p2p import P2PTransport
+from adapters.receiving import Receiver
+from adapters.signing import Signer
+from adapters.throttle import Throttle
+from adapters.transport import Fetches, Refused, Request, TransportError
+from streams.values import DataEntry, DataType, Endpoint
+
+SIGNER = Signer(b"the cluster's own key")
+DATA = os.urandom(12_000_000)
+ENTRY = DataEntry(
+    path="data/x.bin",
+    data_type=DataType.METADATA,
+    config_key="all",
+    size_bytes=len(DATA),
+    checksum=f"sha256:{hashlib.sha256(DATA).hexdigest()}",
+)
+
+
+class Authority:
+    """Makes certificates for servers on the loopback."""
+
+    def __init__(self, directory: Path, name: str) -> None:
+        self._directory = directory
+        self._key = ec.generate_private_key(ec.SECP256R1())
+        self._name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        self.file = directory / f"{name}.pem"
+        made = self._begun(self._name, self._key).add_extension(
+            x509.BasicConstraints(ca=True, path_length=None), critical=True
+        )
+        self.file.write_bytes(self._signed(made))
+
+    def issued(self, address: str) -> tuple[Path, Path]:
+        """Certificate and key of a server at `address`."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "node")])
+        names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+        made = self._begun(name, key).add_extension(names, critical=False)
+        certificate, file = self._directory / f"{address}.pem", self._directory / f"{address}.key"
+        certificate.write_bytes(self._signed(made))
+        file.write_bytes(
+            key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return certificate, file
+
+    def _begun(
+        self, name: x509.Name, key: ec.EllipticCurvePrivateKey
+    ) -> x509.CertificateBuilder:
+        now = datetime.datetime.now(datetime.UTC)
+        return (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(self._name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(days=1))
+            .not_valid_after(now + datetime.timedelta(days=1))
+        )
+
+    def _signed(self, made: x509.CertificateBuilder) -> bytes:
+        certificate = made.sign(self._key, hashes.SHA256())
+        return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    """The cluster's own authority."""
+    return Authority(tmp_path, "cluster")
+
+
+@pytest.fixture
+async def source(tmp_path: Path, authority: Authority) -> AsyncIterator[Endpoint]:
+    """A node that serves and takes files over TLS alone."""
+    held, root = tmp_path / "held", tmp_path / "far"
+    held.write_bytes(DATA)
+    root.mkdir()
+    inventory = Inventory(root, "gpu-7")
+    server = FileServer(
+        {ENTRY.checksum: held}.get,
+        SIGNER,
+        receiver=Receiver("gpu-7", root, inventory),
+        context=tls.serving(*authority.issued("127.0.0.1")),
+        maps=MapStore(root),
+    )
+    await server.start()
+    yield Endpoint(node="gpu-7", http_url=server.url, data_root=str(root))
+    await server.stop()
+    await inventory.close()
+
+
+def transports(context: ssl.SSLContext) -> list[Fetches]:
+    """All that fetch over HTTP, small and large entries."""
+    return [
+        HttpTransport(SIGNER, context=context),
+        HttpTransport(SIGNER, context=context, large_bytes=1 << 60),
+        P2PTransport(Around(SIGNER, context=context)),
+    ]
+
+
+async def fetched(transport: Fetches, source: Endpoint, root: Path) -> Landed:
+    """Fetch and commit."""
+    root.mkdir()
+    landing = await Landing.open(root, ENTRY, "t-1", ENTRY.path)
+    try:
+        request = Request("t-1", ENTRY, source, Endpoint(node="trainer"))
+        await transport.fetch(request, landing, Throttle(), lambda *_: None)
+        return await landing.commit()
+    finally:
+        await landing.abort()
+        await transport.close()
+
+
+async def test_files_come_and_go_over_tls(
+    tmp_path: Path, source: Endpoint, authority: Authority
+) -> None:
+    """By the authority that is configured; both ways, with the digest proven as ever."""
+    assert source.http_url.startswith("https://")
+    for number, transport in enumerate(transports(tls.trusting(authority.file))):
+        landed = await fetched(transport, source, tmp_path / f"root-{number}")
+        assert landed == Landed(bytes=len(DATA))
+    pushing = HttpTransport(SIGNER, context=tls.trusting(authority.file))
+    request = Request("t-2", ENTRY, source, source)
+    file = tmp_path / "held"
+    assert await pushing.push(request, file, Throttle(), lambda *_: None) == len(DATA)
+    await pushing.close()
+    assert (Path(source.data_root) / ENTRY.path).read_bytes() == DATA
+
+
+async def test_a_server_that_nobody_vouches_for_gets_and_gives_nothing(
+    tmp_path: Path, source: Endpoint
+) -> None:
+    """Another authority's word does not count, nor does none: no byte of a file passes."""
+    other = tls.trusting(Authority(tmp_path, "other").file)
+    for number, transport in enumerate([*transports(other), *transports(tls.trusting())]):
+        with pytest.raises(TransportError, match="prove|certificate|CERTIFICATE"):
+            await fetched(transport, source, tmp_path / f"root-{number}")
+    pushing = HttpTransport(SIGNER, context=other)
+    request = Request("t-2", ENTRY, source, source)
+    with pytest.raises(Refused, match="does not prove who it is"):
+        await pushing.push(request, tmp_path / "held", Throttle(), lambda *_: None)
+    assert not (Path(source.data_root) / ENTRY.path).exists()
+
+
+async def test_a_certificate_is_good_for_its_own_address_alone(
+    tmp_path: Path, authority: Authority
+) -> None:
+    """One node's certificate does not let it pass for another."""
+    server = FileServer(
+        {}.get, SIGNER, context=tls.serving(*authority.issued("127.0.0.99"))
+    )
+    await server.start()
+    far = Endpoint(node="gpu-7", http_url=server.url)
+    transport = HttpTransport(SIGNER, context=tls.trusting(authority.file))
+    with pytest.raises(Refused, match="does not prove who it is"):
+        await fetched(transport, far, tmp_path / "root")
+    await server.stop()
