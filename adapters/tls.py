@@ -1,4 +1,4 @@
-"""TLS between nodes: one certificate for a server, and whom a client trusts. Never less than 1.2."""
+"""TLS between nodes: what a server shows, and whom a client trusts. Never less than 1.2."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Agent:
             self._find,
             MapStore(config.data_dir),
             gossip=self._bus,
-            context=tls.trusting(config.http_tls_ca),
+            context=tls.trusting(Path(config.http_tls_ca) if config.http_tls_ca else None),
         )
         port_file = config.state_dir / "http_port"
         self._receiver = Receiver(
@@ -165,7 +165,7 @@ class Agent:
 
     async def _serve(self, around: Around, port: int) -> FileServer:
         cert, key = self._config.http_tls_cert, self._config.http_tls_key
-        context = tls.serving(cert, key) if cert and key else None
+        context = tls.serving(Path(cert), Path(key)) if cert and key else None
 
         def made(port: int) -> FileServer:
             return FileServer(

@@ -78,10 +78,10 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: What other nodes should use, such as ``http://10.0.0.7:8770``; "" is made of host and port.
     http_advertise: str = ""
     #: Certificate and key of this node's file server, and the authority that others' must be of;
-    #: PEM. Without a certificate files are served by plain HTTP.
-    http_tls_cert: Path | None = None
-    http_tls_key: Path | None = None
-    http_tls_ca: Path | None = None
+    #: PEM. "" serves files by plain HTTP, and trusts whom this machine trusts.
+    http_tls_cert: str = ""
+    http_tls_key: str = ""
+    http_tls_ca: str = ""
 
     # The page of a coordinator
     web_enabled: bool = True
@@ -384,9 +384,9 @@ TEMPLATE = """\
 # http_host = "127.0.0.1"        # "0.0.0.0" to be reached from outside
 # http_port = 0                  # 0: a free one, kept over restarts
 # http_advertise = ""            # "http://10.0.0.7:8770" where others see another address
-# http_tls_cert = "node.pem"     # with certificate and key files are served by HTTPS
-# http_tls_key = "node.key"
-# http_tls_ca = "ca.pem"         # who must have signed what other nodes show; else the system's
+# http_tls_cert = ""             # PEM files; with them files are served by HTTPS
+# http_tls_key = ""
+# http_tls_ca = ""               # who must have signed what other nodes show; else the system's
 
 # The coordinator's page. Anything but loopback needs a token.
 # web_enabled = true
