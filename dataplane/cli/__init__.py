@@ -1,7 +1,7 @@
 """The ``dataplane`` command. It asks, shows and starts; what it shows comes from elsewhere.
 
 `app` is the command with what all commands share; each module beside it adds a group of them:
-`processes`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`, `deleting`, `keys`,
+`processes`, `proving`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`, `deleting`, `keys`,
 `top`. How things look is `show`.
 """
 
@@ -13,6 +13,7 @@ from dataplane.cli import (
     links,
     looking,
     processes,
+    proving,
     rejecting,
     saying,
     top,
@@ -28,6 +29,7 @@ __all__ = [
     "looking",
     "main",
     "processes",
+    "proving",
     "rejecting",
     "saying",
     "top",
