@@ -198,7 +198,10 @@ def budgets_are_kept(max_total: int, max_per_node: int) -> Law:
         running: dict[str, events.TransferAssigned] = {}
         for recorded in facts:
             event = recorded.event
-            if isinstance(event, events.TransferSucceeded | events.TransferFailed):
+            if isinstance(event, events.TransferSucceeded):
+                # Whichever attempt brought it: what is there need not be brought again.
+                running.pop(event.transfer, None)
+            elif isinstance(event, events.TransferFailed):
                 order = running.get(event.transfer)
                 if order is not None and order.attempt == event.attempt:
                     del running[event.transfer]

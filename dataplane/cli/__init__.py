@@ -1,8 +1,8 @@
 """The ``dataplane`` command. It asks, shows and starts; what it shows comes from elsewhere.
 
 `app` is the command with what all commands share; each module beside it adds a group of them:
-`processes`, `proving`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`, `deleting`, `keys`,
-`top`. How things look is `show`.
+`processes`, `proving`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`,
+`deleting`, `keys`, `top`. How things look is `show`.
 """
 
 from dataplane.cli import (

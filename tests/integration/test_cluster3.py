@@ -1,0 +1,111 @@
+"""Three nats-servers that replicate to each other: any one of them may go, and no chain fails."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from dataplane.prove.servers import BusServer, clustered
+from streams import events
+from streams.codec import STREAM, fact_id, node_fact
+from streams.events import SelfplayComplete
+from streams.values import Role
+from streams.wire import api
+from tests.integration.cluster import LocalCluster, until
+
+
+class Servers:
+    """Three servers where a test cluster expects one."""
+
+    def __init__(self, root: Path) -> None:
+        self.all = clustered(root, root / "logs")
+
+    @property
+    def url(self) -> str:
+        """All of them."""
+        return ",".join(server.url for server in self.all)
+
+    async def start(self) -> None:
+        """Start all at once: one alone has no quorum."""
+        for server in self.all:
+            server.launch()
+        for server in self.all:
+            await server.ready()
+
+    def stop(self) -> None:
+        """End all, without ceremony."""
+        for server in self.all:
+            server.end()
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
+    """Three servers, a coordinator, a player and two trainers."""
+    servers = Servers(tmp_path / "nats")
+    await servers.start()
+    try:
+        async with LocalCluster(tmp_path, server=servers, replicas=3) as cluster:
+            cluster.coordinator()
+            cluster.agent("gpu-1", Role.SELFPLAY)
+            for name in ("train-1", "train-2"):
+                cluster.agent(name, Role.TRAINING)
+            await cluster.joined("coord", "gpu-1", "train-1", "train-2")
+            yield cluster
+    finally:
+        servers.stop()
+
+
+async def played(cluster: LocalCluster, number: int) -> str:
+    """Games are played and said; the chain."""
+    cluster.play("gpu-1", 5)
+    event = SelfplayComplete(config_key="hex8_2p", source_node="gpu-1", games_count=5)
+    fact = node_fact(event, "gpu-1", fact_id("round", number))
+    await cluster.log.publish(fact)
+    return fact.id
+
+
+async def leader_of_the_log(cluster: LocalCluster) -> BusServer:
+    """The server that leads the log's stream."""
+    info = await api(cluster.log.connection, f"STREAM.INFO.{STREAM}")
+    name = info["cluster"]["leader"]
+    return next(server for server in cluster.server.all if server.name == name)
+
+
+async def in_step(cluster: LocalCluster) -> None:
+    """Wait until every replica of the log is up to date."""
+
+    async def so() -> bool:
+        info = (await api(cluster.log.connection, f"STREAM.INFO.{STREAM}"))["cluster"]
+        others = info.get("replicas") or []
+        return bool(info.get("leader")) and len(others) == 2 and all(o["current"] for o in others)
+
+    await until(so, "three replicas of the log to be in step")
+
+
+async def test_no_chain_fails_while_every_server_is_restarted_and_the_leader_is_killed(
+    cluster: LocalCluster,
+) -> None:
+    """A rolling restart by SIGTERM with a chain under way each time; then kill -9 of the leader."""
+    await in_step(cluster)
+    chains = []
+    for number, server in enumerate(cluster.server.all):
+        chains.append(await played(cluster, number))
+        await server.stop()
+        await server.start()
+        await cluster.assert_exactly_once(chains[-1])
+        await in_step(cluster)
+    leader = await leader_of_the_log(cluster)
+    chains.append(await played(cluster, 10))
+    await leader.kill()
+    await cluster.assert_exactly_once(chains[-1])
+    await leader.start()
+    await in_step(cluster)
+    chains.append(await played(cluster, 11))
+    await cluster.assert_exactly_once(chains[-1])
+    facts = await cluster.facts()
+    assert len({fact.id for fact in facts}) == len(facts)
+    assert not [fact for fact in facts if isinstance(fact.event, events.DataSyncFailed)]
+    ended = {f.chain for f in facts if isinstance(f.event, events.DataSyncCompleted)}
+    assert ended == set(chains)
