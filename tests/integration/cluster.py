@@ -10,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from dataplane.demo import gamedb, hex
 from dataplane.presence import present
+from dataplane.prove.servers import BusServer
 from streams import events
 from streams.codec import Recorded
 from streams.connection import ConnectOptions
@@ -37,17 +38,21 @@ class LocalCluster:
         bus: Path | None = None,
         seeds: Path | None = None,
         watcher: ConnectOptions | None = None,
+        servers: Sequence[BusServer] = (),
         **settings: object,
     ) -> None:
         """`bus` is another configuration of the server; `seeds` a directory with a key for each.
 
         The watcher uses the key of ``coordinator``, and connects as `watcher` says.
+        `servers` run already, and go on running.
         """
+        self.servers = servers
         self.base = base
         self._seeds = seeds
         self._watcher: ConnectOptions = watcher or {}
         self.server = EmbeddedServer(base / "nats", config=bus)
-        self.server.start()
+        if not servers:
+            self.server.start()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self._spawned: dict[str, float] = {}
         self._settings = {f"DATAPLANE_{k.upper()}": str(v) for k, v in settings.items()}
@@ -59,8 +64,8 @@ class LocalCluster:
             "nkey_seed_file": self._seed("coordinator"),
             **self._watcher,
         }
-        self.log = await JetStreamLog.connect(self.server.url, **options)
-        await self.log.ensure_topology()
+        self.log = await JetStreamLog.connect(self.url.split(","), **options)
+        await self.log.ensure_topology(replicas=max(1, len(self.servers)))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -70,6 +75,11 @@ class LocalCluster:
                 process.kill()
             process.wait()
         self.server.stop()
+
+    @property
+    def url(self) -> str:
+        """Where the bus is, every server of it."""
+        return ",".join(one.url for one in self.servers) or self.server.url
 
     # Processes
 
@@ -86,7 +96,7 @@ class LocalCluster:
         home.mkdir(exist_ok=True)
         own = {
             "DATAPLANE_NODE": name,
-            "DATAPLANE_NATS_URL": self.server.url,
+            "DATAPLANE_NATS_URL": self.url,
             "DATAPLANE_STATE_DIR": str(home / "state"),
             "DATAPLANE_DATA_DIR": str(home / "data"),
             "DATAPLANE_PARENT_PID": str(os.getpid()),
@@ -114,7 +124,7 @@ class LocalCluster:
     async def command(self, *words: str, **environment: str) -> str:
         """Run ``dataplane`` with these words to its end, which must be a good one; what it said."""
         own = {
-            "DATAPLANE_NATS_URL": self.server.url,
+            "DATAPLANE_NATS_URL": self.url,
             "DATAPLANE_STATE_DIR": str(self.base / "coord" / "state"),
         }
         process = await asyncio.create_subprocess_exec(

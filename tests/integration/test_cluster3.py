@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -16,45 +17,25 @@ from streams.wire import api
 from tests.integration.cluster import LocalCluster, until
 
 
-class Servers:
-    """Three servers where a test cluster expects one."""
-
-    def __init__(self, root: Path) -> None:
-        self.all = clustered(root, root / "logs")
-
-    @property
-    def url(self) -> str:
-        """All of them."""
-        return ",".join(server.url for server in self.all)
-
-    async def start(self) -> None:
-        """Start all at once: one alone has no quorum."""
-        for server in self.all:
-            server.launch()
-        for server in self.all:
-            await server.ready()
-
-    def stop(self) -> None:
-        """End all, without ceremony."""
-        for server in self.all:
-            server.end()
+@pytest.fixture
+async def servers(tmp_path: Path) -> AsyncIterator[list[BusServer]]:
+    """Three servers; one alone would wait for the others."""
+    servers = clustered(tmp_path / "nats", tmp_path / "logs")
+    await asyncio.gather(*(server.start() for server in servers))
+    yield servers
+    await asyncio.gather(*(server.kill() for server in servers))
 
 
 @pytest.fixture
-async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
-    """Three servers, a coordinator, a player and two trainers."""
-    servers = Servers(tmp_path / "nats")
-    await servers.start()
-    try:
-        async with LocalCluster(tmp_path, server=servers, replicas=3) as cluster:
-            cluster.coordinator()
-            cluster.agent("gpu-1", Role.SELFPLAY)
-            for name in ("train-1", "train-2"):
-                cluster.agent(name, Role.TRAINING)
-            await cluster.joined("coord", "gpu-1", "train-1", "train-2")
-            yield cluster
-    finally:
-        servers.stop()
+async def cluster(tmp_path: Path, servers: list[BusServer]) -> AsyncIterator[LocalCluster]:
+    """A coordinator, a player and two trainers on three servers."""
+    async with LocalCluster(tmp_path, servers=servers, replicas=3) as cluster:
+        cluster.coordinator()
+        cluster.agent("gpu-1", Role.SELFPLAY)
+        for name in ("train-1", "train-2"):
+            cluster.agent(name, Role.TRAINING)
+        await cluster.joined("coord", "gpu-1", "train-1", "train-2")
+        yield cluster
 
 
 async def played(cluster: LocalCluster, number: int) -> str:
@@ -70,7 +51,7 @@ async def leader_of_the_log(cluster: LocalCluster) -> BusServer:
     """The server that leads the log's stream."""
     info = await api(cluster.log.connection, f"STREAM.INFO.{STREAM}")
     name = info["cluster"]["leader"]
-    return next(server for server in cluster.server.all if server.name == name)
+    return next(server for server in cluster.servers if server.name == name)
 
 
 async def in_step(cluster: LocalCluster) -> None:
@@ -90,7 +71,7 @@ async def test_no_chain_fails_while_every_server_is_restarted_and_the_leader_is_
     """A rolling restart by SIGTERM with a chain under way each time; then kill -9 of the leader."""
     await in_step(cluster)
     chains = []
-    for number, server in enumerate(cluster.server.all):
+    for number, server in enumerate(cluster.servers):
         chains.append(await played(cluster, number))
         await server.stop()
         await server.start()
