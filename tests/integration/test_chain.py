@@ -103,7 +103,7 @@ async def test_p6_agent_killed_mid_file_goes_on_from_there(tmp_path: Path) -> No
         partials = tmp_path / "train-1" / "data" / ".dataplane" / "partial"
 
         def some_bytes() -> int:
-            return sum(file.stat().st_size for file in partials.glob("*.partial"))
+            return sum(file.stat().st_blocks * 512 for file in partials.glob("*.partial"))
 
         await until(lambda: some_bytes() > 2_000_000, "a partial to grow")
         cluster.kill("train-1")
