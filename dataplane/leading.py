@@ -17,6 +17,7 @@ from dataplane.deleting import Deleter
 from dataplane.dispatch import Dispatcher
 from dataplane.liveness import verdicts
 from dataplane.presence import present
+from dataplane.sweeping import Sweeper
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.log import Bus, Log, LogError
@@ -45,6 +46,7 @@ class Leading:
         self.bridge = EventBridge(log, projector, policy, leads=leads)
         self.dispatcher = Dispatcher(log, projector, policy, config.node, leads=leads)
         self.deleter = Deleter(log, bus, projector, policy)
+        self.sweeper = Sweeper(log, projector, policy, config.node)
 
     async def run(self) -> None:
         """Everything a leader does at once, until cancelled. One loop's end is the end of all."""
@@ -55,6 +57,7 @@ class Leading:
             group.create_task(self.bridge.run(), name="bridge")
             group.create_task(self.dispatcher.run(), name="dispatcher")
             group.create_task(self.deleter.run(), name="deleter")
+            group.create_task(self.sweeper.run(), name="sweeper")
             group.create_task(self._sweep(), name="sweep")
             group.create_task(self._watch_nodes(), name="liveness")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 from msgspec.structs import replace
 
+from projections import standing
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, text_key, unpacker
 from streams import events
@@ -57,8 +58,17 @@ class CatalogView:
     """Folds observations, removals and arrivals."""
 
     name = "catalog"
-    version = 4
-    tables = ("entries", "paths", "path_entries", "holders", "held", "node_path", "by_config")
+    version = 5
+    tables = (
+        "entries",
+        "paths",
+        "path_entries",
+        "holders",
+        "held",
+        "node_path",
+        "by_config",
+        standing.TABLE,
+    )
 
     def __init__(self) -> None:
         self.folds: dict[type[events.Event], Handler] = {
@@ -67,16 +77,17 @@ class CatalogView:
             events.FilesRemoved: self._remove,
             events.FileQuarantined: self._quarantine,
             events.ModelPromoted: self._promote,
+            events.SyncPlanned: self._take,
         }
 
     def _observe(self, tx: Writer, event: events.FilesObserved, recorded: Recorded) -> None:
         for entry in event.entries:
-            self._claim(tx, event.node, entry, recorded.sequence)
+            self._claim(tx, event.node, entry, recorded)
 
-    def _claim(self, tx: Writer, node: str, entry: DataEntry, sequence: int) -> None:
+    def _claim(self, tx: Writer, node: str, entry: DataEntry, recorded: Recorded) -> None:
         """A node says that it has, of its own, this content under this path."""
         path_key, key = digest_key(entry.path), entry_key(entry.path, entry.checksum)
-        row = _path_row(tx, path_key)
+        row, sequence = _path_row(tx, path_key), recorded.sequence
         # The bucket produces nothing: it stands in until somebody claims what it restored.
         stands_in = row is not None and row.authority == S3_NODE != node
         may_claim = (
@@ -90,28 +101,51 @@ class CatalogView:
             tx.put("paths", path_key, row)
             if before is not None:
                 self._forget_if_lost(tx, path_key, before.current)
+            self._count(tx, path_key, key, entry, recorded.time)
         version = row.version if row.current == key else sequence
-        self._hold(tx, node, path_key, key, entry, version)
+        self._hold(tx, node, path_key, key, entry, version, recorded.time)
         stored = _entry_row(tx, key)
         if stored is not None and stored.version != version and row.current == key:
             # An old content came back as the newest: it must outrank what replaced it.
             tx.put("entries", key, replace(stored, version=version))
 
-    def _arrive(self, tx: Writer, event: events.TransferSucceeded, _: Recorded) -> None:
+    @staticmethod
+    def _count(tx: Writer, path_key: bytes, key: bytes, entry: DataEntry, time: float) -> None:
+        """Another content of a path counts; one that was there before may have holders."""
+        known = _entry_row(tx, key) is not None
+        nodes = tuple(k[16:].decode() for k, _ in tx.scan("holders", key)) if known else ()
+        games = entry.data_type is DataType.GAMES and entry.games != 0
+        standing.counts(tx, path_key, key, nodes, time, games=games)
+
+    def _take(self, tx: Writer, event: events.SyncPlanned, _: Recorded) -> None:
+        """A chain moves these, or found them in place."""
+        named = [(entry.path, entry.checksum) for plan in event.plans for entry in plan.entries]
+        named += [(held.path, held.checksum) for held in event.held]
+        for path, checksum in named:
+            standing.taken(tx, digest_key(path), entry_key(path, checksum))
+
+    def _arrive(self, tx: Writer, event: events.TransferSucceeded, recorded: Recorded) -> None:
         """A transfer put this content under this path on a node."""
         entry = event.entry
         path_key, key = digest_key(entry.path), entry_key(entry.path, entry.checksum)
-        self._hold(tx, event.target, path_key, key, entry, entry.version)
+        self._hold(tx, event.target, path_key, key, entry, entry.version, recorded.time)
 
     def _hold(
-        self, tx: Writer, node: str, path_key: bytes, key: bytes, entry: DataEntry, version: int
+        self,
+        tx: Writer,
+        node: str,
+        path_key: bytes,
+        key: bytes,
+        entry: DataEntry,
+        version: int,
+        time: float,
     ) -> None:
         place = text_key(node) + path_key
         before = tx.get("node_path", place)
         if before == key:
             return
         if before is not None:
-            self._drop(tx, node, before)
+            self._drop(tx, node, before, time)
         row = _entry_row(tx, key)
         if row is None:
             row = _row_of(entry, version)
@@ -122,6 +156,7 @@ class CatalogView:
         tx.put("holders", key + node.encode())
         # By the entry's own word: another node may call the same content by another type.
         tx.put("held", text_key(node, row.config_key, row.data_type) + key)
+        standing.came(tx, path_key, key, node)
 
     def _promote(self, tx: Writer, event: events.ModelPromoted, recorded: Recorded) -> None:
         """The node whose model won becomes the authority of its path, with what it holds there."""
@@ -137,31 +172,33 @@ class CatalogView:
             stored = _entry_row(tx, key)
             if stored is not None:
                 tx.put("entries", key, replace(stored, version=version))
+                self._count(tx, path_key, key, _bare(stored), recorded.time)
 
-    def _remove(self, tx: Writer, event: events.FilesRemoved, _: Recorded) -> None:
+    def _remove(self, tx: Writer, event: events.FilesRemoved, recorded: Recorded) -> None:
         for path in event.paths:
-            self._leave(tx, event.node, digest_key(path))
+            self._leave(tx, event.node, digest_key(path), recorded.time)
 
-    def _leave(self, tx: Writer, node: str, path_key: bytes) -> None:
+    def _leave(self, tx: Writer, node: str, path_key: bytes, time: float) -> None:
         place = text_key(node) + path_key
         key = tx.get("node_path", place)
         if key is not None:
             tx.delete("node_path", place)
-            self._drop(tx, node, key)
+            self._drop(tx, node, key, time)
 
-    def _quarantine(self, tx: Writer, event: events.FileQuarantined, _: Recorded) -> None:
+    def _quarantine(self, tx: Writer, event: events.FileQuarantined, recorded: Recorded) -> None:
         path_key = digest_key(event.path)
         held = tx.get("node_path", text_key(event.node) + path_key)
         if held == entry_key(event.path, event.checksum):
-            self._leave(tx, event.node, path_key)
+            self._leave(tx, event.node, path_key, recorded.time)
 
     @staticmethod
-    def _drop(tx: Writer, node: str, key: bytes) -> None:
+    def _drop(tx: Writer, node: str, key: bytes, time: float) -> None:
         """A node no longer holds an entry. One that nobody holds is only named, while it counts."""
         row = _entry_row(tx, key)
         tx.delete("holders", key + node.encode())
         if row is None:
             return
+        standing.went(tx, digest_key(row.path), key, node, time)
         tx.delete("held", text_key(node, row.config_key, row.data_type) + key)
         if next(tx.scan("holders", key), None) is None:
             tx.delete("by_config", text_key(row.config_key, row.data_type) + key)
@@ -215,6 +252,23 @@ class DataCatalog:
             if entry is not None and data_type in (None, entry.data_type):
                 yield entry
 
+    def held_page(
+        self, node: str, after: bytes, enough: Callable[[], bool]
+    ) -> tuple[list[DataEntry], bytes | None]:
+        """Some of what a node holds, from behind `after` on; and where to go on, None at the end.
+
+        `enough` is asked after each entry.
+        """
+        found = []
+        prefix = text_key(node)
+        for key, _ in self._reader.scan("held", prefix, start=after + b"\x00" if after else b""):
+            entry = self._entry(key[-16:])
+            if entry is not None:
+                found.append(entry)
+            if enough():
+                return found, key
+        return found, None
+
     def current(
         self, *, node: str = "", config_key: str = "", data_type: DataType | None = None
     ) -> Iterator[DataEntry]:
@@ -232,6 +286,10 @@ class DataCatalog:
         """Nodes with a verified copy of an entry, by name."""
         key = entry_key(path, checksum)
         return tuple(found[16:].decode() for found, _ in self._reader.scan("holders", key))
+
+    def at(self, key: bytes) -> DataEntry | None:
+        """An entry by its key."""
+        return self._entry(key)
 
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
@@ -297,6 +355,10 @@ def _row_of(entry: DataEntry, version: int) -> EntryRow:
         version,
         entry.quality,
     )
+
+
+def _bare(row: EntryRow) -> DataEntry:
+    return DataEntry(**msgspec.structs.asdict(row))
 
 
 def _entry_row(reader: Reader, key: bytes) -> EntryRow | None:

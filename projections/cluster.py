@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 
-from projections import chains, deletions, guards, links, nodes, rejected, transfers
+from projections import (
+    chains,
+    deletions,
+    guards,
+    links,
+    nodes,
+    rejected,
+    standing,
+    sweeps,
+    transfers,
+)
 from projections.catalog import DataCatalog
 from projections.chains import ChainRow
 from projections.deletions import DeletionRow
@@ -12,9 +22,11 @@ from projections.fold import Checkpoint, checkpoint
 from projections.links import LinkRow
 from projections.nodes import NodeRow
 from projections.rejected import RejectedRow
+from projections.standing import StandingRow
 from projections.store import Reader
+from projections.sweeps import AlertRow, SweepRow
 from projections.transfers import Totals, TransferRow
-from streams.values import DataEntry, DataType, Transport
+from streams.values import DataEntry, DataType, SweepKind, Transport
 
 
 class ClusterView:
@@ -139,6 +151,30 @@ class ClusterView:
     def rejections_unsaid(self) -> list[RejectedRow]:
         """Messages of which EVENT_REJECTED is still owed."""
         return list(rejected.unsaid(self._reader))
+
+    def standing(self, after: bytes = b"") -> Iterator[tuple[bytes, StandingRow]]:
+        """How the current version of every path stands, by the path's key, behind `after`."""
+        return standing.all_standing(self._reader, after=after)
+
+    def entry(self, key: bytes) -> DataEntry | None:
+        """An entry by its key."""
+        return self.catalog.at(key)
+
+    def last_sweep(self, kind: SweepKind) -> SweepRow | None:
+        """The last sweep of a kind that found work."""
+        return sweeps.last_sweep(self._reader, kind)
+
+    def last_alert(self, path: str) -> AlertRow | None:
+        """What was last said of the copies of a path."""
+        return sweeps.last_alert(self._reader, path)
+
+    def repaired_at(self, path_key: bytes) -> float:
+        """When a repair of a path was last asked for, within the last hour; 0.0 if never."""
+        return sweeps.repaired_at(self._reader, path_key)
+
+    def repairs_since(self, time: float) -> int:
+        """How many repairs were asked for since then, within the last hour."""
+        return sweeps.repairs_since(self._reader, time)
 
     def deletion(self, id: str) -> DeletionRow | None:
         """A deletion by the id of its request."""

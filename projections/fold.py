@@ -17,6 +17,7 @@ from projections.links import LinksView
 from projections.nodes import NodesView
 from projections.rejected import RejectedView
 from projections.store import Reader, Writer
+from projections.sweeps import SweepsView
 from projections.transfers import TransfersView
 from projections.view import Handler, View, digest_key, number
 from streams.codec import STREAM, Recorded
@@ -32,6 +33,7 @@ VIEWS: tuple[View, ...] = (
     TransfersView(),
     ChainsView(),
     DeletionsView(),
+    SweepsView(),
     _REJECTED,
 )
 #: By type of event, what folds it, in that order.

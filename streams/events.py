@@ -579,6 +579,7 @@ CHAIN_TRIGGERS: tuple[type[Event], ...] = (
     TrainingStarted,
     DataNeeded,
     DataSyncRequested,
+    SweepDue,
 )
 
 

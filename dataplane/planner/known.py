@@ -70,17 +70,22 @@ class Known:
         """Whether what a node holds may be gone any time."""
         return self.policy.is_ephemeral(row.description)
 
-    def lasting(self, holders: Sequence[str], without: str = "") -> list[str]:
+    def lasting(
+        self, holders: Sequence[str], without: str = "", *, offline: bool = False
+    ) -> list[str]:
         """Those of `holders` that count as copies (K8): there, not ephemeral, one for each mount.
 
-        `without` is left out, and so is whoever shares its mount.
+        `without` is left out, and so is whoever shares its mount. With `offline`, nodes count
+        that are only away for now.
         """
         gone = self.node(without) if without else None
         mounts = {gone.description.nfs_group} - {""} if gone else set()
         counted = []
         for name in holders:
             row = self.node(name)
-            if name == without or row is None or not row.online or self.is_ephemeral(row):
+            if name == without or row is None or self.is_ephemeral(row):
+                continue
+            if not row.online and not offline:
                 continue
             mount = row.description.nfs_group
             if mount and mount in mounts:
