@@ -1,4 +1,4 @@
-"""Which pending transfers start now: priority, caps, backoff and versions, as a pure function.
+"""Which pending transfers start now: order, caps, room, backoff and versions, as a pure function.
 
 It must never let a node or the cluster exceed its caps, and never keep CRITICAL work waiting for
 lesser work: that always finds one slot more.
@@ -6,27 +6,33 @@ lesser work: that always finds one slot more.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
+from dataplane.budget import GRANT_S, Grant, Grants, Share, first_rate, limits_of, share_of
 from dataplane.chain import exhausted
 from dataplane.execution import KnownWays, Way, choose
+from dataplane.ordering import at_risk, expected_end, in_turn, starved
 from dataplane.policy import Policy
+from dataplane.slots import Slots, Wait
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
 from streams import events
-from streams.codec import Fact, fact_id, node_fact
+from streams.codec import Fact, chain_fact, fact_id, node_fact
 from streams.subjects import subject_for, type_filter
-from streams.values import S3_NODE, Endpoint, SyncPriority
+from streams.values import Endpoint, SyncPriority
 
 #: All assignments share one guard: what is in flight is known to whoever assigns next.
 ASSIGNMENTS = type_filter(events.TransferAssigned)
 #: Assigned in one append, and looked at for it: bounds one round however long the queue is.
 MOST_AT_ONCE = 200
 MOST_LOOKED_AT = 2_000
+#: Weighed against each other in one round, at least and for each free slot.
+WEIGHED, WEIGHED_PER_SLOT = 32, 3
 #: Told to an executor at most: an assignment is one message.
 MOST_PEERS = 32
 
@@ -40,6 +46,9 @@ class KnownAtAdmission(KnownWays, Protocol):
     def newer_versions(self, transfer: TransferRow) -> Sequence[TransferRow]:
         """Open transfers of later versions of the same path to the same target."""
 
+    def served(self, config_key: str) -> int:
+        """Bytes that a configuration was given lately."""
+
 
 class Admission(msgspec.Struct, frozen=True):
     """What may start, and when to ask again for what may not start yet."""
@@ -47,6 +56,8 @@ class Admission(msgspec.Struct, frozen=True):
     assignments: tuple[Fact, ...]
     #: Seconds since 1970 at which the next backoff ends; None if none is waiting.
     next_at: float | None
+    #: DEADLINE_AT_RISK of what was looked at.
+    risks: tuple[Fact, ...] = ()
 
 
 def admit(
@@ -56,50 +67,190 @@ def admit(
     policy: Policy,
     now: float,
     full: set[str] | None = None,
+    *,
+    oldest: Iterable[TransferRow] = (),
+    grants: Grants | None = None,
 ) -> Admission:
-    """Pick what starts now from `pending`, which is in order of priority, deadline and age.
+    """Pick what starts now from `pending`, which comes by priority, and from `oldest`, by age.
 
     Targets that can take nothing more are added to `full` on the way: who makes `pending` need not
-    read the rest of their queue.
+    read the rest of their queue. `grants` are what those in flight may be using.
     """
-    full = set() if full is None else full
-    slots = _Slots(policy, in_flight)
-    chosen: list[tuple[TransferRow, Way]] = []
+    slots = Slots(policy, in_flight, known.node)
     wake: list[float] = []
-    looked_at = 0
-    for transfer in pending:
-        if slots.full(transfer):
-            # In order of priority: what comes later for this target is no more urgent.
-            full.add(transfer.target)
-            continue
-        looked_at += 1
-        if (
-            looked_at > MOST_LOOKED_AT
-            or len(chosen) >= MOST_AT_ONCE
-            or slots.none_left_for(transfer)
-        ):
+    candidates = _Candidates(slots, known, policy, now, set() if full is None else full, wake)
+    weighed = candidates.gather(pending, oldest)
+    ends = {one.id: expected_end(one, known.link, policy, now) for one in weighed if one.deadline}
+
+    def late(transfer: TransferRow) -> bool:
+        end = ends.get(transfer.id)
+        return end is not None and transfer.deadline is not None and end > transfer.deadline
+
+    def first(transfer: TransferRow) -> bool:
+        return starved(transfer, now) and slots.only_critical(transfer.target)
+
+    chosen: list[tuple[TransferRow, Way]] = []
+    for transfer in in_turn(weighed, first=first, late=late, served=known.served, now=now):
+        if len(chosen) >= MOST_AT_ONCE:
             break
-        if exhausted(transfer, policy, transfer.asked_sequence) or not transfer.chains:
-            continue
-        ready_at = _ready_at(transfer, policy)
-        if ready_at > now:
-            wake.append(ready_at)
-            continue
-        if not all(
-            exhausted(newer, policy, newer.asked_sequence)
-            for newer in known.newer_versions(transfer)
-        ):
-            # A later version is on its way; what waits for this one is content with it.
+        if slots.hold(transfer) is not None:
             continue
         way = choose(transfer, known.sources(transfer), known, policy, now)
         if slots.take(transfer, way.source):
             chosen.append((transfer, way))
+    risks = [
+        _risk(one, end)
+        for one in weighed
+        if (end := ends.get(one.id)) is not None and at_risk(one, end, now)
+    ]
+    assignments = _assigned(chosen, in_flight, known, policy, now, grants)
+    return Admission(assignments, min(wake, default=None), tuple(risks))
+
+
+def why_waiting(
+    transfer: TransferRow, slots: Slots, known: KnownAtAdmission, policy: Policy, now: float
+) -> Wait | None:
+    """Why a pending transfer does not start now; None if it is about to."""
+    return not_ready(transfer, known, policy, now) or slots.hold(transfer)
+
+
+def not_ready(
+    transfer: TransferRow, known: KnownAtAdmission, policy: Policy, now: float
+) -> Wait | None:
+    """Why a transfer could not start even if there were a slot; None if it could."""
+    if not transfer.chains:
+        return Wait("unwanted", "no chain waits for it any more")
+    failures = transfer.failures_since(transfer.asked_sequence)
+    if exhausted(transfer, policy, transfer.asked_sequence):
+        return Wait("attempts", f"{len(failures)} attempts failed; its chain ends without it")
+    if failures:
+        until = failures[-1].time + policy.retries.backoff_s(transfer.id, len(failures))
+        if until > now:
+            last = failures[-1].error_class
+            return Wait("backoff", f"{last}: again in {until - now:.1f} s", until)
+    if not all(
+        exhausted(newer, policy, newer.asked_sequence) for newer in known.newer_versions(transfer)
+    ):
+        # What waits for this one is content with the later one.
+        return Wait("newer-version", "a later version of it is on its way there")
+    return None
+
+
+class _Candidates:
+    """Those that could start, gathered from long queues without reading them to their ends."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        known: KnownAtAdmission,
+        policy: Policy,
+        now: float,
+        full: set[str],
+        wake: list[float],
+    ) -> None:
+        self._slots = slots
+        self._known = known
+        self._policy = policy
+        self._now = now
+        self._full = full
+        self._wake = wake
+        self._at: Counter[str] = Counter()
+
+    def gather(
+        self, pending: Iterable[TransferRow], oldest: Iterable[TransferRow]
+    ) -> list[TransferRow]:
+        """Candidates for this round."""
+        if self._slots.none_left(critical=True):
+            return []
+        found: dict[str, TransferRow] = {}
+        limits = self._policy.bandwidth
+        most = max(WEIGHED, WEIGHED_PER_SLOT * min(limits.max_total, MOST_AT_ONCE))
+        only_critical = self._slots.none_left(critical=False)
+        looked_at = 0
+        for transfer in pending:
+            if transfer.target in self._full:
+                continue
+            looked_at += 1
+            critical = transfer.priority is SyncPriority.CRITICAL
+            if looked_at > MOST_LOOKED_AT or len(found) >= most or (only_critical > critical):
+                break
+            if self._may_start(transfer):
+                found[transfer.id] = transfer
+        if not only_critical:
+            for looked_at, transfer in enumerate(oldest):
+                if looked_at >= WEIGHED or not starved(transfer, self._now):
+                    break
+                if self._may_start(transfer):
+                    found[transfer.id] = transfer
+        return list(found.values())
+
+    def _may_start(self, transfer: TransferRow) -> bool:
+        target = transfer.target
+        if self._slots.full(transfer):
+            # In order of priority: what comes later for this target is no more urgent.
+            self._full.add(target)
+            return False
+        wait = not_ready(transfer, self._known, self._policy, self._now)
+        if wait is not None:
+            if wait.until:
+                self._wake.append(wait.until)
+            return False
+        self._at[target] += 1
+        if self._at[target] > WEIGHED_PER_SLOT * self._slots.free_at(target):
+            # Enough of it to choose from; the others must be seen, too.
+            self._full.add(target)
+        return True
+
+
+def _assigned(
+    chosen: Sequence[tuple[TransferRow, Way]],
+    in_flight: Sequence[TransferRow],
+    known: KnownAtAdmission,
+    policy: Policy,
+    now: float,
+    grants: Grants | None,
+) -> tuple[Fact, ...]:
+    """Assignments of what was chosen, each with what of the bandwidth is free for it now."""
+    held = grants or grants_of(in_flight)
+    limits = limits_of(policy.bandwidth, known.node)
+    shares = shares_of(in_flight, policy, known.node)
     getting = [*in_flight, *(transfer for transfer, _ in chosen)]
-    assignments = tuple(
-        _assignment(transfer, way, _peers(transfer, way.source, getting, known), known.node, policy)
-        for transfer, way in chosen
+    facts = []
+    for transfer, way in chosen:
+        share = share_of(transfer, way.source, policy.bandwidth, known.node)
+        rate = first_rate(share, shares, limits, held, now)
+        held.adopt(transfer.id, Grant(rate, math.inf))
+        shares.append(share)
+        peers = _peers(transfer, way.source, getting, known)
+        facts.append(_assignment(transfer, way, peers, rate, known.node, policy))
+    return tuple(facts)
+
+
+def grants_of(in_flight: Iterable[TransferRow]) -> Grants:
+    """What assignments say their executors may use, as far as the log knows."""
+    grants = Grants()
+    for row in in_flight:
+        grants.adopt(row.id, Grant(row.bandwidth_mbps, math.inf))
+    return grants
+
+
+def shares_of(
+    in_flight: Iterable[TransferRow], policy: Policy, node: Callable[[str], NodeRow | None]
+) -> list[Share]:
+    """What is under way, as claims on the bandwidth."""
+    return [share_of(row, row.source, policy.bandwidth, node) for row in in_flight]
+
+
+def _risk(transfer: TransferRow, end: float) -> Fact:
+    deadline = transfer.deadline or 0.0
+    event = events.DeadlineAtRisk(
+        transfer=transfer.id,
+        target=transfer.target,
+        deadline=deadline,
+        estimate=round(end, 3),
+        config_key=transfer.entry.config_key,
     )
-    return Admission(assignments, min(wake, default=None))
+    return chain_fact(event, transfer.chains[0], "", transfer.id, deadline)
 
 
 def unanswered(
@@ -111,55 +262,6 @@ def unanswered(
         for transfer in in_flight
         if now > transfer.assigned_at + transfer.timeout_s + policy.retries.grace_s
     ]
-
-
-class _Slots:
-    """How much is under way, by node and in all."""
-
-    def __init__(self, policy: Policy, in_flight: Sequence[TransferRow]) -> None:
-        self._policy = policy
-        #: The bucket has no limit of its own: it counts for nobody.
-        self._by_node: Counter[str] = Counter()
-        self._places = {(row.target, row.entry.path) for row in in_flight}
-        self._total = len(in_flight)
-        for row in in_flight:
-            self._count(row.target, row.source)
-
-    def full(self, transfer: TransferRow) -> bool:
-        """Whether the target has no slot for it; then it does not stand in others' way."""
-        extra = 1 if transfer.priority is SyncPriority.CRITICAL else 0
-        return self._by_node[transfer.target] >= self._policy.bandwidth.max_per_node + extra
-
-    def none_left_for(self, transfer: TransferRow) -> bool:
-        """Whether neither this transfer nor any of lesser priority can start any more."""
-        extra = 1 if transfer.priority is SyncPriority.CRITICAL else 0
-        return self._total >= self._policy.bandwidth.max_total + extra
-
-    def take(self, transfer: TransferRow, source: str) -> bool:
-        """Count a transfer in if it fits; two versions never move to one place at once."""
-        place = (transfer.target, transfer.entry.path)
-        extra = 1 if transfer.priority is SyncPriority.CRITICAL else 0
-        busiest = max(self._by_node[transfer.target], self._by_node[source])
-        if (
-            place in self._places
-            or busiest >= self._policy.bandwidth.max_per_node + extra
-            or self._total >= self._policy.bandwidth.max_total + extra
-        ):
-            return False
-        self._places.add(place)
-        self._count(transfer.target, source)
-        self._total += 1
-        return True
-
-    def _count(self, *names: str) -> None:
-        self._by_node.update(name for name in names if name != S3_NODE)
-
-
-def _ready_at(transfer: TransferRow, policy: Policy) -> float:
-    failures = transfer.failures_since(transfer.asked_sequence)
-    if not failures:
-        return 0.0
-    return failures[-1].time + policy.retries.backoff_s(transfer.id, len(failures))
 
 
 def _peers(
@@ -178,6 +280,7 @@ def _assignment(
     transfer: TransferRow,
     way: Way,
     peers: tuple[Endpoint, ...],
+    mbps: float,
     node: Callable[[str], NodeRow | None],
     policy: Policy,
 ) -> Fact:
@@ -192,7 +295,8 @@ def _assignment(
         source_at=_endpoint(way.source, node),
         target_at=_endpoint(transfer.target, node),
         peers=peers,
-        bandwidth_mbps=_bandwidth(transfer, way.source, node, policy),
+        bandwidth_mbps=round(mbps, 3),
+        grant_s=GRANT_S,
         priority=transfer.priority,
         deadline=transfer.deadline,
         attempt=attempt,
@@ -212,17 +316,6 @@ def _assignment(
 def _endpoint(name: str, node: Callable[[str], NodeRow | None]) -> Endpoint:
     row = node(name)
     return Endpoint(node=name) if row is None else row.description.endpoint
-
-
-def _bandwidth(
-    transfer: TransferRow, source: str, node: Callable[[str], NodeRow | None], policy: Policy
-) -> float:
-    """The tightest of the limits of this sync and of both nodes; 0 means unlimited."""
-    limits = [policy.bandwidth.sync_mbps]
-    for name in (source, transfer.target):
-        row = node(name)
-        limits.append(float(row.description.bandwidth_limit_mbps) if row else 0.0)
-    return min((limit for limit in limits if limit > 0), default=0.0)
 
 
 def _given_up(transfer: TransferRow, teller: str) -> Fact:

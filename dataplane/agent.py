@@ -33,6 +33,7 @@ from dataplane.consumers import tasks_of
 from dataplane.crashpoints import reach
 from dataplane.custody import Custody
 from dataplane.deliveries import kept_alive, left_to_redelivery
+from dataplane.granting import GrantKeeper
 from dataplane.observing import Observer
 from dataplane.outbox import Outbox
 from dataplane.presence import Presence, signing_key
@@ -88,6 +89,7 @@ class Agent:
         #: Whether others reach this node's file server; None until one could be asked.
         self._reachable: bool | None = None
         self._manager: TransportManager | None = None
+        self._grants = GrantKeeper(bus, self.node, self._set_bandwidth)
         self._answering: list[Answering] = []
 
     async def start(self) -> None:
@@ -121,6 +123,7 @@ class Agent:
             await asking.answer_probes(self._bus, self.node),
         ]
         await self._custody.start()
+        await self._grants.start()
         if config.s3_enabled:
             await self._open_bucket()
         self._manager = TransportManager(
@@ -146,6 +149,7 @@ class Agent:
             group.create_task(self._take_orders(), name="orders")
             group.create_task(self._observer.watch(), name="watch")
             group.create_task(self._beat(), name="heartbeat")
+            group.create_task(self._grants.run(), name="grants")
             group.create_task(self._send_outbox(), name="outbox")
             group.create_task(self._probe(), name="probe")
             group.create_task(self._scrubber.run(), name="scrub")
@@ -154,6 +158,7 @@ class Agent:
 
     async def stop(self) -> None:
         """Let go of everything; what was under way is done again by whoever comes next."""
+        await self._grants.stop()
         await self._custody.stop()
         for answering in self._answering:
             await answering.close()
@@ -315,10 +320,18 @@ class Agent:
             await self._carry_out(order, order.event)
             await delivery.ack()
 
+    def _set_bandwidth(self, transfer: str, mbps: float) -> None:
+        if self._manager is not None:
+            self._manager.set_bandwidth(transfer, mbps)
+
     async def _carry_out(self, recorded: Recorded, order: events.TransferAssigned) -> None:
         """Move the bytes and say what came of it; the caller acknowledges after that."""
         manager = cast(TransportManager, self._manager)
-        result = await manager.transfer(order, Progress(self._bus, order))
+        self._grants.began(order)
+        try:
+            result = await manager.transfer(order, Progress(self._bus, order))
+        finally:
+            self._grants.ended(order.transfer)
         facts = [self._result_fact(recorded, result)]
         if isinstance(result, events.TransferFailed):
             quarantined = quarantine_fact(self.node, order.entry, result)

@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from dataplane.admission import ASSIGNMENTS, admit, unanswered
+from dataplane.admission import ASSIGNMENTS, Admission, admit, unanswered
 from dataplane.crashpoints import reach
+from dataplane.granting import Granter
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
 from projections.cluster import ClusterView
@@ -22,7 +23,7 @@ from projections.nodes import NodeRow
 from projections.projector import Projector
 from projections.transfers import TransferRow
 from streams.codec import Fact
-from streams.log import DuplicateFact, Guard, Log, LogError, SequenceConflict
+from streams.log import Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
 from streams.values import S3_NODE, Transport
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,10 @@ class Dispatcher:
         *,
         clock: Callable[[], float] = time.time,
         leads: Callable[[], bool] = lambda: True,
+        bus: Bus | None = None,
     ) -> None:
+        self._granter = Granter(bus, policy, clock) if bus else None
+        self._warned: set[str] = set()
         self._log = log
         self._projector = projector
         self._policy = policy
@@ -56,6 +60,8 @@ class Dispatcher:
         self.last_progress = time.monotonic()
         self.turns = 0
         projector.on_commit.append(self._changed.set)
+        if self._granter is not None:
+            self._granter.on_change = self._changed.set
 
     async def run(self) -> None:
         """Assign what may start, for ever."""
@@ -80,21 +86,46 @@ class Dispatcher:
         now = self._clock()
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
-            known = _Known(view, self._policy, now)
+            known = Known(view, self._policy, now)
             in_flight = view.in_flight()
-            full: set[str] = set()
-            pending = view.pending(passed_over=full)
-            admission = admit(pending, in_flight, known, self._policy, now, full)
+            admission = self._admit(view, in_flight, known, now)
             late = unanswered(in_flight, self._policy, now, self._node)
+            if self._granter is not None:
+                self._granter.divide(in_flight, known.node)
             guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
         if not self._leads():
             # It was paused since it read: what it saw is no longer how things stand.
             return None
-        for fact in late:
+        for fact in (*late, *self._unsaid(admission.risks)):
             await self._log.publish(fact)
         if admission.assignments:
             await self._assign(admission.assignments, guard)
         return admission.next_at
+
+    def _admit(
+        self, view: ClusterView, in_flight: list[TransferRow], known: Known, now: float
+    ) -> Admission:
+        full: set[str] = set()
+        grants = None
+        if self._granter is not None:
+            self._granter.see(in_flight)
+            grants = self._granter.grants
+        return admit(
+            view.pending_fairly(full),
+            in_flight,
+            known,
+            self._policy,
+            now,
+            full,
+            oldest=view.pending_by_age(),
+            grants=grants,
+        )
+
+    def _unsaid(self, risks: Sequence[Fact]) -> list[Fact]:
+        """Risks that were not said before; said again after a restart, they have the same id."""
+        new = [fact for fact in risks if fact.id not in self._warned]
+        self._warned |= {fact.id for fact in new}
+        return new
 
     async def _assign(self, assignments: Sequence[Fact], guard: Guard) -> None:
         reach("coordinator.admitted")
@@ -110,11 +141,12 @@ class Dispatcher:
         await self._projector.wait_for(receipt.sequence)
 
 
-class _Known:
+class Known:
     """What admission asks, from one reading."""
 
     def __init__(self, view: ClusterView, policy: Policy, now: float) -> None:
         self._view = view
+        self._now = now
         self._planner = SyncPlanner(policy, view, now)
 
     def node(self, name: str) -> NodeRow | None:
@@ -133,6 +165,9 @@ class _Known:
         entry = transfer.entry
         holders = self._view.catalog.holders(entry.path, entry.checksum)
         return self._planner.rank_sources(holders, target)
+
+    def served(self, config_key: str) -> int:
+        return self._view.served(config_key, self._now)
 
     def newer_versions(self, transfer: TransferRow) -> Sequence[TransferRow]:
         return self._view.newer_versions(transfer)

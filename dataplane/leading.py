@@ -44,7 +44,7 @@ class Leading:
         self._projector = projector
         policy = config.policy()
         self.bridge = EventBridge(log, projector, policy, leads=leads)
-        self.dispatcher = Dispatcher(log, projector, policy, config.node, leads=leads)
+        self.dispatcher = Dispatcher(log, projector, policy, config.node, leads=leads, bus=bus)
         self.deleter = Deleter(log, bus, projector, policy)
         self.sweeper = Sweeper(log, projector, policy, config.node)
 

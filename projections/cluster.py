@@ -10,6 +10,7 @@ from projections import (
     guards,
     links,
     nodes,
+    queue,
     rejected,
     standing,
     sweeps,
@@ -103,12 +104,24 @@ class ClusterView:
         """What an open chain waits for."""
         return transfers.transfers_of_chain(self._reader, chain)
 
-    def pending(self, passed_over: Container[str] = ()) -> Iterator[TransferRow]:
-        """Transfers that wait to be assigned, in the order in which they should be.
+    def pending(self) -> Iterator[TransferRow]:
+        """Transfers that wait to be assigned: by priority, then deadline, then age."""
+        return transfers.pending(self._reader)
+
+    def pending_fairly(self, passed_over: Container[str] = ()) -> Iterator[TransferRow]:
+        """The same by priority, each configuration in turn.
 
         Those to targets in `passed_over` are left out; it may grow meanwhile.
         """
-        return transfers.pending(self._reader, passed_over)
+        return transfers.pending_fairly(self._reader, passed_over)
+
+    def pending_by_age(self) -> Iterator[TransferRow]:
+        """The same, the oldest first."""
+        return transfers.pending_by_age(self._reader)
+
+    def served(self, config_key: str, now: float) -> int:
+        """Bytes that a configuration was given lately; each hour that passes halves them."""
+        return queue.served(self._reader, config_key, now)
 
     def in_flight(self) -> list[TransferRow]:
         """Transfers that are assigned and have no result yet."""

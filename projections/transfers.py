@@ -7,12 +7,11 @@ that waits for it has ended; what it did stays in the log.
 from __future__ import annotations
 
 import enum
-import math
-import struct
 from collections.abc import Container, Iterator
 
 from msgspec.structs import replace
 
+from projections import queue
 from projections.catalog import DataCatalog
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, number, text_key, unpacker
@@ -103,10 +102,10 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 4
+    version = 5
     tables = (
         "transfers",
-        "queue",
+        *queue.TABLES,
         "flight",
         "by_target",
         "superseded",
@@ -190,6 +189,7 @@ class TransfersView:
             bandwidth_mbps=event.bandwidth_mbps,
         )
         self._store(tx, row, assigned)
+        queue.serve(tx, row.entry.config_key, row.entry.size_bytes, recorded.time)
 
     def _succeed(self, tx: Writer, event: events.TransferSucceeded, recorded: Recorded) -> None:
         before = totals(tx)
@@ -280,17 +280,26 @@ def get_transfer(reader: Reader, id: str) -> TransferRow | None:
     return reader.row("transfers", id.encode(), _TRANSFER)
 
 
-def pending(reader: Reader, passed_over: Container[str] = ()) -> Iterator[TransferRow]:
-    """Transfers that wait to be assigned: by priority, then deadline, then age.
+def pending(reader: Reader) -> Iterator[TransferRow]:
+    """Transfers that wait to be assigned: by priority, then deadline, then age."""
+    return _rows(reader, queue.ids_in_order(reader))
+
+
+def pending_fairly(reader: Reader, passed_over: Container[str] = ()) -> Iterator[TransferRow]:
+    """The same by priority, each configuration in turn.
 
     Those to targets in `passed_over` are left out unread; it may grow while this is iterated.
     """
-    for key, target in reader.scan("queue"):
-        if target.decode() in passed_over:
-            continue
-        row = get_transfer(reader, key[17:].decode())
-        if row is not None:
-            yield row
+    return _rows(reader, queue.ids_fairly(reader, passed_over))
+
+
+def pending_by_age(reader: Reader) -> Iterator[TransferRow]:
+    """The same, the oldest first."""
+    return _rows(reader, queue.ids_by_age(reader))
+
+
+def _rows(reader: Reader, ids: Iterator[str]) -> Iterator[TransferRow]:
+    return (row for id in ids if (row := get_transfer(reader, id)) is not None)
 
 
 def in_flight(reader: Reader) -> Iterator[TransferRow]:
@@ -333,24 +342,20 @@ def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
     """By table and key, where a row can be found besides under its id."""
     id = row.id.encode()
     if row.state is TransferState.PENDING:
-        target = row.target.encode()
-        return {("queue", _queue_key(row)): target, ("by_target", _target_key(row)): id}
+        waits = queue.queue_keys(
+            row.priority.rank,
+            row.entry.config_key,
+            row.target,
+            row.deadline,
+            row.queued_sequence,
+            row.id,
+        )
+        return {**waits, ("by_target", _target_key(row)): id}
     if row.state is TransferState.ASSIGNED:
         return {("flight", id): b"", ("by_target", _target_key(row)): id}
     if row.state is TransferState.SUPERSEDED:
         return {("superseded", _target_key(row)): id}
     return {}
-
-
-def _queue_key(row: TransferRow) -> bytes:
-    deadline = math.inf if row.deadline is None else row.deadline
-    # Big-endian bytes of a positive double sort as the number does.
-    return (
-        bytes([row.priority.rank])
-        + struct.pack(">d", max(deadline, 0.0))
-        + number(row.queued_sequence)
-        + row.id.encode()
-    )
 
 
 def _at_place(reader: Reader, table: str, target: str, path: str) -> Iterator[TransferRow]:

@@ -23,7 +23,7 @@ import msgspec
 
 from dataplane.admission import Admission, admit, unanswered
 from dataplane.chain import owed
-from dataplane.dispatch import _Known
+from dataplane.dispatch import Known
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
 from dataplane.policy.reading import laid_over
@@ -432,8 +432,15 @@ class Story:
     def admits(self) -> Admission:
         """What admission lets start now."""
         view = self.view
-        known = _Known(view, self.policy, self.now)
-        return admit(view.pending(), view.in_flight(), known, self.policy, self.now)
+        known = Known(view, self.policy, self.now)
+        return admit(
+            view.pending_fairly(),
+            view.in_flight(),
+            known,
+            self.policy,
+            self.now,
+            oldest=view.pending_by_age(),
+        )
 
     def gives_up(self) -> list[Fact]:
         """Attempts that nobody has answered in time."""

@@ -55,7 +55,9 @@ class Known:
         *,
         nodes: dict[str, dict[str, Any]] | None = None,
         holders: Sequence[str] = (),
+        served: dict[str, int] | None = None,
     ) -> None:
+        self._served = served or {}
         self._rows = rows
         self._nodes = nodes or {}
         self._holders = holders
@@ -73,6 +75,9 @@ class Known:
 
     def sources(self, transfer: TransferRow) -> Sequence[str]:
         return self._holders
+
+    def served(self, config_key: str) -> int:
+        return self._served.get(config_key, 0)
 
     def newer_versions(self, transfer: TransferRow) -> Sequence[TransferRow]:
         return [
@@ -429,11 +434,12 @@ def test_assignment_says_all_that_its_executor_needs() -> None:
         transports=(Transport.HTTP_FETCH,),
         source_at=source_at,
         target_at=Endpoint(node="train-1"),
-        bandwidth_mbps=100.0,
+        bandwidth_mbps=150.0,
         priority=HIGH,
         deadline=T0 + 50,
         attempt=2,
         timeout_s=60.002,
+        grant_s=60.0,
     )
 
 
@@ -478,12 +484,12 @@ def test_same_attempt_assigned_twice_is_one_message() -> None:
 
 @pytest.mark.parametrize(
     ("sync", "source", "target", "granted"),
-    [(100, 0, 0, 100), (100, 50, 0, 50), (100, 50, 30, 30), (100, 500, 500, 100), (0, 0, 0, 0)],
+    [(100, 0, 0, 100), (100, 50, 0, 50), (100, 50, 30, 30), (100, 500, 500, 100), (0, 0, 0, 400)],
 )
 def test_k14_grant_is_the_tightest_of_all_limits(
     sync: int, source: int, target: int, granted: int
 ) -> None:
-    """A sync's default and both nodes' limits; no limit at all is 0."""
+    """A sync's default, both nodes' own limits, and what a host gives at most: 50 MB/s."""
     nodes = {
         "gpu-1": {"bandwidth_limit_mbps": source},
         "train-1": {"bandwidth_limit_mbps": target},

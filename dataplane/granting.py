@@ -1,0 +1,155 @@
+"""Grants over the bus: the coordinator tells executors how fast they may go, and they keep to it.
+
+A grant lasts for a while; an executor that hears no more falls back to the floor by itself. Nothing
+here is a fact: what was assigned is in the log, what is granted meanwhile is worked out anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from dataplane.admission import shares_of
+from dataplane.budget import FLOOR_MBPS, GRANT_S, Grant, Grants, changes, limits_of
+from dataplane.policy import Policy
+from projections.nodes import NodeRow
+from projections.transfers import TransferRow
+from streams import events
+from streams.log import Answering, Bus, LogError
+
+logger = logging.getLogger(__name__)
+ANSWER_S = 5.0
+#: An executor counts from when it hears of a grant: for so much longer it may still be using it.
+LATE_S = 15.0
+_EXPIRY_LOOK_S = 1.0
+
+
+class GrantsTold(msgspec.Struct, frozen=True):
+    """What an executor's transfers may use, in Mbit/s; 0 means unlimited."""
+
+    mbps: dict[str, float]
+    #: For how many seconds from now.
+    lasts_s: float = GRANT_S
+
+
+def grant_subject(node: str) -> str:
+    """Where an executor is told what its transfers may use."""
+    return f"dp.grant.{node}"
+
+
+class Granter:
+    """The coordinator's side. It asks nobody to wait: executors are told in the background."""
+
+    def __init__(self, bus: Bus, policy: Policy, clock: Callable[[], float]) -> None:
+        self._bus = bus
+        self._policy = policy
+        self._clock = clock
+        self._telling: dict[str, asyncio.Task[None]] = {}
+        #: Called when somebody has given something back.
+        self.on_change: Callable[[], None] = lambda: None
+        self.grants = Grants()
+
+    def see(self, in_flight: Iterable[TransferRow]) -> None:
+        """Take note of what is under way now."""
+        rows = {row.id: row for row in in_flight}
+        self.grants.forget_others(rows)
+        for row in rows.values():
+            # Until it confirms anything else, its assignment is what it may be using.
+            self.grants.adopt(row.id, Grant(row.bandwidth_mbps, math.inf))
+
+    def divide(self, in_flight: list[TransferRow], node: Callable[[str], NodeRow | None]) -> None:
+        """Divide anew among what is under way, and tell whoever is to change."""
+        shares = shares_of(in_flight, self._policy, node)
+        limits = limits_of(self._policy.bandwidth, node)
+        told = changes(shares, limits, self.grants, self._clock())
+        self._telling = {name: task for name, task in self._telling.items() if not task.done()}
+        by_executor: dict[str, dict[str, float]] = {}
+        for row in in_flight:
+            if row.id in told and row.executor not in self._telling:
+                by_executor.setdefault(row.executor, {})[row.id] = told[row.id]
+        for executor, mbps in by_executor.items():
+            self._telling[executor] = asyncio.create_task(self._tell(executor, mbps))
+
+    async def close(self) -> None:
+        """Tell nobody any more."""
+        tasks = list(self._telling.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _tell(self, executor: str, mbps: dict[str, float]) -> None:
+        until = self._clock() + GRANT_S + LATE_S
+        grants = {id: Grant(rate, until) for id, rate in mbps.items()}
+        for id, grant in grants.items():
+            self.grants.told(id, grant)
+        body = msgspec.json.encode(GrantsTold({id: round(rate, 3) for id, rate in mbps.items()}))
+        try:
+            answer = await self._bus.request(grant_subject(executor), body, ANSWER_S)
+            kept = msgspec.json.decode(answer, type=list[str])
+        except (LogError, msgspec.MsgspecError) as error:
+            logger.debug("%s was not told its grants: %s", executor, error)
+            return
+        for id in kept:
+            if id in grants:
+                self.grants.confirmed(id, grants[id])
+        if kept:
+            self.on_change()
+
+
+class GrantKeeper:
+    """The executor's side: what each of its transfers may use, and until when."""
+
+    def __init__(self, bus: Bus, node: str, set_bandwidth: Callable[[str, float], None]) -> None:
+        self._bus = bus
+        self._node = node
+        self._set = set_bandwidth
+        self._until: dict[str, float] = {}
+        self._answering: Answering | None = None
+
+    async def start(self) -> None:
+        """Listen to what is granted."""
+        self._answering = await self._bus.answer(grant_subject(self._node), self._told)
+
+    async def run(self) -> None:
+        """Let grants run out, for ever."""
+        while True:
+            await asyncio.sleep(_EXPIRY_LOOK_S)
+            self.expire(time.monotonic())
+
+    async def stop(self) -> None:
+        """Listen no more."""
+        if self._answering is not None:
+            await self._answering.close()
+
+    def began(self, order: events.TransferAssigned) -> None:
+        """A transfer begins with what its assignment grants."""
+        if order.grant_s and order.bandwidth_mbps:
+            self._until[order.transfer] = time.monotonic() + order.grant_s
+        else:
+            self._until[order.transfer] = math.inf
+
+    def ended(self, transfer: str) -> None:
+        """It uses nothing any more."""
+        self._until.pop(transfer, None)
+
+    def expire(self, now: float) -> None:
+        """Those whose grants have run out go on at the floor."""
+        for transfer, until in self._until.items():
+            if until <= now:
+                self._until[transfer] = math.inf
+                self._set(transfer, FLOOR_MBPS)
+
+    async def _told(self, subject: str, body: bytes) -> bytes:
+        """Keep to what is said of transfers that run here; which those are."""
+        told = msgspec.json.decode(body, type=GrantsTold)
+        kept = [id for id in told.mbps if id in self._until]
+        for id in kept:
+            self._set(id, told.mbps[id])
+            # What nothing limits needs no renewal.
+            self._until[id] = time.monotonic() + told.lasts_s if told.mbps[id] else math.inf
+        return msgspec.json.encode(kept)

@@ -1,0 +1,128 @@
+"""How much is under way, by node and in all: transfers, and the room they have set aside.
+
+It must never let anybody exceed a cap, but for the one slot more that CRITICAL work finds.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+
+import msgspec
+
+from dataplane.policy import GIGABYTE, Policy
+from projections.nodes import NodeRow
+from projections.transfers import TransferRow
+from streams.values import S3_NODE, SyncPriority
+
+#: What a running transfer may hold in memory, whatever the size of its file.
+MEMORY_BYTES = 64 << 20
+
+
+class Wait(msgspec.Struct, frozen=True):
+    """Why a transfer does not start now."""
+
+    rule: str
+    reason: str
+    #: Seconds since 1970 when that ends by itself; 0.0 if nobody knows.
+    until: float = 0.0
+
+
+class Slots:
+    """What is taken, and whether more fits."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        in_flight: Iterable[TransferRow],
+        node: Callable[[str], NodeRow | None] = lambda name: None,
+    ) -> None:
+        self._policy = policy
+        self._node = node
+        #: The bucket has no limit of its own: it counts for nobody.
+        self._by_node: Counter[str] = Counter()
+        self._lesser: Counter[str] = Counter()
+        self._bytes: Counter[str] = Counter()
+        self._places: set[tuple[str, str]] = set()
+        self._total = 0
+        for row in in_flight:
+            self._count(row, row.source)
+
+    def full(self, transfer: TransferRow) -> bool:
+        """Whether the target has no slot for it; then it does not stand in others' way."""
+        most = self._policy.bandwidth.max_per_node + _extra(transfer)
+        return self._by_node[transfer.target] >= most
+
+    def free_at(self, target: str) -> int:
+        """How many more may go to a target, with the one for CRITICAL work."""
+        return max(0, self._policy.bandwidth.max_per_node + 1 - self._by_node[target])
+
+    def none_left(self, *, critical: bool) -> bool:
+        """Whether nothing of a class can start any more, wherever it goes."""
+        return self._total >= self._policy.bandwidth.max_total + critical
+
+    def only_critical(self, target: str) -> bool:
+        """Whether CRITICAL work has all that is under way at a target, or in the cluster."""
+        return not self._lesser[target] or not self._lesser[""]
+
+    def hold(self, transfer: TransferRow) -> Wait | None:
+        """Why a transfer can't start as things stand; None if it can, by its source allowing."""
+        bandwidth = self._policy.bandwidth
+        if (transfer.target, transfer.entry.path) in self._places:
+            return Wait("slot", f"{transfer.target} gets another version of this path now")
+        if self.none_left(critical=bool(_extra(transfer))):
+            return Wait("slot", f"{self._total} of {bandwidth.max_total} transfers are under way")
+        if self.full(transfer):
+            have = self._by_node[transfer.target]
+            reason = f"{transfer.target} has {have} of {bandwidth.max_per_node} transfers"
+            return Wait("slot", reason)
+        return self._no_room(transfer)
+
+    def take(self, transfer: TransferRow, source: str) -> bool:
+        """Count a transfer in if it fits; two versions never move to one place at once."""
+        most = self._policy.bandwidth.max_per_node + _extra(transfer)
+        if self._by_node[source] >= most or self.hold(transfer) is not None:
+            return False
+        self._count(transfer, source)
+        return True
+
+    def _count(self, transfer: TransferRow, source: str) -> None:
+        self._total += 1
+        self._places.add((transfer.target, transfer.entry.path))
+        self._bytes[transfer.target] += self._reserved(transfer)
+        nodes = {transfer.target, source} - {S3_NODE}
+        # One that goes from a node to itself takes two of its slots: it reads and it writes.
+        self._by_node.update(name for name in (transfer.target, source) if name != S3_NODE)
+        if transfer.priority is not SyncPriority.CRITICAL:
+            self._lesser.update({*nodes, ""})
+
+    def _reserved(self, transfer: TransferRow) -> int:
+        return int(transfer.entry.size_bytes * self._policy.disk.reserve_factor)
+
+    def _no_room(self, transfer: TransferRow) -> Wait | None:
+        """Why a target's disk or memory has no room (K21); None if it has, or nobody knows."""
+        row = self._node(transfer.target)
+        if row is None:
+            return None
+        disk = row.description
+        if disk.disk_total_bytes:
+            used = 1 - disk.disk_free_bytes / disk.disk_total_bytes
+            limit = self._policy.disk.stop_background_from
+            if transfer.priority is SyncPriority.BACKGROUND and used >= limit:
+                reason = f"{row.name}'s disk is {used:.0%} full"
+                return Wait("disk-tier", f"{reason}: no background data from {limit:.0%} on")
+            left = disk.disk_free_bytes - self._bytes[transfer.target]
+            if self._reserved(transfer) > left:
+                needs, has = self._reserved(transfer) / GIGABYTE, max(0, left) / GIGABYTE
+                return Wait("disk-space", f"{row.name} has {has:.2f} GB left of {needs:.2f} GB")
+        free = disk.memory_free_bytes
+        if disk.memory_total_bytes and free is not None:
+            needs_bytes = MEMORY_BYTES * (self._by_node[transfer.target] + 1)
+            if free < needs_bytes:
+                reason = f"{row.name} has {free >> 20} MiB of memory free"
+                return Wait("memory", f"{reason}, {needs_bytes >> 20} MiB are needed")
+        return None
+
+
+def _extra(transfer: TransferRow) -> int:
+    return 1 if transfer.priority is SyncPriority.CRITICAL else 0
