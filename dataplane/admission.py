@@ -90,14 +90,23 @@ def admit(
         return starved(transfer, now) and slots.only_critical(transfer.target)
 
     chosen: list[tuple[TransferRow, Way]] = []
+
+    def start(transfer: TransferRow) -> None:
+        if len(chosen) < MOST_AT_ONCE and slots.hold(transfer) is None:
+            way = choose(transfer, known.sources(transfer), known, policy, now)
+            if slots.take(transfer, way.source):
+                chosen.append((transfer, way))
+
+    favoured = {one.id for one in weighed if first(one)}
+    after_all: list[TransferRow] = []
     for transfer in in_turn(weighed, first=first, late=late, served=known.served, now=now):
-        if len(chosen) >= MOST_AT_ONCE:
-            break
-        if slots.hold(transfer) is not None:
-            continue
-        way = choose(transfer, known.sources(transfer), known, policy, now)
-        if slots.take(transfer, way.source):
-            chosen.append((transfer, way))
+        if transfer.id in favoured and not first(transfer):
+            # Another one has just been let in before CRITICAL work: one at a time.
+            after_all.append(transfer)
+        else:
+            start(transfer)
+    for transfer in after_all:
+        start(transfer)
     risks = [
         _risk(one, end)
         for one in weighed

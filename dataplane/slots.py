@@ -62,8 +62,10 @@ class Slots:
         return self._total >= self._policy.bandwidth.max_total + critical
 
     def only_critical(self, target: str) -> bool:
-        """Whether CRITICAL work has all that is under way at a target, or in the cluster."""
-        return not self._lesser[target] or not self._lesser[""]
+        """Whether CRITICAL work has all that is under way in the cluster, or at a busy target."""
+        if not self._lesser[""]:
+            return True
+        return self._by_node[target] > 0 and not self._lesser[target]
 
     def hold(self, transfer: TransferRow) -> Wait | None:
         """Why a transfer can't start as things stand; None if it can, by its source allowing."""
