@@ -24,7 +24,7 @@ from projections.transfers import TransferRow
 from streams import events
 from streams.codec import Fact, chain_fact, fact_id, node_fact
 from streams.subjects import subject_for, type_filter
-from streams.values import Endpoint, SyncPriority
+from streams.values import S3_NODE, Endpoint, SyncPriority
 
 #: All assignments share one guard: what is in flight is known to whoever assigns next.
 ASSIGNMENTS = type_filter(events.TransferAssigned)
@@ -205,7 +205,8 @@ class _Candidates:
                 self._wake.append(wait.until)
             return False
         self._at[target] += 1
-        if self._at[target] > WEIGHED_PER_SLOT * self._slots.free_at(target):
+        enough = WEIGHED_PER_SLOT * self._slots.free_at(target)
+        if target != S3_NODE and self._at[target] > enough:
             # Enough of it to choose from; the others must be seen, too.
             self._full.add(target)
         return True
