@@ -33,6 +33,7 @@ from dataplane.consumers import tasks_of
 from dataplane.crashpoints import reach
 from dataplane.custody import Custody
 from dataplane.deliveries import kept_alive, left_to_redelivery
+from dataplane.diskwatch import DiskWatch
 from dataplane.granting import GrantKeeper
 from dataplane.observing import Observer
 from dataplane.outbox import Outbox
@@ -89,6 +90,9 @@ class Agent:
         #: Whether others reach this node's file server; None until one could be asked.
         self._reachable: bool | None = None
         self._manager: TransportManager | None = None
+        self._disk = DiskWatch(
+            log, self.node, config.data_dir, config.policy(), self._describe_anew
+        )
         self._grants = GrantKeeper(bus, self.node, self._set_bandwidth)
         self._answering: list[Answering] = []
 
@@ -150,6 +154,7 @@ class Agent:
             group.create_task(self._observer.watch(), name="watch")
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._grants.run(), name="grants")
+            group.create_task(self._disk.run(), name="disk")
             group.create_task(self._send_outbox(), name="outbox")
             group.create_task(self._probe(), name="probe")
             group.create_task(self._scrubber.run(), name="scrub")
@@ -237,7 +242,8 @@ class Agent:
             provider=config.provider,
             region=config.region,
             nfs_group=config.nfs_group,
-            disk_total_bytes=disk.total,
+            # What nobody may use, such as blocks kept for root, is not of the disk.
+            disk_total_bytes=disk.used + disk.free,
             disk_free_bytes=disk.free,
         )
 
@@ -267,8 +273,11 @@ class Agent:
                         await self._register()
             await asyncio.sleep(PROBE_S if found is not None else PROBE_SOON_S)
 
-    async def _register(self) -> None:
-        event = events.NodeRegistered(description=self.describe())
+    async def _describe_anew(self) -> None:
+        await self._register(changed=True)
+
+    async def _register(self, *, changed: bool = False) -> None:
+        event = events.NodeRegistered(description=self.describe(), changed=changed)
         id = fact_id("registered", self.node, time.time_ns())
         await self._log.publish(node_fact(event, self.node, id))
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import msgspec
 
+from dataplane.policy import Disk
 from projections.cluster import ClusterView
+from projections.nodes import NodeRow
 
 #: A projection further behind than this many facts is not keeping up.
 LAG_LIMIT = 1_000
@@ -17,6 +19,8 @@ LAG_LIMIT = 1_000
 STALL_LIMIT_S = 30.0
 #: A chain that has been open for this long is worth an operator's look.
 OLD_CHAIN_S = 900.0
+#: A disk as full as this is to be written to no more (K21).
+STOP_PRODUCTION_FROM = Disk().stop_production_from
 
 
 class HealthCheckResult(msgspec.Struct, frozen=True):
@@ -68,7 +72,19 @@ def view_problems(view: ClusterView, now: float) -> list[str]:
     unsaid = len(view.rejections_unsaid())
     if unsaid:
         problems.append(f"{unsaid} messages could not be understood and were not yet reported")
+    problems += [problem for row in view.nodes() if row.online and (problem := _full_disk(row))]
     return problems
+
+
+def _full_disk(row: NodeRow) -> str:
+    """What a node with a full disk should do (K21); "" if it is not that full."""
+    disk = row.description
+    if not disk.disk_total_bytes:
+        return ""
+    used = 1 - disk.disk_free_bytes / disk.disk_total_bytes
+    if used < STOP_PRODUCTION_FROM:
+        return ""
+    return f"{row.name}'s disk is {used:.0%} full: production there is to stop"
 
 
 def cluster_health(

@@ -11,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
 
 from dataplane.config import DataPlaneConfig
+from dataplane.explaining import transfer_lines
 from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.overview import Overview, overview
 from dataplane.planner import SyncPlanner
@@ -30,7 +32,6 @@ from dataplane.rows import (
     entry_line,
     link_line,
     node_line,
-    transfer_line,
 )
 from projections.cluster import ClusterView
 from projections.projector import Projector
@@ -139,13 +140,10 @@ def where(ask: AskWhere, known: Reading) -> list[EntryLine]:
 
 
 def plans(ask: AskPlans, known: Reading) -> list[TransferLine]:
-    """Running ones first."""
-    lines = [transfer_line(row) for row in known.view.in_flight()]
-    for row in known.view.pending():
-        if len(lines) >= MOST_LINES:
-            break
-        lines.append(transfer_line(row))
-    return lines
+    """Running ones first; those that wait say why."""
+    return list(
+        islice(transfer_lines(known.view, known.planner.known.policy, known.now), MOST_LINES)
+    )
 
 
 def chains(ask: AskChains, known: Reading) -> list[ChainLine]:

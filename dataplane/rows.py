@@ -76,6 +76,10 @@ class TransferLine(msgspec.Struct, frozen=True, kw_only=True):
     queued_at: float
     #: 0 while it waits.
     assigned_at: float
+    #: Why it does not start now, by rule and in words; "" if it runs or is about to.
+    waits_for: str = ""
+    #: When it would be there if it started now, by the log's own rates; None if nobody knows.
+    expected_at: float | None = None
 
 
 class ChainLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -162,7 +166,9 @@ def node_line(row: NodeRow, beat: Mapping[str, Any] | None, now: float) -> NodeL
     )
 
 
-def transfer_line(row: TransferRow) -> TransferLine:
+def transfer_line(
+    row: TransferRow, waits_for: str = "", expected_at: float | None = None
+) -> TransferLine:
     """A pending or running transfer."""
     last = row.failures[-1] if row.failures else None
     return TransferLine(
@@ -181,6 +187,8 @@ def transfer_line(row: TransferRow) -> TransferLine:
         reason=row.reason,
         queued_at=row.queued_at,
         assigned_at=row.assigned_at,
+        waits_for=waits_for,
+        expected_at=expected_at,
     )
 
 

@@ -13,8 +13,9 @@ from dataplane.api import DataPlane
 from dataplane.cli import show
 from dataplane.cli.app import Json, TypeOption, app, config_of, open_catalog, run
 from dataplane.config import ConfigError
+from dataplane.explaining import transfer_lines
 from dataplane.replay import chain_history, describe
-from dataplane.rows import EntryLine, chain_line, entry_line, node_line, transfer_line
+from dataplane.rows import EntryLine, chain_line, entry_line, node_line
 from projections.store import StoreMissing
 from streams.log import LogError
 
@@ -114,9 +115,10 @@ def _print_entries(rows: Sequence[EntryLine], as_json: bool, empty: str = "nothi
 
 @app.command()
 def plans(as_json: Json = False) -> None:
-    """Transfers that wait or run, in the order in which they go."""
+    """Transfers that wait or run, in the order in which they go, and why each waits."""
+    policy = config_of().policy()
     with open_catalog() as catalog, catalog.view() as view:
-        rows = [transfer_line(row) for row in (*view.in_flight(), *view.pending())]
+        rows = list(transfer_lines(view, policy, time.time()))
     columns = [
         "state",
         "priority",
@@ -125,6 +127,7 @@ def plans(as_json: Json = False) -> None:
         "target",
         "size_bytes",
         "attempts",
+        "waits_for",
         "last_error",
     ]
     show.emit(rows, columns, as_json=as_json, empty="nothing is pending")

@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from dataplane.admission import Admission, admit, why_waiting
+from dataplane.explaining import transfer_lines
 from dataplane.ordering import AGE_S, STARVED_S, at_risk, seconds_needed, urgency
 from dataplane.policy import MEGABYTE, Bandwidth, Policy
 from dataplane.slots import Slots
@@ -326,3 +327,18 @@ def test_every_wait_has_a_reason() -> None:
     assert wait is not None
     assert (wait.rule, wait.reason) == ("slot", "train-1 has 5 of 5 transfers")
     assert why_waiting(wanted("x", target="train-2"), slots, known, Policy(), T0) is None
+
+
+def test_plans_say_why_each_transfer_waits_and_when_it_would_be_there() -> None:
+    """Running ones first, then what waits; nothing is left without a word."""
+    limits = Policy(bandwidth=Bandwidth(max_per_node=1))
+    story = given(player("gpu-1"), trainer(), policy=limits)
+    for number in range(2):
+        games = games_of("gpu-1", str(number), config_key=f"hex8_{number + 2}p")
+        story.tell(opens(f"c{number}", played("gpu-1", config_key=games.config_key)))
+        story.tell(answers(f"c{number}", "gpu-1", games), said_what_is_owed)
+    story.tell(lambda story: story.admits().assignments)
+    running, waiting = transfer_lines(story.view, story.policy, story.now)
+    assert (running.state, running.waits_for) == ("assigned", "")
+    assert waiting.waits_for == "slot: train-1 has 1 of 1 transfers"
+    assert waiting.expected_at is None
