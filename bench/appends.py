@@ -14,13 +14,10 @@ from pathlib import Path
 
 import msgspec
 
-from streams.codec import STREAM, Fact, decode
+from streams.codec import Fact
 from streams.jetstream import JetStreamLog
-from streams.pull import Item, Pull
 from streams.server import EmbeddedServer
-from streams.wire import create_consumer, parse_headers, parse_reply
 
-_SECOND = 1_000_000_000
 _BATCH = "Nats-Batch-Id"
 
 
@@ -33,47 +30,16 @@ class Append(msgspec.Struct):
     time: float
 
 
-async def messages(log: JetStreamLog, until: int, after: int = 0) -> AsyncIterator[list[Item]]:
-    """The log's messages as they arrive, undecoded: the most that this client can take."""
-    wire, name = log.connection, f"raw_{log.connection.token()}"
-    pull = Pull(wire, STREAM, name, 1000)
-    await pull.open()
-    config = {
-        "name": name,
-        "ack_policy": "none",
-        "deliver_policy": "by_start_sequence",
-        "opt_start_seq": after + 1,
-        "mem_storage": True,
-        "num_replicas": 1,
-        "inactive_threshold": 30 * _SECOND,
-    }
-    await create_consumer(wire, STREAM, config)
-    left = until - after
-    while left > 0:
-        items = list(pull.items)
-        pull.items.clear()
-        left -= len(items)
-        if pull.wanting and left > 0:
-            await pull.request()
-        if items:
-            yield items
-        elif left > 0:
-            await pull.wait(pull.arrival)
-    await pull.close()
-
-
 async def appends(log: JetStreamLog, after: int, until: int) -> list[Append]:
     """The appends that wrote what lies behind `after`, up to `until`, in order."""
     found: list[Append] = []
     batch = ""
-    async for items in messages(log, until, after):
-        for item in items:
-            headers = parse_headers(item.headers)
-            said = parse_reply(item.reply)
-            told = decode(said.sequence, said.time, item.subject.decode(), headers, item.body)
+    async for stored in log.messages(after=after, until=until):
+        for message in stored:
+            told = message.recorded()
             assert told.event is not None, told.problem
             fact = Fact(told.event, told.subject, told.id, told.chain, told.cause, "bench")
-            name = headers.get(_BATCH, "")
+            name = message.headers.get(_BATCH, "")
             if name and name == batch:
                 found[-1].facts.append(fact)
                 found[-1].sequence = told.sequence

@@ -12,7 +12,6 @@ from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 
-from bench.appends import messages
 from bench.history import History
 from bench.measuring import MEGABYTE, Usage, in_process, usage, workplace
 from bench.report import Report, begin, paired
@@ -99,7 +98,7 @@ def _raw(url: str, total: int) -> Usage:
     async def raw() -> Usage:
         log = await JetStreamLog.connect(url, name="bench")
         with usage() as used:
-            async for _ in messages(log, total):
+            async for _ in log.messages(until=total):
                 pass
         await log.close()
         return used

@@ -5,8 +5,9 @@ and time; around them stands a thin shell of loops that can be killed anywhere. 
 the pure middle (`policy`, `planner`, `chain`; `admission` with `ordering`, `slots` and `budget`;
 `sweeps`, `deletion`, `liveness`), then the shell (`bridge`, `dispatch`, `granting`, `sweeping`,
 `deleting`, `coordinator`, `transports`, `transfers`, `proving`, `custody`, `agent`, `daemon`), then
-what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`, `replay`, `health`,
-`cli`, `web`).
+what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`, `health`, `cli`,
+`web`) and what looks back (`sources`, `moments`, `replay`, `causes`, `comparing`, `whatif`,
+`archive`, `draining`).
 """
 
 import importlib

@@ -9,22 +9,34 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 from dataplane.config import DataPlaneConfig
 from dataplane.planner import SyncPlanner
 from projections.cluster import ClusterView
 from projections.fold import TABLES
-from projections.store import StoreReader
+from projections.store import Reader, StoreReader
 from streams.values import S3_NODE, DataEntry, DataType
 
 _POLL_S = 0.005
 
 
+class Views(Protocol):
+    """Something that views can be read from."""
+
+    def read(self) -> contextlib.AbstractContextManager[Reader]:
+        """A short reading."""
+
+    def close(self) -> None:
+        """Let go of it."""
+
+
 class Catalog:
     """Where the cluster's data is. Raises `StoreMissing` where no coordinator has ever run."""
 
-    def __init__(self, config: DataPlaneConfig) -> None:
-        self._reader = StoreReader(config.views_dir, TABLES)
+    def __init__(self, config: DataPlaneConfig, views: Views | None = None) -> None:
+        """`views` are those of this machine, or others, such as those of a time that has passed."""
+        self._reader: Views = views or StoreReader(config.views_dir, TABLES)
         self._policy = config.policy()
 
     @contextlib.contextmanager

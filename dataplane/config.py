@@ -71,6 +71,15 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     nats_tls_key: str = ""
     replicas: Annotated[int, Meta(ge=1, le=5)] = 1
 
+    # Keeping the log and the views
+    #: Where the log is archived: a directory or ``s3://bucket/prefix``; "" for nowhere.
+    archive: str = ""
+    archive_interval: _Positive = 300.0
+    #: A copy of the views is kept every so many events; 0 keeps none.
+    snapshot_every_events: Annotated[int, Meta(ge=0)] = 25_000
+    #: The disk that older copies may take; what goes beyond it is thinned out evenly.
+    snapshot_budget_mb: Annotated[int, Meta(ge=0)] = 2_000
+
     # Serving files
     http_host: str = "127.0.0.1"
     #: 0 picks a free port and keeps to it over restarts.
@@ -160,6 +169,11 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Where the views are."""
         unset = self.catalog_db_path == Path()
         return self.state_dir / "views" if unset else self.catalog_db_path
+
+    @property
+    def snapshots_dir(self) -> Path:
+        """Where copies of the views at earlier points are."""
+        return self.views_dir / "snapshots"
 
     @property
     def servers(self) -> list[str]:
@@ -379,6 +393,12 @@ TEMPLATE = """\
 # nats_tls_cert = ""
 # nats_tls_key = ""
 # replicas = 1                   # 3 on a cluster of three servers
+
+# Keeping the log for ever, and the views of earlier times near at hand (dataplane at TIME ...).
+# archive = ""                   # a directory or "s3://bucket/prefix"
+# archive_interval = 300.0
+# snapshot_every_events = 25000  # 0: no copies of the views
+# snapshot_budget_mb = 2000
 
 # Serving files to other nodes.
 # http_host = "127.0.0.1"        # "0.0.0.0" to be reached from outside

@@ -24,6 +24,7 @@ from dataplane.standstill import Progress, StandsStill, Standstill
 from dataplane.web import WebServer
 from projections.cluster import ClusterView
 from projections.projector import Projector
+from projections.snapshot import Snapshots
 from streams.log import Answering, Bus, Log, LogError
 
 logger = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class Coordinator:
         self._config = config
         self._presence = Presence(bus, config.node, "coordinator")
         self.lease = Lease(bus, holder_of(config.views_dir, config.node))
-        self.projector = Projector(log, config.views_dir)
+        self.projector = Projector(log, config.views_dir, snapshots_of(config))
         self.leading = Leading(log, bus, config, self.projector, leads=lambda: self.lease.held)
         self.queries = Queries(log, bus, self.projector, config)
         self.provisioner = Provisioner(log, bus, self.projector, config)
@@ -159,3 +160,14 @@ class Coordinator:
 
 def _ordinal(term: int) -> str:
     return f"{term}."
+
+
+def snapshots_of(config: DataPlaneConfig) -> Snapshots | None:
+    """Where the copies of this machine's views are kept; None if it keeps none."""
+    if not config.snapshot_every_events:
+        return None
+    return Snapshots(
+        config.snapshots_dir,
+        every=config.snapshot_every_events,
+        budget_bytes=config.snapshot_budget_mb * 1_000_000,
+    )

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dataplane.api import open_log
+from dataplane.archiving import keep_archive
 from dataplane.catalog import Catalog
 from dataplane.config import DataPlaneConfig
 from streams.jetstream import JetStreamLog
@@ -119,6 +120,8 @@ class UnifiedDataPlaneDaemon:
             for part in self._parts:
                 group.create_task(part.run())
             group.create_task(_end_with(self._log))
+            if self.config.archive and Part.COORDINATOR in self._wanted:
+                group.create_task(keep_archive(self._log, self.config))
 
 
 def _made(part: Part, log: JetStreamLog, config: DataPlaneConfig) -> Coordinator | Agent:

@@ -13,13 +13,14 @@ from typing import Any
 
 import msgspec
 
-from projections.fold import TABLES, checkpoint, view_digests
+from projections.fold import TABLES, Checkpoint, checkpoint, view_digests
 from projections.projector import Projector
-from projections.store import StoreReader
+from projections.store import Reader, Store, StoreReader
 from projections.transfers import transfer_id
+from projections.travel import Difference, differences
 from streams import events
 from streams.codec import Recorded
-from streams.log import Log
+from streams.log import LogState, ReadingLog
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -29,6 +30,8 @@ class Verdict(msgspec.Struct, frozen=True):
     sequence: int
     #: View name to (digest of the live view, digest of the refold).
     digests: dict[str, tuple[str, str]]
+    #: The first row that is not the fold of the log: `left` is the live one.
+    difference: Difference | None = None
 
     @property
     def different(self) -> list[str]:
@@ -37,37 +40,37 @@ class Verdict(msgspec.Struct, frozen=True):
 
 
 async def timeline(
-    log: Log,
+    log: ReadingLog,
     *,
-    since: float = 0.0,
-    until: float | None = None,
+    after: int = 0,
+    until: int | None = None,
     type_name: str = "",
     chain: str = "",
     node: str = "",
     config_key: str = "",
     follow: bool = False,
 ) -> AsyncGenerator[Recorded, None]:
-    """The log in order, narrowed down; times in seconds since 1970 by the log's clock."""
-    state = await log.state()
-    if state.last_sequence == 0 and not follow:
-        return
+    """The facts behind `after`, up to `until` or what is there now, in order, narrowed down.
+
+    With `follow` it goes on for ever, where the log can grow.
+    """
+    if until is None and not follow:
+        until = (await log.state()).last_sequence
     subjects = [] if not type_name else [f"dp.*.*.{type_name}.>"]
-    end = None if follow else state.last_sequence
-    async with aclosing(log.read(until=end, subjects=subjects)) as batches:
+    if until is not None and until <= after:
+        return
+    async with aclosing(log.read(after=after, until=until, subjects=subjects)) as batches:
         async for batch in batches:
             for recorded in batch:
-                if until is not None and recorded.time > until:
-                    return
                 if (
-                    recorded.time >= since
-                    and (not chain or recorded.chain == chain)
+                    (not chain or recorded.chain == chain)
                     and (not node or speaks_of(recorded, node))
                     and config_key in ("", recorded.config_key)
                 ):
                     yield recorded
 
 
-async def chain_history(log: Log, chain: str) -> list[Recorded]:
+async def chain_history(log: ReadingLog, chain: str) -> list[Recorded]:
     """All facts of a chain, in order: its trigger, what was decided, and each attempt."""
     state = await log.state()
     found: list[Recorded] = []
@@ -108,39 +111,52 @@ def _transfers_planned(recorded: Recorded) -> set[str]:
     }
 
 
-async def verify(log: Log, views_dir: Path) -> Verdict:
-    """Refold the log into a fresh store up to where the live views are, and compare digests."""
-    live = StoreReader(views_dir, TABLES)
-    try:
-        with live.read() as reader:
-            point = checkpoint(reader)
-            have = view_digests(reader)
-    finally:
-        live.close()
-    state = await log.state()
-    if point.created not in ("", state.created) or point.sequence > state.last_sequence:
-        raise ValueError(
-            f"the views in {views_dir} are of another log than the one on this bus: they are at "
-            f"{point.sequence}, it ends at {state.last_sequence}"
-        )
+async def verify(log: ReadingLog, views_dir: Path) -> Verdict:
+    """Refold the log into a fresh store up to where the live views are, and compare the two.
+
+    The live views are copied first, because they go on meanwhile. Raises ValueError where they
+    are of another log.
+    """
     with tempfile.TemporaryDirectory(prefix="dataplane-verify-") as directory:
-        fresh = await refold(log, Path(directory), point.sequence)
+        live_dir, fresh_dir = Path(directory) / "live", Path(directory) / "fresh"
+        StoreReader(views_dir, TABLES).copy(live_dir)
+        live = Store.open(live_dir, TABLES, writable=False)
+        try:
+            with live.read() as reader:
+                point = checkpoint(reader)
+            _check_same_log(await log.state(), point, views_dir)
+            projector = Projector(log, fresh_dir)
+            await projector.start(until=point.sequence)
+            try:
+                with live.read() as reader, projector.store.read() as fresh:
+                    return _verdict(point, reader, fresh)
+            finally:
+                await projector.close()
+        finally:
+            live.close()
+
+
+def _check_same_log(state: LogState, point: Checkpoint, views_dir: Path) -> None:
+    if point.created not in ("", state.created, state.origin):
+        raise ValueError(
+            f"the views in {views_dir} are of another log than this one: they are of the one made "
+            f"{point.created}, this was made {state.created}"
+        )
+    if point.sequence > state.last_sequence:
+        raise ValueError(
+            f"the views in {views_dir} are of another log than this one, or of one that goes on: "
+            f"they are at {point.sequence}, it ends at {state.last_sequence}"
+        )
+
+
+def _verdict(point: Checkpoint, live: Reader, fresh: Reader) -> Verdict:
+    have, wanted = view_digests(live), view_digests(fresh)
     return Verdict(
-        same=have == fresh,
+        same=have == wanted,
         sequence=point.sequence,
-        digests={name: (have[name], fresh[name]) for name in have},
+        digests={name: (have[name], wanted[name]) for name in have},
+        difference=None if have == wanted else next(differences(live, fresh), None),
     )
-
-
-async def refold(log: Log, directory: Path, until: int) -> dict[str, str]:
-    """Digests of the views as folded from the log's beginning up to `until`."""
-    projector = Projector(log, directory)
-    await projector.start(until=until)
-    try:
-        with projector.store.read() as reader:
-            return view_digests(reader)
-    finally:
-        await projector.close()
 
 
 def describe(recorded: Recorded) -> dict[str, Any]:

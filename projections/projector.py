@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from msgspec.structs import replace
 
 from projections.fold import TABLES, WANTED_VERSIONS, Checkpoint, checkpoint, fold
-from projections.store import Store, StoreCorrupt, StoreDirectory
+from projections.snapshot import Snapshots
+from projections.store import Store, StoreCorrupt, StoreDirectory, StoreError
 from streams.codec import Recorded
-from streams.log import Log, LogState
+from streams.log import LogState, ReadingLog
 
 logger = logging.getLogger(__name__)
 REBUILD_BATCH = 5_000
@@ -31,8 +34,10 @@ T = TypeVar("T")
 class Projector:
     """Keeps the views under `root` up with `log`. `start`, then `run` in a task, then `close`."""
 
-    def __init__(self, log: Log, root: Path) -> None:
+    def __init__(self, log: ReadingLog, root: Path, snapshots: Snapshots | None = None) -> None:
         self._log = log
+        self._snapshots = snapshots
+        self._copying: asyncio.Task[None] | None = None
         self._directory = StoreDirectory(root)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="projector")
         self._advanced = asyncio.Condition()
@@ -101,10 +106,16 @@ class Projector:
         return ""
 
     async def _rebuild(self, state: LogState) -> Store:
-        """Fold the whole log into a new generation, then switch to it."""
+        """Fold the log into a new generation, from a snapshot on if there is one, then switch."""
         path = self._directory.next()
+        if self._snapshots is not None:
+            await self._snapshots.forget_others(self._log)
+            await self._in_writer(
+                partial(_copy, await self._snapshots.nearest(self._log, state.last_sequence), path)
+            )
         building = await self._in_writer(lambda: Store.open(path, TABLES, durable=False))
-        self.checkpoint = Checkpoint()
+        with building.read() as reader:
+            self.checkpoint = checkpoint(reader)
         await self.catch_up(building, state.last_sequence)
         await self._in_writer(building.sync)
         await self._in_writer(building.close)
@@ -117,9 +128,11 @@ class Projector:
         if until <= self.checkpoint.sequence:
             return
         reading = self._log.read(after=self.checkpoint.sequence, until=until)
-        async with aclosing(reading), aclosing(_regroup(reading, REBUILD_BATCH)) as batches:
+        async with aclosing(reading), aclosing(regroup(reading, REBUILD_BATCH)) as batches:
             async for batch in batches:
                 self.checkpoint = await self._fold(store, batch)
+                if self._snapshots is not None and self._snapshots.due(self.checkpoint.sequence):
+                    await self._copy(store, self._snapshots)
 
     async def run(self) -> None:
         """Fold what comes, for ever. Ends by cancellation or by an error that ends the process."""
@@ -132,6 +145,22 @@ class Projector:
                     tell()
                 async with self._advanced:
                     self._advanced.notify_all()
+                self._copy_if_due()
+
+    def _copy_if_due(self) -> None:
+        """Take a snapshot beside the folding; one at a time."""
+        snapshots, busy = self._snapshots, self._copying
+        if snapshots is None or (busy is not None and not busy.done()):
+            return
+        if snapshots.due(self.checkpoint.sequence):
+            self._copying = asyncio.create_task(self._copy(self.store, snapshots), name="snapshot")
+
+    @staticmethod
+    async def _copy(store: Store, snapshots: Snapshots) -> None:
+        try:
+            await asyncio.to_thread(snapshots.take, store)
+        except (OSError, StoreError) as error:
+            logger.warning("no snapshot of the views could be taken: %s", error)
 
     async def wait_for(self, sequence: int, timeout_s: float = 30.0) -> None:
         """Wait until the views have seen `sequence`. Raises TimeoutError."""
@@ -144,6 +173,8 @@ class Projector:
 
     async def close(self) -> None:
         """Let go of the store; `run` must have ended."""
+        if self._copying is not None:
+            await self._copying
         if self._store is not None:
             await self._in_writer(self._store.close)
             self._store = None
@@ -156,7 +187,12 @@ class Projector:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
 
 
-async def _regroup(
+def _copy(snapshot: Path | None, path: Path) -> None:
+    if snapshot is not None:
+        shutil.copyfile(snapshot / "data.mdb", path / "data.mdb")
+
+
+async def regroup(
     batches: AsyncIterator[list[Recorded]], size: int
 ) -> AsyncGenerator[list[Recorded], None]:
     """The same facts in larger batches."""

@@ -313,6 +313,22 @@ class Store:
                 except lmdb.DiskError as error:
                     raise StoreFull(f"{self.path}: {error}") from error
 
+    @contextlib.contextmanager
+    def trial(self) -> Iterator[Writer]:
+        """A transaction that is never committed: what is written in it can be read, and is gone.
+
+        Only in the thread that began it, and nobody else can write meanwhile. Its end leaves the
+        store as it was. Raises StoreFull.
+        """
+        with self._write_lock:
+            txn = self._env.begin(write=True)
+            try:
+                yield Writer(txn, self._tables)
+            except (lmdb.MapFullError, lmdb.DiskError) as error:
+                raise StoreFull(f"{self.path}: {error}") from error
+            finally:
+                txn.abort()
+
     def clear_stale_readers(self) -> int:
         """Free the pages that killed readers pin; how many there were."""
         return int(self._env.reader_check())
@@ -400,6 +416,13 @@ class StoreReader:
             self._store = Store.open(current, self._tables, writable=False)
         with self._store.read() as reader:
             yield reader
+
+    def copy(self, target: Path) -> None:
+        """A compacted copy of the current generation. Raises StoreMissing before the first fold."""
+        with self.read():
+            assert self._store is not None
+            self._store.copy(target)
+        self.close()
 
     def close(self) -> None:
         """Let go of the files."""

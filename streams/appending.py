@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 
 from streams.codec import Fact, Recorded, encode
 from streams.log import DuplicateFact, Guard, Receipt, SequenceConflict
+from streams.stored import Stored
 from streams.subjects import matches
 from streams.wire import (
     DUPLICATE_IN_BATCH,
@@ -22,8 +23,8 @@ from streams.wire import (
     Wire,
     accepted,
     api,
+    gotten,
     persist,
-    recorded,
 )
 
 MAX_BATCH = 1000
@@ -70,7 +71,7 @@ class Appender:
                 return await self._append_one(messages)
             async with self._batches:
                 return await persist(
-                    lambda: self._offer(_batch(messages, self._wire.token())), self._deadline_s
+                    lambda: self._offer(batched(messages, self._wire.token())), self._deadline_s
                 )
         except (SequenceConflict, DuplicateFact) as refusal:
             return await self._settle(facts, guards, refusal)
@@ -135,12 +136,13 @@ class Appender:
         return True
 
     async def _find(self, request: Mapping[str, object]) -> Recorded | None:
-        return await find(self._wire, self._stream, request, self._deadline_s)
+        found = await find(self._wire, self._stream, request, self._deadline_s)
+        return None if found is None else found.recorded()
 
 
 async def find(
     wire: Wire, stream: str, request: Mapping[str, object], deadline_s: float
-) -> Recorded | None:
+) -> Stored | None:
     """A message by sequence or subject, from the leader: a replica may be behind."""
     try:
         said = await persist(lambda: api(wire, f"STREAM.MSG.GET.{stream}", request), deadline_s)
@@ -148,7 +150,7 @@ async def find(
         if error.code == MESSAGE_NOT_FOUND:
             return None
         raise
-    return recorded(said["message"])
+    return gotten(said["message"])
 
 
 def covered(facts: Sequence[Fact], guard: Guard) -> list[int]:
@@ -184,7 +186,7 @@ def _message(fact: Fact, now: float, more: Mapping[str, str]) -> Message:
     return Message(fact.subject, body, {**headers, **more})
 
 
-def _batch(messages: Sequence[Message], batch: str) -> list[Message]:
+def batched(messages: Sequence[Message], batch: str) -> list[Message]:
     """The messages as one atomic batch; a new name each try, as a half-heard one is dead."""
     numbered = []
     for number, message in enumerate(messages, 1):

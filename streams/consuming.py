@@ -9,9 +9,11 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 
-from streams.codec import Recorded, decode
+from streams.codec import Recorded
 from streams.log import Delivery, LogError, LogUnavailable, PermissionDenied
 from streams.pull import Item, Pull
+from streams.reading import as_fact, as_message, log_state
+from streams.stored import as_stored
 from streams.topology import Config, drift
 from streams.wire import (
     CONSUMER_EXISTS,
@@ -22,7 +24,6 @@ from streams.wire import (
     Wire,
     api,
     create_consumer,
-    parse_headers,
     parse_reply,
     persist,
 )
@@ -66,8 +67,9 @@ class JetStreamDelivery:
 class JetStreamDeliveries:
     """A member of a durable consumer: a background task keeps a request open."""
 
-    def __init__(self, wire: Wire, stream: str, config: Config) -> None:
+    def __init__(self, wire: Wire, stream: str, config: Config, restored: int) -> None:
         self._wire, self._stream, self._config = wire, stream, config
+        self._restored = restored
         self._loop = asyncio.get_running_loop()
         self._stale_s = _STALE * config["ack_wait"] / _SECOND
         ahead = min(config["max_ack_pending"], _AHEAD)
@@ -105,8 +107,10 @@ class JetStreamDeliveries:
 
     def _delivery(self, item: Item) -> JetStreamDelivery:
         said = parse_reply(item.reply)
-        headers = parse_headers(item.headers)
-        fact = decode(said.sequence, said.time, item.subject.decode(), headers, item.body)
+        if said.sequence > self._restored:
+            fact = as_fact(said, item.subject, item.headers, item.body)
+        else:
+            fact = as_stored(as_message(said, item.subject, item.headers, item.body)).recorded()
         return JetStreamDelivery(self._wire, item.reply.decode(), fact, said.attempt)
 
     async def close(self) -> None:
@@ -177,9 +181,11 @@ async def open_deliveries(
 ) -> JetStreamDeliveries:
     """Join, or make, a durable consumer."""
     try:
+        # A log that is just being restored brings the consumers it had.
+        state = await persist(lambda: log_state(wire, stream), deadline_s)
         await persist(lambda: ensure_consumer(wire, stream, config), deadline_s)
     except ApiError as error:
         raise LogUnavailable(f"consumer {config['name']} of {stream}: {error}") from error
-    deliveries = JetStreamDeliveries(wire, stream, config)
+    deliveries = JetStreamDeliveries(wire, stream, config, state.restored_sequence)
     await deliveries.open()
     return deliveries

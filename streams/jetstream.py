@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 from streams import topology
 from streams.appending import Appender, find
@@ -17,8 +18,9 @@ from streams.codec import STREAM, Fact, Recorded
 from streams.connection import DEFAULT_SERVER, Connection, ConnectOptions
 from streams.consuming import JetStreamDeliveries, ensure_consumer, open_deliveries
 from streams.log import ConsumerState, Guard, LogState, LogUnavailable, Receipt
-from streams.reading import Reader, log_state
+from streams.reading import Reader, as_fact, as_message, log_state
 from streams.services import JetStreamBus
+from streams.stored import Stored, as_stored
 from streams.wire import (
     CONSUMER_NOT_FOUND,
     STREAM_NAME_IN_USE,
@@ -29,6 +31,7 @@ from streams.wire import (
 )
 
 log = logging.getLogger(__name__)
+M = TypeVar("M")
 
 
 class JetStreamLog:
@@ -48,6 +51,8 @@ class JetStreamLog:
         self._stream, self._deadline_s = stream, deadline_s
         self._deliveries: weakref.WeakSet[JetStreamDeliveries] = weakref.WeakSet()
         self._closed = False
+        #: Up to where the log was restored; it never changes while the stream exists.
+        self._restored: int | None = None
         self._appender = Appender(
             connection, stream, self._history, try_s=try_s, deadline_s=deadline_s
         )
@@ -116,7 +121,24 @@ class JetStreamLog:
     async def read(
         self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
     ) -> AsyncGenerator[list[Recorded], None]:
-        reader = Reader(self.connection, self._stream, after, until, subjects)
+        reader = Reader(
+            self.connection, self._stream, as_fact, Stored.recorded, after, until, subjects
+        )
+        async with aclosing(self._given(reader)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def messages(
+        self, *, after: int = 0, until: int | None = None
+    ) -> AsyncGenerator[list[Stored], None]:
+        reader = Reader(
+            self.connection, self._stream, as_message, lambda message: message, after, until
+        )
+        async with aclosing(self._given(reader)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _given(self, reader: Reader[M]) -> AsyncGenerator[list[M], None]:
         try:
             while (batch := await reader.next()) is not None:
                 if batch:
@@ -133,11 +155,18 @@ class JetStreamLog:
             yield batch
 
     async def get(self, sequence: int) -> Recorded | None:
-        return await find(self.connection, self._stream, {"seq": sequence}, self._deadline_s)
+        return await self._find({"seq": sequence})
 
     async def last(self, subjects: str) -> Recorded | None:
-        request = {"last_by_subj": subjects}
-        return await find(self.connection, self._stream, request, self._deadline_s)
+        return await self._find({"last_by_subj": subjects})
+
+    async def _find(self, request: Mapping[str, object]) -> Recorded | None:
+        found = await find(self.connection, self._stream, request, self._deadline_s)
+        if found is None:
+            return None
+        if self._restored is None:
+            self._restored = (await self.state()).restored_sequence
+        return (as_stored(found) if found.sequence <= self._restored else found).recorded()
 
     async def consume(
         self,

@@ -13,6 +13,7 @@ import msgspec
 
 from streams.codec import Fact, Recorded
 from streams.micro import Service
+from streams.stored import Stored
 
 
 class LogError(Exception):
@@ -46,6 +47,15 @@ class LogState(msgspec.Struct, frozen=True):
     created: str
     first_sequence: int
     last_sequence: int
+    #: Up to here it was restored from an archive; 0 if it never was.
+    restored_sequence: int = 0
+    #: Of the log it was restored from: its `origin`, or else when that was made.
+    restored_from: str = ""
+
+    @property
+    def origin(self) -> str:
+        """What a log and its restored copies have in common."""
+        return self.restored_from or self.created
 
 
 class Guard(msgspec.Struct, frozen=True):
@@ -105,15 +115,47 @@ class Deliveries(Protocol):
         """Stop pulling; what is not acknowledged will be delivered to somebody else."""
 
 
-class Log(Protocol):
+class ReadingLog(Protocol):
+    """A log that can be read and nothing else: a live one, an archive, or an exported file.
+
+    What only looks takes this, so that it can't write. Facts are numbered without gaps. All
+    methods may be called concurrently, and raise `LogError`s only.
+    """
+
+    async def state(self) -> LogState:
+        """Which log this is and how far it goes."""
+
+    def read(
+        self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
+    ) -> AsyncGenerator[list[Recorded], None]:
+        """Facts with a sequence above `after`, in order, none left out, in batches.
+
+        Ends once `until` is passed or reached; without it, it waits for more and never ends, but
+        for a log that can't grow, which has an end. `subjects` are NATS filters; empty means all.
+        """
+
+    async def get(self, sequence: int) -> Recorded | None:
+        """The message with this sequence; None if the log does not hold it."""
+
+    async def close(self) -> None:
+        """Let go of what it reads from. Reads end."""
+
+
+class StoredLog(ReadingLog, Protocol):
+    """A log whose messages can be had as they are kept: what can be archived and exported."""
+
+    def messages(
+        self, *, after: int = 0, until: int | None = None
+    ) -> AsyncGenerator[list[Stored], None]:
+        """As `read`, undecoded and unfiltered."""
+
+
+class Log(ReadingLog, Protocol):
     """An append-only list of facts, numbered from 1 without gaps by the log itself.
 
     All methods may be called concurrently. They raise `LogError`s only, but for ValueError where
     an append makes no sense or a fact can't be encoded.
     """
-
-    async def state(self) -> LogState:
-        """Which log this is and how far it goes."""
 
     async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
         """Append all facts, in order and next to each other, or none of them.
@@ -126,18 +168,6 @@ class Log(Protocol):
 
     async def publish(self, fact: Fact) -> Receipt:
         """Append one fact without a condition; the same id twice is stored once (within days)."""
-
-    def read(
-        self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
-    ) -> AsyncGenerator[list[Recorded], None]:
-        """Facts with a sequence above `after`, in order, none left out, in batches.
-
-        Ends once `until` is passed or reached; without it, it waits for more and never ends.
-        `subjects` are NATS filters; empty means all.
-        """
-
-    async def get(self, sequence: int) -> Recorded | None:
-        """The message with this sequence; None if the log does not hold it."""
 
     async def last(self, subjects: str) -> Recorded | None:
         """The newest message under a filter, as the log's leader sees it."""

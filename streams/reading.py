@@ -10,16 +10,19 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
 
 from streams.codec import Recorded, decode
 from streams.log import LogState, LogUnavailable, PermissionDenied
 from streams.pull import Pull
+from streams.stored import Stored, as_stored
+from streams.topology import restored_until
 from streams.wire import (
     CONSUMER_EXISTS,
     MESSAGE_NOT_FOUND,
     ApiError,
+    Delivered,
     Message,
     NoAnswer,
     Wire,
@@ -27,6 +30,7 @@ from streams.wire import (
     create_consumer,
     parse_headers,
     parse_reply,
+    subject_of,
 )
 
 log = logging.getLogger(__name__)
@@ -38,22 +42,60 @@ _IDLE_S = 120.0
 _PAUSE_S = 0.2
 _TAKEN_S = 0.01
 _SECOND = 1_000_000_000
+M = TypeVar("M")
+#: Makes what a reader gives of what came: delivery, subject, headers, body.
+Make = Callable[[Delivered, bytes, bytes | None, bytes], M]
 
 
 async def log_state(wire: Wire, stream: str) -> LogState:
     """One try of asking how far the stream goes."""
     info = await api(wire, f"STREAM.INFO.{stream}")
     state = info["state"]
-    return LogState(info["created"], max(state["first_seq"], 1), state["last_seq"])
+    restored_sequence, restored_from = restored_until(info["config"])
+    if state["last_seq"] < restored_sequence:
+        raise LogUnavailable(
+            f"the log {stream} is being restored: it is at {state['last_seq']} of "
+            f"{restored_sequence}; if nobody is at it, restore it again and it goes on from there"
+        )
+    return LogState(
+        info["created"],
+        max(state["first_seq"], 1),
+        state["last_seq"],
+        restored_sequence,
+        restored_from,
+    )
 
 
-class Reader:
-    """Facts in order through a consumer that is thrown away at the first doubt."""
+def as_fact(said: Delivered, subject: bytes, headers: bytes | None, body: bytes) -> Recorded:
+    """A message that came as the fact it is."""
+    return decode(
+        said.sequence, said.time_ns / 1e9, subject_of(subject), parse_headers(headers), body
+    )
+
+
+def as_message(said: Delivered, subject: bytes, headers: bytes | None, body: bytes) -> Stored:
+    """A message that came as the log keeps it."""
+    return Stored(said.sequence, said.time_ns, subject_of(subject), parse_headers(headers), body)
+
+
+class Reader(Generic[M]):
+    """Messages in order through a consumer that is thrown away at the first doubt.
+
+    `make` and `remake` say what is given: the second of a message that was restored.
+    """
 
     def __init__(
-        self, wire: Wire, stream: str, after: int, until: int | None, subjects: Sequence[str]
+        self,
+        wire: Wire,
+        stream: str,
+        make: Make[M],
+        remake: Callable[[Stored], M],
+        after: int,
+        until: int | None,
+        subjects: Sequence[str] = (),
     ) -> None:
         self._wire, self._stream = wire, stream
+        self._make, self._remake = make, remake
         self._until, self._subjects = until, list(subjects)
         self._position = after
         self._pull: Pull | None = None
@@ -63,7 +105,7 @@ class Reader:
         #: Matching messages behind the last one seen, as the server said with it.
         self._pending = 0
 
-    async def next(self) -> list[Recorded] | None:
+    async def next(self) -> list[M] | None:
         """What has arrived, perhaps nothing yet; None if all up to `until` has been given."""
         if self._until is not None and self._position >= self._until:
             return None
@@ -104,8 +146,9 @@ class Reader:
             with contextlib.suppress(LogUnavailable):
                 await self._wire.send(Message(name))
 
-    def _take(self, pull: Pull) -> list[Recorded]:
-        batch: list[Recorded] = []
+    def _take(self, pull: Pull) -> list[M]:
+        batch: list[M] = []
+        restored = self._state.restored_sequence if self._state else 0
         items, until = pull.items, self._until
         while items and len(batch) < _BATCH:
             _, subject, reply, body, headers = items.popleft()
@@ -122,9 +165,10 @@ class Reader:
             self._position = said.sequence
             if until is not None and said.sequence > until:
                 break
-            batch.append(
-                decode(said.sequence, said.time, subject.decode(), parse_headers(headers), body)
-            )
+            if said.sequence > restored:
+                batch.append(self._make(said, subject, headers, body))
+            else:
+                batch.append(self._remake(as_stored(as_message(said, subject, headers, body))))
         return batch
 
     async def _begin(self) -> Pull:

@@ -45,6 +45,9 @@ READERS_OF_A_CLIENT = 16
 #: The server counts headers into a message's size; ours are ten short lines.
 HEADER_BYTES = 8 * 1024
 
+#: What a restored log's stream says of itself.
+RESTORED_SEQUENCE, RESTORED_FROM = "dataplane.restored_sequence", "dataplane.restored_from"
+
 _SECOND = 1_000_000_000
 _TIMES = frozenset({"duplicate_window", "max_age", "ack_wait"})
 # What the server leaves out of its answer where it is zero.
@@ -83,6 +86,13 @@ def log_stream(
         "allow_msg_ttl": False,
         "allow_msg_schedules": False,
     }
+
+
+def restored_until(config: Config) -> tuple[int, str]:
+    """Up to which sequence a log was restored, and from which log; (0, "") if it never was."""
+    said = config.get("metadata") or {}
+    sequence = said.get(RESTORED_SEQUENCE, "")
+    return (int(sequence), said.get(RESTORED_FROM, "")) if sequence.isdigit() else (0, "")
 
 
 def bucket_stream(
@@ -163,6 +173,8 @@ def drift(wanted: Config, existing: Config) -> list[str]:
         have = existing.get(field, _UNSAID.get(type(want)))
         if isinstance(want, list) and isinstance(have, list):
             want, have = sorted(want), sorted(have)
+        if field == "deliver_policy" and have == "by_start_sequence":
+            continue  # of a restored log: it goes on where it stood
         if want != have:
             sentences.append(f"{name}: {field}: wanted {_say(field, want)}, is {_say(field, have)}")
     return sentences

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import msgspec
 
-from streams.codec import Recorded, decode
 from streams.log import LogError, LogFull, LogUnavailable
 from streams.micro import Service
+from streams.stored import Stored
 
 T = TypeVar("T")
 #: Called with subject, reply subject, body and raw headers, in the reading task: must be quick
@@ -188,7 +188,8 @@ class Delivered(NamedTuple):
     attempt: int
     sequence: int
     consumer_sequence: int
-    time: float
+    #: Nanoseconds since 1970.
+    time_ns: int
     #: How many more the consumer had for us at that moment.
     pending: int
 
@@ -199,16 +200,22 @@ def parse_reply(reply: bytes) -> Delivered:
     at = 4 if len(tokens) < 11 else 6
     attempt, sequence, consumer_sequence, nanoseconds, pending = tokens[at : at + 5]
     return Delivered(
-        int(attempt), int(sequence), int(consumer_sequence), int(nanoseconds) / 1e9, int(pending)
+        int(attempt), int(sequence), int(consumer_sequence), int(nanoseconds), int(pending)
     )
 
 
-def recorded(message: Mapping[str, Any]) -> Recorded:
+def gotten(message: Mapping[str, Any]) -> Stored:
     """A message as ``STREAM.MSG.GET`` gives it."""
     raw = base64.b64decode(message["hdrs"]) if message.get("hdrs") else None
     body = base64.b64decode(message.get("data", ""))
-    time = parse_time(message["time"]) / 1e9
-    return decode(message["seq"], time, message["subject"], parse_headers(raw), body)
+    return Stored(
+        message["seq"], parse_time(message["time"]), message["subject"], parse_headers(raw), body
+    )
+
+
+def subject_of(raw: bytes) -> str:
+    """A subject as text; one that is none still must not stop who reads it."""
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def parse_time(text: str) -> int:

@@ -1,14 +1,16 @@
 """The ``dataplane`` command. It asks, shows and starts; what it shows comes from elsewhere.
 
 `app` is the command with what all commands share; each module beside it adds a group of them:
-`processes`, `proving`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`,
-`deleting`, `keys`, `top`. How things look is `show`.
+`processes`, `proving`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`, `deleting`,
+`keys`, `top`, `archiving`, `draining`, `travelling`. How things look is `show`.
 """
 
 from dataplane.cli import (
+    archiving,
     auditing,
     bucket,
     deleting,
+    draining,
     keys,
     links,
     looking,
@@ -17,13 +19,16 @@ from dataplane.cli import (
     rejecting,
     saying,
     top,
+    travelling,
 )
 from dataplane.cli.app import main
 
 __all__ = [
+    "archiving",
     "auditing",
     "bucket",
     "deleting",
+    "draining",
     "keys",
     "links",
     "looking",
@@ -33,4 +38,5 @@ __all__ = [
     "rejecting",
     "saying",
     "top",
+    "travelling",
 ]

@@ -4,42 +4,48 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
-import time
-from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, config_of, run
+from dataplane.cli.app import From, Json, app, config_of, run
 from dataplane.config import ConfigError
-from dataplane.replay import timeline, verify
+from dataplane.moments import FORMS, moment_of, point_of
+from dataplane.replay import Verdict, timeline, verify
 from dataplane.schema import asyncapi
+from dataplane.sources import LIVE, open_source
 from streams.events import EVENT_TYPES
+from streams.log import ReadingLog
 
 
 @app.command()
 def replay(
-    since: Annotated[str, typer.Option(help="10m, 2h, a date and time, or a sequence.")] = "",
+    since: Annotated[str, typer.Option(help=f"From then on: {FORMS}.")] = "",
+    until: Annotated[str, typer.Option(help="Up to then; the same forms.")] = "",
     type_name: Annotated[str, typer.Option("--type", help="Such as TRANSFER_FAILED.")] = "",
     chain: Annotated[str, typer.Option(help="Only this chain's own facts.")] = "",
     node: Annotated[str, typer.Option(help="Only what a node said, did or was told.")] = "",
     config_key: Annotated[str, typer.Option("--config-key")] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on for ever.")] = False,
+    source: From = LIVE,
     as_json: Json = False,
 ) -> None:
     """The log as a timeline."""
     if type_name and type_name not in EVENT_TYPES:
         raise ConfigError(f"--type {type_name!r} is none of {', '.join(EVENT_TYPES)}")
-    start = _moment(since)
+    if follow and until:
+        raise ConfigError("--follow goes on for ever: it takes no --until")
+    for text, what in ((since, "--since"), (until, "--until")):
+        if text:
+            moment_of(text, what)
 
     async def read() -> None:
-        async with DataPlane.connect(config=config_of()) as plane:
+        async with open_source(source, config_of()) as log:
             facts = timeline(
-                await plane.log(),
-                since=start,
+                log,
+                after=await _before(log, since) if since else 0,
+                until=await point_of(log, until, "--until") if until else None,
                 type_name=type_name,
                 chain=chain,
                 node=node,
@@ -53,24 +59,34 @@ def replay(
     run(read())
 
 
+async def _before(log: ReadingLog, since: str) -> int:
+    """The sequence behind which a timeline begins: a sequence that is named is shown itself."""
+    point = await point_of(log, since, "--since")
+    return point - 1 if isinstance(moment_of(since, "--since"), int) else point
+
+
 @app.command("verify")
-def verify_command(as_json: Json = False) -> None:
+def verify_command(source: From = LIVE, as_json: Json = False) -> None:
     """Refold the log into a fresh store and compare it with the views. Status 1 if they differ."""
 
-    async def check() -> Any:
+    async def check() -> Verdict:
         config = config_of()
-        async with DataPlane.connect(config=config) as plane:
-            return await verify(await plane.log(), config.views_dir)
+        async with open_source(source, config) as log:
+            return await verify(log, config.views_dir)
 
     verdict = run(check())
     if as_json:
-        show.print_json(
-            {"same": verdict.same, "sequence": verdict.sequence, "digests": verdict.digests}
-        )
+        show.print_json(verdict)
     elif verdict.same:
         show.console.print(f"the views are the fold of the log up to {verdict.sequence}")
     else:
         show.console.print(f"these views differ from the log: {', '.join(verdict.different)}")
+        if found := verdict.difference:
+            show.console.print(
+                f"the first difference is in view {found.view}, table {found.table}, key "
+                f"{found.key}\n  the views have {found.left}\n  the log gives {found.right}",
+                markup=False,
+            )
     raise typer.Exit(0 if verdict.same else 1)
 
 
@@ -78,22 +94,3 @@ def verify_command(as_json: Json = False) -> None:
 def schema() -> None:
     """AsyncAPI 3 document with the JSON Schemas of all events."""
     print(json.dumps(asyncapi(), indent=2))
-
-
-_AGO = re.compile(r"(\d+(?:\.\d+)?)([smhd])")
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _moment(text: str) -> float:
-    """Seconds since 1970 of ``10m`` ago or of an ISO date and time; 0 for nothing."""
-    if not text:
-        return 0.0
-    ago = _AGO.fullmatch(text)
-    if ago:
-        return time.time() - float(ago[1]) * _UNITS[ago[2]]
-    try:
-        return datetime.fromisoformat(text).astimezone().timestamp()
-    except ValueError:
-        raise ConfigError(
-            f"--since {text!r} is neither like 10m nor like 2026-01-31T14:00"
-        ) from None

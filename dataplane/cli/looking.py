@@ -10,12 +10,24 @@ from typing import Annotated, Any
 import typer
 
 from dataplane.api import DataPlane
+from dataplane.causes import where_time_went
+from dataplane.cli import app as app_module
 from dataplane.cli import show
-from dataplane.cli.app import Json, TypeOption, app, config_of, open_catalog, run
+from dataplane.cli.app import (
+    From,
+    Json,
+    TypeOption,
+    app,
+    config_of,
+    open_catalog,
+    run,
+    time_of,
+)
 from dataplane.config import ConfigError
 from dataplane.explaining import transfer_lines
 from dataplane.replay import chain_history, describe
 from dataplane.rows import EntryLine, chain_line, entry_line, node_line
+from dataplane.sources import LIVE, open_source
 from projections.store import StoreMissing
 from streams.log import LogError
 
@@ -57,9 +69,9 @@ def nodes(as_json: Json = False) -> None:
                 return await present((await plane.log()).bus)
         return {}
 
-    heard = run(beats())
+    heard = {} if app_module.at_moment else run(beats())
     with open_catalog() as catalog, catalog.view() as view:
-        now = time.time()
+        now = time_of(catalog)
         rows = [node_line(row, heard.get(f"agent.{row.name}"), now) for row in view.nodes()]
     columns = [
         "node",
@@ -140,7 +152,7 @@ def chains(
     """Open chains, then those that ended last."""
     with open_catalog() as catalog, catalog.view() as view:
         ended = [row for row, _ in zip(view.ended_chains(), range(last), strict=False)]
-        now = time.time()
+        now = time_of(catalog)
         rows = [chain_line(row, now) for row in (*view.open_chains(), *ended)]
     columns = [
         "chain",
@@ -157,12 +169,17 @@ def chains(
 
 
 @app.command()
-def chain(id: str, as_json: Json = False) -> None:
-    """One chain: what caused what, and when."""
+def chain(
+    id: str,
+    tree: Annotated[bool, typer.Option("--tree", help="What caused what, fact by fact.")] = False,
+    source: From = LIVE,
+    as_json: Json = False,
+) -> None:
+    """One chain: how it ended and where its time went; with --tree what caused what."""
 
     async def history() -> Any:
-        async with DataPlane.connect(config=config_of()) as plane:
-            return await chain_history(await plane.log(), id)
+        async with open_source(source, config_of()) as log:
+            return await chain_history(log, id)
 
     facts = run(history())
     row = None
@@ -173,5 +190,7 @@ def chain(id: str, as_json: Json = False) -> None:
     if as_json:
         summary = None if row is None else chain_line(row, time.time())
         show.print_json({"chain": summary, "facts": [describe(fact) for fact in facts]})
-    else:
-        show.console.print(show.chain_tree(row, facts, id))
+        return
+    show.console.print(show.chain_tree(row, facts, id) if tree else show.chain_title(row, id))
+    for step in where_time_went(facts):
+        show.console.print(show.step_line(step), soft_wrap=True)

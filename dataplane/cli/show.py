@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from dataplane.causes import Step
 from dataplane.replay import describe
 from dataplane.rows import plain
 from dataplane.words import clock, size, summary
@@ -69,15 +70,29 @@ def chain_tree(chain: ChainRow | None, history: Iterable[Recorded], id: str) -> 
     """A chain's facts under what caused them, with the time since the trigger."""
     facts = list(history)
     start = facts[0].time if facts else 0.0
-    title = f"chain {id}" if chain is None else f"chain {id}: {chain.status}. {chain.reason}"
-    tree = Tree(Text(title, style="bold"))
+    tree = Tree(chain_title(chain, id))
     branches: dict[str, Tree] = {}
     for recorded in facts:
         line = Text(f"+{recorded.time - start:8.3f} s  ", style="dim")
         line.append(recorded.type, style=_STYLES.get(recorded.type, "cyan"))
+        line.append(f"  {recorded.owner}", style="bold")
         line.append(f"  {summary(recorded)}", style="default")
         branches[recorded.id] = branches.get(recorded.cause, tree).add(line)
     return tree
+
+
+def chain_title(chain: ChainRow | None, id: str) -> Text:
+    """A chain and how it ended, in one line."""
+    title = f"chain {id}" if chain is None else f"chain {id}: {chain.status}. {chain.reason}"
+    return Text(title, style="bold")
+
+
+def step_line(step: Step) -> Text:
+    """One step of the way from a trigger to an end: how long it took, and who took so long."""
+    line = Text(f"{step.seconds:9.3f} s ", style="bold")
+    line.append(f"{step.share:4.0%}  ", style="dim")
+    line.append(f"{step.cause.type} → {step.effect.type}")
+    return line.append(f"  {step.effect.owner}", style="dim")
 
 
 _STYLES = {

@@ -1,0 +1,80 @@
+"""The command that empties a node, and says whether it may be killed."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from dataplane.api import DataPlane
+from dataplane.cli import show
+from dataplane.cli.app import Json, app, config_of, run
+from dataplane.config import ConfigError
+from dataplane.draining import Drain, Verdict
+from dataplane.moments import moment_of
+from dataplane.words import clock, size
+
+
+@app.command()
+def drain(
+    node: Annotated[str, typer.Argument(help="The node that is to go.")],
+    wait: Annotated[bool, typer.Option("--wait", help="Until it may go, or can't.")] = False,
+    timeout: Annotated[float, typer.Option(help="With --wait: at most so many seconds.")] = 3600.0,
+    deadline: Annotated[str, typer.Option(help="When it goes: 10m from now, or a time.")] = "",
+    copies: Annotated[int, typer.Option(min=1, help="Other places that must hold all.")] = 1,
+    as_json: Json = False,
+) -> None:
+    """Move away what only NODE holds. May it be killed now? Status 0: yes, proven; 1: no."""
+    when = _ahead(deadline) if deadline else None
+
+    async def work() -> Verdict:
+        async with DataPlane.connect(config=config_of()) as plane:
+            with plane.catalog.view() as view:
+                if view.node(node) is None:
+                    known = ", ".join(row.name for row in view.nodes()) or "none"
+                    raise ConfigError(f"NODE {node!r} never joined; known: {known}")
+            draining = Drain(plane, node, copies=copies, deadline=when)
+            return await (draining.wait(timeout) if wait else draining.look())
+
+    verdict = run(work())
+    if as_json:
+        show.print_json(verdict)
+    else:
+        _print(verdict)
+    raise typer.Exit(0 if verdict.may_go else 1)
+
+
+def _ahead(text: str) -> float:
+    """A time to come; ``10m`` is from now on."""
+    now = time.time()
+    moment = moment_of(text, "--deadline", now)
+    if isinstance(moment, int):
+        raise ConfigError(f"--deadline {text!r} is neither like 10m nor like 2026-01-31T14:00")
+    try:
+        datetime.fromisoformat(text)
+    except ValueError:
+        moment = 2 * now - moment
+    if moment < now:
+        raise ConfigError(f"--deadline {text!r} has passed")
+    return moment
+
+
+def _print(verdict: Verdict) -> None:
+    answer = "yes" if verdict.may_go else "no"
+    style = "bold green" if verdict.may_go else "bold red"
+    show.console.print(f"may {verdict.node} be killed now? ", end="", highlight=False)
+    show.console.print(answer, style=style, end="")
+    show.console.print(f": {verdict.reason}", highlight=False, markup=False)
+    if verdict.bytes_left:
+        pace = f" at about {size(verdict.rate)}/s" if verdict.rate else ""
+        done = f", done about {clock(verdict.done_at)}" if verdict.done_at else ""
+        show.console.print(f"  {size(verdict.bytes_left)} left{pace}{done}", highlight=False)
+    if verdict.last_moment is not None:
+        late = " (too late for all of it)" if verdict.last_moment < time.time() else ""
+        show.console.print(f"  last safe moment to begin: {clock(verdict.last_moment)}{late}")
+    for one in verdict.left:
+        show.console.print(
+            f"  {one.path}  {size(one.size_bytes)}  {one.why}", highlight=False, markup=False
+        )

@@ -1,0 +1,180 @@
+"""Commands that look at the past: what was known at a moment, and what changed between two."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.text import Text
+
+from dataplane.catalog import Catalog
+from dataplane.cli import app as shared
+from dataplane.cli import looking, show
+from dataplane.cli.app import From, Json, app, config_of, run
+from dataplane.comparing import Change, changes, picture
+from dataplane.config import DataPlaneConfig
+from dataplane.moments import FORMS, point_of
+from dataplane.sources import LIVE, open_source
+from dataplane.whatif import Outcome, what_if
+from projections.cluster import ClusterView
+from projections.snapshot import Snapshots
+from projections.store import Reader
+from projections.travel import Past, past
+
+at_app = typer.Typer(no_args_is_help=True, help="What was known at a moment.")
+app.add_typer(at_app, name="at")
+
+
+class _Held:
+    """A reading that is kept open by somebody else."""
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[Reader]:
+        yield self._reader
+
+    def close(self) -> None:
+        pass
+
+
+@at_app.callback()
+def at(
+    moment: Annotated[str, typer.Argument(metavar="TIME", help=f"{FORMS}.")], source: From = LIVE
+) -> None:
+    """What was known at TIME: the views folded up to there, and thrown away again."""
+
+    @contextlib.contextmanager
+    def opened() -> Iterator[Catalog]:
+        with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+            opening = _past_at(moment, "TIME", source)
+            there = runner.run(opening.__aenter__())
+            stack.callback(lambda: runner.run(opening.__aexit__(None, None, None)))
+            yield Catalog(config_of(), _Held(there.reader))
+
+    shared.look_at(opened)
+
+
+for command in (
+    looking.where,
+    looking.missing,
+    looking.plans,
+    looking.chains,
+    looking.nodes,
+):
+    at_app.command()(command)
+at_app.command("catalog")(looking.catalog_ls)
+
+
+@contextlib.asynccontextmanager
+async def _past_at(moment: str, what: str, source: str) -> AsyncIterator[Past]:
+    config = config_of()
+    async with open_source(source, config) as log:
+        point = await point_of(log, moment, what)
+        start = await Snapshots(config.snapshots_dir).nearest(log, point)
+        async with past(log, point, start=start) as there:
+            yield there
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="T1", help=f"{FORMS}.")],
+    second: Annotated[str, typer.Argument(metavar="T2", help="The same; or now.")] = "0s",
+    source: From = LIVE,
+    as_json: Json = False,
+) -> None:
+    """What changed between two moments in catalog, nodes, plans and chains."""
+
+    async def compare() -> list[Change]:
+        async with open_source(source, config_of()) as log:
+            one, other = await point_of(log, first, "T1"), await point_of(log, second, "T2")
+            start = await Snapshots(config_of().snapshots_dir).nearest(log, min(one, other))
+            async with past(log, min(one, other), start=start) as there:
+                since = there.checkpoint.time
+                before = picture(ClusterView(there.reader))
+                await there.go_on(max(one, other))
+                return list(changes(before, picture(ClusterView(there.reader), since)))
+
+    found = run(compare())
+    if as_json:
+        show.print_json([_change_row(change) for change in found])
+        return
+    for change in found:
+        show.console.print(_change_line(change), soft_wrap=True)
+    if not found:
+        show.console.print("nothing changed")
+
+
+def _change_row(change: Change) -> dict[str, Any]:
+    return {
+        "section": change.section,
+        "change": change.kind,
+        "key": change.key,
+        "before": change.before,
+        "after": change.after,
+    }
+
+
+_SIGNS = {"added": ("+", "green"), "removed": ("-", "red"), "changed": ("~", "yellow")}
+
+
+def _change_line(change: Change) -> Text:
+    sign, style = _SIGNS[change.kind]
+    line = Text(f"{sign} ", style=style)
+    line.append(f"{change.section:<8} ", style="dim").append(change.key)
+    for name, (before, after) in change.fields().items():
+        if change.kind == "changed":
+            line.append(f"  {name}: {_brief(before)} → {_brief(after)}")
+        elif name in ("locations", "status", "reason", "state", "roles") and (after or before):
+            line.append(f"  {name}: {_brief(after if change.kind == 'added' else before)}")
+    return line
+
+
+def _brief(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+@app.command()
+def whatif(
+    policy: Annotated[Path, typer.Option("--policy", help="A dataplane.toml with other rules.")],
+    since: Annotated[str, typer.Option(help=f"Decisions from then on: {FORMS}.")] = "#0",
+    until: Annotated[str, typer.Option(help="Up to then.")] = "0s",
+    source: From = LIVE,
+    as_json: Json = False,
+) -> None:
+    """What another policy would have planned, on what was known at each decision."""
+
+    async def ask() -> Outcome:
+        today = config_of()
+        other = DataPlaneConfig.load(policy)
+        async with open_source(source, today) as log:
+            begin = await point_of(log, since, "--since")
+            end = await point_of(log, until, "--until")
+            start = await Snapshots(today.snapshots_dir).nearest(log, begin)
+            return await what_if(
+                log, today.policy(), other.policy(), since=begin, until=end, start=start
+            )
+
+    outcome = run(ask())
+    if as_json:
+        show.print_json(outcome)
+        return
+    show.console.print(
+        f"{outcome.decisions} decisions; today's policy takes {outcome.as_recorded} of them as "
+        "they were recorded"
+    )
+    rows = [
+        {"": name, "today": getattr(outcome.today, name), "then": getattr(outcome.other, name)}
+        for name in ("plans", "copies", "bytes", "deadlines_missed", "below_minimum", "blocked")
+    ]
+    show.emit(rows, ["", "today", "then"], as_json=False, empty="")
+    for one in outcome.changed:
+        show.console.print(f"chain {one.chain} ({one.trigger} of {one.node})", highlight=False)
+        for sign, copies in (("+", one.added), ("-", one.dropped)):
+            for copy in copies:
+                show.console.print(f"  {sign} {copy}", highlight=False, markup=False)

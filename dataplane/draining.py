@@ -1,0 +1,216 @@
+"""Emptying a node before it goes: what only it holds, how long that takes, and whether it may go.
+
+"Yes" is never taken from the catalog alone. The node has just said what it holds, nothing had to
+move any more after that, and every content of it was read again, now, in enough other places.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+
+import msgspec
+
+from dataplane.api import DataPlane
+from dataplane.proving import prove
+from projections.chains import ChainRow
+from projections.cluster import ClusterView
+from streams import events
+from streams.log import Bus
+from streams.values import DataEntry
+
+_POLL_S = 0.2
+#: Proofs that are asked for at once; each reads a whole file somewhere.
+_PROVEN_AT_ONCE = 4
+#: How often the node is asked anew because something had to move.
+ROUNDS = 20
+#: So much longer than bytes and rates say, things take.
+_SLOWER = 1.5
+
+
+class Left(msgspec.Struct, frozen=True):
+    """A content that is not safe without the node."""
+
+    path: str
+    checksum: str
+    size_bytes: int
+    #: Other places that hold it, and how many of them have just proven it.
+    elsewhere: tuple[str, ...]
+    proven: int
+    why: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """Whether a node may go now, and what stands in the way."""
+
+    node: str
+    may_go: bool
+    reason: str
+    #: The chain that empties it.
+    chain: str
+    left: tuple[Left, ...] = ()
+    #: Contents that the node holds, and how many bytes of them are not safe elsewhere.
+    entries: int = 0
+    bytes_left: int = 0
+    #: Bytes a second that such moves have reached lately; 0.0 where nothing is known.
+    rate: float = 0.0
+    #: When what is left should be gone, seconds since 1970; None if nothing is left or known.
+    done_at: float | None = None
+    #: When it must have begun to be done by the deadline; None without one.
+    last_moment: float | None = None
+
+
+def unsafe(view: ClusterView, node: str, copies: int) -> list[Left]:
+    """Contents on a node that fewer than `copies` other places hold, by the catalog; by path."""
+    found = []
+    for entry in view.catalog.entries(node=node):
+        others = others_with(entry, node)
+        if len(others) < copies:
+            why = f"{_places(others)} of {copies} other places hold it"
+            found.append(Left(entry.path, entry.checksum, entry.size_bytes, others, 0, why))
+    return sorted(found, key=lambda one: one.path)
+
+
+def others_with(entry: DataEntry, node: str) -> tuple[str, ...]:
+    """Where else a content is."""
+    return tuple(place for place in entry.locations if place != node)
+
+
+def rate_from(view: ClusterView, node: str, size_bytes: int) -> float:
+    """Bytes a second at which a node's files moved lately, by the fastest way known; else 0.0."""
+    rates = [row.rate(size_bytes) or 0.0 for row in view.links() if row.node == node]
+    rates += [0.0] if any(rates) else [row.rate(size_bytes) or 0.0 for row in view.links()]
+    return max(rates, default=0.0)
+
+
+class Drain:
+    """One node's emptying, as one client sees it."""
+
+    def __init__(
+        self, plane: DataPlane, node: str, *, copies: int = 1, deadline: float | None = None
+    ) -> None:
+        """`copies` places must hold each content besides the node; `deadline` in s since 1970."""
+        self._plane, self._node, self._copies = plane, node, copies
+        self._deadline = deadline
+
+    async def look(self) -> Verdict:
+        """Say that the node is to go, unless that is said; and whether it may go as it is now.
+
+        Waits for the node to say what it holds, but not for bytes to move.
+        """
+        chain = await self._begun()
+        row = await self._row(chain, answered=True)
+        return await self._judge(row)
+
+    async def wait(self, timeout_s: float) -> Verdict:
+        """Go on until the node may go, nothing more is being done for it, or time is up."""
+        end = time.monotonic() + timeout_s
+        chain = await self._begun()
+        for _ in range(ROUNDS):
+            row = await self._row(chain, end=end)
+            verdict = await self._judge(row)
+            if verdict.may_go or row.open or time.monotonic() > end or not row.bytes_transferred:
+                return verdict
+            # Bytes have moved since the node last said what it holds.
+            chain = await self._said()
+        return verdict
+
+    async def _begun(self) -> str:
+        with self._plane.catalog.view() as view:
+            for row in view.open_chains():
+                if row.node == self._node and row.trigger == _TERMINATING:
+                    return row.id
+        return await self._said()
+
+    async def _said(self) -> str:
+        event = events.NodeTerminating(node=self._node, deadline=self._deadline, reason="drain")
+        said = await self._plane.publish(event)
+        if said.sequence is not None:
+            await self._plane.catalog.seen(said.sequence, 60.0)
+        return said.chain
+
+    async def _row(self, chain: str, *, answered: bool = False, end: float = 0.0) -> ChainRow:
+        """The chain once it has ended, or with `answered` once it is known what is to move."""
+        while True:
+            with self._plane.catalog.view() as view:
+                row = view.chain(chain)
+            if row is not None and not row.open:
+                return row
+            if row is not None and answered and row.planned_at:
+                return row
+            if row is not None and end and time.monotonic() > end:
+                return row
+            await asyncio.sleep(_POLL_S)
+
+    async def _judge(self, row: ChainRow) -> Verdict:
+        with self._plane.catalog.view() as view:
+            held = list(view.catalog.entries(node=self._node))
+            left = unsafe(view, self._node, self._copies)
+            rate = rate_from(view, self._node, max((one.size_bytes for one in left), default=0))
+        if not left and not _unsure(row, self._node):
+            left = await unproven((await self._plane.log()).bus, held, self._node, self._copies)
+        reason = _unsure(row, self._node) or _reason(left, len(held), self._copies)
+        bytes_left = sum(one.size_bytes for one in left)
+        takes_s = _SLOWER * bytes_left / rate if rate and bytes_left else None
+        return Verdict(
+            self._node,
+            may_go=not left and not _unsure(row, self._node),
+            reason=reason,
+            chain=row.id,
+            left=tuple(left),
+            entries=len(held),
+            bytes_left=bytes_left,
+            rate=rate,
+            done_at=None if takes_s is None else time.time() + takes_s,
+            last_moment=None if self._deadline is None else self._deadline - (takes_s or 0.0),
+        )
+
+
+async def unproven(bus: Bus, held: Iterable[DataEntry], node: str, copies: int) -> list[Left]:
+    """Contents that fewer than `copies` other places could prove just now, by path."""
+    free = asyncio.Semaphore(_PROVEN_AT_ONCE)
+
+    async def check(entry: DataEntry) -> Left | None:
+        proven, reasons = 0, []
+        async with free:
+            for place in others_with(entry, node):
+                proof = await prove(bus, place, entry)
+                proven += proof.proven
+                reasons += [] if proof.proven else [f"{place}: {proof.reason}"]
+                if proven == copies:
+                    return None
+        why = f"{proven} of {copies} other places prove it ({'; '.join(reasons)})"
+        others = others_with(entry, node)
+        return Left(entry.path, entry.checksum, entry.size_bytes, others, proven, why)
+
+    found = await asyncio.gather(*map(check, held))
+    return sorted((one for one in found if one is not None), key=lambda one: one.path)
+
+
+_TERMINATING = events.type_name(events.NodeTerminating)
+
+
+def _unsure(row: ChainRow, node: str) -> str:
+    """Why it is not known what the node holds now; "" if it is."""
+    if not row.answered_at:
+        return f"{node} gave no answer: what it holds now is not known"
+    unread = [refusal.reason for refusal in row.refusals if refusal.rule == "unreadable"]
+    if unread:
+        return f"{node} could not read everything: {'; '.join(unread)}"
+    if row.open:
+        return f"bytes are still moving: dataplane chain {row.id}"
+    if row.bytes_transferred:
+        return f"bytes have moved since {node} said what it holds; ask again"
+    return ""
+
+
+def _reason(left: Sequence[Left], held: int, copies: int) -> str:
+    if left:
+        return f"{len(left)} of {held} files are not safe elsewhere"
+    where = "another place" if copies == 1 else f"{copies} other places"
+    return f"each of {held} files was just read in {where}, and is what it should be"
+
+
+def _places(others: Sequence[str]) -> str:
+    return "none" if not others else ", ".join(others)

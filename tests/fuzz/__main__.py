@@ -1,0 +1,36 @@
+"""``python -m tests.fuzz --inputs 1000000``: so many inputs, spread over all decoders."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from tests.fuzz.running import feed, pelt
+from tests.fuzz.targets import TARGETS
+
+#: So many of the inputs are made by hypothesis, so many a target at most.
+_MADE, _MOST_MADE = 0.05, 1_000
+
+
+def main() -> None:
+    """Feed all targets, or one."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--inputs", type=int, default=20_000, help="in all")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="one target, by name")
+    asked = parser.parse_args()
+    targets = [target for target in TARGETS if asked.only in ("", target.name)]
+    each = -(-asked.inputs // len(targets))
+    made = min(round(each * _MADE), _MOST_MADE)
+    for target in targets:
+        started = time.monotonic()
+        feed(target, made, asked.seed)
+        pelt(target, each - made, asked.seed)
+        took = time.monotonic() - started
+        print(f"{target.name:<24} {each:>8} inputs  {took:7.1f} s", flush=True)
+    total = each * len(targets)
+    print(f"{total} inputs, seed {asked.seed}: no crash, no hang, memory bounded")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,293 @@
+"""Which decoders there are, what is fed to them, and which errors they may raise."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import zstandard
+from hypothesis import strategies as st
+
+from adapters import receiving, s3_layout, server
+from adapters.s3_layout import Manifest, ManifestEntry, ManifestUnreadable, manifest_of
+from adapters.signing import BadSignature, Signer
+from adapters.transport import Refused
+from dataplane.config import ConfigError, DataPlaneConfig
+from dataplane.moments import moment_of
+from dataplane.proving import ProofRequest
+from streams import segments, wire
+from streams.codec import Fact, decode, encode
+from streams.identity import PathRules, data_type_of, escapes
+from streams.segments import ArchiveDamaged, ArchiveManifest
+from streams.stored import NotALine, Stored, as_restored, as_stored, from_line, to_line
+from streams.subjects import matches, parse_subject
+from streams.values import is_token
+from tests.spec import CREATED, as_fact, games_of
+from tests.unit.histories import any_event, said
+
+Feed = Callable[[Any], object]
+
+
+class Target(NamedTuple):
+    """A decoder under fire."""
+
+    name: str
+    inputs: st.SearchStrategy[Any]
+    feed: Feed
+    #: What it may raise; anything else is a find.
+    declared: tuple[type[Exception], ...] = ()
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
+    """Bytes that were right, with a few of them changed, cut out, doubled or put in."""
+    data = bytearray(draw(whole))
+    for _ in range(draw(st.integers(0, 4))):
+        at = draw(st.integers(0, max(len(data) - 1, 0)))
+        how = draw(st.integers(0, 3))
+        if how == 0 and data:
+            data[at] ^= 1 << draw(st.integers(0, 7))
+        elif how == 1:
+            del data[at : at + draw(st.integers(1, 30))]
+        elif how == 2:
+            data[at:at] = data[at : at + draw(st.integers(1, 30))]
+        else:
+            data[at:at] = draw(st.binary(max_size=8))
+    return bytes(data)
+
+
+_TOKENS = st.sampled_from(
+    ["dp", "node", "chain", "task", "gpu-7", "hex8_2p", "*", ">", "", "é", "x" * 65]
+)
+_SUBJECTS = st.lists(_TOKENS | st.text(max_size=6), max_size=6).map(".".join) | st.text(max_size=30)
+_HEADER_NAMES = st.sampled_from(
+    ["ce-id", "ce-type", "ce-correlationid", "ce-causationid", "ce-dataversion", "Nats-Msg-Id"]
+)
+_HEADERS = st.dictionaries(
+    _HEADER_NAMES | st.text(max_size=8), st.text(max_size=12) | st.just("1"), max_size=5
+)
+
+
+def _said(fact: Fact) -> tuple[str, dict[str, str], bytes]:
+    headers, body = encode(fact, 1_700_000_000.0)
+    return fact.subject, headers, body
+
+
+_WRITTEN = any_event().map(lambda event: _said(as_fact(said(event), 1)))
+
+
+@st.composite
+def _messages(draw: st.DrawFn) -> tuple[str, dict[str, str], bytes]:
+    subject, headers, body = draw(_WRITTEN)
+    kind = draw(st.integers(0, 3))
+    if kind == 0:
+        return subject, headers, draw(spoiled(st.just(body)))
+    if kind == 1:
+        return subject, {}, msgspec.json.encode(draw(_JSON))
+    if kind == 2:
+        return draw(_SUBJECTS), draw(_HEADERS), body
+    return subject, {**headers, **draw(_HEADERS)}, draw(st.binary(max_size=60))
+
+
+def _decode(message: tuple[str, dict[str, str], bytes]) -> None:
+    subject, headers, body = message
+    recorded = decode(7, 1.0, subject, headers, body)
+    assert (recorded.event is None) == bool(recorded.problem)
+    assert recorded.chain == "" or is_token(recorded.chain)
+
+
+_STORED = st.builds(
+    Stored,
+    st.integers(1, 2**62),
+    st.integers(0, 2**62),
+    _SUBJECTS,
+    st.dictionaries(
+        st.text(st.characters(codec="utf-8"), max_size=8),
+        st.text(st.characters(codec="utf-8"), max_size=8),
+        max_size=3,
+    ),
+    st.binary(max_size=30),
+)
+
+
+def _segment(messages: list[bytes]) -> tuple[segments.SegmentInfo, bytes]:
+    held = [Stored(n, n, "dp.node.n.X", {}, body) for n, body in enumerate(messages, 1)]
+    return segments.packed(held, CREATED, "")
+
+
+@st.composite
+def _segments(draw: st.DrawFn) -> tuple[segments.SegmentInfo, bytes]:
+    info, data = _segment(draw(st.lists(st.binary(max_size=20), min_size=1, max_size=3)))
+    if draw(st.booleans()):
+        return info, draw(spoiled(st.just(data)))
+    text = draw(spoiled(st.just(zstandard.ZstdDecompressor().decompress(data))))
+    packed = zstandard.ZstdCompressor().compress(text)
+    if draw(st.booleans()):
+        # Somebody who can write the manifest too.
+        info = msgspec.structs.replace(info, digest=segments._digest(text))
+    return info, packed
+
+
+def _archive_manifest(n: int) -> bytes:
+    info, _ = _segment([b"x"] * n)
+    return segments.manifest_text(ArchiveManifest(CREATED, (info,)))
+
+
+def _bucket_manifest(n: int) -> bytes:
+    entries = [games_of("gpu-1", f"content {number}") for number in range(n)]
+    stored = [
+        ManifestEntry(entry=e, key=s3_layout.object_key(e.checksum), stored_bytes=e.size_bytes)
+        for e in entries
+    ]
+    manifest: Manifest = manifest_of("gpu-1", stored, 1.0)
+    return s3_layout.encoded(manifest)
+
+
+_SIGNER = Signer(b"k" * 32)
+_URL = _SIGNER.url("http://h", games_of("a", "b").checksum, "p", "t", 1.0, 60.0)
+_QUERY = st.dictionaries(
+    st.sampled_from(["path", "target", "expires", "signature", "x"]),
+    st.text(max_size=20) | st.sampled_from(["9" * 5000, "١٢", "-1", "1e9", "61"]),
+    max_size=5,
+)
+
+
+def _verify(query: dict[str, str]) -> None:
+    _SIGNER.verify(games_of("a", "b").checksum, query, 2.0)
+    raise AssertionError(f"a signature was made up: {query}")
+
+
+_NUMBERS = st.integers(0, 10**20).map(str) | st.sampled_from(["", "-", "٣", " 1", "+1", "0x1"])
+
+
+@st.composite
+def _ranges(draw: st.DrawFn) -> str:
+    unit = draw(st.sampled_from(["bytes=", "bytes ", "items=", "bytes=bytes=", ""]))
+    tail = draw(st.sampled_from(["", ",0-1", "/*", "/10", "\r\nX: y"]))
+    return f"{unit}{draw(_NUMBERS)}-{draw(_NUMBERS)}{tail}"
+
+
+def _range(text: str) -> None:
+    first, count = server._span(server._RANGE.fullmatch(text), 1000)
+    assert first >= 0 and (count <= 0 or first + count <= 1000), (text, first, count)
+
+
+def _config(text: bytes) -> None:
+    with tempfile.NamedTemporaryFile(suffix=".toml") as file:
+        file.write(text)
+        file.flush()
+        DataPlaneConfig.load(Path(file.name), environment={"DATAPLANE_NODE": "n1"}).policy()
+
+
+_TOML = b"""node = "n1"
+roles = ["training"]
+max_retries = 3
+replicas = 1
+transports = ["http"]
+s3_enabled = false
+[policy.replication]
+minimum = 2
+[policy.exclusion]
+exclude_hosts = ["a*"]
+"""
+_FIELDS = st.sampled_from([*DataPlaneConfig.__struct_fields__, "policy", "nothing"])
+
+_RULES = PathRules()
+
+
+def _path(path: str) -> None:
+    data_type_of(path)
+    if not escapes(path):
+        logical = _RULES.logical(path, "gpu-7")
+        assert not escapes(_RULES.local(logical, "gpu-8")), path
+
+
+def _restored(message: Stored) -> None:
+    again = message._replace(headers=as_restored(message))
+    assert as_stored(again) == message
+    as_stored(message)
+
+
+TARGETS: tuple[Target, ...] = (
+    Target("messages", _messages(), _decode),
+    Target("subjects", _SUBJECTS, parse_subject, (ValueError,)),
+    Target("filters", st.tuples(_SUBJECTS, _SUBJECTS), lambda pair: matches(*pair)),
+    Target(
+        "raw headers",
+        spoiled(st.just(b"NATS/1.0\r\nce-id: 1\r\nx: y\r\n\r\n")) | st.binary(max_size=80),
+        wire.parse_headers,
+    ),
+    Target("raw subjects", st.binary(max_size=40), wire.subject_of),
+    Target(
+        "lines",
+        spoiled(_STORED.map(to_line)) | _JSON.map(msgspec.json.encode) | st.binary(max_size=80),
+        from_line,
+        (NotALine,),
+    ),
+    Target("restored messages", _STORED, _restored),
+    Target(
+        "segments", _segments(), lambda pair: segments.unpacked(*pair, CREATED), (ArchiveDamaged,)
+    ),
+    Target(
+        "archive manifests",
+        spoiled(st.integers(1, 3).map(_archive_manifest)) | _JSON.map(msgspec.json.encode),
+        lambda data: segments.manifest_of(data, "m"),
+        (ArchiveDamaged,),
+    ),
+    Target(
+        "bucket manifests",
+        spoiled(st.integers(0, 3).map(_bucket_manifest)) | _JSON.map(msgspec.json.encode),
+        lambda data: s3_layout.parsed(data, "gpu-1"),
+        (ManifestUnreadable,),
+    ),
+    Target(
+        "configuration files",
+        spoiled(st.just(_TOML)) | st.binary(max_size=60),
+        _config,
+        (ConfigError,),
+    ),
+    Target(
+        "configuration values",
+        st.dictionaries(_FIELDS, _JSON, max_size=4),
+        lambda values: DataPlaneConfig.from_values({"node": "n1", **values}).policy(),
+        (ConfigError,),
+    ),
+    Target("signed URLs", _QUERY, _verify, (BadSignature,)),
+    Target("ranges asked for", _ranges(), _range),
+    Target(
+        "ranges sent",
+        _ranges(),
+        lambda text: receiving._first(text, games_of("a", "b")),
+        (Refused,),
+    ),
+    Target(
+        "paths",
+        st.text(max_size=30)
+        | st.lists(st.sampled_from(["..", ".", "", "a", "gpu-7", "*"]), max_size=5).map("/".join),
+        _path,
+    ),
+    Target(
+        "questions",
+        st.binary(max_size=60) | _JSON.map(msgspec.json.encode),
+        lambda data: msgspec.json.decode(data, type=ProofRequest),
+        (msgspec.MsgspecError,),
+    ),
+    Target(
+        "moments",
+        st.text(max_size=12) | st.from_regex(r"[#0-9.:smhdT-]{1,14}", fullmatch=True),
+        lambda text: moment_of(text, "TIME"),
+        (ConfigError,),
+    ),
+)

@@ -1,0 +1,41 @@
+"""The ``dataplane`` command as its users run it, against one cluster of real processes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from tests.integration.cluster import LocalCluster
+
+
+class Terminal:
+    """Runs the command against one cluster's coordinator."""
+
+    def __init__(self, cluster: LocalCluster) -> None:
+        self.cluster = cluster
+        self._environment = {
+            "DATAPLANE_NATS_URL": cluster.server.url,
+            "DATAPLANE_STATE_DIR": str(cluster.base / "coord" / "state"),
+            "DATAPLANE_NODE": "gpu-7",
+            "PATH": "/usr/bin:/bin",
+        }
+
+    def run(self, *words: str, status: int = 0, stdin: str = "") -> str:
+        """Run a command; its output. Fails unless it ends with `status`."""
+        done = subprocess.run(
+            [sys.executable, "-m", "dataplane", *words],
+            env=self._environment,
+            cwd=self.cluster.base,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def json(self, *words: str, status: int = 0) -> Any:
+        """Run a command with ``--json``; its document."""
+        return json.loads(self.run(*words, "--json", status=status))

@@ -1,0 +1,61 @@
+"""Another policy over a recorded log: the planner that decides is the one that would decide."""
+
+from __future__ import annotations
+
+import msgspec
+
+from dataplane.policy import Exclusion, Policy
+from dataplane.whatif import Moves, what_if
+from tests.kept import archive, stored
+from tests.spec import Story, after, games_of, given, played, player, ran, trainer
+
+GAMES, MORE = games_of("gpu-1", "first", games=30), games_of("gpu-1", "second", games=60)
+
+
+def told() -> Story:
+    """Two chains, each to the two training nodes there are."""
+    return given(
+        trainer("train-1"),
+        trainer("train-2"),
+        player("gpu-1"),
+        ran("c1", played("gpu-1"), GAMES),
+        after(60.0),
+        ran("c2", played("gpu-1"), MORE),
+    )
+
+
+async def test_the_same_policy_changes_nothing_and_is_what_was_recorded() -> None:
+    """The recorded decisions are those of the planner: it takes each of them again as it was."""
+    story = told()
+    log, _ = archive(stored(story.facts))
+    outcome = await what_if(log, story.policy, story.policy)
+    assert (outcome.decisions, outcome.as_recorded, outcome.changed) == (2, 2, [])
+    assert outcome.today == outcome.other
+    assert (outcome.today.copies, outcome.today.bytes) == (
+        4,
+        2 * (GAMES.size_bytes + MORE.size_bytes),
+    )
+
+
+async def test_an_excluded_node_gets_nothing_and_what_that_breaks_is_counted() -> None:
+    """Each chain without that copy, its bytes, and the contents that fall below the minimum."""
+    story = told()
+    log, _ = archive(stored(story.facts))
+    other = msgspec.structs.replace(Policy(), exclusion=Exclusion(exclude_hosts=("train-2",)))
+    outcome = await what_if(log, story.policy, other)
+    assert [(c.chain, c.added) for c in outcome.changed] == [("c1", ()), ("c2", ())]
+    assert outcome.changed[0].dropped == (f"{GAMES.path} to train-2",)
+    assert outcome.changed[0].dropped_bytes == GAMES.size_bytes
+    assert (outcome.today.below_minimum, outcome.other.below_minimum) == (0, 2)
+    assert outcome.other.copies == outcome.today.copies - 2
+
+
+async def test_only_decisions_behind_a_point_are_taken_again() -> None:
+    """What came before is folded, not asked."""
+    story = told()
+    log, _ = archive(stored(story.facts))
+    middle = next(fact.sequence for fact in story.facts if fact.chain == "c2") - 1
+    outcome = await what_if(log, story.policy, story.policy, since=middle)
+    assert outcome.decisions == 1
+    nothing = await what_if(log, story.policy, story.policy, since=len(story.facts))
+    assert (nothing.decisions, nothing.today) == (0, Moves())
