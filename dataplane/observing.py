@@ -13,6 +13,7 @@ from contextlib import aclosing
 
 from adapters.inventory import Inventory, Scan
 from adapters.landing import sweep_partials
+from adapters.places import OWN_DIRECTORY
 from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
 from dataplane.crashpoints import reach
@@ -39,19 +40,32 @@ class Observer:
         self._reporting = asyncio.Lock()
 
     async def remember_received(self) -> None:
-        """Ask the log what this node has received, so that nothing of it is ever taken for ours."""
+        """Ask the log what this node has received, so that nothing of it is ever taken for ours.
+
+        What was pushed here is said by who pushed; the inventory was told of it before. Only where
+        it has forgotten everything, everybody's words are read.
+        """
         state = await self._log.state()
         received: dict[str, events.TransferSucceeded] = {}
-        subject = f"dp.node.{self.node}.TRANSFER_SUCCEEDED.>"
+        speakers = "*" if await self._forgot() else self.node
+        subject = f"dp.node.{speakers}.TRANSFER_SUCCEEDED.>"
         if state.last_sequence == 0:
             return
         reading = self._log.read(until=state.last_sequence, subjects=[subject])
         async with aclosing(reading) as batches:
             async for batch in batches:
                 for recorded in batch:
-                    if isinstance(recorded.event, events.TransferSucceeded):
-                        received[recorded.event.entry.path] = recorded.event
+                    event = recorded.event
+                    if isinstance(event, events.TransferSucceeded) and event.target == self.node:
+                        received[event.entry.path] = event
         await self._inventory.adopt([event.entry for event in received.values()])
+
+    async def _forgot(self) -> bool:
+        """Whether there are files here and the inventory knows of none."""
+        if await self._inventory.held():
+            return False
+        there = await asyncio.to_thread(lambda: list(self._config.data_dir.iterdir()))
+        return any(path.name != OWN_DIRECTORY for path in there)
 
     async def watch(self) -> None:
         """Report what changes by itself, without a trigger."""

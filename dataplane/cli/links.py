@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
+from contextlib import aclosing, suppress
+from typing import Annotated
 
+import msgspec
+import typer
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, open_catalog
+from dataplane.cli.app import Json, app, config_of, open_catalog, run
+from dataplane.progress import ProgressMessage
 from dataplane.rows import link_line
+from streams.subjects import PROGRESS_SUBJECTS
 
 
 @app.command()
@@ -29,3 +47,56 @@ def links(node: str = "", as_json: Json = False) -> None:
         "opens_again_in_s",
     ]
     show.emit(rows, columns, as_json=as_json, empty="nothing has moved yet")
+
+
+@app.command()
+def watch(
+    node: Annotated[str, typer.Option(help="Only to or from this node.")] = "",
+    seconds: Annotated[float, typer.Option(help="End after so long; 0 goes on.")] = 0.0,
+    as_json: Json = False,
+) -> None:
+    """Transfers as they move, until Ctrl-C: how far, how fast, how long yet."""
+
+    async def follow() -> None:
+        bars = Bars(as_json=as_json)
+        async with DataPlane.connect(config=config_of()) as plane:
+            heard = (await plane.log()).bus.listen(PROGRESS_SUBJECTS)
+            with bars.shown, suppress(TimeoutError):
+                async with asyncio.timeout(seconds or None), aclosing(heard) as messages:
+                    async for _, body in messages:
+                        message = msgspec.json.decode(body, type=ProgressMessage)
+                        if node in ("", message.source, message.target):
+                            bars.tell(message)
+
+    run(follow())
+
+
+class Bars:
+    """One bar for each transfer that moves; as JSON, one line for each message."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._bars: dict[str, TaskID] = {}
+        self.shown = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=show.console,
+            disable=as_json,
+        )
+
+    def tell(self, message: ProgressMessage) -> None:
+        """Show how far a transfer is; a finished one leaves a line and its bar goes."""
+        if self._as_json:
+            print(msgspec.json.encode(message).decode(), flush=True)
+            return
+        what = f"{message.path}  {message.source} → {message.target}"
+        bar = self._bars.get(message.transfer)
+        if bar is None:
+            bar = self._bars[message.transfer] = self.shown.add_task(what, total=message.total)
+        self.shown.update(bar, completed=message.done)
+        if message.done >= message.total:
+            self.shown.console.print(f"{what}  done", highlight=False, markup=False)
+            self.shown.remove_task(self._bars.pop(message.transfer))

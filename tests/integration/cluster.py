@@ -123,19 +123,23 @@ class LocalCluster:
 
     async def command(self, *words: str, **environment: str) -> str:
         """Run ``dataplane`` with these words to its end, which must be a good one; what it said."""
+        process = await self.commanded(*words, **environment)
+        said, _ = await process.communicate()
+        assert process.returncode == 0, said.decode()
+        return said.decode()
+
+    async def commanded(self, *words: str, **environment: str) -> asyncio.subprocess.Process:
+        """Start ``dataplane`` with these words; what it says can be read."""
         own = {
             "DATAPLANE_NATS_URL": self.url,
             "DATAPLANE_STATE_DIR": str(self.base / "coord" / "state"),
         }
-        process = await asyncio.create_subprocess_exec(
+        return await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "dataplane", *words),
             env={**os.environ, **own, **self._settings, **environment},
             stdout=asyncio.subprocess.PIPE,
             cwd=self.base,
         )
-        said, _ = await process.communicate()
-        assert process.returncode == 0, said.decode()
-        return said.decode()
 
     def _seed(self, name: str) -> Path | None:
         return None if self._seeds is None else self._seeds / f"{name}.seed"

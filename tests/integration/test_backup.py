@@ -17,7 +17,7 @@ from adapters.s3_layout import Manifest
 from dataplane import DataPlane, SelfplayComplete
 from streams import events
 from streams.values import S3_NODE, DataType, Role, Transport
-from tests.integration.cluster import LocalCluster
+from tests.integration.cluster import LocalCluster, until
 from tests.integration.s3_server import (
     ACCESS_KEY,
     SECRET_KEY,
@@ -65,6 +65,11 @@ async def played(cluster: LocalCluster, node: str, games: int = 9) -> str:
         return (await plane.publish(event)).chain
 
 
+async def removed(cluster: LocalCluster) -> bool:
+    """Whether some node said that a file is gone."""
+    return bool(await cluster.facts(events.FilesRemoved))
+
+
 def keys(s3_server: S3Server, bucket: str, prefix: str = "") -> list[str]:
     """The keys of a bucket, the server's own view."""
     listed = s3_server.client.list_objects_v2(Bucket=bucket, Prefix=prefix)
@@ -96,6 +101,10 @@ async def test_games_reach_trainer_and_bucket_and_the_chain_says_so(
         [backed_up] = [f.event for f in await cluster.facts(events.S3BackupCompleted)]
         assert isinstance(backed_up, events.S3BackupCompleted)
         assert backed_up.manifest_key == "nodes/gpu-7/manifest.json"
+        # P8: that a file is gone from its node is no reason to take it out of the bucket.
+        (tmp_path / "gpu-7" / "data" / "games" / "hex8_2p.db").unlink()
+        await until(lambda: removed(cluster), "gpu-7 to say that its file is gone")
+        assert "hex8_2p.db" in await cluster.command("restore", "ls", "--json")
     [named] = manifest(s3_server, bucket, "gpu-7").entries
     assert (named.entry.path, named.entry.checksum) == (stored.entry.path, stored.entry.checksum)
     assert named.key in keys(s3_server, bucket)

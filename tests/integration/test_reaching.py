@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from pathlib import Path
 
+from dataplane import DataPlane
 from streams import events
 from streams.events import Event
-from streams.values import S3_NODE, Role, Transport
+from streams.values import S3_NODE, DataType, Role, Transport
 from tests.integration.cluster import LocalCluster, until
 from tests.integration.s3_server import S3Server, running_s3_server
 from tests.integration.test_backup import cluster_with, played
@@ -53,7 +56,12 @@ async def test_a_holder_that_nobody_reaches_pushes(tmp_path: Path) -> None:
         assert (arrived.node, arrived.source) == ("gpu-7", "gpu-7")
         tried = [(one.transport_used, one.remote) for one in arrived.results]
         assert tried == [(Transport.HTTP_FETCH, "train-1")]
-        # A new game and another copy: by then the target has looked at its files many times.
+        # The target forgets what it knew of its files; the log remembers who pushed what.
+        cluster.kill("train-1")
+        (tmp_path / "train-1" / "data" / ".dataplane" / "inventory.sqlite").unlink()
+        cluster.agent("train-1", Role.TRAINING, DATAPLANE_MANIFEST_REFRESH_INTERVAL="0.2")
+        await cluster.joined("train-1")
+        # New games and another copy: by then the target has looked at its files many times.
         await cluster.assert_exactly_once(await played(cluster, "gpu-7", 3))
         seen = await cluster.facts(events.FilesObserved)
         assert {fact.owner for fact in seen if getattr(fact.event, "entries", ())} == {"gpu-7"}
@@ -112,3 +120,47 @@ async def test_the_bucket_relays_where_nobody_else_can(tmp_path: Path, s3_server
         assert isinstance(arrived, events.TransferSucceeded)
         assert {one.transport_used for one in arrived.results} == {Transport.S3}
         assert {one.remote for one in arrived.results} == {S3_NODE}
+
+
+async def test_a_source_that_dies_is_replaced_by_another_holder(tmp_path: Path) -> None:
+    """The planned source answers nobody: the next attempt asks the trainer that has a copy."""
+    async with LocalCluster(tmp_path, transports="http") as cluster:
+        cluster.coordinator()
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        await cluster.assert_exactly_once(await played(cluster, "gpu-7"))
+        cluster.kill("gpu-7")
+        cluster.agent("train-2", Role.TRAINING)
+        await cluster.joined("train-2")
+        outbox = tmp_path / "out"
+        async with DataPlane.connect(cluster.server.url, node="train-2", outbox=outbox) as plane:
+            handle = await plane.request_sync(DataType.GAMES, "hex8_2p", ["train-2"])
+            assert (await handle.wait(60)).success
+        failures = await cluster.facts(events.TransferFailed)
+        assert {getattr(fact.event, "source", "") for fact in failures} == {"gpu-7"}
+        [arrived] = await results(cluster, "train-2")
+        assert isinstance(arrived, events.TransferSucceeded)
+        assert arrived.source == "train-1"
+
+
+async def test_watchers_are_told_how_far_a_transfer_is(tmp_path: Path) -> None:
+    """By the command, while it moves: how much of the whole."""
+    limit = {"default_bandwidth_limit_mbps": 16, "transports": "http"}
+    async with LocalCluster(tmp_path, **limit) as cluster:
+        cluster.coordinator()
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        watching = await cluster.commanded("watch", "--json")
+        assert watching.stdout is not None
+        first = asyncio.create_task(watching.stdout.readline())
+        # Whoever comes late missed what was told before: it goes on moving until he is there.
+        while not first.done():
+            cluster.play("gpu-7", 1, padding=2_000_000)
+            await cluster.ended(await played(cluster, "gpu-7", 1))
+        said = json.loads(await first)
+        watching.kill()
+        await watching.wait()
+        assert (said["source"], said["target"]) == ("gpu-7", "train-1")
+        assert 0 < said["done"] <= said["total"]
