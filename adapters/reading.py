@@ -167,6 +167,7 @@ class Reader:
             sqlite.snapshot(self._root / local, fresh, self._stopped)
             checksum = checksum_of(fresh, self._stopped)
             games, _ = checks.counts_of(fresh, local)
+            quality = sqlite.mean_quality(fresh) if games else None
             kept = fresh.replace(directory / f"{hex_of(checksum)}.db")
             fsync_directories(directory, directory)
         finally:
@@ -174,6 +175,7 @@ class Reader:
             fresh.unlink(missing_ok=True)
         holder_print = print_of(kept)
         entry = self._entry(local, seen, holder_print.size, checksum, games, None)
+        entry = msgspec.structs.replace(entry, quality=quality)
         holder = kept.relative_to(self._root).as_posix()
         return Row(local, _wary(seen), entry, holder=holder, holder_print=holder_print)
 

@@ -27,6 +27,11 @@ from adapters.digest import Stopped
 SIDE_FILES = ("-wal", "-shm", "-journal")
 #: Up to here every row and index is checked; above only pages are.
 FULL_CHECK_BYTES = 100_000_000
+#: Names under which a quality of a game is kept; how many of the newest games are looked at; and
+#: from which quality a game counts how much in the mean, the first that fits.
+QUALITY_COLUMNS = ("quality_score", "quality")
+NEWEST_GAMES = 20
+QUALITY_WEIGHTS = ((0.8, 2.0), (0.7, 1.5), (0.6, 1.0), (0.0, 0.5))
 BUSY_S = 5.0
 _MAGIC = b"SQLite format 3\x00"
 _STEP_PAGES = 2000
@@ -105,6 +110,29 @@ def count_games(path: Path) -> int | None:
         if db.execute(named).fetchone() is None:
             return None
         return int(db.execute("SELECT count(*) FROM games").fetchone()[0])
+
+
+def mean_quality(path: Path) -> float | None:
+    """How good the newest games of a database are, 0 to 1, good ones counting more (K3).
+
+    None where no game has a quality. Raises `Locked`, `Unsound`.
+    """
+    with _reading(path, immutable=_needs_no_lock(path)) as db:
+        columns = {str(row[1]).lower() for row in db.execute("PRAGMA table_info(games)")}
+        column = next((name for name in QUALITY_COLUMNS if name in columns), None)
+        if column is None:
+            return None
+        newest = f"SELECT {column} FROM games ORDER BY rowid DESC LIMIT {NEWEST_GAMES}"
+        try:
+            found = [float(row[0]) for row in db.execute(newest) if row[0] is not None]
+        except (ValueError, sqlite3.OperationalError):
+            # A table without row ids, or words in the column: nobody has judged these games.
+            return None
+    scores = [min(max(score, 0.0), 1.0) for score in found]
+    weights = [next(w for limit, w in QUALITY_WEIGHTS if score >= limit) for score in scores]
+    if not scores:
+        return None
+    return sum(s * w for s, w in zip(scores, weights, strict=True)) / sum(weights)
 
 
 def side_file(path: Path, suffix: str) -> Path:

@@ -2,7 +2,8 @@
 
 Everything a user needs can be imported from here. Decisions are pure functions of views, policy
 and time; around them stands a thin shell of loops that can be killed anywhere. Read in this order:
-the pure middle (`policy`, `planner`, `chain`; `admission` with `ordering`, `slots` and `budget`;
+the pure middle (`policy`, `planner`, `chain`,
+`duties`, `explain`; `admission` with `ordering`, `slots` and `budget`;
 `sweeps`, `deletion`, `liveness`), then the shell (`bridge`, `dispatch`, `granting`, `sweeping`,
 `deleting`, `coordinator`, `transports`, `transfers`, `proving`, `custody`, `agent`, `daemon`), then
 what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`, `health`, `cli`,

@@ -35,6 +35,7 @@ from dataplane.custody import Custody
 from dataplane.deliveries import kept_alive, left_to_redelivery
 from dataplane.diskwatch import DiskWatch
 from dataplane.granting import GrantKeeper
+from dataplane.machine import memory_bytes, memory_moved
 from dataplane.observing import Observer
 from dataplane.outbox import Outbox
 from dataplane.presence import Presence, signing_key
@@ -89,6 +90,8 @@ class Agent:
         self._relaying: Relaying | None = None
         #: Whether others reach this node's file server; None until one could be asked.
         self._reachable: bool | None = None
+        #: What this node last said of itself.
+        self._told = NodeDescription(name=self.node)
         self._manager: TransportManager | None = None
         self._disk = DiskWatch(
             log, self.node, config.data_dir, config.policy(), self._describe_anew
@@ -234,6 +237,7 @@ class Agent:
         """This node in its own words."""
         config = self._config
         disk = shutil.disk_usage(config.data_dir)
+        memory_total, memory_free = memory_bytes()
         return NodeDescription(
             name=self.node,
             roles=config.roles,
@@ -245,6 +249,8 @@ class Agent:
             # What nobody may use, such as blocks kept for root, is not of the disk.
             disk_total_bytes=disk.used + disk.free,
             disk_free_bytes=disk.free,
+            memory_total_bytes=memory_total,
+            memory_free_bytes=memory_free,
         )
 
     def _endpoint(self) -> Endpoint:
@@ -270,14 +276,16 @@ class Agent:
                 self._reachable = found
                 if news:
                     with suppress(LogError):
-                        await self._register()
+                        await self._register(changed=True)
             await asyncio.sleep(PROBE_S if found is not None else PROBE_SOON_S)
 
     async def _describe_anew(self) -> None:
         await self._register(changed=True)
 
     async def _register(self, *, changed: bool = False) -> None:
-        event = events.NodeRegistered(description=self.describe(), changed=changed)
+        """Say what this node is: that it joined, or with `changed` only what is new of it."""
+        self._told = self.describe()
+        event = events.NodeRegistered(description=self._told, changed=changed)
         id = fact_id("registered", self.node, time.time_ns())
         await self._log.publish(node_fact(event, self.node, id))
 
@@ -296,6 +304,9 @@ class Agent:
                 }
             )
             await asyncio.sleep(HEARTBEAT_S)
+            if memory_moved(self._told, self.describe()):
+                with suppress(LogError):
+                    await self._register(changed=True)
 
     async def _say_in_the_end(self, fact: Fact) -> None:
         """Say it now, or if the bus is away, as soon as it is back, also after a restart."""

@@ -13,10 +13,11 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from itertools import islice
 
 import msgspec
 
-from dataplane.chain import owed, set_aside
+from dataplane.chain import exhausted, owed, set_aside
 from dataplane.crashpoints import reach
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
@@ -38,6 +39,7 @@ from streams.log import (
     SequenceConflict,
 )
 from streams.subjects import chain_filter
+from streams.values import S3_NODE
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,8 @@ _MOST_FACTS = 900
 _SWEEP_PAGE = 100
 #: What waits for a bus that is away is not put off for longer than this.
 _LOG_PATIENCE_S = 8.0
+#: Of what a chain waits for, as many are looked at to see that it goes on.
+_LOOKED_AT = 16
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -149,7 +153,7 @@ class EventBridge:
         """Chains that each of these facts may have moved on, by the fact's id."""
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
-            return {recorded.id: _moved_on(view, recorded) for recorded in batch}
+            return {recorded.id: _moved_on(view, recorded, self._policy) for recorded in batch}
 
     async def drive(self, chains: Mapping[str, str]) -> None:
         """Append what these chains owe; the value of each is the id of the event that asks."""
@@ -235,14 +239,33 @@ class EventBridge:
                 await self._log.append([chain_fact(event, id, "")], [Guard(chain_filter(id), 0)])
 
 
-def _moved_on(view: ClusterView, recorded: Recorded) -> list[str]:
+def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str]:
     """Chains that a fact may have moved on."""
     if isinstance(recorded.event, events.TransferSucceeded):
-        return _waiting_at(view, recorded.event)
+        target = recorded.event.target
+        waiting = _waiting_at(view, recorded.event)
+        return [chain for chain in waiting if not _goes_on(view, chain, target, policy)]
     if isinstance(recorded.event, events.TransferFailed):
         row = view.transfer(recorded.event.transfer)
         return list(row.chains) if row else []
     return [recorded.chain] if recorded.chain else []
+
+
+def _goes_on(view: ClusterView, chain: str, target: str, policy: Policy) -> bool:
+    """Whether a chain surely owes nothing after an arrival on `target`: more is under way.
+
+    Found out without reading the chain, which may be as long as its files are many. Where arrivals
+    are counted, each may be the one that counts.
+    """
+    if any(rule.quorum for _, rule in policy.placement.rules_on(view.trigger_of(chain))):
+        return False
+    for row in islice(view.waiting_in(chain), _LOOKED_AT):
+        if row.target == S3_NODE and target != S3_NODE:
+            # What was to reach nodes has: it may be time to announce it.
+            return False
+        if not exhausted(row, policy, row.asked_sequence):
+            return True
+    return False
 
 
 def _put_off_s(delivery: Delivery) -> float:

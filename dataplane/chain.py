@@ -13,6 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters.s3_layout import manifest_key
+from dataplane.duties import distributed, drained, may_end_empty, said_of_the_plan
 from dataplane.policy import Policy
 from projections.chains import ChainRow, ChainStatus, Need, planned
 from projections.transfers import TransferRow, TransferState
@@ -91,7 +92,7 @@ def _plan(
     facts = [chain_fact(part, chain.id, cause, index) for index, part in enumerate(parts)]
     for part in parts:
         chain = planned(chain, part, now)
-    facts += _missing_data(chain, cause)
+    facts += said_of_the_plan(chain, cause)
     if not chain.needs:
         return facts + _end(chain, {}, policy, now, cause)
     # Two targets of one entry are one file that starts to move.
@@ -104,20 +105,6 @@ def _plan(
         size_bytes=sum(sizes.values()),
     )
     return [*facts, chain_fact(started, chain.id, cause)]
-
-
-def _missing_data(chain: ChainRow, cause: str) -> list[Fact]:
-    """Data was asked for that nobody has: somebody must play it."""
-    event = chain.event()
-    if not isinstance(event, events.DataNeeded) or chain.needs or chain.held:
-        return []
-    needed = events.SelfplayNeeded(
-        config_key=event.config_key,
-        node=event.node,
-        data_type=event.data_type,
-        min_samples=event.min_samples,
-    )
-    return [chain_fact(needed, chain.id, cause)]
 
 
 def _parts(decision: events.SyncPlanned) -> list[events.SyncPlanned]:
@@ -160,7 +147,10 @@ def _end(
     failed = [outcome for _, outcome in outcomes if outcome is not None and outcome.error]
     blocking = [refusal.reason for refusal in chain.refusals if refusal.blocking]
     lacking = {one.target for one in open_needs} | {one.target for one in failed}
-    stored = _stored(chain, arrived, transfers, policy, cause)
+    stored = [
+        *distributed(chain, arrived, policy, cause),
+        *_stored(chain, arrived, transfers, policy, cause),
+    ]
     announced: list[Fact] = []
     if not blocking and lacking <= {S3_NODE}:
         announced = _announcement(chain, arrived, policy, cause)
@@ -173,10 +163,11 @@ def _end(
         return [*stored, _failure(chain, arrived, failed, now, reason, cause), *announced]
     if blocking:
         return [*stored, _failure(chain, arrived, [], now, "; ".join(blocking), cause)]
-    if not arrived and not chain.held:
+    if not arrived and not chain.held and not may_end_empty(chain):
         why = "; ".join(refusal.reason for refusal in chain.refusals) or "nothing was planned"
         return [_failure(chain, [], [], now, why, cause)]
-    return [*stored, _completion(chain, arrived, now, cause), *announced]
+    completion = _completion(chain, arrived, now, cause)
+    return [*stored, completion, *announced, *drained(chain, arrived, cause)]
 
 
 def _stored(

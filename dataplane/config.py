@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from dataplane.policy import Policy
-from dataplane.policy.reading import PolicyError, laid_over
+from dataplane.policy.reading import PolicyError, laid_over, leaves
 from streams.identity import PathRules
 from streams.values import S3_NODE, Role, Trait, Transport, is_token
 
@@ -287,6 +287,23 @@ FLAT_NAMES: dict[str, tuple[str, str]] = {
     "chain_limit_seconds": ("chains", "limit_s"),
     "chain_events": ("chains", "announce"),
 }
+
+
+def policy_origins(
+    path: Path | None, policy: Policy, environment: Mapping[str, str] = os.environ
+) -> dict[tuple[str, ...], str]:
+    """Where each field of a policy that is no default came from: the file or the variable."""
+    file = path or Path(environment.get(f"{ENVIRONMENT_PREFIX}CONFIG", CONFIG_FILE))
+    sources = [(_from_file(file) if file.exists() else {}, str(file))]
+    sources.append((_from_environment(environment), "environment"))
+    origins: dict[tuple[str, ...], str] = {}
+    for values, source in sources:
+        for name, place in FLAT_NAMES.items():
+            if name in values:
+                origins[place] = f"{source}: {name}"
+        for at, _ in leaves(values.get("policy", {})):
+            origins[at] = f"{source}: policy.{'.'.join(at)}"
+    return origins
 
 
 def over(values: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:

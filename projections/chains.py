@@ -76,6 +76,8 @@ class ChainRow(Row, frozen=True):
     games_synced: int = 0
     #: When all that it wanted in the bucket was there.
     backed_up_at: float = 0.0
+    #: When a promoted model was on the quorum of its targets.
+    distributed_at: float = 0.0
 
     @property
     def open(self) -> bool:
@@ -97,6 +99,7 @@ _EVOLVES: tuple[type[events.Event], ...] = (
     events.NewGamesAvailable,
     events.ChainOverdue,
     events.S3BackupCompleted,
+    events.ModelDistributionComplete,
 )
 
 
@@ -104,8 +107,8 @@ class ChainsView:
     """Folds triggers, answers, decisions and results into chains."""
 
     name = "chains"
-    version = 3
-    tables = ("chains", "chains_open", "chains_ended", "announced")
+    version = 4
+    tables = ("chains", "chains_open", "chains_ended", "announced", "chain_triggers")
 
     def __init__(self) -> None:
         self.folds: dict[type[events.Event], Handler] = {
@@ -138,6 +141,7 @@ class ChainsView:
             progress_at=recorded.time,
         )
         self._store(tx, row, recorded.sequence)
+        tx.put("chain_triggers", row.id.encode(), row.trigger.encode())
 
     def _evolve(self, tx: Writer, row: ChainRow, recorded: Recorded) -> ChainRow | None:
         event, time = recorded.event, recorded.time
@@ -158,6 +162,8 @@ class ChainsView:
         if isinstance(event, events.NewGamesAvailable):
             self._announce(tx, row)
             return replace(row, announced_at=time)
+        if isinstance(event, events.ModelDistributionComplete):
+            return replace(row, distributed_at=time)
         if isinstance(event, events.ChainOverdue):
             return replace(row, overdue_at=time)
         if isinstance(event, events.S3BackupCompleted):
@@ -223,6 +229,12 @@ def planned(row: ChainRow, event: events.SyncPlanned, time: float, sequence: int
 def get_chain(reader: Reader, id: str) -> ChainRow | None:
     """A chain by its id."""
     return reader.row("chains", id.encode(), _CHAIN)
+
+
+def trigger_of(reader: Reader, id: str) -> str:
+    """The wire name of a chain's trigger, without reading the chain; "" if it is unknown."""
+    value = reader.get("chain_triggers", id.encode())
+    return "" if value is None else value.decode()
 
 
 def open_chains(reader: Reader, *, after: bytes = b"") -> Iterator[ChainRow]:

@@ -100,6 +100,14 @@ class ClusterView:
         """A transfer that some chain waits for or that is under way."""
         return transfers.get_transfer(self._reader, id)
 
+    def trigger_of(self, chain: str) -> str:
+        """The wire name of a chain's trigger, without reading the chain; "" if it is unknown."""
+        return chains.trigger_of(self._reader, chain)
+
+    def waiting_in(self, chain: str) -> Iterator[TransferRow]:
+        """What a chain waits for that has not arrived: first on nodes, then in the bucket."""
+        return transfers.waiting_in_chain(self._reader, chain)
+
     def transfers_of(self, chain: str) -> list[TransferRow]:
         """What an open chain waits for."""
         return transfers.transfers_of_chain(self._reader, chain)

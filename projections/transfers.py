@@ -17,7 +17,7 @@ from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, number, text_key, unpacker
 from streams import events
 from streams.codec import Recorded, fact_id
-from streams.values import DataEntry, SyncPlan, SyncPriority, Transport
+from streams.values import S3_NODE, DataEntry, SyncPlan, SyncPriority, Transport
 
 
 class TransferState(enum.StrEnum):
@@ -102,7 +102,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 5
+    version = 6
     tables = (
         "transfers",
         *queue.TABLES,
@@ -110,6 +110,7 @@ class TransfersView:
         "by_target",
         "superseded",
         "chain_transfers",
+        "waiting",
         "transfers_meta",
     )
 
@@ -338,9 +339,19 @@ def transfers_of_chain(reader: Reader, chain: str) -> list[TransferRow]:
     return [row for id in ids if (row := get_transfer(reader, id)) is not None]
 
 
+def waiting_in_chain(reader: Reader, chain: str) -> Iterator[TransferRow]:
+    """What a chain waits for that has not arrived: first on nodes, then in the bucket."""
+    prefix = text_key(chain)
+    for key, _ in reader.scan("waiting", prefix):
+        row = get_transfer(reader, key[len(prefix) + 1 :].decode())
+        if row is not None:
+            yield row
+
+
 def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
     """By table and key, where a row can be found besides under its id."""
     id = row.id.encode()
+    waiting = {("waiting", _waiting_key(chain, row)): b"" for chain in row.chains}
     if row.state is TransferState.PENDING:
         waits = queue.queue_keys(
             row.priority.rank,
@@ -350,12 +361,17 @@ def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
             row.queued_sequence,
             row.id,
         )
-        return {**waits, ("by_target", _target_key(row)): id}
+        return {**waits, ("by_target", _target_key(row)): id} | waiting
     if row.state is TransferState.ASSIGNED:
-        return {("flight", id): b"", ("by_target", _target_key(row)): id}
+        return {("flight", id): b"", ("by_target", _target_key(row)): id} | waiting
     if row.state is TransferState.SUPERSEDED:
         return {("superseded", _target_key(row)): id}
     return {}
+
+
+def _waiting_key(chain: str, row: TransferRow) -> bytes:
+    # What is to reach nodes stands before what is to reach the bucket.
+    return text_key(chain) + bytes([row.target == S3_NODE]) + row.id.encode()
 
 
 def _at_place(reader: Reader, table: str, target: str, path: str) -> Iterator[TransferRow]:

@@ -214,10 +214,11 @@ class FileQuarantined(Event, frozen=True):
 
 
 class FileConflict(Event, frozen=True):
-    """A second content appeared under a shared path; both are kept."""
+    """A node keeps a content of its own under a path, against the one that counts; both stay."""
 
     node: Token
     path: str
+    #: What it keeps.
     checksum: str
     reason: str
 
@@ -568,7 +569,6 @@ OWN_WORDS: dict[type[Event], str] = {
     FilesObserved: "node",
     FilesRemoved: "node",
     FileQuarantined: "node",
-    FileConflict: "node",
     DiskTierChanged: "node",
     TransferSucceeded: "node",
     TransferFailed: "node",

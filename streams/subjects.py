@@ -41,6 +41,7 @@ _DECISIONS: frozenset[type[events.Event]] = frozenset(
         events.ModelDistributionComplete,
         events.NodeDrained,
         events.SelfplayNeeded,
+        events.FileConflict,
         events.ChainOverdue,
         events.DeadlineAtRisk,
         events.ReplicationAlert,

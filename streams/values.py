@@ -210,6 +210,8 @@ class Refusal(Value, frozen=True):
     path: str = ""
     #: Whether somebody lacks what he was to get because of it: then the chain can't complete.
     blocking: bool = False
+    #: What the target keeps instead; "" where it keeps nothing.
+    checksum: str = ""
 
 
 class SyncPlan(Value, frozen=True):

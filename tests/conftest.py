@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from hypothesis import settings
 
 from streams.jetstream import JetStreamLog
 from streams.log import LogUnavailable
 from streams.server import EmbeddedServer
 from streams.wire import api
 
+# An example that takes long on a busy machine is no failure.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 #: Generous: the machine that runs the tests may be busy with something else.
 PATIENCE_S = 30.0
 #: The oldest server that the log runs on.

@@ -66,6 +66,7 @@ def entry(
     config_key: str = "hex8_2p",
     size_bytes: int = 1_000,
     games: int | None = None,
+    quality: float | None = None,
     version: int = 0,
 ) -> DataEntry:
     """A file with a content that is only a word."""
@@ -76,11 +77,14 @@ def entry(
         size_bytes=size_bytes,
         checksum=checksum(f"{path}:{content}"),
         games=games,
+        quality=quality,
         version=version,
     )
 
 
-def games_of(node: str, content: str = "first", *, games: int = 500, **more: Any) -> DataEntry:
+def games_of(
+    node: str, content: str = "first", *, games: int | None = 500, **more: Any
+) -> DataEntry:
     """The game database that a node has written."""
     config_key = more.setdefault("config_key", "hex8_2p")
     return entry(f"games/{node}/{config_key}.db", content, games=games, **more)

@@ -1,8 +1,9 @@
 """The ``dataplane`` command. It asks, shows and starts; what it shows comes from elsewhere.
 
 `app` is the command with what all commands share; each module beside it adds a group of them:
-`processes`, `proving`, `saying`, `looking`, `links`, `rejecting`, `auditing`, `bucket`, `deleting`,
-`keys`, `top`, `archiving`, `draining`, `travelling`. How things look is `show`.
+`processes`, `proving`, `saying`, `looking`, `reasons`, `policies`, `links`, `rejecting`,
+`auditing`, `bucket`, `deleting`, `keys`, `top`, `archiving`, `draining`, `travelling`. How things
+look is `show`.
 """
 
 from dataplane.cli import (
@@ -14,8 +15,10 @@ from dataplane.cli import (
     keys,
     links,
     looking,
+    policies,
     processes,
     proving,
+    reasons,
     rejecting,
     saying,
     top,
@@ -33,8 +36,10 @@ __all__ = [
     "links",
     "looking",
     "main",
+    "policies",
     "processes",
     "proving",
+    "reasons",
     "rejecting",
     "saying",
     "top",

@@ -8,7 +8,12 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 
-from dataplane.planner.entries import CommandRejected, entries_for, trigger_name
+from dataplane.planner.entries import (
+    CommandRejected,
+    entries_for,
+    samples_lacking,
+    trigger_name,
+)
 from dataplane.planner.known import Known, PlanningView
 from dataplane.planner.sources import on_one_mount, rank_sources, transport_chain
 from dataplane.planner.targets import exclusion, targets_for
@@ -129,6 +134,7 @@ class Draft:
             rule, speaking.description if speaking else None
         )
         entries, refusals = entries_for(known, self._event, rule, speaker)
+        refusals += samples_lacking(self._event, entries)
         targets, refused = targets_for(known, self._event, rule, strategy, speaker)
         if entries and not targets:
             reason = f"no {'/'.join(rule.to)} node can receive: {_list(refused)}"
@@ -346,6 +352,7 @@ def _keeps_its_own(
             target=target,
             path=entry.path,
             blocking=target != S3_NODE,
+            checksum=there.checksum,
         )
     if target == S3_NODE:
         # Objects there are content-addressed: nothing is replaced.
@@ -358,7 +365,14 @@ def _keeps_its_own(
         return None
     unit = "games" if counts_games else "bytes"
     reason = f"{entry.path} has {new} {unit}, {target} holds {old}: less than {share:.0%}"
-    return Refusal(rule="regression", reason=reason, target=target, path=entry.path, blocking=True)
+    return Refusal(
+        rule="regression",
+        reason=reason,
+        target=target,
+        path=entry.path,
+        blocking=True,
+        checksum=there.checksum,
+    )
 
 
 def _too_few(have: int, most: int, paths: Sequence[str]) -> Refusal:

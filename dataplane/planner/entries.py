@@ -6,7 +6,7 @@ worth moving yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from dataplane.planner.known import Known
 from dataplane.policy import Rule, Source
@@ -42,6 +42,17 @@ def entries_for(
         else:
             refusals.append(refusal)
     return taken, refusals
+
+
+def samples_lacking(event: Event, entries: Sequence[DataEntry]) -> list[Refusal]:
+    """Whether all there is of what was asked for is less than was asked for; games are samples."""
+    if not isinstance(event, events.DataNeeded) or not event.min_samples or not entries:
+        return []
+    found = sum(entry.samples or entry.games or 0 for entry in entries)
+    if found >= event.min_samples:
+        return []
+    reason = f"{found} of {event.min_samples} samples of {event.config_key} exist"
+    return [Refusal(rule="too-few-samples", reason=reason)]
 
 
 def named_paths(event: Event) -> tuple[str, ...]:

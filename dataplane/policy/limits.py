@@ -121,11 +121,8 @@ class Quality(Concern, frozen=True):
     min_games: Whole = 10
     #: Fewer sampled games than these always pass.
     judged_from_games: Whole = 5
+    #: Mean quality of the newest games, as their node found it, from which they are worth moving.
     min_mean: Share = 0.5
-    #: How many of the newest games are looked at.
-    newest: AtLeastOne = 20
-    #: From which quality a game weighs how much in the mean; the first that fits counts.
-    weights: tuple[tuple[Share, Positive], ...] = ((0.8, 2.0), (0.7, 1.5), (0.6, 1.0), (0.0, 0.5))
     #: By board: moves from which a game of 2, 3 and 4 players is complete.
     complete_moves: dict[str, tuple[Whole, Whole, Whole]] = field(
         default_factory=lambda: {

@@ -493,7 +493,7 @@ def test_models_are_not_announced_as_games() -> None:
     story = given(trainer(), node("gpu-1", Role.SELFPLAY, traits=[Trait.GPU]))
     story.tell(opens("c1", promoted), answers("c1", "train-1", model()), said_what_is_owed)
     story.tell(assigned, succeeded()).when(asked("c1")).then(
-        says(DataSyncCompleted, games_synced=0)
+        says(events.ModelDistributionComplete), says(DataSyncCompleted, games_synced=0)
     )
 
 

@@ -249,3 +249,36 @@ def test_a_snapshot_stops_when_asked(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         sqlite.snapshot(source, tmp_path / "copy.db", stopped=lambda: True)
     assert not (tmp_path / "copy.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("scores", "mean"),
+    [
+        ([], None),
+        ([None, None], None),
+        ([0.5], 0.5),
+        ([0.9, 0.1], (0.9 * 2.0 + 0.1 * 0.5) / 2.5),
+        ([0.1] * 5 + [0.65] * 20, 0.65),
+        ([7.0], 1.0),
+        (["good"], None),
+    ],
+)
+def test_k3_quality_is_the_weighted_mean_of_the_newest_twenty(
+    tmp_path: Path, scores: list[object], mean: float | None
+) -> None:
+    """Good games count more, games without a judgement are left out, words are none."""
+    path = tmp_path / "games.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE games (id INTEGER PRIMARY KEY, quality_score REAL)")
+        db.executemany("INSERT INTO games (quality_score) VALUES (?)", [(s,) for s in scores])
+        db.commit()
+    assert sqlite.mean_quality(path) == (None if mean is None else pytest.approx(mean))
+
+
+def test_k3_missing_quality_column_is_no_error(tmp_path: Path) -> None:
+    """Most databases have none."""
+    path = tmp_path / "games.db"
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE games (id INTEGER PRIMARY KEY)")
+        db.commit()
+    assert sqlite.mean_quality(path) is None

@@ -177,7 +177,7 @@ async def test_attempt_ends_at_its_time_and_keeps_what_came(
 ) -> None:
     """A transport that hangs is cut off with TimedOut; the next attempt goes on from there."""
     hanging = Faulty(HTTP, stop_after=50_000, hangs=True)
-    failed = await manager(tmp_path, inventory, hanging).transfer(order(HTTP, timeout_s=0.2))
+    failed = await manager(tmp_path, inventory, hanging).transfer(order(HTTP, timeout_s=2.0))
     assert isinstance(failed, events.TransferFailed)
     assert (failed.error_class, failed.retryable) == ("TimedOut", True)
     good = Faulty(HTTP)

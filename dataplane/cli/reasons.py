@@ -1,0 +1,67 @@
+"""Commands that say why: why a file is on a node, and why it is not."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from dataplane.api import DataPlane
+from dataplane.cli import show
+from dataplane.cli.app import Json, app, config_of, open_catalog, run
+from dataplane.evidence import facts_about
+from dataplane.explain import Asked, Explanation, explain
+from dataplane.words import clock
+from streams.codec import Recorded
+from streams.values import config_key_in
+
+LogicalPath = Annotated[str, typer.Argument(metavar="PATH", help="As the catalog names it.")]
+
+
+@app.command()
+def why(path: LogicalPath, node: str, as_json: Json = False) -> None:
+    """Why a file is on a node: who produced it, what asked for it, how it came.
+
+    Exit status 1 if it is not there; then it says why not.
+    """
+    answer = _answer(path, node)
+    _print(answer, as_json)
+    raise typer.Exit(0 if answer.there else 1)
+
+
+@app.command("why-not")
+def why_not(path: LogicalPath, node: str, as_json: Json = False) -> None:
+    """Why a file is not on a node: which rule, failure or wait keeps it from there.
+
+    Exit status 1 if it is there; then it says why.
+    """
+    answer = _answer(path, node)
+    _print(answer, as_json)
+    raise typer.Exit(1 if answer.there else 0)
+
+
+def _answer(path: str, node: str) -> Explanation:
+    config = config_of()
+    with open_catalog() as catalog:
+        known = catalog.get(path)
+        config_key = known.config_key if known else config_key_in(path)
+
+        async def history() -> list[Recorded]:
+            async with DataPlane.connect(config=config) as plane:
+                return await facts_about(await plane.log(), path, config_key)
+
+        facts = run(history())
+        with catalog.view() as view:
+            return explain(Asked(path, node, view, facts, config.policy(), time.time()))
+
+
+def _print(answer: Explanation, as_json: bool) -> None:
+    if as_json:
+        show.print_json(answer)
+        return
+    show.console.print(Text(answer.answer, style="bold"), soft_wrap=True)
+    for sentence in answer.sentences:
+        place = f"{clock(sentence.time)}  fact {sentence.sequence}" if sentence.sequence else "-"
+        show.console.print(Text(f"  {place}  {sentence.text}"), soft_wrap=True)

@@ -1,0 +1,198 @@
+"""What a chain says besides its ends: quorum, drained, who must play, which contents conflict."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dataplane.bridge import _goes_on
+from streams import events
+from streams.events import Event
+from streams.values import DataType, Role, Trait
+from tests.spec import (
+    answers,
+    asked,
+    assigned,
+    copied,
+    entry,
+    failed,
+    games_of,
+    given,
+    holds,
+    model,
+    node,
+    npz,
+    opens,
+    played,
+    player,
+    policy_of,
+    said_what_is_owed,
+    says,
+    succeeded,
+    trainer,
+)
+
+ROOMY = {"max_total": 100, "max_per_node": 100}
+MODEL = model()
+GAMES = games_of("gpu-1")
+VAULT = node("vault", Role.STORAGE)
+PROMOTED = events.ModelPromoted(config_key="hex8_2p", node="train-1", model_path=MODEL.path)
+TERMINATING = events.NodeTerminating(node="gpu-1")
+
+
+def gpus(count: int) -> list[Event]:
+    """So many GPU nodes."""
+    return [node(f"gpu-{n:02}", Role.SELFPLAY, traits=[Trait.GPU]) for n in range(count)]
+
+
+def promoting(count: int, **tables: Any) -> Any:
+    """A promotion whose model is on its way to so many GPU nodes."""
+    story = given(trainer(), *gpus(count), policy=policy_of(bandwidth=ROOMY, **tables))
+    story.tell(opens("c1", PROMOTED), answers("c1", "train-1", MODEL), said_what_is_owed)
+    return story.tell(assigned)
+
+
+def test_distribution_is_complete_at_the_quorum_of_ten_and_once() -> None:
+    """Nine GPU nodes are not enough, the tenth is, and the rest go on until the chain's end."""
+    story = promoting(12)
+    story.tell(*(succeeded(f"gpu-{n:02}") for n in range(9)))
+    story.when(asked("c1")).then_nothing()
+    story.tell(succeeded("gpu-09")).when(asked("c1")).then(
+        says(
+            events.ModelDistributionComplete,
+            model_path=MODEL.path,
+            checksum=MODEL.checksum,
+            targets=tuple(f"gpu-{n:02}" for n in range(10)),
+        )
+    )
+    story.tell(said_what_is_owed).when(asked("c1")).then_nothing()
+    story.tell(succeeded()).when(asked("c1")).then(says(events.DataSyncCompleted))
+
+
+def test_distribution_to_few_nodes_is_complete_when_all_have_it() -> None:
+    """Ten, or all there are; who holds it already counts."""
+    story = promoting(3)
+    story.tell(succeeded("gpu-00"), succeeded("gpu-01")).when(asked("c1")).then_nothing()
+    story.tell(succeeded("gpu-02")).when(asked("c1")).then(
+        says(events.ModelDistributionComplete), says(events.DataSyncCompleted)
+    )
+
+
+def test_quorum_is_a_number_of_the_policy() -> None:
+    """Changed in one place."""
+    story = promoting(3, placement={"rules": {"promotion": {"quorum": 1}}})
+    story.tell(succeeded("gpu-01")).when(asked("c1")).then(
+        says(events.ModelDistributionComplete, targets=("gpu-01",))
+    )
+
+
+def test_model_that_everybody_holds_is_distributed() -> None:
+    """Nothing has to move, and it is said all the same."""
+    story = given(trainer(), *gpus(2), holds("train-1", MODEL))
+    story.tell(copied(MODEL.path, "gpu-00"), copied(MODEL.path, "gpu-01"))
+    story.tell(opens("c1", PROMOTED), answers("c1", "train-1"))
+    story.when(asked("c1")).then(
+        says(events.SyncPlanned),
+        says(events.ModelDistributionComplete, targets=("gpu-00", "gpu-01")),
+        says(events.DataSyncCompleted),
+    )
+
+
+def test_distribution_below_the_quorum_is_never_complete() -> None:
+    """Where a node of a few fails for good, the chain fails and distribution is not claimed."""
+    story = promoting(2, retries={"max_retries": 0})
+    story.tell(succeeded("gpu-00"), failed("gpu-01"))
+    story.when(asked("c1")).then(says(events.DataSyncFailed))
+
+
+def test_k9_drained_node_is_said_with_the_completion() -> None:
+    """NODE_DRAINED comes when every entry is proven elsewhere, not before."""
+    story = given(VAULT, player(), opens("c1", TERMINATING), answers("c1", "gpu-1", GAMES))
+    story.tell(said_what_is_owed, assigned).when(asked("c1")).then_nothing()
+    story.tell(succeeded()).when(asked("c1")).then(
+        says(events.DataSyncCompleted),
+        says(events.NodeDrained, node="gpu-1", entries=1, size_bytes=1_000),
+    )
+
+
+def test_k9_node_that_could_not_be_drained_is_not_said_to_be() -> None:
+    """A copy that did not arrive, or a file no node could take, is no drained node."""
+    story = given(VAULT, player(), policy=policy_of(retries={"max_retries": 0}))
+    story.tell(opens("c1", TERMINATING), answers("c1", "gpu-1", GAMES), said_what_is_owed)
+    story.tell(assigned, failed()).when(asked("c1")).then(says(events.DataSyncFailed))
+    story = given(player(), opens("c1", TERMINATING), answers("c1", "gpu-1", GAMES))
+    story.when(asked("c1")).then(says(events.SyncPlanned), says(events.DataSyncFailed))
+
+
+def test_k9_node_that_holds_nothing_is_drained_at_once() -> None:
+    """Nothing can be lost: the chain completes."""
+    story = given(VAULT, player(), opens("c1", TERMINATING), answers("c1", "gpu-1"))
+    story.when(asked("c1")).then(
+        says(events.SyncPlanned),
+        says(events.DataSyncCompleted),
+        says(events.NodeDrained, entries=0),
+    )
+
+
+def test_data_that_exists_but_not_enough_of_it_must_be_played_and_moves() -> None:
+    """SELFPLAY_NEEDED for what lacks, and the rest is sent meanwhile."""
+    needed = events.DataNeeded(
+        node="train-1", config_key="hex8_2p", data_type=DataType.GAMES, min_samples=501
+    )
+    story = given(trainer(), player(), holds("gpu-1", GAMES), opens("c1", needed))
+    story.when(asked("c1")).then(
+        says(events.SyncPlanned),
+        says(events.SelfplayNeeded, min_samples=501),
+        says(events.DataSyncStarted),
+    )
+
+
+def test_data_that_somebody_has_and_nobody_can_send_need_not_be_played() -> None:
+    """An offline holder is no reason to play it again."""
+    needed = events.DataNeeded(node="train-1", config_key="hex8_2p", data_type=DataType.GAMES)
+    story = given(trainer(), player(), holds("gpu-1", GAMES), opens("c1", needed))
+    story.tell(events.HostOffline(node="gpu-1"))
+    story.when(asked("c1")).then(says(events.SyncPlanned), says(events.DataSyncFailed))
+
+
+def test_p4_conflict_is_a_fact_with_what_the_node_keeps() -> None:
+    """FILE_CONFLICT names node, path and content, once, beside the plan."""
+    own = model("its own")
+    story = given(trainer(), *gpus(1), holds("train-1", MODEL), holds("gpu-00", own))
+    story.tell(opens("c1", PROMOTED), answers("c1", "train-1"))
+    story.when(asked("c1")).then(
+        says(events.SyncPlanned),
+        says(events.FileConflict, node="gpu-00", path=MODEL.path, checksum=own.checksum),
+        says(events.DataSyncFailed),
+    )
+
+
+def test_p5_regression_is_a_conflict_in_which_both_stay() -> None:
+    """A training set that shrank is told as FILE_CONFLICT."""
+    story = given(trainer(), player(), holds("gpu-1", npz(size_bytes=1_000)))
+    story.tell(copied(npz().path, "train-1"), holds("gpu-1", npz("new", size_bytes=799)))
+    story.tell(opens("c1", events.TrainingStarted(config_key="hex8_2p", node="train-1")))
+    story.when(asked("c1")).then(
+        says(events.SyncPlanned), says(events.FileConflict), says(events.DataSyncFailed)
+    )
+
+
+def test_chain_of_many_files_is_not_read_at_each_arrival() -> None:
+    """More under way means nothing is owed; the last arrival, and a counted one, is looked at."""
+    many = [entry(f"games/gpu-1/{n:03}_hex8_2p.db", games=10) for n in range(30)]
+    story = given(trainer(), player(), policy=policy_of(bandwidth=ROOMY))
+    story.tell(opens("c1", played()), answers("c1", "gpu-1", *many), said_what_is_owed, assigned)
+    assert _goes_on(story.view, "c1", "train-1", story.policy)
+    story.tell(*(succeeded(path=one.path) for one in many[:-1]))
+    assert _goes_on(story.view, "c1", "train-1", story.policy)
+    story.tell(succeeded())
+    assert not _goes_on(story.view, "c1", "train-1", story.policy)
+    assert not _goes_on(promoting(30).view, "c1", "gpu-00", story.policy)
+
+
+def test_arrival_that_leaves_only_the_bucket_waiting_is_looked_at() -> None:
+    """P13: games are announced as soon as the nodes have them, however slow the bucket is."""
+    story = given(trainer(), player(), policy=policy_of(s3={"enabled": True, "bucket": "b"}))
+    story.tell(opens("c1", played()), answers("c1", "gpu-1", GAMES), said_what_is_owed, assigned)
+    assert _goes_on(story.view, "c1", "s3", story.policy)
+    story.tell(succeeded("train-1"))
+    assert not _goes_on(story.view, "c1", "train-1", story.policy)
