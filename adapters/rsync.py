@@ -14,21 +14,29 @@ from pathlib import Path
 import msgspec
 
 from adapters.aside import set_aside, size_of
-from adapters.channel import Channel
+from adapters.channel import Channel, Opens
 from adapters.landing import Landing
-from adapters.rsync_run import Run, commanded, through
+from adapters.rsync_run import Run, through
 from adapters.rsync_words import failure, pull_words, push_words
-from adapters.ssh import SshOptions, address, client_words, source_file
-from adapters.ssh_push import Place, prepared, published
+from adapters.ssh import Connections, SshOptions, address, client_words, source_file
+from adapters.ssh_push import Place, followed, prepared, published
 from adapters.telling import Telling
 from adapters.throttle import Throttle
-from adapters.transport import EntryMissing, Interrupted, Progress, Request
-from adapters.workers import finish
+from adapters.transport import (
+    EntryMissing,
+    Interrupted,
+    Progress,
+    Request,
+    TransportError,
+)
+from adapters.workers import finish, settled
 from streams.identity import PathRules
 from streams.values import Endpoint, Transport
 
 #: Processes at once, each with its own ssh, whatever is asked for.
 AT_ONCE = 12
+#: From here on a pushed file is digested while it comes, not only when all of it is there.
+FOLLOWED_FROM_BYTES = 16 << 20
 
 
 class RsyncTransport:
@@ -48,8 +56,11 @@ class RsyncTransport:
         *,
         rules: PathRules | None = None,
         at_once: int = AT_ONCE,
+        followed_from: int = FOLLOWED_FROM_BYTES,
     ) -> None:
         self._options = options
+        self._connections = Connections(options)
+        self._followed_from = followed_from
         self._rsync = rsync
         self._ssh = ssh
         self._rules = rules or PathRules()
@@ -97,26 +108,57 @@ class RsyncTransport:
             raise EntryMissing(f"the file to be sent is no file of {size} bytes")
 
         def opens(command: str) -> contextlib.AbstractAsyncContextManager[Channel]:
-            return commanded(self._options, self._ssh, request, command)
+            return self._connections.run(request.target, request, command)
 
         async with self._slots:
             place = await prepared(opens, request, self._rules, "rsync")
+            proven = False
             if place.have < size:
-                await self._send(request, file, place, throttle, Telling(progress, size))
+                telling = Telling(progress, size)
+                proven = await self._send_and_prove(opens, request, file, place, throttle, telling)
             if not request.gathers:
-                await published(opens, request, self._rules, place)
+                await published(opens, request, self._rules, place, proven=proven)
             return size - place.have
 
     async def close(self) -> None:
-        """Nothing is kept open."""
+        """Let go of connections."""
+        await self._connections.close()
+
+    async def _send_and_prove(
+        self,
+        opens: Opens,
+        request: Request,
+        file: Path,
+        place: Place,
+        throttle: Throttle,
+        telling: Telling,
+    ) -> bool:
+        """Send what is lacking; whether the target has proven it on the way already."""
+        if place.have or request.entry.size_bytes < self._followed_from or request.gathers:
+            await self._send(request, file, place, throttle, telling)
+            return False
+        following = asyncio.ensure_future(followed(opens, request, place))
+        try:
+            runs = await self._send(request, file, place, throttle, telling)
+            # A second rsync may begin before the far end of the first one has ended.
+            if runs == 1:
+                with contextlib.suppress(TransportError):
+                    return await following
+            return False
+        finally:
+            following.cancel()
+            await settled(following)
 
     async def _send(
         self, request: Request, file: Path, place: Place, throttle: Throttle, telling: Telling
-    ) -> None:
+    ) -> int:
+        """Send what is lacking; how many rsyncs it took."""
+        runs = 0
         shell = self._shell(request.target, request)
 
         async def begin(limit: float) -> Run:
-            nonlocal place
+            nonlocal place, runs
+            runs += 1
             words = [self._rsync, *push_words(request, shell, limit, file, place)]
             # If it is begun anew, something is there.
             place = msgspec.structs.replace(place, have=max(1, place.have))
@@ -129,6 +171,7 @@ class RsyncTransport:
         run = await through(begin, request, throttle, follow)
         if run.status != 0:
             raise failure(run.status, run.said, request.target.node)
+        return runs
 
     def _shell(self, endpoint: Endpoint, request: Request) -> list[str]:
         address(endpoint)

@@ -7,11 +7,9 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 
-from adapters.channel import Channel
 from adapters.rsync_words import LITERAL, SHORTEST_STALL_S, progress_in
-from adapters.ssh import SshOptions, address, client_words
 from adapters.throttle import Throttle
 from adapters.transport import Refused, Request, Stalled
 
@@ -172,29 +170,3 @@ async def _charge(throttle: Throttle, nbytes: int) -> None:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(TICK_S):
             await throttle.take(nbytes)
-
-
-@contextlib.asynccontextmanager
-async def commanded(
-    options: SshOptions, ssh: str, request: Request, command: str
-) -> AsyncIterator[Channel]:
-    """A command at the target over the ssh client; it ends with this."""
-    target = request.target
-    host = address(target)
-    words = client_words(options, target, request.connect_s, ssh)
-    process = await _started([*words, host, command])
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    # An ssh that may not connect for so long has not stalled.
-    stall_s = request.stall_s + request.connect_s
-    channel = Channel(
-        target.node, process.stdin, process.stdout, process.stderr, process.wait, stall_s
-    )
-    try:
-        yield channel
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await channel.close()
-        await process.wait()

@@ -118,7 +118,7 @@ elif [ -f "./$name" ]; then say "final $(size "./$name")"
 elif [ -e "./$name" ] || [ -L "./$name" ]; then say "final 0"; fi
 mkdir -p -- "${{home%/}}/{OWN_DIRECTORY}/partial" || exit {_NOT_MADE}
 own "$home"
-if [ -f "./$part" ]; then say "have $(size "./$part")"; else say "have 0"; fi
+if [ -s "./$part" ]; then say "have $(size "./$part")"; else rm -f -- "./$part"; say "have 0"; fi
 set -- ${{df%\\%*}}
 if [ $# -gt 2 ]; then shift $(($# - 2)); say "room $1"; fi
 say "home $home"
@@ -131,14 +131,31 @@ _TAKE = """own "$1"
 { dd bs=1 seek="$3" count=0 2>/dev/null && base64 -d; } 1<>"./$2"
 """
 
-#: home, partial, digest, size, mtime, merged, side files, root, final name, its directories: the
-#: digest is proven, and the final name is given if we are still there to want it.
+#: home, partial, size: the digest of a file that grows, read behind whoever writes it. Each step is
+#: said, so that it ends when nobody listens any more; what was read is flushed on the way.
+_FOLLOW = """own "$1"; part=./$2 bytes=$3 at=0; exec 3>&1
+{ while [ "$at" -lt "$bytes" ]; do
+    now=0; [ ! -f "$part" ] || now=$(size "$part")
+    if [ "$now" -gt "$at" ]; then
+      tail -c "+$((at + 1))" "$part" | head -c $((now - at))
+      [ $((now - at)) -lt 67108864 ] || sync "$part" 2>/dev/null
+      at=$now
+    else sleep 0.1 2>/dev/null || sleep 1; fi
+    say "at $at" >&3 || exit 1
+  done; } | { said=$(digest /dev/stdin); say "digest ${said##*[= ]}"; }
+"""
+
+#: home, partial, digest or nothing if it is proven, size, mtime, merged, side files, root, final
+#: name, its directories: the digest is proven, and the final name is given if we are still there to
+#: want it.
 PUBLISH = f"""home=$1 part=$2 hex=$3 bytes=$4 stamp=$5; shift 5
 merged=$1 sides=$2 root=$3 name=$4; shift 4
 own "$home"
 [ "$bytes" -gt 0 ] || : >"./$part"
 [ -f "./$part" ] && [ "$(size "./$part")" -eq "$bytes" ] || exit {_OTHER_SIZE}
-case "$(digest "./$part")" in *"$hex"*) ;; *) : >"./$part"; exit {_OTHER_BYTES};; esac
+if [ -n "$hex" ]; then
+  case "$(digest "./$part")" in *"$hex"*) ;; *) : >"./$part"; exit {_OTHER_BYTES};; esac
+fi
 p=$PWD/$part
 [ -z "$stamp" ] || TZ=UTC0 touch -t "$stamp" "$p" 2>/dev/null
 chmod 644 "$p" 2>/dev/null
@@ -174,6 +191,11 @@ def giving(path: str, size_bytes: int, offset: int) -> str:
 def taking(home: str, partial: str, offset: int) -> str:
     """The command that puts what it hears, in base64, into a partial file from `offset` on."""
     return command(_TAKE, home, partial, str(offset))
+
+
+def following(home: str, partial: str, size_bytes: int) -> str:
+    """The command that digests a partial file while it grows."""
+    return command(_FOLLOW, home, partial, str(size_bytes))
 
 
 _OUTCOMES: dict[int, tuple[type[TransportError], str]] = {

@@ -16,7 +16,7 @@ from adapters.checks import is_database
 from adapters.digest import hex_of
 from adapters.landing import SMALLEST_NPZ_SHARE, partial_name
 from adapters.places import OWN_DIRECTORY, RESERVE
-from adapters.shell import MARK, PREPARE, PUBLISH, command
+from adapters.shell import MARK, PREPARE, PUBLISH, command, following
 from adapters.sqlite import SIDE_FILES
 from adapters.transport import (
     DiskFull,
@@ -34,6 +34,7 @@ from streams.values import Endpoint
 
 #: A far end that digests slower than this is taken for stalled.
 SLOWEST_DIGEST_BYTES_S = 20e6
+_SAID_BYTES = 4 << 10
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -73,8 +74,26 @@ async def prepared(opens: Opens, request: Request, rules: PathRules, tools: str 
     return Place(home.removesuffix("\n"), partial, have)
 
 
-async def published(opens: Opens, request: Request, rules: PathRules, place: Place) -> None:
-    """Let the target prove the digest and give the file its final name.
+async def followed(opens: Opens, request: Request, place: Place) -> bool:
+    """Whether the target, reading behind whoever writes there, finds the entry's digest.
+
+    Only of a file that nobody else can have open: where something was already, somebody may. What
+    it can't do, or finds otherwise, proves nothing: `published` looks again.
+    """
+    entry = request.entry
+    async with opens(following(place.home, place.partial, entry.size_bytes)) as channel:
+        channel.end()
+        said = b""
+        while data := await channel.read(_SAID_BYTES):
+            said = (said + data)[-_SAID_BYTES:]
+        await channel.succeed()
+    return f"{MARK}digest {hex_of(entry.checksum)}\n".encode() in said
+
+
+async def published(
+    opens: Opens, request: Request, rules: PathRules, place: Place, *, proven: bool = False
+) -> None:
+    """Let the target prove the digest, unless it is `proven`, and give the file its final name.
 
     If it is cancelled before the digest is proven, the target gives no name; after that it ends
     first. Raises `DigestMismatch` if the bytes are not the entry's; then nothing is kept.
@@ -86,7 +105,7 @@ async def published(opens: Opens, request: Request, rules: PathRules, place: Pla
         PUBLISH,
         place.home,
         place.partial,
-        hex_of(entry.checksum),
+        "" if proven else hex_of(entry.checksum),
         str(entry.size_bytes),
         _stamp(entry.mtime),
         "merged" if merged else "",

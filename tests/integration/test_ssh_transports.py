@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from adapters import rsync as rsync_module
+from adapters import ssh_push
 from adapters.base64_ssh import Base64Transport
 from adapters.landing import Landed, Landing
 from adapters.places import OWN_DIRECTORY
@@ -23,6 +25,7 @@ from adapters.rsync import RsyncTransport
 from adapters.ssh import SshOptions
 from adapters.throttle import Throttle
 from adapters.transport import (
+    DigestMismatch,
     Interrupted,
     Progress,
     Refused,
@@ -428,6 +431,44 @@ async def test_base64_reuses_its_connection_until_it_breaks(
     await base64.push(entry, file, "once more")
     assert base64.wire.connections == 2
     assert len(files_in(base64.root)) == 3
+
+
+async def test_p6_a_push_that_is_digested_on_the_way_lands_only_what_it_should(
+    rsync: Rig, tmp_path: Path
+) -> None:
+    """The far end reads behind rsync; what it finds otherwise is looked at again, and refused."""
+    rsync.transport = RsyncTransport(rsync.server.options(), followed_from=0)
+    data = os.urandom(9_000_000)
+    entry, file = held(tmp_path, data)
+    _, wrong = held(tmp_path, data[:-1] + bytes([data[-1] ^ 1]), "wrong")
+    with pytest.raises(DigestMismatch):
+        await rsync.push(entry, wrong)
+    assert files_in(rsync.root) == {}
+    assert await rsync.push(entry, file, throttle=Throttle(80)) == len(data)
+    assert files_in(rsync.root) == {PATH: data}
+
+
+async def test_what_was_proven_on_the_way_is_not_digested_again(
+    rsync: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh file, sent by one rsync, is named without being read once more."""
+    said: list[bool] = []
+    named = ssh_push.published
+
+    async def seen(*given: object, proven: bool = False) -> None:
+        said.append(proven)
+        await named(*given, proven=proven)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(rsync_module, "published", seen)
+    rsync.transport = RsyncTransport(rsync.server.options(), followed_from=0)
+    entry, file = held(tmp_path, os.urandom(5_000_000))
+    assert await rsync.push(entry, file) == 5_000_000
+    rsync.wire.up, rsync.wire.cuts = 3_000_000, True
+    with pytest.raises(Interrupted):
+        await rsync.push(entry, file, "again.bin")
+    rsync.wire.heal()
+    assert await rsync.push(entry, file, "again.bin") > 0
+    assert said == [True, False]
 
 
 async def test_rsync_saves_what_an_older_version_has(
