@@ -1,4 +1,4 @@
-"""``python -m bench chain|project|land|transfer|broadcast|delta``: small, unless ``--big``."""
+"""``python -m bench chain|project|plan|land|transfer|broadcast|delta``: small, unless ``--big``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bench import broadcast as broadcasting
 from bench import chain as chains
 from bench import delta as deltas
 from bench import land as landing
+from bench import plan as planning
 from bench import project as projecting
 from bench import transfer as transferring
 from bench.report import Report, as_json, save, show
@@ -58,6 +59,22 @@ def project(
     """Events folded a second, beside reading the same log."""
     count = count or (projecting.BIG_EVENTS if big else projecting.EVENTS)
     _say(projecting.run(count, rounds or 3, seed, base), json, keep)
+
+
+@app.command()
+def plan(
+    entries: Annotated[int, typer.Option(min=0, help="In the catalog; 0: of the size.")] = 0,
+    nodes: Annotated[int, typer.Option(min=0, help="In the cluster; 0: of the size.")] = 0,
+    full: Annotated[bool, typer.Option("--full", "--big", help="A million entries.")] = False,
+    json: Json = False,
+    keep: Save = False,
+    seed: Seed = 1,
+    base: Base = None,
+) -> None:
+    """Planning, sweeping and admission over a large catalog, beside SQLite."""
+    entries = entries or (planning.BIG_ENTRIES if full else planning.ENTRIES)
+    nodes = nodes or (planning.BIG_NODES if full else planning.NODES)
+    _say(planning.run(entries, nodes, seed, base), json, keep)
 
 
 @app.command()

@@ -1,0 +1,341 @@
+"""Planning and sweeping over a large catalog, beside the same questions asked of SQLite.
+
+A catalog of many nodes and entries is folded from facts; then, in a fresh process: one event after
+the other is planned, the survey of all copies runs in the background of an event loop that is
+watched for how long it stands still, and a round of admission looks at a long queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from bench.measuring import MEGABYTE, in_process, peak_bytes, workplace
+from bench.report import Report, begin, percentile
+from dataplane.admission import admit
+from dataplane.dispatch import Known
+from dataplane.planner import SyncPlanner
+from dataplane.policy import Policy
+from dataplane.sweeping import Sweeper
+from projections.cluster import ClusterView
+from projections.fold import TABLES, fold
+from projections.projector import Projector
+from projections.store import Store
+from streams import events
+from streams.codec import Recorded, fact_id
+from streams.log import Log
+from streams.subjects import subject_for
+from streams.values import (
+    BOARDS,
+    DataEntry,
+    DataType,
+    NodeDescription,
+    Role,
+    SyncPlan,
+    SyncPriority,
+    Transport,
+)
+
+ENTRIES, BIG_ENTRIES = 50_000, 1_000_000
+NODES, BIG_NODES = 100, 1_000
+PLANNED = 300
+#: Transfers that wait while a round of admission is measured, of all entries.
+_QUEUED_SHARE = 0.1
+_TRAINERS = ("train-1", "train-2")
+_CONFIGS = [f"{board}_{players}p" for board in BOARDS for players in (2, 3, 4)]
+_PAGE = 400
+_T0 = 1_700_000_000.0
+#: One in so many entries has a copy too few.
+_SHORT = 100
+
+
+class Found(msgspec.Struct):
+    """What one process measured, in seconds and bytes."""
+
+    plan_s: list[float] = []
+    sqlite_plan_s: list[float] = []
+    survey_s: float = 0.0
+    sqlite_survey_s: float = 0.0
+    longest_block_s: float = 0.0
+    #: The same in processor time: what it would be if the machine had nothing else to do.
+    longest_block_cpu_s: float = 0.0
+    short: int = 0
+    sqlite_short: int = 0
+    admit_s: list[float] = []
+    queued: int = 0
+    anonymous_bytes: int = 0
+    peak_bytes: int = 0
+
+
+def run(entries: int, nodes: int, seed: int, base: Path | None) -> Report:
+    """Build the catalog once, then measure it in a process of its own."""
+    report = begin("plan", seed, entries=entries, nodes=nodes)
+    with workplace(base) as place:
+        built = in_process(build, place, entries, nodes, seed)
+        found = in_process(measure, place, entries, nodes, seed)
+    beside = "the same question to SQLite"
+    for percent in (50, 99):
+        ours = percentile(found.plan_s, percent) * 1e3
+        theirs = percentile(found.sqlite_plan_s, percent) * 1e3
+        report.add(f"planning one event, p{percent}", [ours], "ms", ours / theirs, beside)
+    report.add(
+        "a survey of all copies, in the background",
+        [found.survey_s],
+        "s",
+        found.survey_s / found.sqlite_survey_s,
+        f"{beside}, in the foreground",
+    )
+    report.add("the event loop's longest block meanwhile", [found.longest_block_s * 1e3], "ms")
+    block = [found.longest_block_cpu_s * 1e3]
+    report.add("the same in processor time, on a machine with other work", block, "ms")
+    ours = percentile(found.admit_s, 99) * 1e3
+    report.add(f"a round of admission, {found.queued} waiting, p99", [ours], "ms")
+    report.add("memory of its own", [found.anonymous_bytes / MEGABYTE], "MB")
+    report.add("with the pages of the views it has mapped", [found.peak_bytes / MEGABYTE], "MB")
+    report.add("building the catalog, copies folded", [built], "copies/s")
+    report.notes.append(
+        f"{found.short} entries have too few copies; SQLite counts {found.sqlite_short}."
+    )
+    return report
+
+
+# The catalog
+
+
+def build(place: Path, count: int, nodes: int, seed: int) -> float:
+    """Fold the catalog into a store, and put the same into SQLite; copies folded a second."""
+    store = Store.open(place / "views", TABLES, durable=False)
+    sequence, began, copies = 0, time.perf_counter(), 0
+    for page in _pages(_facts(count, nodes, seed)):
+        batch = []
+        for event, owner in page:
+            sequence += 1
+            batch.append(_recorded(sequence, event, owner))
+            copies += len(getattr(event, "entries", ()))
+        store.write(lambda tx, batch=batch: fold(tx, batch, "bench"))  # type: ignore[misc]
+    rate = copies / (time.perf_counter() - began)
+    store.sync()
+    store.close()
+    _fill_sqlite(place / "peer.sqlite", count, nodes)
+    return rate
+
+
+def _facts(count: int, nodes: int, seed: int) -> Iterator[tuple[events.Event, str]]:
+    for name in _names(nodes):
+        role = Role.TRAINING if name in _TRAINERS else Role.SELFPLAY
+        description = NodeDescription(name=name, roles=(role,))
+        yield events.NodeRegistered(description=description), name
+    for start in range(0, count, _PAGE):
+        numbers = range(start, min(start + _PAGE, count))
+        by_node: dict[str, list[DataEntry]] = {}
+        for number in numbers:
+            by_node.setdefault(_producer(number, nodes), []).append(_entry(number, nodes))
+        for name, some in by_node.items():
+            yield events.FilesObserved(node=name, entries=tuple(some)), name
+        for trainer in _TRAINERS:
+            held = tuple(
+                _entry(number, nodes) for number in numbers if _has(trainer, number, count, nodes)
+            )
+            yield events.FilesObserved(node=trainer, entries=held), trainer
+    yield from _queue(int(count * _QUEUED_SHARE), nodes, random.Random(seed))
+
+
+def _queue(count: int, nodes: int, rng: random.Random) -> Iterator[tuple[events.Event, str]]:
+    """Plans of transfers that all wait, of every class and configuration."""
+    for start in range(0, count, _PAGE):
+        chain = f"bench-{start}"
+        entries = tuple(_entry(10**9 + start + n, nodes) for n in range(min(_PAGE, count - start)))
+        plan = SyncPlan(
+            source_node=_producer(start, nodes),
+            target_nodes=(_producer(start + 1, nodes),),
+            entries=entries,
+            priority=rng.choice(tuple(SyncPriority)),
+            transport_preference=(Transport.HTTP_FETCH,),
+        )
+        yield events.SyncPlanned(config_key="all", plans=(plan,)), chain
+
+
+def _names(nodes: int) -> list[str]:
+    return [*_TRAINERS, *(f"gpu-{number}" for number in range(nodes - len(_TRAINERS)))]
+
+
+def _producer(number: int, nodes: int) -> str:
+    return f"gpu-{number % (nodes - len(_TRAINERS))}"
+
+
+def _config(number: int, nodes: int) -> str:
+    return _CONFIGS[number // nodes % len(_CONFIGS)]
+
+
+def _has(trainer: str, number: int, count: int, nodes: int) -> bool:
+    """The newest are on their producers alone; one in a hundred lacks one more copy."""
+    if number >= count - nodes * 2:
+        return False
+    return trainer == _TRAINERS[0] or number % _SHORT != 0
+
+
+def _entry(number: int, nodes: int) -> DataEntry:
+    config_key = _config(number, nodes)
+    return DataEntry(
+        path=f"games/{_producer(number, nodes)}/{config_key}-{number}.jsonl",
+        data_type=DataType.GAMES,
+        config_key=config_key,
+        size_bytes=1_000_000,
+        checksum=f"sha256:{fact_id(number)}{fact_id(number)}",
+        games=50,
+    )
+
+
+def _recorded(sequence: int, event: events.Event, owner: str) -> Recorded:
+    subject = subject_for(event, owner)
+    chain = owner if isinstance(event, events.SyncPlanned) else ""
+    config_key = events.config_key_of(event)
+    name = events.type_name(event)
+    id = f"b{sequence}"
+    return Recorded(sequence, _T0, subject, id, name, owner, config_key, chain, "", event)
+
+
+def _pages(
+    facts: Iterator[tuple[events.Event, str]],
+) -> Iterator[list[tuple[events.Event, str]]]:
+    page: list[tuple[events.Event, str]] = []
+    for fact in facts:
+        page.append(fact)
+        if len(page) >= _PAGE:
+            yield page
+            page = []
+    yield page
+
+
+def _fill_sqlite(file: Path, count: int, nodes: int) -> None:
+    with closing(sqlite3.connect(file)) as db:
+        db.executescript(
+            "PRAGMA journal_mode = OFF; PRAGMA synchronous = OFF;"
+            "CREATE TABLE current (id INTEGER PRIMARY KEY, path TEXT, producer TEXT, config TEXT,"
+            " checksum TEXT, size INTEGER, games INTEGER);"
+            "CREATE TABLE holders (id INTEGER, node TEXT, PRIMARY KEY (id, node)) WITHOUT ROWID;"
+        )
+        for start in range(0, count, 10_000):
+            numbers = range(start, min(start + 10_000, count))
+            rows, holders = [], []
+            for number in numbers:
+                e, producer = _entry(number, nodes), _producer(number, nodes)
+                rows.append(
+                    (number, e.path, producer, e.config_key, e.checksum, e.size_bytes, e.games)
+                )
+                holders.append((number, producer))
+                holders += [(number, t) for t in _TRAINERS if _has(t, number, count, nodes)]
+            db.executemany("INSERT INTO current VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            db.executemany("INSERT INTO holders VALUES (?, ?)", holders)
+        db.execute("CREATE INDEX by_producer ON current (producer, config)")
+        db.commit()
+
+
+# Measuring
+
+
+class _Views:
+    """Views that nobody folds any more, as a sweeper reads them."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+
+def measure(place: Path, count: int, nodes: int, seed: int) -> Found:
+    """Everything that is measured on the catalog at `place`."""
+    store = Store.open(place / "views", TABLES, writable=False)
+    rng, found = random.Random(seed), Found()
+    asked = [
+        (f"gpu-{rng.randrange(nodes - len(_TRAINERS))}", rng.choice(_CONFIGS))
+        for _ in range(PLANNED)
+    ]
+    with closing(sqlite3.connect(place / "peer.sqlite")) as db:
+        for node, config in asked:
+            found.plan_s.append(_timed(lambda n=node, c=config: _plan(store, n, c)))  # type: ignore[misc]
+            found.sqlite_plan_s.append(_timed(lambda n=node, c=config: _ask(db, n, c)))  # type: ignore[misc]
+        asyncio.run(_survey(store, found))
+        began = time.perf_counter()
+        too_few = "SELECT id, count(*) FROM holders GROUP BY id HAVING count(*) < 3"
+        found.sqlite_short = len(db.execute(too_few).fetchall())
+        found.sqlite_survey_s = time.perf_counter() - began
+    for _ in range(20):
+        found.admit_s.append(_timed(lambda: _admit(store, found)))
+    found.anonymous_bytes, found.peak_bytes = _anonymous_bytes(), peak_bytes()
+    store.close()
+    return found
+
+
+def _plan(store: Store, node: str, config_key: str) -> None:
+    with store.read() as reader:
+        event = events.SelfplayComplete(config_key=config_key, source_node=node, games_count=50)
+        SyncPlanner(Policy(), ClusterView(reader), _T0).decide(event)
+
+
+def _ask(db: sqlite3.Connection, node: str, config_key: str) -> None:
+    """What that node has of a configuration, and which trainers lack it."""
+    for trainer in _TRAINERS:
+        db.execute(
+            "SELECT path, checksum, size, games, EXISTS (SELECT 1 FROM holders WHERE"
+            " holders.id = current.id AND node = ?) FROM current WHERE producer = ? AND config = ?",
+            (trainer, node, config_key),
+        ).fetchall()
+
+
+async def _survey(store: Store, found: Found) -> None:
+    """A survey, while the loop is watched by one who wants to turn every millisecond."""
+    gc.collect()
+    sweeper = Sweeper(
+        cast(Log, None), cast(Projector, _Views(store)), Policy(), "bench", clock=lambda: _T0 + 1e6
+    )
+    done = asyncio.Event()
+
+    async def watch() -> None:
+        last, cpu = time.perf_counter(), time.thread_time()
+        while not done.is_set():
+            await asyncio.sleep(0.001)
+            now, used = time.perf_counter(), time.thread_time()
+            found.longest_block_s = max(found.longest_block_s, now - last - 0.001)
+            found.longest_block_cpu_s = max(found.longest_block_cpu_s, used - cpu)
+            last, cpu = now, used
+
+    watching = asyncio.create_task(watch())
+    await asyncio.sleep(0.01)
+    began = time.perf_counter()
+    survey = await sweeper.survey()
+    found.survey_s, found.short = time.perf_counter() - began, survey.short
+    done.set()
+    await watching
+
+
+def _admit(store: Store, found: Found) -> None:
+    with store.read() as reader:
+        view, full = ClusterView(reader), set[str]()
+        known = Known(view, Policy(), _T0)
+        found.queued = view.counts()["transfers_pending"]
+        pending = view.pending_fairly(full)
+        admit(pending, [], known, Policy(), _T0, full, oldest=view.pending_by_age())
+
+
+def _timed(work: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def _anonymous_bytes() -> int:
+    """Memory of this process that is no file's: what views it has mapped belongs to the disk."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return peak_bytes()
