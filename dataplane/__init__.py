@@ -5,10 +5,10 @@ and time; around them stands a thin shell of loops that can be killed anywhere. 
 the pure middle (`policy`, `planner`, `chain`,
 `duties`, `explain`; `admission` with `ordering`, `slots` and `budget`;
 `sweeps`, `deletion`, `liveness`), then the shell (`bridge`, `dispatch`, `granting`, `sweeping`,
-`deleting`, `coordinator`, `transports`, `transfers`, `proving`, `custody`, `agent`, `daemon`), then
-what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`, `health`, `cli`,
-`web`) and what looks back (`sources`, `moments`, `replay`, `causes`, `comparing`, `whatif`,
-`archive`, `draining`).
+`deleting`, `coordinator`, `transports`, `transfers`, `proving`, `custody`, `reconciling`, `agent`,
+`daemon`), then what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`,
+`health`, `cli`, `web`) and what looks back (`sources`, `moments`, `replay`, `causes`, `comparing`,
+`whatif`, `archive`, `draining`).
 """
 
 import importlib

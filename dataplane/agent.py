@@ -155,6 +155,7 @@ class Agent:
             group.create_task(self._observer.answer_triggers(), name="triggers")
             group.create_task(self._take_orders(), name="orders")
             group.create_task(self._observer.watch(), name="watch")
+            group.create_task(self._observer.reconcile(), name="reconcile")
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._grants.run(), name="grants")
             group.create_task(self._disk.run(), name="disk")

@@ -18,6 +18,7 @@ from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
 from dataplane.crashpoints import reach
 from dataplane.deliveries import kept_alive, left_to_redelivery
+from dataplane.reconciling import Reconciler
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
 from streams.log import Delivery, Log, LogError
@@ -76,6 +77,16 @@ class Observer:
             await asyncio.to_thread(sweep_partials, self._config.data_dir, time.time())
             # A live database changes all the time; triggers do not wait for this.
             await asyncio.sleep(WATCH_GAP_S)
+
+    async def reconcile(self) -> None:
+        """Compare log and disk from time to time, for ever."""
+        reconciler = Reconciler(self._log, self.node, self._inventory)
+        while True:
+            await asyncio.sleep(self._config.policy().schedule.reconcile_s)
+            with contextlib.suppress(LogError):
+                async with self._reporting:
+                    await self._report(await self._inventory.scan())
+                    await reconciler.reconcile()
 
     async def answer_triggers(self) -> None:
         """Say what this node holds, to each trigger that speaks of its files."""
