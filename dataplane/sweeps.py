@@ -120,7 +120,8 @@ class Survey:
         self.short += 1
         if len(self.short_since) < MOST_REMEMBERED:
             self.short_since[path_key] = since
-        if self._now - since < (rule.warn_after_s if only_away else REPAIR_AFTER_S):
+        soon = min(REPAIR_AFTER_S, rule.warn_after_s)
+        if self._now - since < (rule.warn_after_s if only_away else soon):
             return
         entry = known.entry(row.entry)
         if entry is None or self._policy.paths.ownership(entry.path) is Ownership.MERGED:

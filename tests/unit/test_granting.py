@@ -1,0 +1,130 @@
+"""Grants on the bus: told, kept to, run out; whatever is not heard is not counted on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+
+from dataplane.budget import FLOOR_MBPS, GRANT_S
+from dataplane.granting import Granter, GrantKeeper
+from dataplane.policy import Bandwidth, Policy
+from projections.transfers import TransferRow, TransferState
+from streams import events
+from streams.memory import MemoryBus
+from tests.conftest import eventually
+from tests.spec import T0
+from tests.unit.test_admission import Known, row
+
+#: One node gives 80 Mbit/s, whatever a sync may take.
+TIGHT = Policy(bandwidth=Bandwidth(sync_mbps=0, host_mb_s=10, total_mb_s=0))
+
+
+def under_way(name: str, mbps: float, executor: str = "train-1") -> TransferRow:
+    """A transfer that was assigned with a rate."""
+    return msgspec.structs.replace(
+        row(name=name, source=f"s-{name}"),
+        state=TransferState.ASSIGNED,
+        executor=executor,
+        bandwidth_mbps=mbps,
+    )
+
+
+def order(one: TransferRow, grant_s: float = GRANT_S) -> events.TransferAssigned:
+    """Its assignment."""
+    return events.TransferAssigned(
+        transfer=one.id,
+        executor=one.executor,
+        source=one.source,
+        target=one.target,
+        entry=one.entry,
+        transports=one.transports,
+        bandwidth_mbps=one.bandwidth_mbps,
+        grant_s=grant_s,
+    )
+
+
+class Executor:
+    """A node that keeps to what it is granted."""
+
+    def __init__(self, bus: MemoryBus, node: str = "train-1") -> None:
+        self.rates: dict[str, float] = {}
+        self.keeper = GrantKeeper(bus, node, self.rates.__setitem__)
+
+
+async def test_what_runs_is_cut_for_who_comes_and_grows_when_he_is_gone() -> None:
+    """Two share what a node gives, each as soon as the other has given it back."""
+    bus = MemoryBus()
+    executor, granter = Executor(bus), Granter(bus, TIGHT, lambda: T0)
+    await executor.keeper.start()
+    first, second = under_way("a", 80.0), under_way("b", FLOOR_MBPS)
+    for one in (first, second):
+        executor.keeper.began(order(one))
+
+    def divided(*rows: TransferRow) -> dict[str, float]:
+        granter.see(rows)
+        granter.divide(list(rows), Known().node)
+        return executor.rates
+
+    async def shared() -> bool:
+        rates = divided(first, second)
+        await asyncio.sleep(0)
+        assert rates.get(first.id, 80.0) + rates.get(second.id, 0.0) <= 80.0 + FLOOR_MBPS
+        return rates.get(first.id) == rates.get(second.id) == 40.0
+
+    await eventually(shared)
+    executor.keeper.ended(first.id)
+
+    async def alone() -> bool:
+        rates = divided(second)
+        await asyncio.sleep(0)
+        return rates[second.id] == 80.0
+
+    await eventually(alone)
+    await granter.close()
+    await executor.keeper.stop()
+
+
+async def test_what_nobody_confirms_is_given_to_nobody() -> None:
+    """An executor that can't be told keeps what its assignment said, and is counted with it."""
+    bus = MemoryBus()
+    granter = Granter(bus, TIGHT, lambda: T0)
+    heard = Executor(bus)
+    await heard.keeper.start()
+    deaf, waiting = under_way("a", 75.0, executor="gone"), under_way("b", FLOOR_MBPS)
+    heard.keeper.began(order(waiting))
+    for _ in range(20):
+        granter.see([deaf, waiting])
+        granter.divide([deaf, waiting], Known().node)
+        await asyncio.sleep(0.001)
+    assert heard.rates.get(waiting.id, FLOOR_MBPS) <= 5.0
+    await granter.close()
+    await heard.keeper.stop()
+
+
+async def test_a_grant_that_ran_out_leaves_the_floor() -> None:
+    """Nobody said anything for longer than it lasts; what has no limit needs no renewal."""
+    executor = Executor(MemoryBus())
+    limited, free = under_way("a", 80.0), under_way("b", 0.0)
+    executor.keeper.began(order(limited))
+    executor.keeper.began(order(free))
+    executor.keeper.expire(time.monotonic() + GRANT_S - 1)
+    assert executor.rates == {}
+    executor.keeper.expire(time.monotonic() + GRANT_S + 1)
+    assert executor.rates == {limited.id: FLOOR_MBPS}
+
+
+@pytest.mark.parametrize("grant_s", [0.0, GRANT_S])
+async def test_only_what_runs_here_is_confirmed(grant_s: float) -> None:
+    """A grant for a transfer that has ended, or never came, is nobody's."""
+    bus = MemoryBus()
+    executor = Executor(bus)
+    await executor.keeper.start()
+    one = under_way("a", 80.0)
+    executor.keeper.began(order(one, grant_s))
+    body = msgspec.json.encode({"mbps": {one.id: 10.0, "of-nobody": 99.0}, "lasts_s": 5.0})
+    kept = msgspec.json.decode(await bus.request("dp.grant.train-1", body))
+    assert (kept, executor.rates) == ([one.id], {one.id: 10.0})
+    await executor.keeper.stop()
