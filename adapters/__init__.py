@@ -6,7 +6,10 @@ retry or to delete. Read in this order: `transport` (the contract), `landing` (b
 `partial`, `places` and `checks`), `sqlite` (live databases), `inventory` (what this node holds: it
 `walk`s, has a `reading` of each file, and remembers what is `known`, in an `index`, and where the
 `contents` are), `removal` (the only way one goes), `server` and `http` (files by digest, on
-`signing`, `tls`, `receiving` and `upload`), `ssh` (whom to trust; a `channel` to a `shell` there;
+`signing`, `tls`, `receiving` and `upload`), `p2p` (small entries in `small` batches; a large one by
+its `blocks`, in a `gathering`: what is `nearby` or differs in `pages` only, then a `swarming` of
+`peer`s by the rules of a `swarm`, told by `gossip`, into a `scattered` file; `offers` is the other
+side, `maps` keeps block maps), `ssh` (whom to trust; a `channel` to a `shell` there;
 `ssh_push`), over it `rsync` (`rsync_words`, `rsync_run`, `aside`) and `base64_ssh`, `s3` (with
 `s3_layout`, `sealing` and `s3_store`, on `s3_wire`, `s3_flow` and `s3_errors`; `s3_bucket` for what
 a bucket holds as a whole), `throttle` and `telling`.
