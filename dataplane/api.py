@@ -18,6 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+from dataplane.bridge import DURABLE
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.health import HealthCheckResult, cluster_health
@@ -28,7 +29,7 @@ from streams.codec import Recorded, chain_of_trigger, node_fact
 from streams.connection import without_secret
 from streams.events import CHAIN_TRIGGERS, Event
 from streams.jetstream import JetStreamLog
-from streams.log import Delivery, Log, LogError, LogUnavailable
+from streams.log import ConsumerState, Delivery, Log, LogError, LogUnavailable
 from streams.subjects import chain_filter, type_filter
 from streams.values import ALL_CONFIGS, S3_NODE, DataType, SyncPriority, TargetOutcome
 
@@ -315,12 +316,22 @@ class DataPlane:
     async def health_check(self) -> HealthCheckResult:
         """Whether the data plane does its work, judged by progress."""
         last_sequence, there = None, None
+        consumers: dict[str, ConsumerState] = {}
         with contextlib.suppress(LogError):
             log = await self.log()
             last_sequence = (await log.state()).last_sequence
             there = await present(log.bus)
+            bridge = await log.consumer(DURABLE)
+            consumers = {DURABLE: bridge} if bridge is not None else {}
         with self.catalog.view() as view:
-            return cluster_health(view, now=time.time(), last_sequence=last_sequence, present=there)
+            return cluster_health(
+                view,
+                now=time.time(),
+                last_sequence=last_sequence,
+                present=there,
+                consumers=consumers,
+                policy=self.config.policy(),
+            )
 
     async def close(self) -> None:
         """Let go of the bus and the views."""

@@ -34,6 +34,7 @@ from streams.log import (
     Guard,
     Log,
     LogError,
+    LogFull,
     LogUnavailable,
     Receipt,
     SequenceConflict,
@@ -87,6 +88,8 @@ class EventBridge:
         self.decided = 0
         self.conflicts = 0
         self.errors = 0
+        #: What the log said when it refused to grow; "" since it took something again.
+        self.full = ""
         #: Chains that could not be decided.
         self.troubles = Troubles()
         #: How often deliveries were dealt with, in whatever way: progress, for health.
@@ -133,6 +136,8 @@ class EventBridge:
                 await self._reject()
         except (LogError, TimeoutError) as error:
             self.errors += 1
+            if isinstance(error, LogFull):
+                self.full = f"the log is full: {error}"
             first = deliveries[0].recorded
             logger.warning("not handled, will be redelivered: %s (from event %s)", error, first.id)
             with suppress(LogError):
@@ -206,6 +211,7 @@ class EventBridge:
             raise LogUnavailable("this coordinator leads no more: another decides")
         facts = [fact for decision in group for fact in decision.facts]
         receipt = await self._log.append(facts, [decision.guard for decision in group])
+        self.full = ""
         self.decided += len(group)
         for decision in group:
             self.troubles.over(decision.chain)

@@ -12,6 +12,7 @@ import logging
 import time
 
 from dataplane.bridge import DURABLE
+from dataplane.clocks import ClockWatch
 from dataplane.config import DataPlaneConfig
 from dataplane.health import CoordinatorHealth, coordinator_health
 from dataplane.leading import Leading
@@ -25,6 +26,8 @@ from dataplane.web import WebServer
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from projections.snapshot import Snapshots
+from streams import events
+from streams.codec import fact_id, node_fact
 from streams.log import Answering, Bus, Log, LogError
 
 logger = logging.getLogger(__name__)
@@ -47,12 +50,14 @@ class Coordinator:
         self.queries = Queries(log, bus, self.projector, config)
         self.provisioner = Provisioner(log, bus, self.projector, config)
         self._service: Answering | None = None
+        self._clock_problem = ""
         self.monitor = Monitor(log, bus, self.projector, self.queries, config)
         self.web = WebServer(self.monitor, config) if config.web_enabled else None
 
     async def start(self) -> None:
         """Bring the views up to the log, then answer questions from them."""
         await self.projector.start()
+        await self._say_if_rolled_back()
         self._service = await self._bus.serve(self.queries.service())
         if self.web is not None:
             await self.web.start()
@@ -77,6 +82,26 @@ class Coordinator:
             await self._service.close()
         await self.projector.close()
 
+    async def _say_if_rolled_back(self) -> None:
+        """The log lost its end since these views were folded: that must not pass in silence."""
+        if not self.projector.rolled_back:
+            return
+        state = await self._log.state()
+        event = events.LogRolledBack(
+            node=self._config.node,
+            views_at=self.projector.rolled_back_from,
+            log_at=state.last_sequence,
+            reason=self.projector.rolled_back,
+        )
+        id = fact_id("rolled-back", state.created, event.node, event.views_at, event.log_at)
+        await self._log.publish(node_fact(event, event.node, id))
+
+    def _troubles(self) -> tuple[str, ...]:
+        """What this process knows to be wrong and no view tells."""
+        bridge = self.leading.bridge
+        said = [self.projector.rolled_back, bridge.full, self._clock_problem]
+        return (*bridge.troubles.described(), *filter(None, said))
+
     async def _lead(self) -> None:
         """Wait to lead, lead until the lease is lost, and wait again."""
         while True:
@@ -99,7 +124,7 @@ class Coordinator:
                 last_sequence=state.last_sequence,
                 now=time.time(),
                 stalled_s=self._stalled_s(),
-                troubles=tuple(self.leading.bridge.troubles.described()),
+                troubles=self._troubles(),
             )
 
     def _stalled_s(self) -> float:
@@ -129,9 +154,10 @@ class Coordinator:
 
     async def _watch_progress(self) -> None:
         """End this process if a loop of it stands still: whoever supervises starts it again."""
-        standstill = Standstill()
+        standstill, clocks = Standstill(), ClockWatch()
         while True:
             await asyncio.sleep(WATCH_S)
+            self._clock_problem = clocks.look(time.time(), time.monotonic())
             try:
                 problem = standstill.judge(await self._progress(), time.monotonic())
             except LogError as error:

@@ -5,13 +5,16 @@ Degraded is not healthy. Pure: readings and the time come in, a verdict goes out
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from dataplane.policy import Disk
+from dataplane.policy import Disk, Policy
 from projections.cluster import ClusterView
+from projections.links import BreakerRule, BreakerState, breaker
 from projections.nodes import NodeRow
+from streams.log import ConsumerState
 
 #: A projection further behind than this many facts is not keeping up.
 LAG_LIMIT = 1_000
@@ -64,16 +67,22 @@ def coordinator_health(
 
 def view_problems(view: ClusterView, now: float) -> list[str]:
     """What the views themselves show to be wrong."""
+    return [text for _, text in _named_problems(view, now)]
+
+
+def _named_problems(view: ClusterView, now: float) -> list[tuple[str, str]]:
     problems = []
     oldest = next(view.open_chains(), None)
     if oldest is not None and now - oldest.opened_at > OLD_CHAIN_S:
         age = now - oldest.opened_at
-        problems.append(f"chain {oldest.id} has been {oldest.status} for {age:.0f} s")
+        text = f"chain {oldest.id} has been {oldest.status} for {age:.0f} s"
+        problems.append(("chain-old", text))
     unsaid = len(view.rejections_unsaid())
     if unsaid:
-        problems.append(f"{unsaid} messages could not be understood and were not yet reported")
-    problems += [problem for row in view.nodes() if row.online and (problem := _full_disk(row))]
-    return problems
+        text = f"{unsaid} messages could not be understood and were not yet reported"
+        problems.append(("unreported", text))
+    full = [_full_disk(row) for row in view.nodes() if row.online]
+    return problems + [("disk-full", text) for text in full if text]
 
 
 def _full_disk(row: NodeRow) -> str:
@@ -93,50 +102,146 @@ def cluster_health(
     now: float,
     last_sequence: int | None,
     present: dict[str, dict[str, Any]] | None,
+    consumers: Mapping[str, ConsumerState] | None = None,
+    policy: Policy = Policy(),  # noqa: B008 - immutable
 ) -> HealthCheckResult:
     """The whole data plane's health. None where the bus, and so the answer, is out of reach."""
-    counts = view.counts()
+    found = _Findings()
     point = view.checkpoint
-    problems = view_problems(view, now)
-    fatal = []
-    lag = None
-    if last_sequence is None:
-        fatal.append("the bus can't be reached")
-    else:
-        lag = max(0, last_sequence - point.sequence)
-        if lag > LAG_LIMIT:
-            problems.append(f"views are {lag} facts behind the log")
-    coordinators = [k for k in present or {} if k.startswith("coordinator.")]
-    if present is not None and not coordinators:
-        fatal.append("no coordinator is there")
+    lag = None if last_sequence is None else max(0, last_sequence - point.sequence)
+    if lag is None:
+        found.fatal("bus-away", "the bus can't be reached")
+    elif lag > LAG_LIMIT:
+        found.problem("views-behind", f"views are {lag} facts behind the log")
+    for reason, text in _named_problems(view, now):
+        found.problem(reason, text)
+    _judge_presence(found, view, present)
+    disks = _disks(view, present or {}, policy)
+    breakers = _open_breakers(view, now, policy)
+    for name, state in (consumers or {}).items():
+        if state.waiting > LAG_LIMIT:
+            found.problem("consumer-behind", f"{state.waiting} facts wait for {name}")
+    return found.result(
+        _details(view, now, lag, present or {})
+        | {
+            "disks": disks,
+            "breakers": breakers,
+            "consumers": msgspec.to_builtins(dict(consumers or {})),
+        }
+    )
+
+
+class _Findings:
+    """Problems by name, and the verdict they make."""
+
+    def __init__(self) -> None:
+        self._fatal: list[str] = []
+        self._problems: list[str] = []
+        self._reasons: list[str] = []
+
+    def fatal(self, reason: str, text: str) -> None:
+        """Nothing works while this is so."""
+        self._fatal.append(text)
+        self._reasons.append(reason)
+
+    def problem(self, reason: str, text: str) -> None:
+        """It works, but not as it should."""
+        self._problems.append(text)
+        self._reasons.append(reason)
+
+    def result(self, details: dict[str, Any]) -> HealthCheckResult:
+        """The verdict: degraded is not healthy."""
+        status = "unhealthy" if self._fatal else "degraded" if self._problems else "healthy"
+        return HealthCheckResult(
+            healthy=status == "healthy",
+            status=status,
+            message="; ".join([*self._fatal, *self._problems]) or "all well",
+            details={**details, "reasons": sorted(set(self._reasons))},
+        )
+
+
+def _judge_presence(
+    found: _Findings, view: ClusterView, present: dict[str, dict[str, Any]] | None
+) -> None:
+    if present is None:
+        return
+    coordinators = {k: beat for k, beat in present.items() if k.startswith("coordinator.")}
+    if not coordinators:
+        found.fatal("no-coordinator", "no coordinator is there")
+    elif not any(beat.get("leads", True) for beat in coordinators.values()):
+        found.problem("no-leader", "no coordinator leads")
+    for name, beat in coordinators.items():
+        if beat.get("set_back"):
+            count = beat["set_back"]
+            found.problem("undecided", f"{count} chains could not be decided by {name}")
     missing = [
-        row.name
-        for row in view.nodes()
-        if row.online and present is not None and f"agent.{row.name}" not in present
+        row.name for row in view.nodes() if row.online and f"agent.{row.name}" not in present
     ]
     if missing:
-        problems.append(f"no heartbeat from {', '.join(missing)}")
-    status = "unhealthy" if fatal else "degraded" if problems else "healthy"
-    return HealthCheckResult(
-        healthy=status == "healthy",
-        status=status,
-        message="; ".join([*fatal, *problems]) or "all well",
-        details={
-            "catalog": {
-                "paths": counts["paths"],
-                "entries": counts["entries"],
-                "replicas": counts["replicas"],
-                "sequence": point.sequence,
-                "lag": lag,
-            },
-            "planner": {"open_chains": counts["chains_open"], "ended": counts["chains_ended"]},
-            "transport": {
-                "pending": counts["transfers_pending"],
-                "in_flight": counts["transfers_in_flight"],
-            },
-            "event_bridge": {"rejected": counts["rejected"], "coordinators": coordinators},
-            "pending_syncs": counts["transfers_pending"] + counts["transfers_in_flight"],
-            "total_syncs": view.totals().transfers,
-            "total_bytes": view.totals().bytes,
+        found.problem("no-heartbeat", f"no heartbeat from {', '.join(missing)}")
+
+
+def _details(
+    view: ClusterView, now: float, lag: int | None, present: Mapping[str, dict[str, Any]]
+) -> dict[str, Any]:
+    counts, totals = view.counts(), view.totals()
+    coordinators = [key for key in present if key.startswith("coordinator.")]
+    oldest = next(view.open_chains(), None)
+    return {
+        "catalog": {
+            "paths": counts["paths"],
+            "entries": counts["entries"],
+            "replicas": counts["replicas"],
+            "sequence": view.checkpoint.sequence,
+            "lag": lag,
         },
+        "planner": {"open_chains": counts["chains_open"], "ended": counts["chains_ended"]},
+        "transport": {
+            "pending": counts["transfers_pending"],
+            "in_flight": counts["transfers_in_flight"],
+        },
+        "event_bridge": {"rejected": counts["rejected"], "coordinators": coordinators},
+        "oldest_chain": {}
+        if oldest is None
+        else {"id": oldest.id, "age_s": round(now - oldest.opened_at, 1), "status": oldest.status},
+        "leader": next((key for key in coordinators if present[key].get("leads")), ""),
+        "views": {key: present[key].get("lag") for key in coordinators},
+        "pending_syncs": counts["transfers_pending"] + counts["transfers_in_flight"],
+        "total_syncs": totals.transfers,
+        "total_bytes": totals.bytes,
+    }
+
+
+def _disks(
+    view: ClusterView, present: Mapping[str, dict[str, Any]], policy: Policy
+) -> dict[str, dict[str, Any]]:
+    """How full each node's disk is, by its last heartbeat, and what follows from that (K21)."""
+    rule = policy.disk
+    tiers = (
+        ("critical", rule.critical_from),
+        ("stop production", rule.stop_production_from),
+        ("clean up", rule.cleanup_from),
+        ("no background data", rule.stop_background_from),
     )
+    found: dict[str, dict[str, Any]] = {}
+    for row in view.nodes():
+        total = row.description.disk_total_bytes
+        free = present.get(f"agent.{row.name}", {}).get("disk_free_bytes")
+        if not total or free is None:
+            continue
+        used = 1.0 - free / total
+        tier = next((name for name, share in tiers if used >= share), "free")
+        found[row.name] = {"used": round(used, 3), "free_bytes": free, "tier": tier}
+    return found
+
+
+def _open_breakers(view: ClusterView, now: float, policy: Policy) -> list[str]:
+    """Nodes and transports that are not tried now, because they failed lately (K15)."""
+    rule = policy.breakers
+    link = BreakerRule(rule.transport_failures, rule.transport_open_s, rule.half_open_successes)
+    node = BreakerRule(rule.node_failures, rule.node_open_s, rule.half_open_successes)
+    return [
+        row.node if row.transport is None else f"{row.node} by {row.transport}"
+        for row in view.links()
+        if breaker(row, now, node if row.transport is None else link).state is BreakerState.OPEN
+    ]

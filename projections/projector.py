@@ -47,6 +47,9 @@ class Projector:
         #: Batches committed, and when the last one was: progress, for health.
         self.batches = 0
         self.last_commit = 0.0
+        #: What was wrong with the views at the start, and where they were: "" if nothing was.
+        self.rolled_back = ""
+        self.rolled_back_from = 0
         #: Called on the event loop after each commit.
         self.on_commit: list[Callable[[], None]] = []
 
@@ -73,6 +76,8 @@ class Projector:
             problem = await self._problem(self.checkpoint, state)
             if problem:
                 logger.warning("views are rebuilt: %s", problem)
+                if "rolled back" in problem:
+                    self.rolled_back, self.rolled_back_from = problem, self.checkpoint.sequence
                 await self._in_writer(store.close)
                 store = None
         self._store = store or await self._rebuild(state)

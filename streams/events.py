@@ -501,6 +501,16 @@ class EventSetAside(Event, frozen=True):
     config_key: Token = ALL_CONFIGS
 
 
+class LogRolledBack(Event, frozen=True):
+    """The log lost its end: a backup was restored, or a disk lost what it had acknowledged."""
+
+    node: Token
+    #: How far this node's views were, and where the log ended when that was seen.
+    views_at: Count
+    log_at: Count
+    reason: str
+
+
 class EventRetried(Event, frozen=True):
     """What was rejected or set aside was said anew, and opens a chain of its own."""
 
@@ -552,6 +562,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "EVENT_REJECTED": EventRejected,
     "EVENT_SET_ASIDE": EventSetAside,
     "EVENT_RETRIED": EventRetried,
+    "LOG_ROLLED_BACK": LogRolledBack,
 }
 TYPE_NAMES: dict[type[Event], str] = {cls: name for name, cls in EVENT_TYPES.items()}
 
@@ -569,6 +580,7 @@ OWN_WORDS: dict[type[Event], str] = {
     FilesObserved: "node",
     FilesRemoved: "node",
     FileQuarantined: "node",
+    LogRolledBack: "node",
     DiskTierChanged: "node",
     TransferSucceeded: "node",
     TransferFailed: "node",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
@@ -101,6 +102,21 @@ class JetStreamBus:
         keys = [subject.removeprefix(prefix) for subject in info["state"].get("subjects") or {}]
         values = await asyncio.gather(*(self.kv_get(bucket, key) for key in keys))
         return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
+
+    async def recent(self, stream: str, count: int) -> list[tuple[str, bytes]]:
+        """Subject and body of a stream's newest messages, oldest first."""
+        state = (await persist(lambda: api(self._wire, f"STREAM.INFO.{stream}"), self._deadline_s))[
+            "state"
+        ]
+        found = []
+        for sequence in range(
+            max(state["first_seq"], state["last_seq"] - count + 1), state["last_seq"] + 1
+        ):
+            with contextlib.suppress(ApiError):  # it expired meanwhile
+                said = await api(self._wire, f"STREAM.MSG.GET.{stream}", {"seq": sequence})
+                message = said["message"]
+                found.append((message["subject"], base64.b64decode(message.get("data", ""))))
+        return found
 
     async def _store(self, message: Message) -> int:
         async def once() -> int:

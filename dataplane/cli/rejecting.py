@@ -1,8 +1,8 @@
-"""What could not be understood or decided: `rejected` lists it, `rejected retry` says it anew."""
+"""What went wrong in the log: `rejected`, `rejected retry`, and the server's own `advisories`."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -12,6 +12,7 @@ from dataplane.cli import show
 from dataplane.cli.app import Json, app, config_of, open_catalog, run
 from dataplane.planner import CommandRejected
 from dataplane.retry import Retried, retry
+from streams.topology import ADVISORIES
 
 rejected_app = typer.Typer(help="What could not be understood or decided, and why.")
 app.add_typer(rejected_app, name="rejected")
@@ -51,3 +52,30 @@ def retry_command(
     else:
         chain = f", chain {said.chain}" if said.chain else ""
         show.console.print(f"said anew as {said.id}{chain}", highlight=False)
+
+
+@app.command()
+def advisories(
+    last: Annotated[int, typer.Option(min=1, help="How many.")] = 20, as_json: Json = False
+) -> None:
+    """What the bus noticed: refusals, deliveries given up, lost quorums, new leaders."""
+
+    async def ask() -> list[tuple[str, bytes]]:
+        async with DataPlane.connect(config=config_of()) as plane:
+            return await (await plane.log()).bus.recent(ADVISORIES, last)
+
+    rows = [_advisory(subject, body) for subject, body in run(ask())]
+    columns = ["time", "what", "stream", "consumer", "sequence", "deliveries"]
+    show.emit(rows, columns, as_json=as_json, empty="nothing")
+
+
+def _advisory(subject: str, body: bytes) -> dict[str, Any]:
+    said: dict[str, Any] = msgspec.json.decode(body)
+    return {
+        "time": said.get("timestamp", ""),
+        "what": subject.removeprefix("$JS.EVENT.ADVISORY.").split(".DATAPLANE")[0],
+        "stream": said.get("stream", ""),
+        "consumer": said.get("consumer", ""),
+        "sequence": said.get("stream_seq", ""),
+        "deliveries": said.get("deliveries", ""),
+    }

@@ -27,7 +27,7 @@ from streams.log import Guard, LogFull, LogUnavailable, PermissionDenied, Receip
 from streams.server import EmbeddedServer, ServerFailed
 from streams.services import RequestFailed
 from streams.subjects import chain_filter
-from streams.topology import KEYS_BUCKET, NODES_BUCKET
+from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET
 from streams.values import DataType
 from streams.wire import ApiError, Message, api
 from tests.conftest import PATIENCE_S, Server, eventually
@@ -604,6 +604,21 @@ class TestBus:
             assert won.count(True) == 1
             assert await bus.kv_get(KEYS_BUCKET, "key") == b"%d" % won.index(True)
             await bus.kv_delete(KEYS_BUCKET, "key")
+
+    async def test_what_the_server_notices_is_kept_for_who_did_not_listen(
+        self, jetstream_log: JetStreamLog
+    ) -> None:
+        """A refused delivery is an advisory, and the stream of those has it."""
+        log = jetstream_log
+        log.bus.tell("dp.node.gpu-1.SELFPLAY_COMPLETE.hex8_2p", b'{"games_count":1}')
+        deliveries = await log.consume("d", ["dp.node.>"], ack_wait_s=30, max_pending=10)
+        await (await anext(aiter(deliveries))).nak()
+
+        async def kept() -> bool:
+            found = await log.bus.recent(ADVISORIES, 5)
+            return any("MSG_NAKED.DATAPLANE.d" in subject for subject, _ in found)
+
+        await eventually(kept)
 
     async def test_a_listener_hears_what_is_told(
         self, jetstream_log: JetStreamLog, nats_server: Server

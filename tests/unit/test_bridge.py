@@ -557,6 +557,28 @@ async def test_p2_append_that_is_not_answered_is_counted_and_done_again(
     await nothing_is_doubled(log)
 
 
+async def test_full_log_is_said_and_forgotten_once_it_takes_something_again(
+    clock: Clock, tmp_path: Path
+) -> None:
+    """Nothing is lost meanwhile: the chain completes when there is room."""
+    log = MemoryLog(clock, max_messages=4)
+    await tell(log, *CLUSTER, opens("c1", played("gpu-1")))
+    coordinator = Coordinator(log, tmp_path, STEADY, clock)
+    clock.ahead_s += 100.0
+
+    async def sweepless() -> None:
+        await asyncio.Event().wait()
+
+    coordinator._sweep = sweepless  # type: ignore[method-assign]
+    async with running(coordinator.run()):
+        await eventually(lambda: "the log is full" in coordinator.bridge.full)
+        log._store.max_messages = None
+        clock.ahead_s += 20.0
+        (end,) = await ended(log)
+        await eventually(lambda: coordinator.bridge.full == "")
+    assert end.type == "DATA_SYNC_FAILED"
+
+
 # What nobody understands
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dataplane.clocks import NAMED_S, ClockWatch
 from dataplane.health import (
     LAG_LIMIT,
     OLD_CHAIN_S,
@@ -16,6 +17,7 @@ from dataplane.health import (
     coordinator_health,
 )
 from streams import events
+from streams.log import ConsumerState
 from tests.spec import (
     Story,
     after,
@@ -174,3 +176,68 @@ def test_details_count_what_there_is() -> None:
         "sequence": len(story.facts),
         "lag": 0,
     }
+
+
+def test_nobody_who_leads_is_named() -> None:
+    """Coordinators are there, and all stand by."""
+    there = {**ALL_THERE, "coordinator.boss": {"leads": False}}
+    result = cluster(given(*CLUSTER), present=there)
+    assert (result.status, result.details["reasons"]) == ("degraded", ["no-leader"])
+    led = {**ALL_THERE, "coordinator.boss": {"leads": True, "lag": 3}}
+    result = cluster(given(*CLUSTER), present=led)
+    assert result.healthy
+    assert (result.details["leader"], result.details["views"]) == (
+        "coordinator.boss",
+        {"coordinator.boss": 3},
+    )
+
+
+def test_chains_that_could_not_be_decided_are_counted() -> None:
+    """By the coordinator that tried, until they are decided or set aside."""
+    there = {**ALL_THERE, "coordinator.boss": {"leads": True, "set_back": 2}}
+    result = cluster(given(*CLUSTER), present=there)
+    assert result.message == "2 chains could not be decided by coordinator.boss"
+
+
+def test_full_disk_degrades_and_its_tier_is_shown() -> None:
+    """K21: what is free is in the heartbeats."""
+    story = given(trainer(disk_total_bytes=1_000, disk_free_bytes=50), player())
+    there = {**ALL_THERE, "agent.train-1": {"disk_free_bytes": 50}}
+    result = cluster(story, present=there)
+    assert (result.status, result.details["reasons"]) == ("degraded", ["disk-full"])
+    assert result.details["disks"]["train-1"]["tier"] == "stop production"
+    half = {**ALL_THERE, "agent.train-1": {"disk_free_bytes": 500}}
+    assert cluster(story, present=half).details["disks"]["train-1"]["tier"] == "free"
+
+
+def test_consumer_that_falls_behind_degrades() -> None:
+    """P18: it is there, and facts wait for it."""
+    behind = {"bridge": ConsumerState(LAG_LIMIT + 1, 5, 1)}
+    result = cluster(given(*CLUSTER), consumers=behind)
+    assert result.message == "1001 facts wait for bridge"
+    assert result.details["consumers"]["bridge"] == {
+        "waiting": 1001,
+        "unacknowledged": 5,
+        "redelivered": 1,
+    }
+
+
+def test_oldest_chain_is_shown() -> None:
+    """By id, age and what it waits for."""
+    story = given(*CLUSTER, opens("c1", played()), after(5), opens("c2", played()), after(5))
+    assert cluster(story).details["oldest_chain"] == {
+        "id": "c1",
+        "age_s": 10.0,
+        "status": "waiting for files",
+    }
+
+
+def test_clock_that_jumps_is_named_for_a_while() -> None:
+    """Ahead or back; one that is kept right is not."""
+    watch = ClockWatch()
+    assert watch.look(1_000.0, 10.0) == ""
+    assert watch.look(1_006.0, 15.0) == ""
+    assert watch.look(1_611.0, 20.0) == "this machine's clock jumped 600 s ahead"
+    assert watch.look(1_616.0, 25.0) != ""
+    assert watch.look(1_611.0 + NAMED_S, 20.0 + NAMED_S) == ""
+    assert watch.look(1_611.0, 25.0 + NAMED_S) == "this machine's clock jumped 905 s back"
