@@ -34,7 +34,7 @@ SETTINGS: dict[str, object] = {
     "transport_timeout_seconds": 20,
     "stall_timeout_seconds": 5,
     "sweep_interval": 1,
-    "max_retries": 12,
+    "max_retries": 6,
     "max_in_flight": 8,
     "max_concurrent_syncs": 4,
     "manifest_refresh_interval": 20,
@@ -149,7 +149,7 @@ class ProveCluster:
             command += ["--data-dir", str(self.layout.data(node).resolve())]
             command += [text for key in CONFIG_KEYS for text in ("--config-key", key)]
             command += ["--rounds", "1000000", "--games-per-round", str(games)]
-            command += ["--padding-kb", "4", "--pause", str(pause_s), "--live-games", "1"]
+            command += ["--padding-kb", "1", "--pause", str(pause_s), "--live-games", "1"]
             await self._add(f"{node}.player", command, node).start()
 
     async def stop_players(self) -> None:
