@@ -8,12 +8,12 @@ VENV = .venv
 BIN = $(VENV)/bin
 ARGS =
 
-.PHONY: demo test check clean system
+.PHONY: demo test check clean system clients
 
 demo: $(VENV)/installed
 	@$(BIN)/dataplane demo $(ARGS)
 
-test: $(VENV)/installed-dev system
+test: $(VENV)/installed-dev system clients
 	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/installed-dev
@@ -58,6 +58,7 @@ system:
 	command -v ssh >/dev/null 2>&1 || missing="$$missing openssh-client"; \
 	PATH="$$PATH:/usr/sbin" command -v sshd >/dev/null 2>&1 || missing="$$missing openssh-server"; \
 	command -v chromium >/dev/null 2>&1 || missing="$$missing chromium"; \
+	command -v npm >/dev/null 2>&1 || missing="$$missing nodejs npm"; \
 	[ -z "$$missing" ] && exit 0; \
 	if ! command -v apt-get >/dev/null 2>&1; then \
 	  echo "missing:$$missing; install them with this system's package manager" >&2; exit 1; \
@@ -68,3 +69,16 @@ system:
 	fi; \
 	echo "installing$$missing"; \
 	$$become apt-get update -qq && $$become apt-get install -qq -y --no-install-recommends $$missing >/dev/null
+
+# Clients of the bus that are not ours: the nats command where there is Go, which a gate must have,
+# and the packages of a Node.js client.
+clients: $(VENV)/installed-dev system
+	@[ -x $(BIN)/nats ] || command -v nats >/dev/null 2>&1 || \
+	if command -v go >/dev/null 2>&1; then \
+	  echo "building the nats command into $(BIN)"; \
+	  GOBIN="$(abspath $(BIN))" GOFLAGS=-trimpath go install github.com/nats-io/natscli/nats@latest; \
+	elif [ -n "$$CI" ]; then echo "there is no go to build the nats command with" >&2; exit 1; \
+	else echo "no go here: the tests of the nats command are left out"; fi
+	@cmp -s tests/node/package.json $(VENV)/node/package.json || { \
+	  mkdir -p $(VENV)/node && cp tests/node/package.json $(VENV)/node/ && \
+	  npm install --prefix $(VENV)/node --no-audit --no-fund --silent; }

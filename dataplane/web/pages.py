@@ -40,7 +40,7 @@ class Pages:
     def __init__(self, monitor: Monitor, templates: jinja2.Environment, live: Live) -> None:
         self._monitor, self._templates, self._live = monitor, templates, live
         self._queries, self._log = monitor.queries, monitor.log
-        self._past = PastGlances(monitor.log, monitor.config.min_replication_factor)
+        self._past = PastGlances(monitor.log, monitor.config)
 
     def routes(self) -> list[web.RouteDef]:
         """Where each page is."""

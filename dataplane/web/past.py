@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
+import asyncio
 from collections import OrderedDict
-from pathlib import Path
 
+from dataplane.config import DataPlaneConfig
 from dataplane.overview import Overview, overview
 from projections.cluster import ClusterView
-from projections.projector import Projector
+from projections.snapshot import Snapshots
+from projections.travel import PointNotHeld, past
 from streams.log import Log
 
 #: Moments that are remembered: who moves the slider comes back to some.
@@ -18,35 +19,37 @@ _KEPT = 16
 class PastGlances:
     """Glances at moments of the past. The past does not change, so each is folded once."""
 
-    def __init__(self, log: Log, copies_wanted: int) -> None:
-        self._log, self._copies_wanted = log, copies_wanted
+    def __init__(self, log: Log, config: DataPlaneConfig) -> None:
+        self._log, self._copies_wanted = log, config.min_replication_factor
+        self._snapshots = Snapshots(config.snapshots_dir)
         self._kept: OrderedDict[int, Overview] = OrderedDict()
+        # One fold of the past at a time: the present goes on meanwhile.
+        self._folding = asyncio.Lock()
 
     async def at(self, sequence: int) -> Overview | None:
         """The overview after this fact; None where the log does not hold it."""
-        if sequence in self._kept:
+        async with self._folding:
+            if sequence not in self._kept:
+                fact = await self._log.get(sequence)
+                glance = None if fact is None else await self._fold(sequence, fact.time)
+                if glance is None:
+                    return None
+                self._kept[sequence] = glance
             self._kept.move_to_end(sequence)
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
             return self._kept[sequence]
-        fact = await self._log.get(sequence)
-        if fact is None:
-            return None
-        self._kept[sequence] = glance = await self._fold(sequence, fact.time)
-        if len(self._kept) > _KEPT:
-            self._kept.popitem(last=False)
-        return glance
 
-    async def _fold(self, sequence: int, time: float) -> Overview:
-        with tempfile.TemporaryDirectory(prefix="dataplane-past-") as directory:
-            projector = Projector(self._log, Path(directory))
-            await projector.start(until=sequence)
-            try:
-                with projector.store.read() as reader:
-                    return overview(
-                        ClusterView(reader),
-                        now=time,
-                        beats=None,
-                        last_sequence=sequence,
-                        copies_wanted=self._copies_wanted,
-                    )
-            finally:
-                await projector.close()
+    async def _fold(self, sequence: int, time: float) -> Overview | None:
+        start = await self._snapshots.nearest(self._log, sequence)
+        try:
+            async with past(self._log, sequence, start=start) as there:
+                return overview(
+                    ClusterView(there.reader),
+                    now=time,
+                    beats=None,
+                    last_sequence=sequence,
+                    copies_wanted=self._copies_wanted,
+                )
+        except PointNotHeld:
+            return None

@@ -22,7 +22,7 @@ from tests.integration.cluster import LocalCluster, until
 NASTY = "<img src=x onerror=alert(1)>"
 TOKEN = "planted-token-4711"
 #: Slow enough for a browser to see a transfer on its way.
-SLOW = {"default_bandwidth_limit_mbps": 4, "web_port": 0}
+SLOW = {"default_bandwidth_limit_mbps": 4, "web_port": 0, "transports": "http"}
 
 
 @pytest.fixture
