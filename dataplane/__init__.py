@@ -2,13 +2,14 @@
 
 Everything a user needs can be imported from here. Decisions are pure functions of views, policy
 and time; around them stands a thin shell of loops that can be killed anywhere. Read in this order:
-the pure middle (`policy`, `planner`, `chain`,
-`duties`, `explain`; `admission` with `ordering`, `slots` and `budget`;
-`sweeps`, `deletion`, `liveness`), then the shell (`bridge`, `dispatch`, `granting`, `sweeping`,
-`deleting`, `coordinator`, `transports`, `transfers`, `proving`, `custody`, `reconciling`, `agent`,
+the pure middle (`policy`, `planner`, `chain`, `duties`, `explain`; `admission` with `ordering`,
+`slots` and `budget`; `sweeps`, `deletion`, `liveness`), then the shell (`bridge` with `trouble`,
+`dispatch`, `granting`, `sweeping`, `deleting`; `lease`, `leading`, `standstill`, `clocks`,
+`coordinator`; `transports`, `transfers`, `proving`, `custody`, `scrub`, `reconciling`, `agent`,
 `daemon`), then what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`,
 `health`, `cli`, `web`) and what looks back (`sources`, `moments`, `replay`, `causes`, `comparing`,
-`whatif`, `archive`, `draining`).
+`whatif`, `archive`, `draining`, `retry`). What is promised is `laws`; `prove` and `demo` hold it
+to them.
 """
 
 import importlib
