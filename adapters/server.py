@@ -10,6 +10,7 @@ who may not fetch it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import re
@@ -183,7 +184,9 @@ class FileServer:
         while part := await finish(lambda: next(parts, b"")):
             await response.write(part)
             self.served.bytes_sent += len(part)
-        await response.write_eof()
+        # Who has the last frame may be gone before hearing that there are no more.
+        with contextlib.suppress(ConnectionError):
+            await response.write_eof()
         return response
 
     def _trusted(self, request: web.Request) -> tuple[str, web.Response | None]:

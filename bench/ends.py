@@ -50,6 +50,8 @@ class Ends:
     ) -> None:
         self._held = base / "held"
         self._s3 = s3
+        #: Whether what is made is put into the bucket too.
+        self.fills_bucket = True
         self._turns = 0
         self.base = base
         self.setting = Setting(
@@ -113,6 +115,12 @@ class Ends:
         )
         (self._held / digits).unlink(missing_ok=True)
         os.link(path, self._held / digits)
+        if self.fills_bucket:
+            self._fill_bucket(path, digits, name)
+        return File(entry, str(path))
+
+    def _fill_bucket(self, path: Path, digits: str, name: str) -> None:
+        """Once under its digest, for ours, and once under its name, for others."""
         with path.open("rb") as body:
             self._s3.client.put_object(
                 Bucket=self.setting.full_bucket,
@@ -122,7 +130,6 @@ class Ends:
             )
             body.seek(0)
             self._s3.client.put_object(Bucket=self.setting.full_bucket, Key=name, Body=body)
-        return File(entry, str(path))
 
 
 @contextmanager

@@ -52,6 +52,7 @@ def run(
     )
     report.machine["peers"] = peers.versions()
     with workplace(base) as place, running_ends(place / "ends") as ends:
+        ends.fills_bucket = not only or any(side.startswith("s3") for side in only)
         large = ends.make(place / "large", [size_mib << 20], seed)
         _compare(report, ends, large, "large", _wanted(LARGE, only), rounds, place)
         small = ends.make(place / "small", [FILE_KIB << 10] * files, seed)

@@ -147,22 +147,28 @@ async def test_k12_what_the_first_transport_brought_the_second_does_not_bring_ag
         assert done.bytes_transferred == entry.size_bytes
 
 
+@pytest.mark.parametrize("name", ["http", "p2p"])
 async def test_p6_a_file_arrives_over_a_link_that_never_lives_long(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Attempt after attempt, each cut after 2 MB or 4 s, and late besides; no byte comes twice."""
-    async with chain_of(("http",), request, tmp_path, monkeypatch) as chain:
-        entry = chain.offer(40_000_000)
-        link = chain.rigs["http"].link
-        link.cut_after_bytes, link.cut_after_s, link.latency_s = 2_000_000, 4.0, 0.001
+    """Attempt after attempt, each connection cut after some MB or 4 s, and late besides.
+
+    In the suite 40 MB; ``DATAPLANE_CUT_MB=500`` cuts half a gigabyte after each 8 MB.
+    """
+    megabytes = int(os.environ.get("DATAPLANE_CUT_MB", "40"))
+    async with chain_of((name,), request, tmp_path, monkeypatch) as chain:
+        entry = chain.offer(megabytes * 1_000_000)
+        link = chain.rigs[name].link
+        link.cut_after_bytes = 2_000_000 if megabytes < 100 else 8_000_000
+        link.cut_after_s, link.latency_s = 4.0, 0.001
         moved, attempts = 0, 0
-        async with asyncio.timeout(120):
+        async with asyncio.timeout(150):
             while True:
                 done = await chain.move(entry)
                 moved, attempts = moved + done.bytes_transferred, attempts + 1
                 if isinstance(done, events.TransferSucceeded):
                     break
-                assert (done.error_class, done.retryable) == ("Interrupted", True)
-        assert attempts >= 20
-        assert moved == entry.size_bytes
-        assert link.passed_down < entry.size_bytes * 1.2
+                assert done.retryable, done
+        assert link.connections >= entry.size_bytes // link.cut_after_bytes
+        assert entry.size_bytes <= moved <= link.passed_down < entry.size_bytes * 1.5
+        assert name == "p2p" or moved == entry.size_bytes
