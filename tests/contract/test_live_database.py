@@ -5,6 +5,7 @@ Three copies by each in the suite; ``DATAPLANE_COPIES=10`` makes it fifty in all
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import sqlite3
@@ -20,6 +21,7 @@ from streams.values import DataEntry
 from tests.contract.rigs import FAR, Rig
 from tests.unit.test_sqlite import writer
 
+PATIENCE_S = 60.0
 COPIES = int(os.environ.get("DATAPLANE_COPIES", "3"))
 LOCAL = "games/selfplay_hex8_2p.db"
 
@@ -41,6 +43,14 @@ async def observed(inventory: Inventory) -> DataEntry:
     return entry
 
 
+async def grown(path: Path, beyond: int) -> None:
+    """Wait until the writer has committed more games than so many."""
+    async with asyncio.timeout(PATIENCE_S):
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            while db.execute("SELECT n FROM counter").fetchone()[0] <= beyond:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
 def committed(path: Path) -> int:
     """How many games a copy holds, after a check that they are whole transactions, in order."""
     with contextlib.closing(sqlite3.connect(path)) as db:
@@ -54,11 +64,12 @@ def committed(path: Path) -> int:
 
 
 async def test_p7_every_copy_of_a_live_database_holds_a_committed_prefix(
-    rig: Rig, live: Inventory, root: Path
+    rig: Rig, live: Inventory, tmp_path: Path, root: Path
 ) -> None:
     """Each opens, is sound, and ends with a transaction; and the writer was never held up."""
-    counts = []
+    counts: list[int] = []
     for number in range(COPIES):
+        await grown(tmp_path / "live" / LOCAL, counts[-1] if counts else 0)
         entry = await observed(live)
         snapshot = live.locate(entry.checksum)
         assert snapshot is not None
