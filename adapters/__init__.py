@@ -12,5 +12,5 @@ its `blocks`, in a `gathering`: what is `nearby` or differs in `pages` only, the
 side, `maps` keeps block maps), `ssh` (whom to trust; a `channel` to a `shell` there;
 `ssh_push`), over it `rsync` (`rsync_words`, `rsync_run`, `aside`) and `base64_ssh`, `s3` (with
 `s3_layout`, `sealing` and `s3_store`, on `s3_wire`, `s3_flow` and `s3_errors`; `s3_bucket` for what
-a bucket holds as a whole), `throttle` and `telling`.
+a bucket holds as a whole), `blobs` (where an archive lies), `throttle` and `telling`.
 """

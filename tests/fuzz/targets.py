@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,17 @@ import msgspec
 import zstandard
 from hypothesis import strategies as st
 
-from adapters import receiving, s3_layout, server
+from adapters import pages, receiving, s3_layout, server
+from adapters.batches import MalformedBatch, decode_list
+from adapters.blocks import (
+    DIGEST_BYTES,
+    LEAF_DIGEST_BYTES,
+    BlockMap,
+    MalformedMap,
+    block_bytes_of,
+    block_count_of,
+)
+from adapters.pages import MalformedPages
 from adapters.s3_layout import Manifest, ManifestEntry, ManifestUnreadable, manifest_of
 from adapters.signing import BadSignature, Signer
 from adapters.transport import Refused
@@ -155,6 +166,34 @@ def _bucket_manifest(n: int) -> bytes:
     return s3_layout.encoded(manifest)
 
 
+_map_sizes = st.sampled_from([0, 1, 4096, 65_536, 65_537, 1_000_000])
+
+
+def _block_map(size_bytes: int) -> bytes:
+    count = block_count_of(size_bytes)
+    digests = bytes(DIGEST_BYTES * count)
+    return BlockMap(size_bytes, block_bytes_of(size_bytes), digests).encode()
+
+
+@st.composite
+def _maps(draw: st.DrawFn) -> tuple[bytes, int]:
+    size = draw(_map_sizes)
+    return draw(spoiled(st.just(_block_map(size)))), size
+
+
+_OLDS = [pages.Old(0, bytes(16 * LEAF_DIGEST_BYTES)), pages.Old(15, bytes(8))]
+
+
+def _pages(body: bytes) -> None:
+    for packed in (body, zstandard.ZstdCompressor().compress(body)):
+        read = pages.unpacked(io.BytesIO(packed).read)
+        try:
+            list(pages.decode_answer(read, _OLDS, BlockMap.parse(_block_map(1_000_000))))
+        except MalformedPages:
+            if packed is not body:
+                raise
+
+
 _SIGNER = Signer(b"k" * 32)
 _URL = _SIGNER.url("http://h", games_of("a", "b").checksum, "p", "t", 1.0, 60.0)
 _QUERY = st.dictionaries(
@@ -264,6 +303,21 @@ TARGETS: tuple[Target, ...] = (
         lambda values: DataPlaneConfig.from_values({"node": "n1", **values}).policy(),
         (ConfigError,),
     ),
+    Target("block maps", _maps(), lambda pair: BlockMap.decode(*pair), (MalformedMap,)),
+    Target(
+        "block maps of any size",
+        spoiled(_map_sizes.map(_block_map)) | st.binary(max_size=40),
+        BlockMap.parse,
+        (MalformedMap,),
+    ),
+    Target("batches asked for", st.binary(max_size=100), decode_list, (MalformedBatch,)),
+    Target(
+        "pages asked for",
+        st.binary(max_size=300),
+        lambda body: pages.decode_question(body, 1_000_000),
+        (MalformedPages,),
+    ),
+    Target("pages answered", st.binary(max_size=600), _pages, (MalformedPages,)),
     Target("signed URLs", _QUERY, _verify, (BadSignature,)),
     Target("ranges asked for", _ranges(), _range),
     Target(

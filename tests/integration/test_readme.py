@@ -63,6 +63,9 @@ async def test_examples_of_the_readme_run(cluster: LocalCluster) -> None:
     said = run(cluster, ["sh", "-c", operator])
     for words in ("healthy", "train-1 has all", "gpu-7, train-1", "the fold of the log"):
         assert words in said
+    said = run(cluster, ["sh", "-c", "set -e\n" + example("auditor")])
+    for words in ("catalog  games/gpu-7/hex8_2p.db", "is whole", "killed now? yes"):
+        assert words in said
 
 
 def test_every_command_of_the_readme_exists() -> None:
