@@ -11,9 +11,11 @@ import pytest
 from adapters.blobs import DirectoryBlobs, S3Blobs
 from adapters.s3_errors import Overtaken
 from dataplane.archive import ArchiveMismatch, archived, bring_back, extend, manifest_at, prove
+from dataplane.exporting import export_log, import_log, open_exported
 from streams.codec import chain_fact, node_fact
 from streams.events import FilesRemoved, SelfplayNeeded
 from streams.jetstream import JetStreamLog
+from streams.kept import FileUnreadable
 from streams.log import Guard, LogUnavailable, SequenceConflict
 from streams.restoring import NotEmpty
 from streams.segments import ArchiveDamaged
@@ -101,6 +103,34 @@ async def test_a_restored_log_is_the_same_message_by_message(
     assert (await again.publish(removed("n1", "new"))).sequence == len(before) + 1  # type: ignore[arg-type]
     assert (await extend(blobs, again)).messages == 1, "the archive goes on where it was"
     await again.close()
+
+
+@pytest.mark.parametrize("name", ["log.jsonl", "log.parquet"])
+async def test_an_exported_log_is_the_same_on_another_bus(
+    log: JetStreamLog, tmp_path: Path, name: str
+) -> None:
+    """Whole, message by message, and onto an empty bus only; a stretch of it is one too."""
+    await fill(log, 5)
+    before = await all_of(log)
+    path = tmp_path / name
+    assert (await export_log(log, path)).messages == len(before)
+    with pytest.raises(NotEmpty):
+        await import_log(path, log)
+    await wipe(log)
+    state = await import_log(path, log)
+    assert (state.first_sequence, state.last_sequence) == (1, len(before))
+    assert await all_of(log) == before
+
+    part = path.with_stem("part")
+    assert (await export_log(log, part, after=4, until=9)).first_sequence == 5
+    kept = open_exported(part)
+    assert [m async for batch in kept.messages(after=6) for m in batch] == before[6:9]
+    await wipe(log)
+    state = await import_log(part, log)
+    assert (state.first_sequence, state.last_sequence) == (5, 9)
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(FileUnreadable, match=path.name):
+        open_exported(path)
 
 
 async def test_consumers_go_on_where_they_stood(log: JetStreamLog, tmp_path: Path) -> None:
