@@ -119,6 +119,7 @@ class Agent:
             stall_s=config.stall_timeout_seconds,
         )
         self._relaying = Relaying(self.node, config.data_dir, self._bus, self._receiver)
+        await asyncio.to_thread(self._relaying.sweep)
         self._server = await self._serve(around, config.http_port or _remembered(port_file))
         port_file.parent.mkdir(parents=True, exist_ok=True)
         port_file.write_text(str(self._server.port))

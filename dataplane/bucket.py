@@ -7,6 +7,7 @@ manifest, what a node no longer has.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -55,7 +56,13 @@ class Backups:
         return moved
 
     async def consolidate(self) -> None:
-        """Bring what this node's manifest names into the consolidated one, for ever."""
+        """Bring what this node's manifest names into the consolidated one, for ever.
+
+        Before that, give up uploads that nobody has gone on with for long: they never became
+        objects, and are paid for.
+        """
+        with contextlib.suppress(TransportError):
+            await self.transport.abort_stale()
         while True:
             await self._grown.wait()
             await asyncio.sleep(CONSOLIDATE_S)

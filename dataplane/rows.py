@@ -52,6 +52,8 @@ class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
     #: Since its agent started; null if no heartbeat is there.
     bytes_moved: int | None
     http_url: str
+    #: Whether others reach it there; null if nobody has tried, or nobody had to.
+    reachable: bool | None
     #: Why it was taken out of planning or put back.
     reason: str
     registered_at: float
@@ -161,6 +163,7 @@ def node_line(row: NodeRow, beat: Mapping[str, Any] | None, now: float) -> NodeL
         transfers_running=said.get("transfers_running"),
         bytes_moved=said.get("bytes_moved"),
         http_url=description.endpoint.http_url,
+        reachable=description.endpoint.reachable,
         reason=row.reason,
         registered_at=row.registered_at,
     )

@@ -81,6 +81,7 @@ def nodes(as_json: Json = False) -> None:
         "seen_s_ago",
         "disk_free_bytes",
         "http_url",
+        "reachable",
     ]
     show.emit(rows, columns, as_json=as_json, empty="no node has joined yet")
 
