@@ -179,11 +179,11 @@ class Draft:
         self, rule: Rule, entry: DataEntry, targets: Sequence[NodeRow]
     ) -> list[tuple[int, str, DataEntry, NodeRow]]:
         """(how much less precious, source, entry, target) of each copy that is to be made."""
-        lasting = self._known.lasting(
-            entry.locations, self._speaker if rule.source is Source.SPEAKER else ""
-        )
+        lasting: list[str] = []
         most, precious = rule.copies or len(targets), 0
         if rule.only_endangered:
+            without = self._speaker if rule.source is Source.SPEAKER else ""
+            lasting = self._known.lasting(entry.locations, without)
             most = self._known.policy.replication.minimum
             precious = _less_precious(entry, len(lasting))
             self._hold_where_it_lasts(entry, lasting[:most], targets)

@@ -54,6 +54,8 @@ class Known:
         self.policy = policy
         self.view = view
         self.now = now
+        #: By name, so that many entries on few nodes read each node once.
+        self._rows: dict[str, NodeRow | None] = {}
 
     def nodes(self) -> Iterable[NodeRow]:
         """All nodes, as the policy has them."""
@@ -63,8 +65,10 @@ class Known:
         """A node, or the bucket where there is one, as the policy has it."""
         if name == S3_NODE:
             return _BUCKET if self.policy.s3.enabled else None
-        row = self.view.node(name) if name else None
-        return None if row is None else self._as_policy_has_it(row)
+        if name not in self._rows:
+            row = self.view.node(name) if name else None
+            self._rows[name] = None if row is None else self._as_policy_has_it(row)
+        return self._rows[name]
 
     def is_ephemeral(self, row: NodeRow) -> bool:
         """Whether what a node holds may be gone any time."""
