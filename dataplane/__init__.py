@@ -6,10 +6,11 @@ the pure middle (`policy`, `planner`, `chain`, `duties`, `explain`; `admission` 
 `slots` and `budget`; `sweeps`, `deletion`, `liveness`), then the shell (`bridge` with `trouble`,
 `dispatch`, `granting`, `sweeping`, `deleting`; `lease`, `leading`, `standstill`, `clocks`,
 `coordinator`; `transports`, `transfers`, `proving`, `custody`, `scrub`, `reconciling`, `agent`,
-`daemon`), then what users touch (`config`, `api`, `blocking`, `catalog`, `rows`, `queries`,
-`health`, `cli`, `web`) and what looks back (`sources`, `moments`, `replay`, `causes`, `comparing`,
-`whatif`, `archive`, `draining`, `retry`). What is promised is `laws`; `prove` and `demo` hold it
-to them.
+`daemon`; `consumers` and `provisioning` for buses with `keys`), then what users touch (`config`,
+`api`, `blocking`, `catalog`, `rows`, `queries`, `health`, `cli`), what watches (`overview`,
+`facts`, `motion`, `metrics`, `monitor`, `web`, `logs`) and what looks back (`sources`, `moments`,
+`replay`, `causes`, `comparing`, `whatif`, `archive`, `draining`, `retry`). What is promised is
+`laws`; `prove` and `demo` hold it to them.
 """
 
 import importlib

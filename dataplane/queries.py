@@ -10,13 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
 
 from dataplane.config import DataPlaneConfig
+from dataplane.evidence import facts_about
+from dataplane.explain import Asked, Explanation, explain
 from dataplane.explaining import transfer_lines
 from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.overview import Overview, overview
@@ -35,9 +37,10 @@ from dataplane.rows import (
 )
 from projections.cluster import ClusterView
 from projections.projector import Projector
+from streams.codec import Recorded
 from streams.log import Bus, Log
 from streams.micro import Question, Service, ServiceRefusal
-from streams.values import DataType
+from streams.values import DataType, config_key_in
 
 SERVICE = "dataplane"
 #: The version of questions and answers, not of this installation.
@@ -95,6 +98,13 @@ class AskOverview(Ask, frozen=True):
     """The cluster at a glance: what the page and ``dataplane top`` show."""
 
 
+class AskWhy(Ask, frozen=True):
+    """Why a file is on a node, or why it is not."""
+
+    path: str
+    node: str
+
+
 class Reading(msgspec.Struct):
     """What a question is answered from: one moment."""
 
@@ -105,6 +115,8 @@ class Reading(msgspec.Struct):
     beats: dict[str, dict[str, Any]]
     last_sequence: int
     config: DataPlaneConfig
+    #: What the log says of the path that is asked about; only `why` needs it.
+    facts: list[Recorded] = []
 
 
 def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
@@ -179,6 +191,12 @@ def glance(ask: AskOverview, known: Reading) -> Overview:
     )
 
 
+def why(ask: AskWhy, known: Reading) -> Explanation:
+    """The verdict, then what led to it, oldest first, each with the fact it rests on."""
+    policy = known.config.policy()
+    return explain(Asked(ask.path, ask.node, known.view, known.facts, policy, known.now))
+
+
 Answer = Callable[[Any, Reading], Any]
 #: Endpoint to the class of its question, of its answer, and who answers it.
 QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
@@ -190,6 +208,7 @@ QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
     "chains": (AskChains, list[ChainLine], chains),
     "links": (AskLinks, list[LinkLine], links),
     "overview": (AskOverview, Overview, glance),
+    "why": (AskWhy, Explanation, why),
 }
 
 
@@ -226,9 +245,14 @@ class Queries:
     async def answer(self, name: str, ask: Ask) -> Any:
         """The answer as a struct or a list of them."""
         respond = QUERIES[name][2]
-        return await self.read(lambda known: respond(ask, known))
+        facts: list[Recorded] = []
+        if isinstance(ask, AskWhy):
+            known = await self.read(lambda known: known.view.catalog.get(ask.path))
+            config_key = known.config_key if known else config_key_in(ask.path)
+            facts = await facts_about(self._log, ask.path, config_key)
+        return await self.read(lambda known: respond(ask, known), facts)
 
-    async def read(self, work: Callable[[Reading], T]) -> T:
+    async def read(self, work: Callable[[Reading], T], facts: Sequence[Recorded] = ()) -> T:
         """Do `work` on one reading of all that is known, in a thread: the loop has other work."""
         beats = await present(self._bus)
         state = await self._log.state()

@@ -18,6 +18,7 @@ from dataplane.queries import (
     AskMissing,
     AskNodes,
     AskWhere,
+    AskWhy,
     Reading,
     understand,
 )
@@ -153,14 +154,23 @@ class Pages:
         )
 
     async def path(self, request: web.Request) -> web.Response:
-        """Every content under a path, and who holds it."""
-        path = request.query.get("path", "")
+        """Every content under a path, who holds it, and why a node does or does not."""
+        path, node = request.query.get("path", ""), request.query.get("node", "").strip()
         try:
             versions = await self._queries.answer("where", AskWhere(path=path))
         except ServiceRefusal:
             versions = []
-        status = 200 if versions else 404
-        return self.draw("path.html", status=status, page="data", path=path, versions=versions)
+        why = await self._queries.answer("why", AskWhy(path=path, node=node)) if node else None
+        return self.draw(
+            "path.html",
+            status=200 if versions else 404,
+            page="data",
+            path=path,
+            versions=versions,
+            nodes=await self._names(),
+            node=node,
+            why=why,
+        )
 
     async def node(self, request: web.Request) -> web.Response:
         """One node: what it said of itself, what it lacks, its facts."""

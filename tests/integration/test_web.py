@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -104,6 +105,12 @@ async def _api(session: aiohttp.ClientSession, url: str) -> None:
         assert "never joined" in (await answer.json())["error"]
     async with session.get(url + "api/chains?last=many") as answer:
         assert answer.status == 400
+    path = {"path": "games/gpu-7/hex8_2p.db", "node": "train-1"}
+    async with session.get(url + "api/why", params=path) as answer:
+        why = await answer.json()
+    assert why["there"] and why["sentences"]
+    async with session.get(url + "path", params=path) as answer:
+        assert why["answer"] in html.unescape(await answer.text())
     async with session.get(url + "fact/999999") as answer:
         assert answer.status == 404
     async with session.get(url + "?at=1x") as answer:
