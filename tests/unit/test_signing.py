@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
 import aiohttp
 import pytest
+from msgspec import structs
 
 from adapters.http import FileServer
+from adapters.inventory import Inventory
+from adapters.receiving import Receiver, described
 from adapters.signing import BadSignature, Signer
+from streams.values import DataEntry, DataType
 
 CHECKSUM = "sha256:" + "ab" * 32
 OTHER = "sha256:" + "cd" * 32
@@ -162,3 +168,61 @@ async def test_the_server_gives_a_range_of_the_content_meant_only(server: FileSe
     same = await answer(url, Range="bytes=4-", If_Range=f'"{CHECKSUM}"')
     assert same[:2] == (206, b"456789")
     assert (await answer(url, Range="bytes=4-", If_Range=f'"{OTHER}"'))[0] == 200
+
+
+def test_a_url_to_fetch_is_no_url_to_send() -> None:
+    """Who may read a content may not put one in its place, nor the other way round."""
+    send = Signer(KEY).url("http://gpu-7:8770", CHECKSUM, "x", "gpu-7", NOW, 60, "PUT")
+    assert Signer(KEY).verify(CHECKSUM, query(send), NOW, "PUT") == "gpu-7"
+    with pytest.raises(BadSignature, match="wrong signature"):
+        Signer(KEY).verify(CHECKSUM, query(send), NOW)
+    with pytest.raises(BadSignature, match="wrong signature"):
+        Signer(KEY).verify(CHECKSUM, query(signed()), NOW, "PUT")
+
+
+@pytest.fixture
+async def taking(tmp_path: Path) -> AsyncIterator[FileServer]:
+    """A server that takes what is sent to gpu-7."""
+    inventory = Inventory(tmp_path, "gpu-7")
+    server = FileServer(
+        lambda _: None, Signer(KEY), receiver=Receiver("gpu-7", tmp_path, inventory)
+    )
+    await server.start()
+    yield server
+    await server.stop()
+    await inventory.close()
+
+
+async def sent(server: FileServer, url: str, entry: DataEntry) -> tuple[int, str]:
+    """How a body of one byte is answered."""
+    headers = {**described(entry, "t-1"), "Content-Range": "bytes 0-0/1"}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.put(url, data=b"x", headers=headers) as answer,
+    ):
+        return answer.status, await answer.text()
+
+
+def landed(root: Path) -> dict[str, bytes]:
+    """The files of a data root."""
+    return {path.name: path.read_bytes() for path in root.glob("*.bin")}
+
+
+async def test_what_is_sent_must_be_what_the_url_was_signed_for(
+    taking: FileServer, tmp_path: Path
+) -> None:
+    """Not another node's, not under another path, not another content; then it lands."""
+    x = "sha256:" + hashlib.sha256(b"x").hexdigest()
+    kind = DataType.METADATA
+    entry = DataEntry(path="x.bin", data_type=kind, config_key="all", size_bytes=1, checksum=x)
+    elsewhere = structs.replace(entry, path="y.bin")
+
+    def url(target: str, verb: str = "PUT") -> str:
+        return Signer(KEY).url(taking.url, x, "x.bin", target, time.time(), 60, verb)
+
+    assert (await sent(taking, url("gpu-8"), entry))[0] == 403
+    assert (await sent(taking, url("gpu-7", "GET"), entry))[0] == 403
+    assert (await sent(taking, url("gpu-7"), elsewhere))[0] == 409
+    assert landed(tmp_path) == {}
+    assert (await sent(taking, url("gpu-7"), entry))[0] == 201
+    assert landed(tmp_path) == {"x.bin": b"x"}
