@@ -38,6 +38,8 @@ T = TypeVar("T")
 DELTA_SHARE = 0.75
 #: A file that is no database is worth a delta if so much of it is at its old place.
 SAME_SHARE = 0.5
+#: A peer that is first asked for a map reads the whole file, at least this fast.
+MAPPED_BYTES_PER_S = 100e6
 
 
 class Gathering:
@@ -86,6 +88,7 @@ class Gathering:
         error: TransportError | None = None
         for place in (request.source, *request.peers):
             async with self._asking.peer(place) as peer:
+                peer.stall_s += size / MAPPED_BYTES_PER_S
                 try:
                     read = partial(peer.read, encoded_bytes(size) + 1)
                     return BlockMap.decode(await self._asking.ask(peer, MAP_ROUTE, read), size)

@@ -70,12 +70,13 @@ class Scattered:
             handle, min(os.fstat(handle).st_size, block_map.size_bytes), block_map.block_bytes
         ):
             have[index] = block_map.fits(index, data)
-        os.ftruncate(handle, block_map.size_bytes)
         file = notes_of(path)
         file.unlink(missing_ok=True)
         fresh = file.with_suffix(".tmp")
         fresh.write_bytes(block_map.encode() + have)
         fresh.replace(file)
+        # In this order: a hole without notes would be taken for bytes.
+        os.ftruncate(handle, block_map.size_bytes)
         notes = _open_notes(file, block_map.size_bytes)
         if notes is None:
             raise OSError(f"{file.name} is not what was just written")

@@ -40,7 +40,7 @@ from adapters.signing import (
     BadSignature,
     Signer,
 )
-from adapters.workers import finish
+from adapters.workers import PEERS, finish
 
 T = TypeVar("T")
 
@@ -225,7 +225,8 @@ class FileServer:
     async def _found(self, find: Callable[[], T | None]) -> T | None:
         """What is found of a content; None also where its file goes away meanwhile."""
         try:
-            return await finish(find)
+            # A large file's map takes long, and those who wait for it must not keep disks from us.
+            return await finish(find, executor=PEERS)
         except OSError:
             return None
 
