@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import time
 
 from tests.fuzz.running import feed, pelt
@@ -20,15 +21,16 @@ def main() -> None:
     parser.add_argument("--only", default="", help="one target, by name")
     asked = parser.parse_args()
     targets = [target for target in TARGETS if asked.only in ("", target.name)]
-    each = -(-asked.inputs // len(targets))
-    made = min(round(each * _MADE), _MOST_MADE)
+    whole, total = sum(target.weight for target in targets), 0
     for target in targets:
         started = time.monotonic()
+        each = math.ceil(asked.inputs * target.weight / whole)
+        made = min(round(each * _MADE), _MOST_MADE)
+        total += each
         feed(target, made, asked.seed)
         pelt(target, each - made, asked.seed)
         took = time.monotonic() - started
         print(f"{target.name:<24} {each:>8} inputs  {took:7.1f} s", flush=True)
-    total = each * len(targets)
     print(f"{total} inputs, seed {asked.seed}: no crash, no hang, memory bounded")
 
 

@@ -29,17 +29,18 @@ _CHARACTERS = "\x00\n\r.:*>/\\{}[]\"'%#= -_0159aZéß中\u2028\U0001f600"
 
 def feed(target: Target, inputs: int, number: int = 0) -> None:
     """Feed so many inputs. Fails with the smallest that raises what is not declared."""
-    with _bounded(target, inputs / 50):
+    with _bounded(target):
         _each(target, inputs, number, lambda data: _give(target, data))
 
 
 def pelt(target: Target, inputs: int, number: int = 0) -> None:
     """Feed so many spoiled inputs. Fails with the first that raises what is not declared."""
     corpus: list[Any] = []
-    with _bounded(target, inputs / 500):
+    with _bounded(target):
         _each(target, CORPUS, number, corpus.append)
         rng = random.Random(number)
         for _ in range(inputs):
+            _watch()
             data = rng.choice(corpus)
             for _ in range(rng.randint(1, 4)):
                 data = spoil(data, rng)
@@ -99,21 +100,26 @@ def _each(target: Target, inputs: int, number: int, take: Any) -> None:
     @seed(number)
     @given(target.inputs)
     def one(data: object) -> None:
+        _watch()
         take(data)
 
     one()
 
 
 @contextmanager
-def _bounded(target: Target, seconds: float) -> Iterator[None]:
+def _bounded(target: Target) -> Iterator[None]:
     before = _peak_bytes()
-    faulthandler.dump_traceback_later(HUNG_S + seconds, exit=True, file=sys.__stderr__)
     try:
         yield
     finally:
         faulthandler.cancel_dump_traceback_later()
     grown = _peak_bytes() - before
     assert grown < MEMORY_BYTES, f"{target.name}: memory grew by {grown >> 20} MiB"
+
+
+def _watch() -> None:
+    """From now on it counts how long an input takes."""
+    faulthandler.dump_traceback_later(HUNG_S, exit=True, file=sys.__stderr__)
 
 
 def _peak_bytes() -> int:

@@ -50,6 +50,8 @@ class Target(NamedTuple):
     feed: Feed
     #: What it may raise; anything else is a find.
     declared: tuple[type[Exception], ...] = ()
+    #: Its part of the inputs, beside the others': less where one takes long.
+    weight: float = 1.0
 
 
 _JSON = st.recursive(
@@ -296,12 +298,14 @@ TARGETS: tuple[Target, ...] = (
         spoiled(st.just(_TOML)) | st.binary(max_size=60),
         _config,
         (ConfigError,),
+        0.1,
     ),
     Target(
         "configuration values",
         st.dictionaries(_FIELDS, _JSON, max_size=4),
         lambda values: DataPlaneConfig.from_values({"node": "n1", **values}).policy(),
         (ConfigError,),
+        0.1,
     ),
     Target("block maps", _maps(), lambda pair: BlockMap.decode(*pair), (MalformedMap,)),
     Target(
