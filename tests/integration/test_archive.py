@@ -10,7 +10,10 @@ import pytest
 
 from adapters.blobs import DirectoryBlobs, S3Blobs
 from adapters.s3_errors import Overtaken
+from adapters.transport import EntryMissing
 from dataplane.archive import ArchiveMismatch, archived, bring_back, extend, manifest_at, prove
+from dataplane.archiving import keep_archive
+from dataplane.config import DataPlaneConfig
 from dataplane.exporting import export_log, import_log, open_exported
 from streams.codec import chain_fact, node_fact
 from streams.events import FilesRemoved, SelfplayNeeded
@@ -254,3 +257,31 @@ async def _made(log: JetStreamLog) -> bool:
         return await log.ensure_topology() == []
     except LogUnavailable:
         return False
+
+
+async def test_the_archive_keeps_up_by_itself_and_goes_on_after_trouble(
+    log: JetStreamLog, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the coordinator runs: new facts are archived, trouble is said, and nothing is lost."""
+    place = tmp_path / "archive"
+    place.write_text("in the way")
+    config = DataPlaneConfig(node="coord", archive=str(place), archive_interval=0.05)
+    await fill(log, 2)
+    keeping = asyncio.create_task(keep_archive(log, config))
+    await eventually(lambda: "was not archived" in caplog.text)
+    place.unlink()
+    blobs = DirectoryBlobs(place)
+    for count in (0, 2):
+        await fill(log, count)
+        await eventually(lambda: _holds_all(blobs, log))
+    keeping.cancel()
+    await asyncio.gather(keeping, return_exceptions=True)
+    await prove(blobs)
+
+
+async def _holds_all(blobs: DirectoryBlobs, log: JetStreamLog) -> bool:
+    try:
+        manifest, _ = await manifest_at(blobs)
+    except EntryMissing:
+        return False
+    return manifest.last_sequence == (await log.state()).last_sequence
