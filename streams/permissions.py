@@ -51,7 +51,7 @@ def permissions(role: BusRole, name: str, durables: Iterable[str] = ()) -> dict[
         publish, subscribe = [*own.reads(), *own.asks()], [f"_INBOX_{name}.>", *_HEARD]
     else:
         publish = [*own.says(), *own.reads(), *own.works(), *own.asks()]
-        subscribe = [f"_INBOX_{name}.>", f"dp.rpc.{name}.>", *_HEARD]
+        subscribe = [f"_INBOX_{name}.>", f"dp.rpc.{name}.>", f"dp.grant.{name}", *_HEARD]
     for durable in durables:
         publish += own.subscribes(durable)
     return {
