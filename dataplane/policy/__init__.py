@@ -2,8 +2,8 @@
 
 Pure data and what can be asked of it; nothing here decides about a cluster, that is the planner's.
 One struct for each concern, one ``[policy.<concern>]`` table for each struct. Read in this order:
-`placement` (the routing table), `limits` (the numbers), then `reading` (tables in, tables out, and
-what is wrong with them).
+`placement` (the routing table), `limits` (the numbers), `reading` (tables in, tables out, and what
+is wrong with them), `telling` (the table in words).
 """
 
 from __future__ import annotations
