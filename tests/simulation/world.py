@@ -39,7 +39,7 @@ POLICY = Policy(
 )
 SWEEP_S = 5.0
 #: Unanswered attempts are looked for more rarely than by the real dispatcher: time costs steps.
-dispatch.TICK_S = 5.0
+TICK_S = 5.0
 #: A cluster that is left in peace owes nothing any more after this.
 PATIENCE_S = 1_500.0
 _OVERDUE_SLACK_S = 60.0
@@ -324,6 +324,7 @@ _TRIGGERS: dict[str, Callable[[Node, str, int], Event]] = {
 def run(schedule: Schedule) -> Outcome:
     """Run a schedule in a loop of its own."""
     logging.disable(logging.CRITICAL)
+    real_tick_s, dispatch.TICK_S = dispatch.TICK_S, TICK_S
     loop = VirtualLoop(random.Random(f"order {schedule.seed}"))
     try:
         return loop.run_until_complete(World(schedule, loop).run())
@@ -333,6 +334,7 @@ def run(schedule: Schedule) -> Outcome:
             task.cancel()
         loop.run_until_complete(_ended(left))
         logging.disable(logging.NOTSET)
+        dispatch.TICK_S = real_tick_s
         loop.close()
 
 
