@@ -78,7 +78,7 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: A copy of the views is kept every so many events; 0 keeps none.
     snapshot_every_events: Annotated[int, Meta(ge=0)] = 25_000
     #: The disk that older copies may take; what goes beyond it is thinned out evenly.
-    snapshot_budget_mb: Annotated[int, Meta(ge=0)] = 2_000
+    snapshot_budget_mb: Annotated[int, Meta(ge=0)] = 5_000
 
     # Serving files
     http_host: str = "127.0.0.1"
@@ -415,7 +415,7 @@ TEMPLATE = """\
 # archive = ""                   # a directory or "s3://bucket/prefix"
 # archive_interval = 300.0
 # snapshot_every_events = 25000  # 0: no copies of the views
-# snapshot_budget_mb = 2000
+# snapshot_budget_mb = 5000      # about 40 copies of the views of a million events
 
 # Serving files to other nodes.
 # http_host = "127.0.0.1"        # "0.0.0.0" to be reached from outside
