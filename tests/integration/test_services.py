@@ -75,13 +75,16 @@ async def _answers(client: Any) -> None:
     """Of two coordinators one answers."""
     [where] = await _gather_one(client, "where", {"path": "games/gpu-7/hex8_2p.db"})
     assert (where["copies"], where["games"]) == (2, 5)
-    [health] = [await _ask(client, "health", {})]
-    assert health["status"] == "healthy"
+    await until(lambda: _is_well(client), "the coordinators to be well")
     assert [node["node"] for node in await _ask(client, "nodes", {})] == ["gpu-7", "train-1"]
     assert await _ask(client, "missing", {"node": "train-1"}) == []
     assert await _ask(client, "plans", {}) == []
     [chain] = await _ask(client, "chains", {"config_key": "hex8_2p"})
     assert (chain["status"], chain["games"]) == ("completed", 5)
+
+
+async def _is_well(client: Any) -> bool:
+    return bool((await _ask(client, "health", {}))["status"] == "healthy")
 
 
 async def _gather_one(client: Any, name: str, question: dict[str, Any]) -> Any:
