@@ -302,6 +302,7 @@ async def _sent(
             count = await finish(
                 lambda at=offset, most=most: upload.send(source, at, most),  # type: ignore[misc]
                 executor=SOCKETS,
+                hurry=upload.abort,
             )
         except Interrupted:
             # It may have said why, and then stopped listening.

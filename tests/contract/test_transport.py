@@ -358,7 +358,7 @@ async def test_k13_silence_ends_a_fetch_as_stalled(
     entry = offered(rig, tmp_path, data)
     rig.link.down = passes
     landing = await Landing.open(root, entry, "t-1", PATH)
-    request = rig.request(entry, "t-1", PATH, 0.5, 1.0)
+    request = rig.request(entry, "t-1", PATH, 3.0 if passes else 0.5, 5.0 if passes else 1.0)
     with pytest.raises((Stalled, Unreachable) if not passes else Stalled):
         await rig.fetches.fetch(request, landing, Throttle(), lambda *_: None)
     await landing.abort()
