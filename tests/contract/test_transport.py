@@ -22,6 +22,7 @@ import pytest
 
 from adapters import s3_layout as layout
 from adapters.landing import Landed, Landing
+from adapters.places import OWN_DIRECTORY
 from adapters.throttle import Throttle
 from adapters.transport import (
     DigestMismatch,
@@ -632,6 +633,8 @@ async def test_a_cancelled_push_leaves_only_its_bytes(rig: Rig, tmp_path: Path) 
     rig.link.up = HALF
     pushing = asyncio.create_task(push(rig, entry, file))
     await until(rig.link.used_up.is_set)
+    partials = rig.root / OWN_DIRECTORY / "partial"
+    await until(lambda: not rig.lands or any(p.stat().st_size for p in partials.glob("*")))
     pushing.cancel()
     with pytest.raises(asyncio.CancelledError):
         await pushing
