@@ -196,16 +196,23 @@ def budgets_are_kept(max_total: int, max_per_node: int) -> Law:
 
     def law(facts: Sequence[Recorded]) -> Iterator[str]:
         running: dict[str, events.TransferAssigned] = {}
+        brought: set[tuple[str, str, str]] = set()
         for recorded in facts:
             event = recorded.event
-            if isinstance(event, events.TransferSucceeded):
+            if isinstance(event, events.SyncPlanned):
+                brought -= _wanted(event)
+            elif isinstance(event, events.TransferSucceeded):
                 # Whichever attempt brought it: what is there need not be brought again.
                 running.pop(event.transfer, None)
+                brought.add((event.entry.path, event.entry.checksum, event.target))
             elif isinstance(event, events.TransferFailed):
                 order = running.get(event.transfer)
                 if order is not None and order.attempt == event.attempt:
                     del running[event.transfer]
             elif isinstance(event, events.TransferAssigned):
+                if (event.entry.path, event.entry.checksum, event.target) in brought:
+                    # Decided just before it arrived: the order moves nothing.
+                    continue
                 running[event.transfer] = event
                 extra = int(event.priority is SyncPriority.CRITICAL)
                 if len(running) > max_total + extra:
@@ -219,6 +226,16 @@ def budgets_are_kept(max_total: int, max_per_node: int) -> Law:
                         )
 
     return law
+
+
+def _wanted(event: events.SyncPlanned) -> set[tuple[str, str, str]]:
+    """What a plan wants: path, checksum and target."""
+    return {
+        (entry.path, entry.checksum, target)
+        for plan in event.plans
+        for target in plan.target_nodes
+        for entry in plan.entries
+    }
 
 
 def deletions_leave_enough(minimum: int) -> Law:
