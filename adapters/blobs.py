@@ -13,9 +13,9 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from adapters.s3_errors import Overtaken
-from adapters.s3_flow import Flow
-from adapters.s3_store import Store
+from adapters.s3.errors import Overtaken
+from adapters.s3.flow import Flow
+from adapters.s3.store import Store
 from adapters.transport import EntryMissing
 
 

@@ -16,7 +16,7 @@ import msgspec
 from streams.values import DataEntry, Endpoint, Transport
 
 if TYPE_CHECKING:
-    from adapters.landing import Landing
+    from adapters.files.landing import Landing
     from adapters.throttle import Throttle
 
 #: Told (bytes done, bytes in all), from the event loop, not more often than the reader can bear.

@@ -20,8 +20,8 @@ from adapters.blobs import DirectoryBlobs
 from bench.history import History
 from bench.measuring import MEGABYTE, Usage, in_process, usage, workplace
 from bench.report import Report, begin, save, show
-from dataplane.archive import bring_back, extend, prove
-from dataplane.replay import verify
+from dataplane.audit.archive import bring_back, extend, prove
+from dataplane.audit.replay import verify
 from projections.projector import Projector
 from projections.snapshot import Snapshots
 from projections.transfers import transfer_id

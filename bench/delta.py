@@ -21,11 +21,11 @@ from pathlib import Path
 
 import msgspec
 
-from adapters.asking import Around
-from adapters.digest import checksum_of
-from adapters.landing import Landing
-from adapters.p2p import P2PTransport
-from adapters.signing import Signer
+from adapters.files.digest import checksum_of
+from adapters.files.landing import Landing
+from adapters.http.signing import Signer
+from adapters.p2p.asking import Around
+from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Request
 from bench.measuring import MEGABYTE, workplace

@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from dataplane.bridge import EventBridge
-from dataplane.dispatch import Dispatcher
+from dataplane.coordinator.bridge import EventBridge
+from dataplane.coordinator.dispatch import Dispatcher
 from dataplane.policy import Bandwidth, Policy
 from projections.cluster import ClusterView
 from projections.projector import Projector

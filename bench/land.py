@@ -21,9 +21,9 @@ from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from adapters.http import FileServer, HttpTransport
-from adapters.landing import Landing
-from adapters.signing import Signer
+from adapters.files.landing import Landing
+from adapters.http.signing import Signer
+from adapters.http.transport import FileServer, HttpTransport
 from adapters.throttle import Throttle
 from adapters.transport import Request
 from bench.measuring import Usage, commands, process, usage, workplace

@@ -6,15 +6,15 @@ import asyncio
 import sys
 from pathlib import Path
 
-from adapters.asking import Around
-from adapters.base64_ssh import Base64Transport
-from adapters.http import HttpTransport
-from adapters.landing import Landing
-from adapters.p2p import P2PTransport
-from adapters.rsync import RsyncTransport
-from adapters.s3 import S3Transport
-from adapters.signing import Signer
-from adapters.ssh import SshOptions
+from adapters.files.landing import Landing
+from adapters.http.signing import Signer
+from adapters.http.transport import HttpTransport
+from adapters.p2p.asking import Around
+from adapters.p2p.transport import P2PTransport
+from adapters.s3.transport import S3Transport
+from adapters.ssh.base64_ssh import Base64Transport
+from adapters.ssh.connections import SshOptions
+from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
 from adapters.transport import Request
 from adapters.workers import each

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from adapters.signing import Signer
-from adapters.ssh import CIPHERS
+from adapters.http.signing import Signer
+from adapters.ssh.connections import CIPHERS
 from bench.measuring import Usage, commands
 from streams.values import DataEntry
 

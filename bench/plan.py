@@ -22,10 +22,10 @@ import msgspec
 from bench.measuring import MEGABYTE, in_process, peak_bytes, workplace
 from bench.report import Report, begin, percentile
 from dataplane.admission import admit
-from dataplane.dispatch import Known
+from dataplane.coordinator.dispatch import Known
+from dataplane.coordinator.sweeping import Sweeper
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
-from dataplane.sweeping import Sweeper
 from projections.cluster import ClusterView
 from projections.fold import TABLES, fold
 from projections.projector import Projector

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from adapters.asking import Around
-from adapters.http import HttpTransport
-from adapters.landing import Landing
-from adapters.maps import MapStore
-from adapters.p2p import P2PTransport
-from adapters.server import FileServer
-from adapters.signing import Signer
+from adapters.files.landing import Landing
+from adapters.http.server import FileServer
+from adapters.http.signing import Signer
+from adapters.http.transport import HttpTransport
+from adapters.p2p.asking import Around
+from adapters.p2p.maps import MapStore
+from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, Request
 from streams.jetstream import JetStreamLog

@@ -1,16 +1,16 @@
 """What should happen: decisions, and the daemon that carries them out.
 
 Everything a user needs can be imported from here. Decisions are pure functions of views, policy
-and time; around them stands a thin shell of loops that can be killed anywhere. Read in this order:
-the pure middle (`policy`, `planner`, `chain`, `duties`, `explain`; `admission` with `ordering`,
-`slots` and `budget`; `sweeps`, `deletion`, `liveness`), then the shell (`bridge` with `trouble`,
-`dispatch`, `granting`, `sweeping`, `deleting`; `lease`, `leading`, `standstill`, `clocks`,
-`coordinator`; `transports`, `transfers`, `proving`, `custody`, `scrub`, `reconciling`, `agent`,
-`daemon`; `consumers` and `provisioning` for buses with `keys`), then what users touch (`config`,
-`api`, `blocking`, `catalog`, `rows`, `queries`, `health`, `cli`), what watches (`overview`,
-`facts`, `motion`, `metrics`, `monitor`, `web`, `logs`) and what looks back (`sources`, `moments`,
-`replay`, `causes`, `comparing`, `whatif`, `archive`, `draining`, `retry`). What is promised is
-`laws`; `prove` and `demo` hold it to them.
+and time; around them stands a thin shell of loops that can be killed anywhere.
+
+Read in this order. The pure middle: `policy` (what decisions obey), `planner` (what goes where),
+`chain` with `duties` (what is still owed), `admission` with `ordering`, `slots` and `budget`
+(what starts now), `execution` (who does it, by which way), `sweeps`, `deletion`, `liveness`. The
+shell: `coordinator` and `agent`, each a chapter of its own, `proving` and `presence` between
+them, `daemon` around them. What users touch: `config`, `api`, `blocking`, `outbox`, `catalog`,
+`cli`. What tells them: `rows`, `words`, `explain` with `evidence`, `waiting`, `health`,
+`overview`, `motion`, `metrics`, `web`. What looks back or keeps order: `audit`, `draining`,
+`retry`, `restoring`, `keys`. What is promised is `laws`; `prove` and `demo` hold it to them.
 """
 
 import importlib
@@ -91,8 +91,8 @@ from streams.values import (
 )
 
 if TYPE_CHECKING:
+    from dataplane.agent.transfers import TransportManager
     from dataplane.daemon import Part, UnifiedDataPlaneDaemon
-    from dataplane.transfers import TransportManager
 
 __all__ = [
     "Catalog",
@@ -174,7 +174,7 @@ __all__ = [
 #: Loaded when first named: a script that only publishes needs no transports and no daemon.
 _HEAVY = {
     "Part": "dataplane.daemon",
-    "TransportManager": "dataplane.transfers",
+    "TransportManager": "dataplane.agent.transfers",
     "UnifiedDataPlaneDaemon": "dataplane.daemon",
 }
 

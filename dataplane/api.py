@@ -18,9 +18,9 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from dataplane.bridge import DURABLE
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
+from dataplane.coordinator.bridge import DURABLE
 from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.outbox import Outbox
 from dataplane.presence import present

@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from adapters.s3_layout import manifest_key
+from adapters.s3.layout import manifest_key
 from dataplane.duties import distributed, drained, may_end_empty, said_of_the_plan
 from dataplane.policy import Policy
 from projections.chains import ChainRow, ChainStatus, Need, planned

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dataplane.deliveries import ACK_WAIT_S
+from dataplane.agent.deliveries import ACK_WAIT_S
 from streams import events
 from streams.events import FILE_TRIGGERS
 from streams.log import Deliveries, Log

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dataplane.api import open_log
-from dataplane.archiving import keep_archive
+from dataplane.audit.archiving import keep_archive
 from dataplane.catalog import Catalog
 from dataplane.config import DataPlaneConfig
 from streams.jetstream import JetStreamLog
@@ -29,8 +29,8 @@ from streams.log import LogUnavailable, PermissionDenied
 from streams.server import EmbeddedServer, ServerFailed
 
 if TYPE_CHECKING:
-    from dataplane.agent import Agent
-    from dataplane.coordinator import Coordinator
+    from dataplane.agent.agent import Agent
+    from dataplane.coordinator.coordinator import Coordinator
 
 logger = logging.getLogger(__name__)
 
@@ -127,10 +127,10 @@ class UnifiedDataPlaneDaemon:
 def _made(part: Part, log: JetStreamLog, config: DataPlaneConfig) -> Coordinator | Agent:
     """A part, not yet started. Only what a process runs is loaded into it."""
     if part is Part.COORDINATOR:
-        from dataplane.coordinator import Coordinator
+        from dataplane.coordinator.coordinator import Coordinator
 
         return Coordinator(log, log.bus, config)
-    from dataplane.agent import Agent
+    from dataplane.agent.agent import Agent
 
     return Agent(log, log.bus, config)
 

@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 import msgspec
 
-from dataplane.progress import ProgressMessage
+from dataplane.agent.progress import ProgressMessage
 from streams.log import Bus
 from streams.subjects import PROGRESS_SUBJECTS
 

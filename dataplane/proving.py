@@ -17,7 +17,7 @@ from streams.values import DataEntry, Proof
 #: How long an answer may take: this, and so many bytes a second to read.
 ANSWER_S = 15.0
 READ_BYTES_PER_S = 20_000_000
-#: Reads a replica again; `adapters.inventory.Inventory.prove` for a node's own.
+#: Reads a replica again; `adapters.files.inventory.Inventory.prove` for a node's own.
 Prover = Callable[[str, str], Awaitable[Proof]]
 
 

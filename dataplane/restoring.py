@@ -17,7 +17,7 @@ from streams.log import Log
 from streams.values import S3_NODE, DataEntry
 
 if TYPE_CHECKING:
-    from adapters.s3_bucket import S3Bucket
+    from adapters.s3.bucket import S3Bucket
 
 
 @asynccontextmanager
@@ -26,8 +26,8 @@ async def open_bucket(config: DataPlaneConfig) -> AsyncIterator[S3Bucket]:
     if not config.s3_enabled:
         raise ConfigError("s3_enabled is off: there is no bucket to restore from")
     # Its libraries take longer to load than most commands take: only who restores waits for them.
-    from adapters.s3_bucket import S3Bucket
-    from dataplane.bucket import make_s3
+    from adapters.s3.bucket import S3Bucket
+    from dataplane.agent.bucket import make_s3
 
     transport = make_s3(config)
     try:

@@ -23,7 +23,7 @@ import msgspec
 
 from dataplane.admission import Admission, admit, unanswered
 from dataplane.chain import owed
-from dataplane.dispatch import Known
+from dataplane.coordinator.dispatch import Known
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
 from dataplane.policy.reading import laid_over

@@ -11,13 +11,13 @@ import typer
 
 from adapters.blobs import Blobs, blobs_at
 from dataplane.api import open_log
-from dataplane.archive import bring_back, extend, prove
+from dataplane.audit.archive import bring_back, extend, prove
+from dataplane.audit.exporting import export_log, import_log
+from dataplane.audit.moments import FORMS, point_of
+from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
 from dataplane.cli.app import From, Json, app, config_of, run
 from dataplane.config import ConfigError, DataPlaneConfig
-from dataplane.exporting import export_log, import_log
-from dataplane.moments import FORMS, point_of
-from dataplane.sources import LIVE, open_source
 from dataplane.words import size
 
 archive_app = typer.Typer(no_args_is_help=True, help="The archive of the log.")

@@ -8,13 +8,13 @@ from typing import Annotated
 
 import typer
 
+from dataplane.audit.moments import FORMS, moment_of, point_of
+from dataplane.audit.replay import Verdict, timeline, verify
+from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
 from dataplane.cli.app import From, Json, app, config_of, run
 from dataplane.config import ConfigError
-from dataplane.moments import FORMS, moment_of, point_of
-from dataplane.replay import Verdict, timeline, verify
 from dataplane.schema import asyncapi
-from dataplane.sources import LIVE, open_source
 from streams.events import EVENT_TYPES
 from streams.log import ReadingLog
 

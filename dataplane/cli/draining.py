@@ -9,11 +9,11 @@ from typing import Annotated
 import typer
 
 from dataplane.api import DataPlane
+from dataplane.audit.moments import moment_of
 from dataplane.cli import show
 from dataplane.cli.app import Json, app, config_of, run
 from dataplane.config import ConfigError
 from dataplane.draining import Drain, Verdict
-from dataplane.moments import moment_of
 from dataplane.words import clock, size
 
 

@@ -19,10 +19,10 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from dataplane.agent.progress import ProgressMessage
 from dataplane.api import DataPlane
 from dataplane.cli import show
 from dataplane.cli.app import Json, app, config_of, open_catalog, run
-from dataplane.progress import ProgressMessage
 from dataplane.rows import link_line
 from streams.subjects import PROGRESS_SUBJECTS
 

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from dataplane.api import DataPlane
-from dataplane.causes import where_time_went
+from dataplane.audit.causes import where_time_went
+from dataplane.audit.replay import chain_history, describe
+from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import app as app_module
 from dataplane.cli import show
 from dataplane.cli.app import (
@@ -24,10 +26,8 @@ from dataplane.cli.app import (
     time_of,
 )
 from dataplane.config import ConfigError
-from dataplane.explaining import transfer_lines
-from dataplane.replay import chain_history, describe
 from dataplane.rows import EntryLine, chain_line, entry_line, node_line
-from dataplane.sources import LIVE, open_source
+from dataplane.waiting import transfer_lines
 from projections.store import StoreMissing
 from streams.log import LogError
 

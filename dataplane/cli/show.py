@@ -13,8 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from dataplane.causes import Step
-from dataplane.replay import describe
+from dataplane.audit.causes import Step
+from dataplane.audit.replay import describe
 from dataplane.rows import plain
 from dataplane.words import clock, size, summary
 from projections.chains import ChainRow

@@ -19,9 +19,9 @@ from rich.text import Text
 from dataplane.api import DataPlane
 from dataplane.cli import show
 from dataplane.cli.app import Json, app, config_of, run
+from dataplane.coordinator.queries import PREFIX
 from dataplane.motion import Motion, Moving, Traffic
 from dataplane.overview import Overview, Severity
-from dataplane.queries import PREFIX
 from dataplane.rows import ChainLine, TransferLine
 from dataplane.words import rate, size, span
 from streams.log import Bus, LogUnavailable

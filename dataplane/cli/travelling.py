@@ -11,15 +11,15 @@ from typing import Annotated, Any
 import typer
 from rich.text import Text
 
+from dataplane.audit.comparing import Change, changes, picture
+from dataplane.audit.moments import FORMS, point_of
+from dataplane.audit.sources import LIVE, open_source
+from dataplane.audit.whatif import Outcome, what_if
 from dataplane.catalog import Catalog
 from dataplane.cli import app as shared
 from dataplane.cli import looking, show
 from dataplane.cli.app import From, Json, app, config_of, run
-from dataplane.comparing import Change, changes, picture
 from dataplane.config import DataPlaneConfig
-from dataplane.moments import FORMS, point_of
-from dataplane.sources import LIVE, open_source
-from dataplane.whatif import Outcome, what_if
 from projections.cluster import ClusterView
 from projections.snapshot import Snapshots
 from projections.store import Reader

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from dataplane.progress import ProgressMessage
+from dataplane.agent.progress import ProgressMessage
 from dataplane.words import size
 from streams import events
 from streams.codec import Recorded

@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from dataplane.agent.progress import ProgressMessage
+from dataplane.audit.replay import verify
 from dataplane.catalog import Catalog
 from dataplane.cli.show import console, errors, print_json
 from dataplane.config import ConfigError, DataPlaneConfig
@@ -35,8 +37,6 @@ from dataplane.demo.cluster import (
 )
 from dataplane.demo.picture import ChainLine, Picture, TransferLine
 from dataplane.demo.view import shown
-from dataplane.progress import ProgressMessage
-from dataplane.replay import verify
 from dataplane.words import size
 from streams.jetstream import JetStreamLog
 from streams.log import LogError

@@ -10,11 +10,11 @@ from pathlib import Path
 import msgspec
 
 from dataplane import laws
+from dataplane.audit.replay import verify
 from dataplane.demo.audit import quantile, read_all
 from dataplane.demo.disks import CopyAudit, copies, examined
 from dataplane.prove.adversary import Deed, Flip
 from dataplane.prove.cluster import COORDINATORS, SETTINGS, Kill, ProveCluster
-from dataplane.replay import verify
 from streams import events
 from streams.codec import Recorded
 from streams.log import Log

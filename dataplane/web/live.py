@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jinja2
 from aiohttp import web
 
-from dataplane.monitor import Monitor
+from dataplane.coordinator.monitor import Monitor
 from dataplane.overview import Overview
 from dataplane.web.draw import SECTIONS, context, transfers_drawn
 from dataplane.words import clock

@@ -10,9 +10,10 @@ import jinja2
 import msgspec
 from aiohttp import web
 
-from dataplane.facts import FactFilter, newest
-from dataplane.monitor import Monitor
-from dataplane.queries import (
+from dataplane.audit.facts import FactFilter, newest
+from dataplane.audit.replay import describe
+from dataplane.coordinator.monitor import Monitor
+from dataplane.coordinator.queries import (
     QUERIES,
     AskChains,
     AskMissing,
@@ -22,7 +23,6 @@ from dataplane.queries import (
     Reading,
     understand,
 )
-from dataplane.replay import describe
 from dataplane.rows import EntryLine, chain_line, entry_line
 from dataplane.web.chain import ChainPage, chain_page
 from dataplane.web.live import Live

@@ -10,8 +10,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from dataplane.config import DataPlaneConfig
+from dataplane.coordinator.monitor import Monitor
 from dataplane.logs import protect
-from dataplane.monitor import Monitor
 from dataplane.web.access import guard, is_loopback, token_for
 from dataplane.web.draw import environment
 from dataplane.web.live import Live

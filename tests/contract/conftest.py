@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.base64_ssh import Base64Transport
-from adapters.rsync import RsyncTransport
+from adapters.ssh.base64_ssh import Base64Transport
+from adapters.ssh.rsync import RsyncTransport
 from tests.contract.rigs import HttpRig, P2PRig, Rig, S3Rig, SshRig
 from tests.integration.s3_server import S3Server, running_s3_server, with_credentials
 from tests.integration.ssh_server import SshServer, running_ssh_server

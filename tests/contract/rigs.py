@@ -6,19 +6,19 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from adapters import s3_layout as layout
-from adapters.asking import Around
-from adapters.base64_ssh import Base64Transport
-from adapters.http import FileServer, HttpTransport
-from adapters.inventory import Inventory
-from adapters.maps import MapStore
-from adapters.p2p import P2PTransport
-from adapters.places import OWN_DIRECTORY
-from adapters.receiving import Receiver
-from adapters.rsync import RsyncTransport
-from adapters.s3 import S3Transport
-from adapters.signing import Signer
-from adapters.ssh import SshOptions
+from adapters.files.inventory import Inventory
+from adapters.files.places import OWN_DIRECTORY
+from adapters.http.receiving import Receiver
+from adapters.http.signing import Signer
+from adapters.http.transport import FileServer, HttpTransport
+from adapters.p2p.asking import Around
+from adapters.p2p.maps import MapStore
+from adapters.p2p.transport import P2PTransport
+from adapters.s3 import layout
+from adapters.s3.transport import S3Transport
+from adapters.ssh.base64_ssh import Base64Transport
+from adapters.ssh.connections import SshOptions
+from adapters.ssh.rsync import RsyncTransport
 from adapters.transport import Fetches, Pushes, Request
 from streams.values import DataEntry, Endpoint
 from tests.faults import Proxy

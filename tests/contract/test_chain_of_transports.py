@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.inventory import Inventory
-from dataplane.transfers import TransportManager
+from adapters.files.inventory import Inventory
+from dataplane.agent.transfers import TransportManager
 from streams import events
 from streams.values import DataEntry, DataType, Endpoint, TransportResult
 from tests.contract.conftest import made

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import lease as lease_module
-from dataplane.lease import LEADER, LEASE_S, Lease, LeaseLost, holder_of
+from dataplane.coordinator import lease as lease_module
+from dataplane.coordinator.lease import LEADER, LEASE_S, Lease, LeaseLost, holder_of
 from streams.log import Bus
 from streams.memory import MemoryBus
 from streams.topology import LEASE_BUCKET

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.inventory import Inventory
-from adapters.landing import Landing
+from adapters.files.inventory import Inventory
+from adapters.files.landing import Landing
 from adapters.throttle import Throttle
 from streams.values import DataEntry
 from tests.contract.rigs import FAR, Rig

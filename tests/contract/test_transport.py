@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters import s3_layout as layout
-from adapters.landing import Landed, Landing
-from adapters.places import OWN_DIRECTORY
+from adapters.files.landing import Landed, Landing
+from adapters.files.places import OWN_DIRECTORY
+from adapters.s3 import layout
 from adapters.throttle import Throttle
 from adapters.transport import (
     DigestMismatch,

@@ -12,9 +12,11 @@ import msgspec
 import zstandard
 from hypothesis import strategies as st
 
-from adapters import pages, receiving, s3_layout, server
-from adapters.batches import MalformedBatch, decode_list
-from adapters.blocks import (
+from adapters.http import receiving, server
+from adapters.http.signing import BadSignature, Signer
+from adapters.p2p import pages
+from adapters.p2p.batches import MalformedBatch, decode_list
+from adapters.p2p.blocks import (
     DIGEST_BYTES,
     LEAF_DIGEST_BYTES,
     BlockMap,
@@ -22,12 +24,12 @@ from adapters.blocks import (
     block_bytes_of,
     block_count_of,
 )
-from adapters.pages import MalformedPages
-from adapters.s3_layout import Manifest, ManifestEntry, ManifestUnreadable, manifest_of
-from adapters.signing import BadSignature, Signer
+from adapters.p2p.pages import MalformedPages
+from adapters.s3 import layout as s3_layout
+from adapters.s3.layout import Manifest, ManifestEntry, ManifestUnreadable, manifest_of
 from adapters.transport import Refused
+from dataplane.audit.moments import moment_of
 from dataplane.config import ConfigError, DataPlaneConfig
-from dataplane.moments import moment_of
 from dataplane.proving import ProofRequest
 from streams import segments, wire
 from streams.codec import Fact, decode, encode

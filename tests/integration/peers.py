@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
-from adapters.asking import Around
-from adapters.landing import Landed, Landing
-from adapters.maps import MapStore
-from adapters.p2p import P2PTransport
-from adapters.server import FileServer
-from adapters.signing import Signer
+from adapters.files.landing import Landed, Landing
+from adapters.http.server import FileServer
+from adapters.http.signing import Signer
+from adapters.p2p.asking import Around
+from adapters.p2p.maps import MapStore
+from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Request
 from streams.values import DataEntry, DataType, Endpoint

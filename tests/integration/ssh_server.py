@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.ssh import SshOptions
+from adapters.ssh.connections import SshOptions
 from streams.values import Endpoint
 
 PATIENCE_S = 30.0

@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 
 from adapters.blobs import DirectoryBlobs, S3Blobs
-from adapters.s3_errors import Overtaken
+from adapters.s3.errors import Overtaken
 from adapters.transport import EntryMissing
-from dataplane.archive import ArchiveMismatch, archived, bring_back, extend, manifest_at, prove
-from dataplane.archiving import keep_archive
+from dataplane.audit.archive import (
+    ArchiveMismatch,
+    archived,
+    bring_back,
+    extend,
+    manifest_at,
+    prove,
+)
+from dataplane.audit.archiving import keep_archive
+from dataplane.audit.exporting import export_log, import_log, open_exported
 from dataplane.config import DataPlaneConfig
-from dataplane.exporting import export_log, import_log, open_exported
 from streams.codec import chain_fact, node_fact
 from streams.events import FilesRemoved, SelfplayNeeded
 from streams.jetstream import JetStreamLog

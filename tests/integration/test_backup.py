@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from adapters.s3_layout import Manifest
+from adapters.s3.layout import Manifest
 from dataplane import DataPlane, SelfplayComplete
 from streams import events
 from streams.values import S3_NODE, DataType, Role, Transport

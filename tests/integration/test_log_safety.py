@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from dataplane.config import DataPlaneConfig
-from dataplane.coordinator import Coordinator
+from dataplane.coordinator.coordinator import Coordinator
 from projections.cluster import ClusterView
 from streams import events
 from streams.codec import fact_id, node_fact

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.landing import Landed
+from adapters.files.landing import Landed
 from adapters.transport import DigestMismatch, Interrupted, Stalled, TransportError, Unreachable
 from streams.values import Endpoint
 from tests.integration.peers import Gossiping, Node

@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 
-from adapters import s3, s3_bucket, s3_store, s3_wire
-from adapters import s3_layout as layout
-from adapters.landing import Landed, Landing
-from adapters.s3 import S3Transport
-from adapters.s3_bucket import S3Bucket
-from adapters.s3_layout import ManifestEntry, ManifestUnreadable
-from adapters.sealing import Sealer
+from adapters.files.landing import Landed, Landing
+from adapters.s3 import bucket as s3_bucket
+from adapters.s3 import layout
+from adapters.s3 import store as s3_store
+from adapters.s3 import transport as s3
+from adapters.s3 import wire as s3_wire
+from adapters.s3.bucket import S3Bucket
+from adapters.s3.layout import ManifestEntry, ManifestUnreadable
+from adapters.s3.sealing import Sealer
+from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
 from adapters.transport import (
     DigestMismatch,

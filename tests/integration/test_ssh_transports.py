@@ -16,13 +16,13 @@ from pathlib import Path
 
 import pytest
 
-from adapters import rsync as rsync_module
-from adapters import ssh_push
-from adapters.base64_ssh import Base64Transport
-from adapters.landing import Landed, Landing
-from adapters.places import OWN_DIRECTORY
-from adapters.rsync import RsyncTransport
-from adapters.ssh import SshOptions
+from adapters.files.landing import Landed, Landing
+from adapters.files.places import OWN_DIRECTORY
+from adapters.ssh import push as ssh_push
+from adapters.ssh import rsync as rsync_module
+from adapters.ssh.base64_ssh import Base64Transport
+from adapters.ssh.connections import SshOptions
+from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
 from adapters.transport import (
     DigestMismatch,

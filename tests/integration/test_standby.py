@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from dataplane.lease import LEADER, Held
+from dataplane.coordinator.lease import LEADER, Held
 from dataplane.presence import present
 from streams import events
 from streams.codec import fact_id, node_fact

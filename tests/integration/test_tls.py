@@ -16,15 +16,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from adapters import tls
-from adapters.asking import Around
-from adapters.http import FileServer, HttpTransport
-from adapters.inventory import Inventory
-from adapters.landing import Landed, Landing
-from adapters.maps import MapStore
-from adapters.p2p import P2PTransport
-from adapters.receiving import Receiver
-from adapters.signing import Signer
+from adapters.files.inventory import Inventory
+from adapters.files.landing import Landed, Landing
+from adapters.http import tls
+from adapters.http.receiving import Receiver
+from adapters.http.signing import Signer
+from adapters.http.transport import FileServer, HttpTransport
+from adapters.p2p.asking import Around
+from adapters.p2p.maps import MapStore
+from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, Refused, Request, TransportError
 from streams.values import DataEntry, DataType, Endpoint

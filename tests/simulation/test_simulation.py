@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from dataplane import bridge as bridge_module
-from dataplane.bridge import Decision, EventBridge
-from dataplane.dispatch import Dispatcher
+from dataplane.coordinator import bridge as bridge_module
+from dataplane.coordinator.bridge import Decision, EventBridge
+from dataplane.coordinator.dispatch import Dispatcher
 from projections.transfers import TransferState
 from streams.codec import Fact
 from streams.log import Receipt

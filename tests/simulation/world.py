@@ -12,9 +12,10 @@ from typing import Any
 
 import msgspec
 
-from dataplane import dispatch, laws
-from dataplane.bridge import EventBridge
-from dataplane.dispatch import Dispatcher
+from dataplane import laws
+from dataplane.coordinator import dispatch
+from dataplane.coordinator.bridge import EventBridge
+from dataplane.coordinator.dispatch import Dispatcher
 from dataplane.policy import Bandwidth, Chains, Policy, Quality, Retries
 from projections.cluster import ClusterView
 from projections.fold import TABLES, checkpoint, fold, view_digests

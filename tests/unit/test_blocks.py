@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.batches import MOST_FRAMES, MalformedBatch, decode_list, encode_list, frames
-from adapters.blocks import (
+from adapters.p2p.batches import MOST_FRAMES, MalformedBatch, decode_list, encode_list, frames
+from adapters.p2p.blocks import (
     BLOCK_BYTES,
     LEAF_BYTES,
     MOST_BLOCKS,
@@ -21,9 +21,9 @@ from adapters.blocks import (
     leaf_digests,
     map_of,
 )
-from adapters.gossip import Having, numbers_in, pieces_in
-from adapters.maps import MapStore
-from adapters.pages import (
+from adapters.p2p.gossip import Having, numbers_in, pieces_in
+from adapters.p2p.maps import MapStore
+from adapters.p2p.pages import (
     MalformedPages,
     Old,
     answer,

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from dataplane import bridge as bridge_module
-from dataplane import dispatch as dispatch_module
-from dataplane import trouble as trouble_module
-from dataplane.bridge import EventBridge
-from dataplane.dispatch import Dispatcher
+from dataplane.coordinator import bridge as bridge_module
+from dataplane.coordinator import dispatch as dispatch_module
+from dataplane.coordinator import trouble as trouble_module
+from dataplane.coordinator.bridge import EventBridge
+from dataplane.coordinator.dispatch import Dispatcher
 from dataplane.planner import CommandRejected
 from dataplane.policy import Policy
 from dataplane.retry import retry

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.s3 import S3Transport
-from adapters.s3_layout import Manifest
+from adapters.s3.layout import Manifest
+from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
 from adapters.transport import Interrupted, Progress, Request
-from dataplane.bucket import Backups
+from dataplane.agent.bucket import Backups
 from streams.values import DataEntry, Endpoint
 from tests.spec import T0, games_of
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from dataplane import deleting
-from dataplane.deleting import (
+from dataplane.coordinator import deleting
+from dataplane.coordinator.deleting import (
     Deleter,
     DeletionAnswer,
     DeletionOrder,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.digest import checksum_of, checksum_on_disk
+from adapters.files.digest import checksum_of, checksum_on_disk
 
 SIZE = 24 << 20
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dataplane.diskwatch import DiskWatch
+from dataplane.agent.diskwatch import DiskWatch
 from dataplane.policy import Policy
 from streams import events
 from streams.memory import MemoryLog

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dataplane.bridge import _goes_on
+from dataplane.coordinator.bridge import _goes_on
 from streams import events
 from streams.events import Event
 from streams.values import DataType, Role, Trait

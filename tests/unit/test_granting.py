@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from dataplane.budget import FLOOR_MBPS, GRANT_S
-from dataplane.granting import Granter, GrantKeeper
+from dataplane.coordinator.granting import Granter, GrantKeeper
 from dataplane.policy import Bandwidth, Policy
 from projections.transfers import TransferRow, TransferState
 from streams import events

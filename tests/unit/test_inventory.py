@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from adapters import sqlite
-from adapters.digest import Stopped
-from adapters.inventory import Inventory, Scan
-from adapters.landing import Landing
+from adapters.files import sqlite
+from adapters.files.digest import Stopped
+from adapters.files.inventory import Inventory, Scan
+from adapters.files.landing import Landing
 from streams.values import DataEntry, DataType
 
 NODE = "gpu-7"
@@ -194,7 +194,7 @@ async def test_a_file_that_changes_while_it_is_read_waits(
         put(path, b"\x80other")
         return sha(b"\x80oher")
 
-    monkeypatch.setattr("adapters.reading.checksum_of", meanwhile)
+    monkeypatch.setattr("adapters.files.reading.checksum_of", meanwhile)
     inventory = make()
     found = await inventory.scan()
     assert found.changed == ()
@@ -315,7 +315,7 @@ async def test_p17_nothing_is_lost_because_it_could_not_be_looked_at(
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    monkeypatch.setattr("adapters.walk.os.scandir", failing)
+    monkeypatch.setattr("adapters.files.walk.os.scandir", failing)
     found = await inventory.scan()
     assert found.removed == ()
     assert found.problems == ("games/deep cannot be read: Permission denied",)
@@ -613,7 +613,7 @@ async def test_a_cancelled_scan_stops_in_the_middle_of_a_file(
         ended.set()
         raise Stopped
 
-    monkeypatch.setattr("adapters.reading.checksum_of", endless)
+    monkeypatch.setattr("adapters.files.reading.checksum_of", endless)
     inventory = make()
     scanning = asyncio.create_task(inventory.scan())
     await asyncio.to_thread(begun.wait, 30)
@@ -634,7 +634,7 @@ async def test_many_files_are_scanned_again_without_being_read(
     inventory = make()
     assert len((await told(inventory)).changed) == 2000
     reads: list[Path] = []
-    monkeypatch.setattr("adapters.reading.checksum_of", lambda path, _: reads.append(path))
+    monkeypatch.setattr("adapters.files.reading.checksum_of", lambda path, _: reads.append(path))
     assert await inventory.scan() == Scan()
     assert reads == []
     counts = inventory.counts()

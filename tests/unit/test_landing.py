@@ -18,9 +18,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from adapters import places
-from adapters.digest import checksum_of
-from adapters.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
+from adapters.files import places
+from adapters.files.digest import checksum_of
+from adapters.files.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
 from adapters.transport import (
     CheckFailed,
     DigestMismatch,
@@ -213,7 +213,7 @@ async def test_p21_a_merged_database_that_appears_at_the_last_moment_stays(
     (tmp_path / "root").mkdir()
     landing = await Landing.open(tmp_path / "root", entry_of(data, "elo.db"), "t-1", "elo.db")
     await landing.write(data)
-    monkeypatch.setattr("adapters.landing._refuse_replacement", lambda *_: None)
+    monkeypatch.setattr("adapters.files.landing._refuse_replacement", lambda *_: None)
     (tmp_path / "root/elo.db").write_bytes(b"merged here")
     with pytest.raises(NeverReplaced):
         await landing.commit()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from msgspec.structs import replace
 
-from dataplane.machine import memory_bytes, memory_moved
+from dataplane.agent.machine import memory_bytes, memory_moved
 from streams.values import NodeDescription
 
 TOLD = NodeDescription(

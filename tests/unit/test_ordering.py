@@ -13,10 +13,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from dataplane.admission import Admission, admit, why_waiting
-from dataplane.explaining import transfer_lines
 from dataplane.ordering import AGE_S, STARVED_S, at_risk, seconds_needed, urgency
 from dataplane.policy import MEGABYTE, Bandwidth, Policy
 from dataplane.slots import Slots
+from dataplane.waiting import transfer_lines
 from projections.links import LinkRow, Rates, size_class
 from projections.transfers import TransferRow, TransferState
 from streams import events

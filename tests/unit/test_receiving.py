@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from adapters.http import FileServer, HttpTransport
-from adapters.inventory import Inventory
-from adapters.landing import Landed
-from adapters.receiving import Receiver
-from adapters.signing import Signer
+from adapters.files.inventory import Inventory
+from adapters.files.landing import Landed
+from adapters.http.receiving import Receiver
+from adapters.http.signing import Signer
+from adapters.http.transport import FileServer, HttpTransport
 from adapters.throttle import Throttle
 from adapters.transport import NeverReplaced, Request, Superseded
 from streams.values import DataEntry, DataType, Endpoint

@@ -10,9 +10,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from adapters.inventory import Inventory
-from dataplane import reconciling
-from dataplane.reconciling import Reconciler
+from adapters.files.inventory import Inventory
+from dataplane.agent import reconciling
+from dataplane.agent.reconciling import Reconciler
 from streams import events
 from streams.codec import node_fact
 from streams.memory import MemoryLog

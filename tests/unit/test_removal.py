@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters import removal
-from adapters.inventory import Inventory
-from adapters.removal import Kept, put_back
+from adapters.files import removal
+from adapters.files.inventory import Inventory
+from adapters.files.removal import Kept, put_back
 from streams.values import DataEntry
 from tests.unit.test_inventory import NODE, play, put, settle, told
 

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from adapters.base64_ssh import Decoder
-from adapters.rsync_words import (
+from adapters.ssh.base64_ssh import Decoder
+from adapters.ssh.connections import SshOptions, address, client_words
+from adapters.ssh.push import Place
+from adapters.ssh.rsync_words import (
     CHECKSUM_BELOW_BYTES,
     failure,
     progress_in,
     push_words,
     quoted,
 )
-from adapters.shell import command, meaning, outcome
-from adapters.ssh import SshOptions, address, client_words
-from adapters.ssh_push import Place
+from adapters.ssh.shell import command, meaning, outcome
 from adapters.transport import (
     DigestMismatch,
     DiskFailed,

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters import s3_layout as layout
-from adapters.s3_layout import Manifest, ManifestEntry, ManifestUnreadable
+from adapters.s3 import layout
+from adapters.s3.layout import Manifest, ManifestEntry, ManifestUnreadable
 from streams.values import DataEntry, DataType
 
 HEX = "ab" + "0" * 62

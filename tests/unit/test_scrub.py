@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters.inventory import Inventory
-from dataplane.scrub import Scrubber
+from adapters.files.inventory import Inventory
+from dataplane.agent.scrub import Scrubber
 from streams import events
 from streams.codec import Fact
 from streams.values import DataEntry, DataType

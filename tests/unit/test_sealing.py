@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.sealing import (
+from adapters.s3.sealing import (
     HEADER_BYTES,
     TAG_BYTES,
     KeyUnusable,

@@ -12,10 +12,10 @@ import aiohttp
 import pytest
 from msgspec import structs
 
-from adapters.http import FileServer
-from adapters.inventory import Inventory
-from adapters.receiving import Receiver, described
-from adapters.signing import BadSignature, Signer
+from adapters.files.inventory import Inventory
+from adapters.http.receiving import Receiver, described
+from adapters.http.signing import BadSignature, Signer
+from adapters.http.transport import FileServer
 from streams.values import DataEntry, DataType
 
 CHECKSUM = "sha256:" + "ab" * 32

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from adapters import sqlite
-from adapters.digest import Stopped
+from adapters.files import sqlite
+from adapters.files.digest import Stopped
 
 #: Writes transactions of ten games for ever; a counter in each transaction says how many.
 WRITER = """

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.swarm import AWAY_S, IDLE_S, LATE_S, SILENT_S, Kind, Swarm
+from adapters.p2p.swarm import AWAY_S, IDLE_S, LATE_S, SILENT_S, Kind, Swarm
 
 SOURCE = "source"
 

@@ -9,9 +9,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from dataplane.coordinator.sweeping import Sweeper
 from dataplane.planner import Known
 from dataplane.policy import S3, Policy, Replication
-from dataplane.sweeping import Sweeper
 from dataplane.sweeps import (
     MOST_BACKED_UP,
     Survey,
@@ -345,7 +345,7 @@ async def test_a_survey_sees_every_path_however_short_its_pages(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Page by page, each path once; more than a trigger names are counted."""
-    monkeypatch.setattr("dataplane.sweeping.PAGE_S", 0.0)
+    monkeypatch.setattr("dataplane.coordinator.sweeping.PAGE_S", 0.0)
     log = MemoryLog()
     await log.publish(as_fact(player("gpu-1"), 1))
     many = [entry(f"games/gpu-1/{n}.jsonl", games=200) for n in range(MOST_BACKED_UP + 7)]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from adapters.inventory import Inventory
-from adapters.landing import Landing
+from adapters.files.inventory import Inventory
+from adapters.files.landing import Landing
 from adapters.throttle import Throttle
 from adapters.transport import (
     EntryMissing,
@@ -21,7 +21,7 @@ from adapters.transport import (
     TransportError,
     Unreachable,
 )
-from dataplane.transfers import TransportManager
+from dataplane.agent.transfers import TransportManager
 from streams import events
 from streams.values import DataEntry, DataType, Transport
 

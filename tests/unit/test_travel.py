@@ -13,11 +13,11 @@ from hypothesis import given as sampled
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from dataplane.causes import where_time_went
-from dataplane.comparing import changes, picture
-from dataplane.moments import moment_of
-from dataplane.replay import timeline, verify
-from dataplane.sources import ReadOnly
+from dataplane.audit.causes import where_time_went
+from dataplane.audit.comparing import changes, picture
+from dataplane.audit.moments import moment_of
+from dataplane.audit.replay import timeline, verify
+from dataplane.audit.sources import ReadOnly
 from projections.cluster import ClusterView
 from projections.fold import TABLES, fold, view_digests
 from projections.projector import Projector

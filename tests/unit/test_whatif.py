@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
+from dataplane.audit.whatif import Moves, what_if
 from dataplane.policy import Exclusion, Policy
-from dataplane.whatif import Moves, what_if
 from tests.kept import archive, stored
 from tests.spec import Story, after, games_of, given, played, player, ran, trainer
 

@@ -1,0 +1,7 @@
+"""Files of a data root: how they appear, what is there, and how they go.
+
+Nothing here opens a connection. Read in this order: `landing` (the only way a file appears) with
+`partial`, `scattered` and `places`, then `inventory` (what is here) with `walk`, `reading`,
+`known`, `index`, `contents` and `watching`, then what is asked of a file: `digest`, `checks`,
+`sqlite`, `rot`, `removal`.
+"""

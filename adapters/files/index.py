@@ -1,0 +1,154 @@
+"""What the inventory remembers across restarts, in a small SQLite file of its own.
+
+It holds nothing that cannot be found out again, and never decides anything. One thread uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import sqlite3
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from adapters.files.sqlite import remove_side_files
+from adapters.files.walk import Print
+from streams.values import DataEntry
+
+#: Raise it when `Row` changes its shape: an older file is then thrown away.
+SHAPE = 1
+
+
+class State(enum.StrEnum):
+    """Whether a known file is still what it was."""
+
+    HERE = "here"
+    #: It was said to be here and no longer is.
+    GONE = "gone"
+    #: A received file that somebody changed in place: neither its entry nor a file of our own.
+    SPOILED = "spoiled"
+
+
+class Row(msgspec.Struct, frozen=True, array_like=True):
+    """One file: how it looked, what it is, what was said of it."""
+
+    local: str
+    print: Print
+    entry: DataEntry
+    #: The file that holds the entry's content, relative to the root: itself or a snapshot of it.
+    holder: str
+    holder_print: Print
+    state: State = State.HERE
+    #: Whether it came by a transfer; its entry is then the assignment's.
+    received: bool = False
+    #: The checksum that was last reported; "" if none was.
+    said: str = ""
+    #: Seconds it took to read, and when that was.
+    read_s: float = 0.0
+    read_at: float = 0.0
+
+
+class Superseded(msgspec.Struct, frozen=True, array_like=True):
+    """A snapshot that is no longer the newest of its database."""
+
+    name: str
+    local: str
+    since: float
+
+
+class Expected(msgspec.Struct, frozen=True, array_like=True):
+    """An entry that is about to appear under a local path."""
+
+    local: str
+    entry: DataEntry
+
+
+class Index:
+    """Three tables of small records, each change durable once a method returns."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._db = self._opened()
+
+    def rows(self) -> list[Row]:
+        """All rows."""
+        return [msgspec.msgpack.decode(blob, type=Row) for blob in self._all("rows")]
+
+    def superseded(self) -> list[Superseded]:
+        """All superseded snapshots."""
+        return [msgspec.msgpack.decode(blob, type=Superseded) for blob in self._all("superseded")]
+
+    def expected(self) -> list[Expected]:
+        """All entries that are about to appear."""
+        return [msgspec.msgpack.decode(blob, type=Expected) for blob in self._all("expected")]
+
+    def change(self, table: str, changes: Mapping[str, msgspec.Struct | None]) -> None:
+        """Write records by key, or remove those that are None, all or nothing."""
+        gone = [(key,) for key, record in changes.items() if record is None]
+        kept = [(key, msgspec.msgpack.encode(r)) for key, r in changes.items() if r is not None]
+        with self._db:
+            self._db.executemany(f"DELETE FROM {table} WHERE key = ?", gone)
+            self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", kept)
+
+    def recreate(self, tables: Mapping[str, Mapping[str, msgspec.Struct]]) -> None:
+        """Throw the file away and write it anew from what is known."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.close()
+        _remove(self._path)
+        self._db = self._opened()
+        for table, records in tables.items():
+            self.change(table, records)
+
+    def exists(self) -> bool:
+        """Whether the file is still where it was opened."""
+        return self._path.exists()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._db.close()
+
+    def _all(self, table: str) -> Iterable[bytes]:
+        for row in self._db.execute(f"SELECT record FROM {table}"):
+            yield row[0]
+
+    def _opened(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            return self._sound()
+        except (sqlite3.DatabaseError, msgspec.DecodeError):
+            _remove(self._path)
+            return self._sound()
+
+    def _sound(self) -> sqlite3.Connection:
+        """A connection to a sound file of the present shape. Raises if the file is neither."""
+        db = sqlite3.connect(self._path, check_same_thread=False)
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            (shape,) = db.execute("PRAGMA user_version").fetchone()
+            if shape not in (0, SHAPE):
+                raise sqlite3.DatabaseError("another shape")
+            if [row[0] for row in db.execute("PRAGMA quick_check(1)")] != ["ok"]:
+                raise sqlite3.DatabaseError("damaged")
+            for table in ("rows", "superseded", "expected"):
+                db.execute(
+                    f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, record BLOB)"
+                )
+            db.execute(f"PRAGMA user_version = {SHAPE}")
+            db.commit()
+            _decode_first(db)
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+
+def _decode_first(db: sqlite3.Connection) -> None:
+    for (blob,) in db.execute("SELECT record FROM rows LIMIT 1"):
+        msgspec.msgpack.decode(blob, type=Row)
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    remove_side_files(path)

@@ -1,0 +1,134 @@
+"""What is known of the files of a data root: in memory, and in the index for after a restart.
+
+It never looks at data files itself and decides nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from adapters.files.contents import Contents
+from adapters.files.index import Expected, Index, Row, State, Superseded
+from adapters.files.places import OWN_DIRECTORY
+from adapters.files.reading import remove_unfinished
+from adapters.files.removal import put_back
+from adapters.workers import finish
+from streams.values import DataEntry
+
+T = TypeVar("T")
+
+
+class Known:
+    """Rows, expected entries and contents. Lives on one event loop; one thread uses the index."""
+
+    def __init__(self, root: Path, keep_snapshots_s: float, clock: Callable[[], float]) -> None:
+        self.rows: dict[str, Row] = {}
+        self.contents = Contents(root, keep_snapshots_s)
+        self.expected: dict[str, Expected] = {}
+        self._root = root
+        self._clock = clock
+        self._local_of: dict[str, str] = {}
+        self._index: Index | None = None
+        self._opening = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="index")
+
+    async def ready(self) -> None:
+        """Open the index, once."""
+        async with self._opening:
+            if self._index is None:
+                self._index = await self._in_thread(self._open)
+
+    async def close(self) -> None:
+        """Let go of the index."""
+        async with self._opening:
+            if self._index is not None:
+                index, self._index = self._index, None
+                await self._in_thread(index.close)
+        self._thread.shutdown(wait=False)
+
+    def row_of(self, path: str) -> Row | None:
+        """The row of a logical path; None if there is none."""
+        return self.rows.get(self._local_of.get(path, ""))
+
+    def here(self) -> Iterator[Row]:
+        """Rows of files that are here as their entry says."""
+        return (row for row in self.rows.values() if row.state is State.HERE)
+
+    async def put(self, changes: Mapping[str, Row | None]) -> None:
+        """Set rows by local path, or forget those that are None. Durable on return."""
+        before = dict(self.contents.superseded)
+        for local, new in changes.items():
+            old = self.rows.pop(local, None)
+            if old is not None and self._local_of.get(old.entry.path) == local:
+                del self._local_of[old.entry.path]
+            if new is not None:
+                self.rows[local] = new
+                self._local_of[new.entry.path] = local
+            self.contents.replace(old, new, self._clock())
+        await self._save("superseded", _difference(before, self.contents.superseded))
+        await self._save("rows", changes)
+
+    async def expect(self, local: str, entry: DataEntry | None) -> None:
+        """Remember that `entry` will appear at `local`, or that nothing will. Durable on return."""
+        if entry is not None:
+            self.expected[local] = Expected(local, entry)
+        elif self.expected.pop(local, None) is None:
+            return
+        await self._save("expected", {local: self.expected.get(local)})
+
+    async def sweep(self) -> None:
+        """Remove snapshots that nobody needs any more."""
+        before = dict(self.contents.superseded)
+        rows, now = dict(self.rows), self._clock()
+        await self._in_thread(lambda: self.contents.sweep(rows, now))
+        await self._save("superseded", _difference(before, self.contents.superseded))
+
+    async def mend(self) -> None:
+        """Write the index anew if somebody removed it."""
+        index = self._index
+        if index is not None and not await self._in_thread(index.exists):
+            await self._write_anew(index)
+
+    def _open(self) -> Index:
+        index = Index(self._root / OWN_DIRECTORY / "inventory.sqlite")
+        self.rows = {row.local: row for row in index.rows()}
+        self._local_of = {row.entry.path: row.local for row in self.rows.values()}
+        self.expected = {one.local: one for one in index.expected()}
+        remove_unfinished(self._root)
+        put_back(self._root)
+        self.contents.load(self.rows, index.superseded(), self._clock())
+        return index
+
+    async def _save(self, table: str, changes: Mapping[str, msgspec.Struct | None]) -> None:
+        index = self._index
+        if index is None or not changes:
+            return
+        try:
+            await self._in_thread(lambda: index.change(table, changes))
+        except sqlite3.DatabaseError:
+            await self._write_anew(index)
+
+    async def _write_anew(self, index: Index) -> None:
+        tables: dict[str, dict[str, msgspec.Struct]] = {
+            "rows": dict(self.rows),
+            "superseded": dict(self.contents.superseded),
+            "expected": dict(self.expected),
+        }
+        await self._in_thread(lambda: index.recreate(tables))
+
+    async def _in_thread(self, function: Callable[[], T]) -> T:
+        return await finish(function, executor=self._thread)
+
+
+def _difference(
+    before: Mapping[str, Superseded], after: Mapping[str, Superseded]
+) -> dict[str, Superseded | None]:
+    gone: dict[str, Superseded | None] = {name: None for name in before if name not in after}
+    return gone | {name: one for name, one in after.items() if before.get(name) != one}

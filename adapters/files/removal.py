@@ -1,0 +1,104 @@
+"""Deletes one replica: the only way a file of the data root goes.
+
+A file is first moved aside and looked at once more, so that one that was changed at the last moment
+comes back under its name; a process that is killed in between puts it back when it starts again. It
+must never remove what it has not just recognised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from pathlib import Path
+
+from adapters.files.index import Row
+from adapters.files.places import OWN_DIRECTORY, fsync_directories
+from adapters.files.sqlite import SIDE_FILES
+from adapters.files.walk import WRITING_SUFFIX, Print, print_of
+
+TRASH = "trash"
+#: A file of this node's own that changed within so many seconds is in use.
+IDLE_S = 600.0
+#: Ends the name of a directory whose files are to be deleted; those of others are put back.
+_DOOMED = ".doomed"
+
+
+class Kept(Exception):
+    """The file stays; the text says why."""
+
+
+def remove(root: Path, row: Row, *, now: float, idle_s: float = IDLE_S) -> int:
+    """Delete the file of a row; bytes that became free. Blocks.
+
+    Raises Kept, and then it is where it was.
+    """
+    file = root / row.local
+    if file.is_symlink():
+        raise Kept(f"{row.local} is a symlink")
+    try:
+        seen = print_of(file)
+    except FileNotFoundError:
+        return 0
+    if file.with_name(file.name + WRITING_SUFFIX).exists():
+        raise Kept(f"{row.local} is being written")
+    if not row.received and now - seen.mtime < idle_s:
+        raise Kept(f"{row.local} was changed {now - seen.mtime:.0f} s ago: it is in use")
+    if _look(seen) != _look(row.print):
+        raise Kept(f"{row.local} is no longer what it was when it was last read")
+    aside = root / OWN_DIRECTORY / TRASH / uuid.uuid4().hex
+    (aside / Path(row.local).parent).mkdir(parents=True)
+    _move(root, aside, row.local)
+    if _look(print_of(aside / row.local)) != _look(seen):
+        put_back(root)
+        raise Kept(f"{row.local} was changed at the last moment")
+    doomed = aside.rename(aside.with_name(aside.name + _DOOMED))
+    fsync_directories(file.parent, file.parent)
+    return _delete(doomed)
+
+
+def put_back(root: Path) -> None:
+    """End what a killed process began: what was to be deleted goes, all else comes back. Blocks.
+
+    Where another file has taken the place meanwhile, the old one stays aside.
+    """
+    for aside in (root / OWN_DIRECTORY / TRASH).glob("*"):
+        if aside.name.endswith(_DOOMED):
+            _delete(aside)
+            continue
+        for file in [path for path in aside.rglob("*") if path.is_file()]:
+            home = root / file.relative_to(aside)
+            with contextlib.suppress(OSError):
+                os.link(file, home)
+                file.unlink()
+        _remove_empty(aside)
+
+
+def _look(seen: Print) -> tuple[int, int, int, int]:
+    # Not the whole print: moving a file changes its ctime, and one that was too fresh has none.
+    return seen.size, seen.mtime_ns, seen.inode, seen.wal_size
+
+
+def _move(root: Path, aside: Path, local: str) -> None:
+    """Move a file aside, and what stands beside a database."""
+    (root / local).rename(aside / local)
+    for suffix in SIDE_FILES:
+        with contextlib.suppress(FileNotFoundError):
+            (root / (local + suffix)).rename(aside / (local + suffix))
+
+
+def _delete(doomed: Path) -> int:
+    freed = 0
+    for file in [path for path in doomed.rglob("*") if path.is_file()]:
+        freed += file.stat().st_size
+        file.unlink()
+    _remove_empty(doomed)
+    return freed
+
+
+def _remove_empty(directory: Path) -> None:
+    """Remove directories that hold no file; others stay."""
+    below = sorted((path for path in directory.rglob("*") if path.is_dir()), reverse=True)
+    for path in [*below, directory]:
+        with contextlib.suppress(OSError):
+            path.rmdir()

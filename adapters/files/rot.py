@@ -1,0 +1,59 @@
+"""Reads a file again, and sets it aside if its bytes are others now though nobody wrote it anew.
+
+A file with another size, time or inode is not damaged: somebody wrote it, and the next scan says
+what it is now; but for a copy of another node's file, which nobody here may write. It must never
+move a file of this node's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from adapters.files.digest import checksum_on_disk
+from adapters.files.index import Row, State
+from adapters.files.places import fsync_directories, same_disk_directory
+
+
+class Rot(msgspec.Struct, frozen=True):
+    """A file whose bytes changed though its size, times and inode did not."""
+
+    local: str
+    reason: str
+    #: Whether the file was moved to quarantine.
+    set_aside: bool = False
+
+
+def reread(root: Path, row: Row, stopped: Callable[[], bool]) -> Rot | None:
+    """Whether the bytes of a row's file are no longer what they were. Blocks.
+
+    None if they are, or if that can't be said: it is gone, or was changed by somebody.
+    Raises `adapters.files.digest.Stopped`.
+    """
+    file = root / row.local
+    try:
+        if not _as_it_was(file, row):
+            return None
+        found = checksum_on_disk(file, stopped)
+        if found == row.entry.checksum or not _as_it_was(file, row):
+            return None
+    except OSError as error:
+        # EIO is how a disk says that it can't give back what it was given.
+        return Rot(row.local, f"it can't be read: {error}") if file.exists() else None
+    return Rot(row.local, f"its bytes are {found} now, and it was not received anew")
+
+
+def _as_it_was(file: Path, row: Row) -> bool:
+    """Whether nobody has put another file there, as far as size, time and inode tell."""
+    return row.state is State.SPOILED or row.print.same_file(file.stat())
+
+
+def set_aside(root: Path, row: Row) -> Path:
+    """Move a received file to quarantine; where it is then. Durable on return. Blocks."""
+    file = root / row.local
+    directory = same_disk_directory(root, file, "quarantine")
+    aside = file.replace(directory / f"{row.entry.checksum.removeprefix('sha256:')}.rotten")
+    fsync_directories(file.parent, file.parent)
+    return aside

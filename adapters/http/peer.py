@@ -1,0 +1,149 @@
+"""One connection to a file server, kept for one question after the other.
+
+All methods but `abort` block and belong in a thread, one at a time. Nothing is asked twice, and
+nothing that comes is believed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from urllib.parse import urlsplit
+
+from adapters.http.download import connect
+from adapters.transport import EntryMissing, Interrupted, Refused, Stalled
+
+_ERROR_TEXT = 300
+
+
+class Peer:
+    """A connection that is made when first needed, and anew after it broke."""
+
+    def __init__(
+        self,
+        node: str,
+        base: str,
+        connect_s: float,
+        stall_s: float,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """`context` says whom to trust over TLS; None: whom this machine trusts."""
+        self.node = node
+        self.base = base
+        #: No byte for this long ends a question.
+        self.stall_s = stall_s
+        self._connect_s = connect_s
+        self._context = context
+        self._connection: http.client.HTTPConnection | None = None
+        #: The last answer, as far as it was read.
+        self.answer: http.client.HTTPResponse | None = None
+        self._socket: socket.socket | None = None
+        self._aborted = False
+
+    def ask(
+        self,
+        url: str,
+        *,
+        method: str = "GET",
+        headers: Mapping[str, str] | None = None,
+        body: bytes | None = None,
+    ) -> http.client.HTTPResponse:
+        """Ask, and return what was answered, of which the body is still to be read.
+
+        Raises `Unreachable`, `Stalled`, `Interrupted`, `Refused`, or `EntryMissing`.
+        """
+        try:
+            answer = self._asked(url, method, headers or {}, body)
+            if answer.status not in (200, 206):
+                said = answer.read(_ERROR_TEXT).decode(errors="replace")
+                self.close()
+                if answer.status in (404, 410):
+                    raise EntryMissing(f"{self.node} does not hold it: {said}")
+                raise Refused(f"{self.node} answered {answer.status} {answer.reason}: {said}")
+            return answer
+        except TimeoutError as error:
+            self.close()
+            raise Stalled(f"{self.node} gave no answer for {self.stall_s:g} s") from error
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.close()
+            raise Interrupted(f"{self.node} broke off instead of an answer: {error!r}") from error
+
+    def fill(self, view: memoryview) -> None:
+        """Fill `view` with the next bytes of the answer. Raises `Stalled` or `Interrupted`."""
+        with self._reading() as answer:
+            count = 0
+            while count < len(view):
+                came = answer.readinto(view[count:])
+                if not came:
+                    raise ConnectionResetError("ended early")
+                count += came
+
+    def read(self, most: int) -> bytes:
+        """The next bytes of the answer, `most` if it goes on so long. As `fill` otherwise."""
+        buffer, count = bytearray(), 0
+        with self._reading() as answer:
+            while count < most:
+                # Grown as bytes come: a stranger's word for a length costs no memory.
+                buffer += bytes(min(most - count, 1 << 18))
+                came = answer.readinto(memoryview(buffer)[count:])
+                if not came:
+                    break
+                count += came
+                del buffer[count:]
+        return bytes(buffer[:count])
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[http.client.HTTPResponse]:
+        answer = self.answer
+        try:
+            if answer is None:
+                raise ConnectionResetError("no answer is open")
+            yield answer
+        except TimeoutError as error:
+            self.close()
+            raise Stalled(f"{self.node}: no byte for {self.stall_s:g} s") from error
+        except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
+            self.close()
+            raise Interrupted(f"{self.node} broke off: {error}") from error
+
+    def close(self) -> None:
+        """Let go of the connection; the next question makes a new one."""
+        connection, self._connection = self._connection, None
+        answer, self.answer = self.answer, None
+        for one in (answer, connection):
+            if one is not None:
+                with contextlib.suppress(OSError, ValueError):
+                    one.close()
+
+    def abort(self) -> None:
+        """Let whoever waits for bytes fail at once, and all who ask later. From any thread."""
+        self._aborted = True
+        opened = self._socket
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+
+    def _asked(
+        self, url: str, method: str, headers: Mapping[str, str], body: bytes | None
+    ) -> http.client.HTTPResponse:
+        if self.answer is not None and not self.answer.isclosed():
+            # Something of the last answer was not read: it would be taken for the next one.
+            self.close()
+        if self._connection is None:
+            self._connection = connect(url, self._connect_s, self._context)
+            self._socket = self._connection.sock
+        if self._aborted:
+            raise ConnectionAbortedError("given up")
+        self._connection.sock.settimeout(self.stall_s)
+        parts = urlsplit(url)
+        self._connection.request(
+            method,
+            f"{parts.path}?{parts.query}",
+            body=body,
+            headers={"Accept-Encoding": "identity", **headers},
+        )
+        answer = self.answer = self._connection.getresponse()
+        return answer

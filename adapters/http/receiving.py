@@ -1,0 +1,231 @@
+"""Takes entries that other nodes PUT here: through a landing, never past it.
+
+It must never give a name to bytes it has not digested, nor take an entry for another node. What it
+has landed is known to the inventory as received before anybody is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+from aiohttp import ClientConnectionError, hdrs, web
+
+from adapters import transport as errors
+from adapters.files.landing import Landed, Landing, partial_name
+from adapters.transport import (
+    Interrupted,
+    NeverReplaced,
+    Refused,
+    Stalled,
+    Superseded,
+    TransportError,
+)
+from adapters.workers import settled
+from streams.identity import Ownership, PathRules
+from streams.values import DataEntry
+
+#: What the sender says of the entry: its JSON in base64, for names in any script.
+ENTRY_HEADER = "X-Dataplane-Entry"
+TRANSFER_HEADER = "X-Dataplane-Transfer"
+#: Which error an answer means, by its class.
+ERROR_HEADER = "X-Dataplane-Error"
+#: How many bytes are there already.
+OFFSET_HEADER = "Upload-Offset"
+_RANGE = re.compile(r"bytes (?:(\d{1,18})-(\d{1,18})|\*)/(\d{1,18})", re.ASCII)
+_STATUS = {"DiskFull": 507, "DigestMismatch": 422, "CheckFailed": 422, "PathEscapes": 403}
+
+#: Told what has landed, once it is known as received: entry and what was read from the file.
+OnLanded = Callable[[DataEntry, Landed], Awaitable[None]]
+
+
+class Knows(Protocol):
+    """What a receiver asks and tells; `files.inventory.Inventory` does it for a node's data."""
+
+    async def arrived(self, path: str) -> DataEntry | None:
+        """What was received under a logical path."""
+
+    async def keeps_own(self, path: str) -> bool:
+        """Whether a file of the node's own stands there."""
+
+    async def expect(self, entry: DataEntry, local: str) -> None:
+        """An entry is about to appear."""
+
+    async def landed(self, entry: DataEntry, local: str) -> None:
+        """It has appeared."""
+
+
+class Receiver:
+    """Lands what is pushed to one node. Lives on one event loop."""
+
+    def __init__(
+        self,
+        node: str,
+        root: Path,
+        inventory: Knows,
+        *,
+        rules: PathRules | None = None,
+        on_landed: OnLanded | None = None,
+        stall_s: float = 30.0,
+    ) -> None:
+        self.node = node
+        self._root = root
+        self._inventory = inventory
+        self._rules = rules or PathRules()
+        self._on_landed = on_landed
+        self._stall_s = stall_s
+        self._under_way: dict[str, asyncio.Task[object]] = {}
+        self._diverted: dict[str, Receiver] = {}
+
+    def divert(self, transfer: str, receiver: Receiver | None) -> None:
+        """What comes for a transfer goes to another receiver from now on; with None, here again."""
+        if receiver is None:
+            self._diverted.pop(transfer, None)
+        else:
+            self._diverted[transfer] = receiver
+
+    async def ready(self, entry: DataEntry) -> bool:
+        """Whether an entry is here already; raises what forbids to receive it.
+
+        If it is not, it may come: the inventory expects it from now on.
+        """
+        there = await self._inventory.arrived(entry.path)
+        if there is not None and there.checksum == entry.checksum:
+            return True
+        await self._refuse(entry, there)
+        await self._inventory.expect(entry, self._rules.local(entry.path, self.node))
+        return False
+
+    async def land(self, entry: DataEntry, transfer: str) -> Landed:
+        """Land what another transport has gathered for a transfer; as `Landing.commit`."""
+        local = self._rules.local(entry.path, self.node)
+        async with self._alone(partial_name(transfer, entry)):
+            landing = await Landing.open(self._root, entry, transfer, local, rules=self._rules)
+            try:
+                return await self._land(entry, landing, local)
+            finally:
+                await landing.abort()
+
+    async def answer(self, request: web.Request, checksum: str) -> web.Response:
+        """Take a body, or say how much of it is there already. The URL was proven before."""
+        try:
+            entry, transfer = _said(request, checksum)
+            if (other := self._diverted.get(transfer)) is not None:
+                return await other.answer(request, checksum)
+            async with self._alone(partial_name(transfer, entry)):
+                return await self._take(request, entry, transfer)
+        except TransportError as error:
+            kind = type(error).__name__
+            return web.Response(
+                status=_STATUS.get(kind, 409), text=str(error), headers={ERROR_HEADER: kind}
+            )
+
+    async def _take(self, request: web.Request, entry: DataEntry, transfer: str) -> web.Response:
+        there = await self._inventory.arrived(entry.path)
+        if there is not None and there.checksum == entry.checksum:
+            return web.Response(status=201, text="it is here already")
+        await self._refuse(entry, there)
+        local = self._rules.local(entry.path, self.node)
+        landing = await Landing.open(self._root, entry, transfer, local, rules=self._rules)
+        try:
+            first = _first(request.headers.get(hdrs.CONTENT_RANGE, ""), entry)
+            if first is None and landing.offset < entry.size_bytes:
+                return web.Response(status=204, headers={OFFSET_HEADER: str(landing.offset)})
+            if first is not None:
+                await self._receive(request, landing, first)
+            landed = await self._land(entry, landing, local)
+        finally:
+            await landing.abort()
+        return web.json_response(msgspec.to_builtins(landed), status=201)
+
+    async def _refuse(self, entry: DataEntry, there: DataEntry | None) -> None:
+        if there is not None and there.version > entry.version:
+            raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
+        owned = self._rules.ownership(entry.path) is Ownership.OWNED
+        if owned and await self._inventory.keeps_own(entry.path):
+            raise NeverReplaced(f"{entry.path} is a file of {self.node}'s own")
+
+    async def _receive(self, request: web.Request, landing: Landing, first: int) -> None:
+        if first == 0 and landing.offset:
+            await landing.reset()
+        if first != landing.offset:
+            raise Interrupted(f"{landing.offset} bytes are here, the rest was sent from {first}")
+        try:
+            while True:
+                async with asyncio.timeout(self._stall_s):
+                    data = await request.content.readany()
+                if not data:
+                    return
+                await landing.write(data)
+        except TimeoutError:
+            raise Stalled(f"no byte came for {self._stall_s:g} s") from None
+        except (ClientConnectionError, ConnectionError, web.RequestPayloadError) as error:
+            raise Interrupted(f"the sender broke off: {error}") from error
+
+    async def _land(self, entry: DataEntry, landing: Landing, local: str) -> Landed:
+        # Said before the file appears: a crash in between must not make the file our own.
+        await self._inventory.expect(entry, local)
+        landed = await landing.commit()
+        await self._inventory.landed(entry, local)
+        if self._on_landed is not None:
+            await self._on_landed(entry, landed)
+        return landed
+
+    @contextlib.asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        """End what still takes the same entry: its sender has given it up and comes again."""
+        while (elder := self._under_way.get(name)) is not None:
+            elder.cancel()
+            await settled(elder)
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way[name] = task
+        try:
+            yield
+        finally:
+            del self._under_way[name]
+
+
+def described(entry: DataEntry, transfer: str) -> dict[str, str]:
+    """The headers that say which entry a body is of."""
+    said = base64.b64encode(msgspec.json.encode(entry)).decode()
+    return {ENTRY_HEADER: said, TRANSFER_HEADER: transfer}
+
+
+def error_of(name: str, text: str) -> TransportError:
+    """The error that an answer names; `Refused` if it names none."""
+    kind = getattr(errors, name, None)
+    if isinstance(kind, type) and issubclass(kind, TransportError):
+        return kind(text)
+    return Refused(text)
+
+
+def _said(request: web.Request, checksum: str) -> tuple[DataEntry, str]:
+    """The entry and the transfer; only the digest and the path are proven by the signature."""
+    try:
+        said = base64.b64decode(request.headers.get(ENTRY_HEADER, ""), validate=True)
+        entry = msgspec.json.decode(said, type=DataEntry)
+    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise Refused(f"{ENTRY_HEADER} is no entry: {error}") from error
+    if entry.checksum != checksum or entry.path != request.query.get("path"):
+        raise Refused("the entry is not the one that the URL was signed for")
+    return entry, request.headers.get(TRANSFER_HEADER, "")
+
+
+def _first(content_range: str, entry: DataEntry) -> int | None:
+    """The first byte that is sent; None if none is, and only a question is asked."""
+    found = _RANGE.fullmatch(content_range)
+    if found is None or int(found[3]) != entry.size_bytes:
+        raise Refused(f"{content_range!r} is no range of {entry.size_bytes} bytes")
+    if found[1] is None:
+        return None
+    if int(found[2]) != entry.size_bytes - 1:
+        raise Refused("what is sent is always all that is lacking")
+    return int(found[1])

@@ -1,0 +1,350 @@
+"""The transport over HTTP: ranged and resumable, from and to the file server of another node.
+
+It makes one attempt and never follows a redirect, never retries, never trusts a length that the
+entry does not confirm. Small entries come over connections that are kept; a large one has a socket
+and a thread of its own, which costs one connection and saves the event loop every byte.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import aiohttp
+import msgspec
+
+from adapters.files.landing import Landing
+from adapters.files.sent import opened
+from adapters.http.download import Download
+from adapters.http.receiving import ERROR_HEADER, OFFSET_HEADER, described, error_of
+from adapters.http.server import FileServer
+from adapters.http.signing import Signer
+from adapters.http.upload import Answered, Upload
+from adapters.telling import Telling
+from adapters.throttle import Throttle
+from adapters.transport import (
+    EntryMissing,
+    Interrupted,
+    Progress,
+    Refused,
+    Request,
+    Stalled,
+    Unreachable,
+)
+from adapters.workers import SOCKETS, finish
+from streams.values import Transport
+
+__all__ = ["FileServer", "HttpTransport"]
+
+C = TypeVar("C", Download, Upload)
+
+#: From here on an entry is worth a connection of its own.
+LARGE_BYTES = 8 << 20
+READ_BYTES = 4 << 20
+SMALLEST_READ_BYTES = 64 << 10
+#: How much is read at once, as seconds of the rate it is limited to.
+READ_S = 0.1
+URL_TTL_S = 300.0
+#: A target that digests and syncs slower than this is taken for stalled.
+SLOWEST_DIGEST_BYTES_S = 20e6
+_ERROR_TEXT = 300
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a source says before the bytes."""
+
+    status: int
+    reason: str
+    etag: str | None
+    content_range: str | None
+    length: int | None
+
+
+class HttpTransport:
+    """Fetches entries by digest from `FileServer`s."""
+
+    name = Transport.HTTP_FETCH
+
+    def __init__(
+        self,
+        signer: Signer,
+        *,
+        ttl_s: float = URL_TTL_S,
+        clock: Callable[[], float] = time.time,
+        connections_per_host: int = 16,
+        large_bytes: int = LARGE_BYTES,
+        context: ssl.SSLContext | None = None,
+    ) -> None:
+        """`context`: whom to trust over TLS; None trusts whom this machine trusts."""
+        self._signer = signer
+        self._ttl_s = ttl_s
+        self._clock = clock
+        self._connections_per_host = connections_per_host
+        self._large_bytes = large_bytes
+        self._context = context or ssl.create_default_context()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def fetch(
+        self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+    ) -> int:
+        """As `Fetches.fetch`. Asks nothing of the source if no byte is lacking."""
+        lacking = request.entry.size_bytes - landing.offset
+        if not lacking:
+            return 0
+        if not request.source.http_url:
+            raise Unreachable(f"{request.source.node} has no file server")
+        telling = Telling(progress, request.entry.size_bytes)
+        if lacking >= self._large_bytes:
+            return await self._fetch_large(request, landing, throttle, telling)
+        try:
+            return await self._fetch_small(request, landing, throttle, telling)
+        except aiohttp.InvalidURL as error:
+            raise Unreachable(f"{request.source.node}: no such address") from error
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise Refused(f"{request.source.node} does not prove who it is: {error}") from error
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+            raise Unreachable(f"{request.source.node}: {error}") from error
+        except (aiohttp.ClientError, ConnectionError) as error:
+            raise Interrupted(f"{request.source.node} broke off: {error}") from error
+
+    async def push(
+        self, request: Request, file: Path, throttle: Throttle, progress: Progress
+    ) -> int:
+        """As `Pushes.push`. What came is kept at the target, bound to transfer and digest."""
+        size = request.entry.size_bytes
+        if not request.target.http_url:
+            raise Unreachable(f"{request.target.node} has no file server")
+        source = await finish(lambda: opened(file, size))
+        try:
+            there = await self._put(request, f"bytes */{size}", 0)
+            if there.status != 204:
+                _judge(there, request)
+                return 0
+            offset = int(there.headers.get(OFFSET_HEADER, "0"))
+            range_ = f"bytes {offset}-{size - 1}/{size}"
+            telling = Telling(progress, size)
+            answer = await self._put(request, range_, size - offset, source, throttle, telling)
+            _judge(answer, request)
+            return size - offset
+        finally:
+            await finish(source.close)
+
+    async def _put(
+        self,
+        request: Request,
+        content_range: str,
+        length: int,
+        source: BinaryIO | None = None,
+        throttle: Throttle | None = None,
+        telling: Telling | None = None,
+    ) -> Answered:
+        """Ask with an empty body, or send the last `length` bytes of `source`."""
+        entry, target = request.entry, request.target
+        url = self._signer.url(
+            target.http_url,
+            entry.checksum,
+            entry.path,
+            target.node,
+            self._clock(),
+            self._ttl_s,
+            "PUT",
+        )
+        headers = described(entry, request.transfer)
+        headers |= {"Content-Range": content_range, "Content-Length": str(length)}
+        upload = await _begun(
+            lambda: Upload(url, headers, request.connect_s, request.stall_s, self._context)
+        )
+        patience_s = request.connect_s + request.stall_s + entry.size_bytes / SLOWEST_DIGEST_BYTES_S
+        try:
+            if source is not None and throttle is not None and telling is not None:
+                await _sent(upload, source, entry.size_bytes, length, throttle, telling)
+            return await finish(lambda: upload.answer(patience_s), executor=SOCKETS)
+        finally:
+            upload.close()
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def _fetch_large(
+        self, request: Request, landing: Landing, throttle: Throttle, telling: Telling
+    ) -> int:
+        url, headers = self._question(request, landing.offset)
+        download = await _begun(
+            lambda: Download(url, headers, request.connect_s, request.stall_s, self._context)
+        )
+        try:
+            answer = Answer(
+                status=download.status,
+                reason=download.reason,
+                etag=download.etag,
+                content_range=download.content_range,
+                length=download.length,
+            )
+            if answer.status not in (200, 206):
+                said = await finish(lambda: download.text(_ERROR_TEXT), executor=SOCKETS)
+                raise _refusal(answer, request, said)
+            if answer.status == 200 and landing.offset:
+                await landing.reset()
+            _check(answer, request, landing.offset)
+            came = 0
+            while landing.offset < request.entry.size_bytes:
+                count = await landing.fill(
+                    download.into, throttle.paced(SMALLEST_READ_BYTES, READ_BYTES, READ_S)
+                )
+                await throttle.take(count)
+                came += count
+                telling.tell(landing.offset)
+            return came
+        finally:
+            download.close()
+
+    async def _fetch_small(
+        self, request: Request, landing: Landing, throttle: Throttle, telling: Telling
+    ) -> int:
+        async with await self._ask(request, landing.offset, throttle) as response:
+            answer = Answer(
+                status=response.status,
+                reason=response.reason or "",
+                etag=response.headers.get("ETag"),
+                content_range=response.headers.get("Content-Range"),
+                length=response.content_length,
+            )
+            if answer.status not in (200, 206):
+                async with asyncio.timeout(request.stall_s):
+                    said = (await response.content.read(_ERROR_TEXT)).decode(errors="replace")
+                raise _refusal(answer, request, said)
+            if answer.status == 200 and landing.offset:
+                await landing.reset()
+            _check(answer, request, landing.offset)
+            came = 0
+            while data := await _read(response, request):
+                await landing.write(data)
+                await throttle.take(len(data))
+                came += len(data)
+                telling.tell(landing.offset)
+            return came
+
+    async def _ask(
+        self, request: Request, offset: int, throttle: Throttle
+    ) -> aiohttp.ClientResponse:
+        url, headers = self._question(request, offset)
+        try:
+            async with asyncio.timeout(request.connect_s + request.stall_s):
+                return await self._sessions().get(
+                    url,
+                    headers=headers,
+                    allow_redirects=False,
+                    read_bufsize=throttle.paced(SMALLEST_READ_BYTES, READ_BYTES, READ_S),
+                    timeout=aiohttp.ClientTimeout(total=None, sock_connect=request.connect_s),
+                )
+        except aiohttp.ConnectionTimeoutError:
+            raise
+        except TimeoutError as error:
+            raise Stalled(f"{request.source.node} gave no answer") from error
+
+    def _question(self, request: Request, offset: int) -> tuple[str, dict[str, str]]:
+        entry = request.entry
+        url = self._signer.url(
+            request.source.http_url,
+            entry.checksum,
+            entry.path,
+            request.target.node,
+            self._clock(),
+            self._ttl_s,
+        )
+        headers = {"Accept-Encoding": "identity"}
+        if offset:
+            headers |= {"Range": f"bytes={offset}-", "If-Range": f'"{entry.checksum}"'}
+        return url, headers
+
+    def _sessions(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(
+                limit=0, limit_per_host=self._connections_per_host, ssl=self._context
+            )
+            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        return self._session
+
+
+async def _begun(begin: Callable[[], C]) -> C:
+    """What `begin` makes in a thread; nothing of it is left open if this is cancelled."""
+    made: list[C] = []
+    try:
+        await finish(lambda: made.append(begin()), executor=SOCKETS)
+    except asyncio.CancelledError:
+        for connection in made:
+            connection.close()
+        raise
+    return made[0]
+
+
+async def _sent(
+    upload: Upload,
+    source: BinaryIO,
+    size: int,
+    length: int,
+    throttle: Throttle,
+    telling: Telling,
+) -> None:
+    """Send the last `length` bytes. What the target says before it has all is its answer."""
+    offset = size - length
+    while offset < size:
+        most = min(throttle.paced(SMALLEST_READ_BYTES, READ_BYTES, READ_S), size - offset)
+        await throttle.take(most)
+        try:
+            count = await finish(
+                lambda at=offset, most=most: upload.send(source, at, most),  # type: ignore[misc]
+                executor=SOCKETS,
+                hurry=upload.abort,
+            )
+        except Interrupted:
+            # It may have said why, and then stopped listening.
+            return
+        if not count:
+            raise EntryMissing("the file to be sent has become shorter")
+        offset += count
+        telling.tell(offset)
+
+
+def _judge(answer: Answered, request: Request) -> None:
+    """Raise unless the target says that it has landed."""
+    if answer.status == 201:
+        return
+    said = f"{request.target.node}: {answer.text[:_ERROR_TEXT]}"
+    if ERROR_HEADER in answer.headers:
+        raise error_of(answer.headers[ERROR_HEADER], said)
+    raise Refused(f"{request.target.node} answered {answer.status}: {answer.text[:_ERROR_TEXT]}")
+
+
+def _refusal(answer: Answer, request: Request, said: str) -> EntryMissing | Refused:
+    who, entry = request.source.node, request.entry
+    if answer.status in (404, 410):
+        return EntryMissing(f"{who} does not hold {entry.path} with this content any more")
+    return Refused(f"{who} answered {answer.status} {answer.reason}: {said}")
+
+
+def _check(answer: Answer, request: Request, offset: int) -> None:
+    """Raise unless this answer brings exactly the bytes that are lacking."""
+    who, entry = request.source.node, request.entry
+    if answer.etag != f'"{entry.checksum}"':
+        raise EntryMissing(f"{who} offers other content than {entry.checksum}")
+    expected = f"bytes {offset}-{entry.size_bytes - 1}/{entry.size_bytes}"
+    if answer.status == 206 and answer.content_range != expected:
+        raise EntryMissing(f"{who} offers {answer.content_range!r}")
+    if answer.length != entry.size_bytes - offset:
+        raise EntryMissing(f"{who} has {answer.length} bytes, not {entry.size_bytes}")
+
+
+async def _read(response: aiohttp.ClientResponse, request: Request) -> bytes:
+    try:
+        async with asyncio.timeout(request.stall_s):
+            return await response.content.readany()
+    except TimeoutError as error:
+        raise Stalled(f"{request.source.node}: no byte for {request.stall_s:g} s") from error

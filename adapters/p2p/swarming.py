@@ -1,0 +1,315 @@
+"""Blocks of one content from its source and from all who fetch it too, each checked as it comes.
+
+A peer that fails is asked less or no more; the attempt has failed once nobody is left. `swarm`
+decides who is asked for what; here it is asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from adapters.files.scattered import Scattered
+from adapters.http.peer import Peer
+from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
+from adapters.p2p.asking import Asking
+from adapters.p2p.blocks import piece_blocks_of
+from adapters.p2p.gossip import Gossip, Having, numbers_in, pieces_in, subject_of
+from adapters.p2p.swarm import Kind, Swarm
+from adapters.transport import (
+    DigestMismatch,
+    EntryMissing,
+    Interrupted,
+    Refused,
+    Stalled,
+    TransportError,
+    Unreachable,
+)
+from adapters.workers import PEERS, finish
+from streams.values import Endpoint
+
+#: Asked for at once where nobody else fetches the same; else it is one piece.
+RUN_BYTES = 2 << 20
+#: Read at once, unless the rate is limited to less; and how much of a limited rate, in seconds.
+CHUNK_BYTES = 1 << 20
+CHUNK_S = 0.1
+#: A second connection to the only source pays from here on.
+TWO_CONNECTIONS_BYTES = 8 << 20
+#: Bad blocks of one piece from one peer, after which nothing of it is believed any more.
+MOST_BAD = 3
+TELL_GAP_S, TELL_AT_LEAST_S = 0.02, 1.0
+_LOOK_S = 0.2
+_HAVE_BYTES = 1 << 20
+
+
+class Swarming:
+    """Brings blocks from the source and from all who fetch the same content."""
+
+    def __init__(self, asking: Asking, scattered: Scattered) -> None:
+        self._asking = asking
+        self._request = asking.request
+        self._scattered = scattered
+        self._map = scattered.map
+        self._step = piece_blocks_of(self._map.size_bytes)
+        self._count = -(-self._map.count // self._step)
+        lacking = [n for n in range(self._count) if not self._is_here(n)]
+        self._swarm = Swarm(self._request.target.node, self._count, lacking)
+        self._changed = asyncio.Event()
+        self._workers: dict[str, list[asyncio.Task[None]]] = {}
+        self._errors: dict[str, TransportError] = {}
+        self._bad: dict[tuple[str, int], int] = {}
+        self._bringing = 0
+        self._progressed_at = time.monotonic()
+
+    async def run(self) -> None:
+        """Bring all that is lacking. Raises what the source, or the last peer, did wrong."""
+        request = self._request
+        source = request.source
+        if source.http_url:
+            self._swarm.joins(source.node, Kind.SOURCE, time.monotonic())
+            lacking = self._map.size_bytes - self._scattered.held_bytes
+            alone = not request.peers and lacking >= TWO_CONNECTIONS_BYTES
+            self._begin(source, 2 if alone else 1)
+        for place in request.peers:
+            if place.node not in (source.node, request.target.node):
+                self._swarm.joins(place.node, Kind.RECEIVER, time.monotonic())
+                self._begin(place, 1)
+        gossiping = [asyncio.create_task(one) for one in self._gossip()]
+        try:
+            await self._until_done()
+        finally:
+            tasks = [task for some in self._workers.values() for task in some] + gossiping
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _until_done(self) -> None:
+        while not self._swarm.done:
+            self._raise_failed()
+            now = time.monotonic()
+            silent = not self._bringing and now - self._progressed_at > self._request.stall_s
+            if silent or not self._swarm.hopeful(now):
+                raise self._failure()
+            await self._news()
+
+    def _failure(self) -> TransportError:
+        """Why nothing comes any more: the source's own reason first."""
+        own = self._errors.get(self._request.source.node)
+        wrong = [one for one in self._errors.values() if isinstance(one, DigestMismatch)]
+        if own is not None:
+            return own
+        return next(iter(wrong or self._errors.values()), Stalled("nobody gives what is lacking"))
+
+    def _raise_failed(self) -> None:
+        """A worker that ended by itself has met a fault of this node: its disk, or our own."""
+        for some in self._workers.values():
+            for task in some:
+                if task.done() and not task.cancelled() and (error := task.exception()):
+                    raise error
+
+    def _begin(self, place: Endpoint, connections: int) -> None:
+        if place.node not in self._workers and place.http_url:
+            self._workers[place.node] = [
+                asyncio.create_task(self._work(place, first=number == 0))
+                for number in range(connections)
+            ]
+
+    async def _news(self) -> None:
+        """Wait until something changed, or a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await self._changed.wait()
+
+    def _tell_all(self) -> None:
+        """Wake all who wait for news."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    # One peer
+
+    async def _work(self, place: Endpoint, first: bool) -> None:
+        """Ask one peer for one piece after the other."""
+        async with self._asking.peer(place) as peer:
+            if first and place.node != self._request.source.node:
+                with contextlib.suppress(TransportError):
+                    await self._ask_having(peer)
+            while not self._swarm.done:
+                piece = self._swarm.next(peer.node, time.monotonic())
+                if piece is None:
+                    await self._news()
+                else:
+                    await self._try(peer, self._run_from(peer, piece))
+
+    async def _ask_having(self, peer: Peer) -> None:
+        said = await self._asking.ask(peer, HAVE_ROUTE, lambda: peer.read(_HAVE_BYTES))
+        having = Having.decode(said)
+        if having is not None:
+            self._heard(peer.node, having)
+
+    def _heard(self, node: str, having: Having) -> None:
+        pieces = set() if having.whole else numbers_in(having.pieces, self._count)
+        self._swarm.heard(node, pieces, having.whole, time.monotonic())
+        self._tell_all()
+
+    def _run_from(self, peer: Peer, piece: int) -> list[int]:
+        """A piece and those right behind it that may be asked for together."""
+        run, now = [piece], time.monotonic()
+        most = RUN_BYTES // (self._step * self._map.block_bytes)
+        while len(run) < most and self._swarm.extend(peer.node, run[-1] + 1, now):
+            run.append(run[-1] + 1)
+        return run
+
+    async def _try(self, peer: Peer, run: list[int]) -> None:
+        self._bringing += 1
+        node, source = peer.node, peer.node == self._request.source.node
+        try:
+            await self._bring(peer, run)
+        except EntryMissing as error:
+            self._errors[node] = error
+            if source:
+                self._swarm.failed(node, time.monotonic(), for_good=True)
+            else:
+                self._swarm.lost(node, run[0])
+        except (Refused, Unreachable) as error:
+            self._errors[node] = error
+            self._swarm.failed(node, time.monotonic(), for_good=source)
+        except (Stalled, Interrupted, DigestMismatch) as error:
+            self._errors[node] = error
+            self._swarm.failed(
+                node,
+                time.monotonic(),
+                for_good=self._is_liar(node, run),
+                silent=isinstance(error, Stalled),
+            )
+        finally:
+            self._bringing -= 1
+            for piece in run:
+                self._swarm.settled(node, piece)
+            self._tell_all()
+
+    def _is_liar(self, node: str, run: list[int]) -> bool:
+        return any(self._bad.get((node, piece), 0) >= MOST_BAD for piece in run)
+
+    async def _bring(self, peer: Peer, run: list[int]) -> None:
+        """Bring the first gap in a run of pieces. Raises what the peer did wrong."""
+        first, count = self._gap(run)
+        if not count:
+            self._note(run)
+            return
+        offset = first * self._map.block_bytes
+        length = min(count * self._map.block_bytes, self._map.size_bytes - offset)
+        headers = {"Range": f"bytes={offset}-{offset + length - 1}"}
+        span = f"bytes {offset}-{offset + length - 1}/{self._map.size_bytes}"
+        check = partial(_check, peer, self._request.entry.checksum, span)
+        await self._asking.ask(peer, ENTRY_ROUTE, check, headers=headers)
+        await self._receive(peer, run, first, count)
+
+    async def _receive(self, peer: Peer, run: list[int], first: int, count: int) -> None:
+        at = first
+        while at < first + count:
+            some = min(self._chunk_blocks(), first + count - at)
+            came, bad, error = await finish(
+                partial(self._take, peer, at, some),
+                executor=PEERS,
+                hurry=peer.abort,
+            )
+            if came:
+                self._progressed_at = time.monotonic()
+                self._note(run)
+            await self._asking.came(came)
+            if bad is not None:
+                piece = bad // self._step
+                self._bad[peer.node, piece] = self._bad.get((peer.node, piece), 0) + 1
+                raise DigestMismatch(f"{peer.node}: block {bad} is not what it should be")
+            if error is not None:
+                raise error
+            self._swarm.sound(peer.node)
+            at += some
+
+    def _take(
+        self, peer: Peer, first: int, count: int
+    ) -> tuple[int, int | None, TransportError | None]:
+        """Read blocks and put them: bytes that came, a block that was bad, what ended it."""
+        came, bad = 0, None
+        buffer = memoryview(bytearray(self._map.block_bytes))
+        try:
+            for index in range(first, first + count):
+                view = buffer[: self._map.span(index)[1]]
+                peer.fill(view)
+                came += len(view)
+                if not self._scattered.put(index, view):
+                    bad = index
+                    peer.close()
+                    break
+        except (Stalled, Interrupted) as error:
+            return came, None, error
+        return came, bad, None
+
+    def _chunk_blocks(self) -> int:
+        rate = self._asking.throttle.bytes_per_s
+        chunk = min(CHUNK_BYTES, rate * CHUNK_S) if rate else CHUNK_BYTES
+        return max(1, int(chunk) // self._map.block_bytes)
+
+    def _gap(self, run: list[int]) -> tuple[int, int]:
+        """The first blocks in a row that are lacking in a run of pieces."""
+        start, end = run[0] * self._step, min((run[-1] + 1) * self._step, self._map.count)
+        have = self._scattered.have()
+        first = have.find(0, start, end)
+        if first < 0:
+            return start, 0
+        there = have.find(1, first, end)
+        return first, (end if there < 0 else there) - first
+
+    def _note(self, pieces: list[int]) -> None:
+        """Take note of pieces that are here by now."""
+        for piece in pieces:
+            if self._is_here(piece):
+                self._swarm.got(piece, time.monotonic())
+        self._tell_all()
+
+    def _is_here(self, piece: int) -> bool:
+        return self._scattered.holds(piece * self._step, self._step)
+
+    # Gossip
+
+    def _gossip(self) -> list[Coroutine[Any, Any, None]]:
+        gossip = self._asking.around.gossip
+        return [] if gossip is None else [self._listen(gossip), self._tell(gossip)]
+
+    async def _listen(self, gossip: Gossip) -> None:
+        me, source = self._request.target.node, self._request.source.node
+        async with aclosing(gossip.listen(subject_of(self._request.entry.checksum))) as words:
+            async for _, body in words:
+                having = Having.decode(body)
+                if having is not None and having.node not in (me, source):
+                    self._heard(having.node, having)
+                    self._begin(Endpoint(node=having.node, http_url=having.url), 1)
+
+    async def _tell(self, gossip: Gossip) -> None:
+        """Say what is here whenever it changed, and now and then that we are."""
+        subject, target = subject_of(self._request.entry.checksum), self._request.target
+        told, told_at = b"", 0.0
+        while target.http_url:
+            whole = self._scattered.whole
+            pieces = b"" if whole else pieces_in(self._map, self._scattered.have())
+            now = time.monotonic()
+            if pieces != told or whole or now - told_at > TELL_AT_LEAST_S:
+                told, told_at = pieces, now
+                having = Having(target.node, target.http_url, whole, pieces)
+                gossip.tell(subject, having.encode())
+            await asyncio.sleep(TELL_GAP_S)
+            await self._news()
+
+
+def _check(peer: Peer, checksum: str, span: str) -> None:
+    """Raise unless what is answered is this span of this content."""
+    answer = peer.answer
+    if answer is None or answer.status != 206 or answer.getheader("Content-Range") != span:
+        raise EntryMissing(f"{peer.node} does not offer {span}")
+    if answer.getheader("ETag") != f'"{checksum}"':
+        raise EntryMissing(f"{peer.node} offers other content than {checksum}")

@@ -1,0 +1,50 @@
+"""The peer-to-peer transport: bytes of an entry from everyone who has them.
+
+It makes one attempt and never decides that a content is right: blocks are checked as they come, the
+whole by landing. Small entries travel in batches, larger ones block by block.
+"""
+
+from __future__ import annotations
+
+from adapters.files.landing import Landing
+from adapters.p2p.asking import Around, Asking
+from adapters.p2p.batches import SMALL_BYTES
+from adapters.p2p.gathering import Gathering
+from adapters.p2p.small import SmallEntries
+from adapters.throttle import Throttle
+from adapters.transport import Progress, Request, Unreachable
+from streams.values import Transport
+
+
+class P2PTransport:
+    """Fetches entries by digest from the file servers of other nodes."""
+
+    name = Transport.P2P_GOSSIP
+
+    def __init__(self, around: Around, *, small_bytes: int = SMALL_BYTES) -> None:
+        self._around = around
+        self._small = SmallEntries(around)
+        self._small_bytes = min(small_bytes, SMALL_BYTES)
+
+    async def fetch(
+        self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+    ) -> int:
+        """As `Fetches.fetch`. Asks nothing of anybody if no byte is lacking."""
+        size = request.entry.size_bytes
+        if landing.offset == size:
+            return 0
+        if not request.source.http_url:
+            raise Unreachable(f"{request.source.node} has no file server")
+        if size > self._small_bytes:
+            asking = Asking(self._around, request, landing, throttle, progress)
+            return await Gathering(asking).run()
+        data = await self._small.fetch(request)
+        await landing.reset()
+        await landing.write(data)
+        await throttle.take(size)
+        progress(size, size)
+        return size
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._small.close()

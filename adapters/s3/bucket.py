@@ -1,0 +1,233 @@
+"""What a bucket holds as a whole: manifests, and what can be restored from them alone.
+
+A manifest is written only after the objects it names. **Nothing here deletes an object or drops an
+entry**: that a file is absent on a node says nothing about its backup.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from adapters.files.digest import checksum_of
+from adapters.files.landing import Landed, Landing
+from adapters.files.places import confined
+from adapters.s3 import layout
+from adapters.s3.errors import Overtaken
+from adapters.s3.flow import Flow
+from adapters.s3.layout import Manifest, ManifestEntry
+from adapters.s3.transport import S3Transport
+from adapters.throttle import Throttle
+from adapters.transport import EntryMissing, Progress, TransportError
+from adapters.workers import each, finish
+from streams.identity import PathRules
+from streams.values import S3_NODE, DataEntry, Proof
+
+#: Questions about objects that are asked at once.
+_ASKED_AT_ONCE = 16
+_RESTORED_AT_ONCE = 4
+#: How often another writer may win before the attempt ends.
+_RACES = 16
+
+
+class S3Bucket:
+    """What a bucket holds as a whole: its manifests, and what can be restored from it alone.
+
+    Manifests are written only after the objects they name, and conditionally, so that of several
+    writers none loses what another wrote. No entry is ever dropped from one.
+    """
+
+    def __init__(self, transport: S3Transport, *, clock: Callable[[], float] = time.time) -> None:
+        self._transport = transport
+        self._store = transport.store
+        self._clock = clock
+
+    async def write_manifest(self, node: str, manifest: Manifest) -> Manifest:
+        """Add to what a node's manifest names; return what it names now.
+
+        Raises `EntryMissing`, and writes nothing, unless each object is there with its size and
+        digest. What the node's manifest named before, it still names, or a newer version of it.
+        """
+        await each(manifest.entries, self._check_stored, _ASKED_AT_ONCE)
+        return await self._grow(node, [manifest])
+
+    async def read_manifest(self, node: str) -> Manifest:
+        """A node's manifest, or the consolidated one for "". Raises `EntryMissing` if there is
+        none, `ManifestUnreadable` if it is none.
+        """
+        manifest, _ = await self._read(node)
+        if manifest is None:
+            raise EntryMissing(f"there is no {layout.manifest_key(node)}")
+        return manifest
+
+    async def nodes(self) -> list[str]:
+        """The nodes that have a manifest."""
+        found = await self._store.listed(
+            "list_objects_v2",
+            "CommonPrefixes",
+            Flow(),
+            Prefix=layout.NODES_PREFIX,
+            Delimiter="/",
+        )
+        names = (layout.node_in(one["Prefix"]) for one in found)
+        return sorted(name for name in names if name)
+
+    async def consolidate(self, nodes: Sequence[str] | None = None) -> Manifest:
+        """Add what the manifests of `nodes`, or of all, name to the consolidated one; return it.
+
+        A node without a manifest is passed over, and nothing is dropped for it.
+        """
+        names = await self.nodes() if nodes is None else nodes
+        return await self._grow("", await self._manifests(names))
+
+    async def catalog(self) -> Manifest:
+        """All that can be restored, whether it was consolidated yet or not. It writes nothing."""
+        known = await self._manifests(["", *await self.nodes()])
+        return layout.merged("", known, self._clock())
+
+    async def entries(self) -> tuple[DataEntry, ...]:
+        """The entries of the catalog, from the bucket alone."""
+        return tuple(stored.entry for stored in (await self.catalog()).entries)
+
+    async def restore(
+        self,
+        stored: ManifestEntry,
+        landing: Landing,
+        throttle: Throttle | None = None,
+        progress: Progress = lambda *_: None,
+    ) -> int:
+        """Bring one entry of a manifest; as `Fetches.fetch`, the caller commits."""
+        flow = Flow(stored.entry.size_bytes, throttle, progress)
+        return await self._transport.bring(stored.key, landing, flow)
+
+    async def restore_file(
+        self,
+        path: str,
+        root: Path,
+        *,
+        rules: PathRules | None = None,
+        throttle: Throttle | None = None,
+    ) -> Landed:
+        """Bring the newest version of one logical path that the bucket knows, to `root`/`path`.
+
+        Raises `EntryMissing` if no manifest names it, and as `Fetches.fetch`.
+        """
+        for stored in (await self.catalog()).entries:
+            if stored.entry.path == path:
+                return await self._restore_file(stored, root, path, rules or PathRules(), throttle)
+        raise EntryMissing(f"no manifest names {path}")
+
+    async def restore_node(
+        self,
+        node: str,
+        root: Path,
+        *,
+        rules: PathRules | None = None,
+        throttle: Throttle | None = None,
+    ) -> dict[str, Landed | TransportError]:
+        """Bring all that a node's manifest names under `root`, where that node would keep it.
+
+        Returns what became of each path: one that fails holds up no other. What is there already
+        is left as it is, so that it can be called again.
+        """
+        known = rules or PathRules()
+        became: dict[str, Landed | TransportError] = {}
+
+        async def restore_one(stored: ManifestEntry) -> None:
+            path = stored.entry.path
+            try:
+                local = known.local(path, node)
+                became[path] = await self._restore_file(stored, root, local, known, throttle)
+            except TransportError as error:
+                became[path] = error
+
+        await each((await self.read_manifest(node)).entries, restore_one, _RESTORED_AT_ONCE)
+        return became
+
+    async def _restore_file(
+        self,
+        stored: ManifestEntry,
+        root: Path,
+        local: str,
+        rules: PathRules,
+        throttle: Throttle | None,
+    ) -> Landed:
+        if await finish(lambda: _stands(root, local, stored.entry)):
+            return Landed(bytes=stored.entry.size_bytes)
+        transfer = f"restore {stored.entry.path}"
+        landing = await Landing.open(root, stored.entry, transfer, local, rules=rules)
+        try:
+            await self.restore(stored, landing, throttle)
+            return await landing.commit()
+        finally:
+            await landing.abort()
+
+    async def prove(self, path: str, checksum: str) -> Proof:
+        """Whether a manifest names this content under this path, and the bucket holds the object.
+
+        The digest is the object's own as the server keeps it; its bytes are not fetched.
+        """
+
+        def unproven(reason: str) -> Proof:
+            return Proof(node=S3_NODE, proven=False, reason=reason)
+
+        try:
+            named = [
+                stored
+                for stored in (await self.catalog()).entries
+                if (stored.entry.path, stored.entry.checksum) == (path, checksum)
+            ]
+            if not named:
+                return unproven(f"no manifest names this content of {path}")
+            found = await self._store.head(named[0].key, Flow())
+        except TransportError as error:
+            return unproven(f"{type(error).__name__}: {error}")
+        if found is None:
+            return unproven(f"{named[0].key} is gone")
+        if not found.holds(named[0]):
+            return unproven(f"{named[0].key} is another content")
+        return Proof(
+            node=S3_NODE, proven=True, checksum=checksum, size_bytes=named[0].entry.size_bytes
+        )
+
+    async def _check_stored(self, stored: ManifestEntry) -> None:
+        found = await self._store.head(stored.key, Flow())
+        if found is None or not found.holds(stored):
+            raise EntryMissing(f"{stored.key} of {stored.entry.path} is not stored: not named")
+
+    async def _manifests(self, nodes: Iterable[str]) -> list[Manifest]:
+        return [found for node in nodes if (found := (await self._read(node))[0]) is not None]
+
+    async def _read(self, node: str) -> tuple[Manifest | None, str]:
+        try:
+            async with self._store.got(layout.manifest_key(node), Flow()) as (said, pieces):
+                data = b"".join([piece async for piece in pieces])
+        except EntryMissing:
+            return None, ""
+        return layout.parsed(data, node), said.object.etag
+
+    async def _grow(self, node: str, manifests: list[Manifest]) -> Manifest:
+        """Merge manifests into one that others may be writing too."""
+        for _ in range(_RACES):
+            known, etag = await self._read(node)
+            wanted = layout.merged(node, [known, *manifests] if known else manifests, self._clock())
+            if known is not None and known.entries == wanted.entries:
+                return known
+            only = {"If-Match": etag} if known is not None else {"If-None-Match": "*"}
+            key, data = layout.manifest_key(node), layout.encoded(wanted)
+            with contextlib.suppress(Overtaken):
+                await self._store.send(key, data, hashlib.sha256(data).digest(), Flow(), only)
+                return wanted
+        raise Overtaken(f"{layout.manifest_key(node)}: others wrote it {_RACES} times meanwhile")
+
+
+def _stands(root: Path, local: str, entry: DataEntry) -> bool:
+    """Whether a file is where it belongs, with its digest."""
+    path = confined(root, local)
+    try:
+        return path.stat().st_size == entry.size_bytes and checksum_of(path) == entry.checksum
+    except OSError:
+        return False

@@ -1,0 +1,189 @@
+"""The transport of large files: the real rsync over the real ssh client.
+
+It makes one attempt and never retries. rsync never sees a final name, nor a landing's own file: it
+writes a file aside, which is handed to the landing while it grows, so that the digest is known when
+the last byte is. An exit code of 0 proves nothing here; the digest does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import msgspec
+
+from adapters.files.landing import Landing
+from adapters.ssh.aside import set_aside, size_of
+from adapters.ssh.channel import Channel, Opens
+from adapters.ssh.connections import Connections, SshOptions, address, client_words, source_file
+from adapters.ssh.push import Place, followed, prepared, published
+from adapters.ssh.rsync_run import Run, through
+from adapters.ssh.rsync_words import failure, pull_words, push_words
+from adapters.telling import Telling
+from adapters.throttle import Throttle
+from adapters.transport import (
+    EntryMissing,
+    Interrupted,
+    Progress,
+    Request,
+    TransportError,
+)
+from adapters.workers import finish, settled
+from streams.identity import PathRules
+from streams.values import Endpoint, Transport
+
+#: Processes at once, each with its own ssh, whatever is asked for.
+AT_ONCE = 12
+#: From here on a pushed file is digested while it comes, not only when all of it is there.
+FOLLOWED_FROM_BYTES = 16 << 20
+
+
+class RsyncTransport:
+    """Fetches from and pushes to whoever has an SSH server and rsync.
+
+    The limit is rsync's own ``--bwlimit``. When the grant changes, rsync is ended and begun anew
+    where it was, within the attempt and at most once a second.
+    """
+
+    name = Transport.RSYNC
+
+    def __init__(
+        self,
+        options: SshOptions,
+        rsync: str = "rsync",
+        ssh: str = "ssh",
+        *,
+        rules: PathRules | None = None,
+        at_once: int = AT_ONCE,
+        followed_from: int = FOLLOWED_FROM_BYTES,
+    ) -> None:
+        self._options = options
+        self._connections = Connections(options)
+        self._followed_from = followed_from
+        self._rsync = rsync
+        self._ssh = ssh
+        self._rules = rules or PathRules()
+        self._slots = asyncio.Semaphore(at_once)
+
+    async def fetch(
+        self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+    ) -> int:
+        """As `Fetches.fetch`. Asks nothing of the source if no byte is lacking.
+
+        An older version of a database or of lines of text, where the target has one and no byte
+        has come yet, saves what is the same in it; then fewer bytes move than are landed.
+        """
+        if landing.offset == request.entry.size_bytes:
+            return 0
+        path = source_file(request, self._rules)
+        shell = self._shell(request.source, request)
+        telling = Telling(progress, request.entry.size_bytes)
+        async with self._slots, set_aside(landing, request, path) as aside:
+            begun, runs = landing.offset, 0
+
+            async def begin(limit: float) -> Run:
+                nonlocal runs
+                runs += 1
+                words = [self._rsync, *pull_words(request, shell, limit, aside)]
+                return await Run.begin(words, path.encode(errors="surrogateescape") + b"\0")
+
+            async def follow(_: Run) -> int:
+                await aside.hand_over(landing)
+                telling.tell(landing.offset)
+                return landing.offset
+
+            run = await through(begin, request, throttle, follow)
+            _judge(run, request, landing, begun)
+            if aside.basis is not None and runs == 1 and run.literal is not None:
+                return run.literal
+            return landing.offset - begun
+
+    async def push(
+        self, request: Request, file: Path, throttle: Throttle, progress: Progress
+    ) -> int:
+        """As `Pushes.push`. What came is kept at the target, bound to transfer and digest."""
+        size = request.entry.size_bytes
+        if await finish(lambda: size_of(file)) != size:
+            raise EntryMissing(f"the file to be sent is no file of {size} bytes")
+
+        def opens(command: str) -> contextlib.AbstractAsyncContextManager[Channel]:
+            return self._connections.run(request.target, request, command)
+
+        async with self._slots:
+            place = await prepared(opens, request, self._rules, "rsync")
+            proven = False
+            if place.have < size:
+                telling = Telling(progress, size)
+                proven = await self._send_and_prove(opens, request, file, place, throttle, telling)
+            if not request.gathers:
+                await published(opens, request, self._rules, place, proven=proven)
+            return size - place.have
+
+    async def close(self) -> None:
+        """Let go of connections."""
+        await self._connections.close()
+
+    async def _send_and_prove(
+        self,
+        opens: Opens,
+        request: Request,
+        file: Path,
+        place: Place,
+        throttle: Throttle,
+        telling: Telling,
+    ) -> bool:
+        """Send what is lacking; whether the target has proven it on the way already."""
+        if place.have or request.entry.size_bytes < self._followed_from or request.gathers:
+            await self._send(request, file, place, throttle, telling)
+            return False
+        following = asyncio.ensure_future(followed(opens, request, place))
+        try:
+            runs = await self._send(request, file, place, throttle, telling)
+            # A second rsync may begin before the far end of the first one has ended.
+            if runs == 1:
+                with contextlib.suppress(TransportError):
+                    return await following
+            return False
+        finally:
+            following.cancel()
+            await settled(following)
+
+    async def _send(
+        self, request: Request, file: Path, place: Place, throttle: Throttle, telling: Telling
+    ) -> int:
+        """Send what is lacking; how many rsyncs it took."""
+        runs = 0
+        shell = self._shell(request.target, request)
+
+        async def begin(limit: float) -> Run:
+            nonlocal place, runs
+            runs += 1
+            words = [self._rsync, *push_words(request, shell, limit, file, place)]
+            # If it is begun anew, something is there.
+            place = msgspec.structs.replace(place, have=max(1, place.have))
+            return await Run.begin(words, b"")
+
+        async def follow(run: Run) -> int:
+            telling.tell(run.done or 0)
+            return run.done or 0
+
+        run = await through(begin, request, throttle, follow)
+        if run.status != 0:
+            raise failure(run.status, run.said, request.target.node)
+        return runs
+
+    def _shell(self, endpoint: Endpoint, request: Request) -> list[str]:
+        address(endpoint)
+        return client_words(self._options, endpoint, request.connect_s, self._ssh)
+
+
+def _judge(run: Run, request: Request, landing: Landing, begun: int) -> None:
+    """Raise unless rsync brought all that was lacking."""
+    who, size = request.source.node, request.entry.size_bytes
+    if run.status != 0:
+        raise failure(run.status, run.said, who)
+    if landing.offset == begun:
+        raise EntryMissing(f"{who} holds no file of {size} bytes there")
+    if landing.offset < size:
+        raise Interrupted(f"{who} ended after {landing.offset} of {size} bytes")

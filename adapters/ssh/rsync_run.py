@@ -1,0 +1,172 @@
+"""rsync under way: a process group that ends as a whole, and begins anew when its grant changes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable
+
+from adapters.ssh.rsync_words import LITERAL, SHORTEST_STALL_S, progress_in
+from adapters.throttle import Throttle
+from adapters.transport import Refused, Request, Stalled
+
+TICK_S = 0.05
+#: rsync writes so many bytes at once, so a slow file grows seldom.
+WRITE_BYTES = 256 << 10
+#: When the grant has changed this much, rsync is begun anew with it, but not all the time.
+CHANGE = 0.05
+ANEW_S = 1.0
+GRACE_S = 3.0
+_SAID_BYTES = 4 << 10
+
+
+class Run:
+    """One rsync with its ssh: a process group of its own, which ends as a whole."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        self._stdout = self._stderr = b""
+        self.began = self.heard_at = time.monotonic()
+        #: Bytes of the file that are done, as rsync says.
+        self.done: int | None = None
+        self.ended = asyncio.ensure_future(self._end())
+
+    @classmethod
+    async def begin(cls, words: list[str], names: bytes) -> Run:
+        """Start rsync. Raises `Refused` if it is not installed."""
+        process = await _started(words)
+        assert process.stdin is not None
+        with contextlib.suppress(OSError):
+            process.stdin.write(names)
+            process.stdin.close()
+        return cls(process)
+
+    @property
+    def status(self) -> int:
+        """How it ended."""
+        return self._process.returncode or 0
+
+    @property
+    def said(self) -> str:
+        """What it complained of last."""
+        return self._stderr.decode(errors="replace")
+
+    @property
+    def literal(self) -> int | None:
+        """Bytes that really moved, if it came to say so."""
+        found = LITERAL.search(self._stdout)
+        return int(found[1]) if found else None
+
+    async def stop(self) -> None:
+        """End it, and wait until nothing of it runs any more."""
+        for which in (signal.SIGTERM, signal.SIGKILL):
+            if self.ended.done():
+                return
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, which)
+                # A stopped process hears nothing.
+                os.killpg(self._process.pid, signal.SIGCONT)
+            await asyncio.wait([self.ended], timeout=GRACE_S)
+
+    async def _end(self) -> None:
+        # The receiver and ssh hold these pipes too: their end is the end of all of them.
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        async with asyncio.TaskGroup() as both:
+            both.create_task(self._listen(self._process.stdout))
+            both.create_task(self._listen_to_complaints(self._process.stderr))
+        await self._process.wait()
+
+    async def _listen(self, stdout: asyncio.StreamReader) -> None:
+        while said := await stdout.read(_SAID_BYTES):
+            self._stdout = (self._stdout + said)[-_SAID_BYTES:]
+            done = progress_in(self._stdout)
+            if done is not None and done != self.done:
+                self.done, self.heard_at = done, time.monotonic()
+
+    async def _listen_to_complaints(self, stderr: asyncio.StreamReader) -> None:
+        while said := await stderr.read(_SAID_BYTES):
+            self._stderr = (self._stderr + said)[-_SAID_BYTES:]
+
+
+async def _started(words: list[str]) -> asyncio.subprocess.Process:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RSYNC_")}
+    pipe = asyncio.subprocess.PIPE
+    try:
+        return await asyncio.create_subprocess_exec(
+            *words,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=environment | {"LC_ALL": "C"},
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise Refused(f"{words[0]} can't be run here: {error}") from error
+
+
+async def through(
+    begin: Callable[[float], Awaitable[Run]],
+    request: Request,
+    throttle: Throttle,
+    follow: Callable[[Run], Awaitable[int]],
+) -> Run:
+    """Let rsync run to its end, begun anew whenever the grant changes.
+
+    `begin` takes the limit in bytes per second; `follow` takes in what came and says how many
+    bytes are there. Raises `Stalled`; nothing runs any more afterwards, in whatever way it ends.
+    """
+    while True:
+        limit = throttle.bytes_per_s
+        run = await begin(limit)
+        try:
+            ended = await _watched(run, request, throttle, limit, follow)
+        except Stalled:
+            await run.stop()
+            await follow(run)
+            raise
+        finally:
+            await run.stop()
+        await follow(run)
+        if ended:
+            return run
+
+
+async def _watched(
+    run: Run,
+    request: Request,
+    throttle: Throttle,
+    limit: float,
+    follow: Callable[[Run], Awaitable[int]],
+) -> bool:
+    """Wait until rsync has ended; False if the grant changed before. Raises `Stalled`."""
+    patience_s = max(request.stall_s, SHORTEST_STALL_S)
+    if limit:
+        patience_s += 2 * WRITE_BYTES / limit
+    done = await follow(run)
+    moved_at = time.monotonic()
+    while not run.ended.done():
+        await asyncio.wait([run.ended], timeout=TICK_S)
+        before, done, now = done, await follow(run), time.monotonic()
+        if done > before:
+            moved_at = now
+            await _charge(throttle, done - before)
+        elif now - max(moved_at, run.heard_at) > patience_s:
+            raise Stalled(f"no byte for {patience_s:g} s {run.said}".strip())
+        if _changed(limit, throttle.bytes_per_s) and now - run.began >= ANEW_S:
+            return run.ended.done()
+    return True
+
+
+def _changed(limit: float, rate: float) -> bool:
+    return bool(limit) != bool(rate) or abs(rate - limit) > CHANGE * limit
+
+
+async def _charge(throttle: Throttle, nbytes: int) -> None:
+    """Let others who share the limit know; rsync itself keeps it already."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(TICK_S):
+            await throttle.take(nbytes)

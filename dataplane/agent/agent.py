@@ -1,0 +1,381 @@
+"""A node's agent: says what the node holds, serves it, and carries out what the node is asked.
+
+Everything it was told and everything it says goes through the log; what it must remember besides
+is the inventory's index, which the log can restore.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import time
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import msgspec
+
+from adapters.files.inventory import Inventory
+from adapters.http import tls
+from adapters.http.receiving import Receiver
+from adapters.http.signing import Signer
+from adapters.http.transport import FileServer
+from adapters.p2p.asking import Around
+from adapters.p2p.maps import MapStore
+from adapters.transport import Fetches
+from dataplane.agent import asking
+from dataplane.agent.attempt import Outcome
+from dataplane.agent.bucket import Backups, make_s3
+from dataplane.agent.custody import Custody
+from dataplane.agent.deliveries import kept_alive, left_to_redelivery
+from dataplane.agent.diskwatch import DiskWatch
+from dataplane.agent.machine import memory_bytes, memory_moved
+from dataplane.agent.observing import Observer
+from dataplane.agent.progress import Progress
+from dataplane.agent.reaching import reached
+from dataplane.agent.relaying import Relaying
+from dataplane.agent.scrub import Scrubber
+from dataplane.agent.transfers import TransportManager, quarantine_fact
+from dataplane.agent.transports import content_path, locate_subject, make_transports
+from dataplane.config import DataPlaneConfig
+from dataplane.consumers import tasks_of
+from dataplane.coordinator.granting import GrantKeeper
+from dataplane.crashpoints import reach
+from dataplane.outbox import Outbox
+from dataplane.presence import Presence, signing_key
+from dataplane.proving import answer_proofs
+from streams import events
+from streams.codec import Fact, Recorded, fact_id, node_fact
+from streams.log import Answering, Bus, Delivery, Log, LogError
+from streams.values import S3_NODE, Endpoint, NodeDescription, Transport
+
+HEARTBEAT_S = 5.0
+#: How often others are asked to try this node's address, and while nobody was there to ask.
+PROBE_S = 300.0
+PROBE_SOON_S = 3.0
+OUTBOX_S = 2.0
+
+
+class Agent:
+    """One node. `start`, then `run` in a task until it is cancelled, then `stop`."""
+
+    def __init__(self, log: Log, bus: Bus, config: DataPlaneConfig) -> None:
+        self._log = log
+        self._bus = bus
+        self._config = config
+        self.node = config.node
+        self._inventory = Inventory(
+            config.data_dir,
+            config.node,
+            config.path_rules,
+            rescan_s=config.manifest_refresh_interval,
+        )
+        self._outbox = Outbox(config.state_dir / "outbox")
+        self._presence = Presence(bus, self.node, "agent")
+        self._observer = Observer(log, config, self._inventory)
+        self._scrubber = Scrubber(
+            config.node,
+            self._inventory,
+            self._say_in_the_end,
+            interval_s=config.scrub_interval,
+            limit_mbps=config.scrub_limit_mbps,
+        )
+        self._custody = Custody(log, bus, self.node, self._inventory, config.policy())
+        self._server: FileServer | None = None
+        self._transports: dict[Transport, Fetches] = {}
+        self._backups: Backups | None = None
+        self._receiver: Receiver | None = None
+        self._relaying: Relaying | None = None
+        #: Whether others reach this node's file server; None until one could be asked.
+        self._reachable: bool | None = None
+        #: What this node last said of itself.
+        self._told = NodeDescription(name=self.node)
+        self._manager: TransportManager | None = None
+        self._disk = DiskWatch(
+            log, self.node, config.data_dir, config.policy(), self._describe_anew
+        )
+        self._grants = GrantKeeper(bus, self.node, self._set_bandwidth)
+        self._answering: list[Answering] = []
+
+    async def start(self) -> None:
+        """Open the inventory, serve files, and say that the node is there."""
+        config = self._config
+        config.data_dir.mkdir(parents=True, exist_ok=True)
+        around = Around(
+            Signer(await signing_key(self._bus)),
+            self._find,
+            MapStore(config.data_dir),
+            gossip=self._bus,
+            context=tls.trusting(Path(config.http_tls_ca) if config.http_tls_ca else None),
+        )
+        port_file = config.state_dir / "http_port"
+        self._receiver = Receiver(
+            self.node,
+            config.data_dir,
+            self._inventory,
+            rules=config.path_rules,
+            stall_s=config.stall_timeout_seconds,
+        )
+        self._relaying = Relaying(self.node, config.data_dir, self._bus, self._receiver)
+        await asyncio.to_thread(self._relaying.sweep)
+        self._server = await self._serve(around, config.http_port or _remembered(port_file))
+        port_file.parent.mkdir(parents=True, exist_ok=True)
+        port_file.write_text(str(self._server.port))
+        self._transports = make_transports(config, around)
+        self._answering = [
+            await self._bus.answer(locate_subject(self.node), self._locate),
+            await asking.answer_handovers(self._bus, self._receiver),
+            await asking.answer_parts(self._bus, self.node, self._do_part),
+            await asking.answer_probes(self._bus, self.node),
+        ]
+        await self._custody.start()
+        await self._grants.start()
+        if config.s3_enabled:
+            await self._open_bucket()
+        self._manager = TransportManager(
+            self.node,
+            config.data_dir,
+            self._inventory,
+            self._transports,
+            rules=config.path_rules,
+            stall_s=config.stall_timeout_seconds,
+            content_path=partial(content_path, self._bus),
+            bus=self._bus,
+            backups=self._backups,
+            relaying=self._relaying,
+            here=self._endpoint,
+        )
+        await self._observer.remember_received()
+        await self._register()
+
+    async def run(self) -> None:
+        """Everything an agent does at once, for ever. One loop's end is the end of all."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._observer.answer_triggers(), name="triggers")
+            group.create_task(self._take_orders(), name="orders")
+            group.create_task(self._observer.watch(), name="watch")
+            group.create_task(self._observer.reconcile(), name="reconcile")
+            group.create_task(self._beat(), name="heartbeat")
+            group.create_task(self._grants.run(), name="grants")
+            group.create_task(self._disk.run(), name="disk")
+            group.create_task(self._send_outbox(), name="outbox")
+            group.create_task(self._probe(), name="probe")
+            group.create_task(self._scrubber.run(), name="scrub")
+            if self._backups is not None:
+                group.create_task(self._backups.consolidate(), name="bucket")
+
+    async def stop(self) -> None:
+        """Let go of everything; what was under way is done again by whoever comes next."""
+        await self._grants.stop()
+        await self._custody.stop()
+        for answering in self._answering:
+            await answering.close()
+        for transport in self._transports.values():
+            await transport.close()
+        if self._server is not None:
+            await self._server.stop()
+        await self._inventory.close()
+
+    async def _serve(self, around: Around, port: int) -> FileServer:
+        cert, key = self._config.http_tls_cert, self._config.http_tls_key
+        context = tls.serving(Path(cert), Path(key)) if cert and key else None
+
+        def made(port: int) -> FileServer:
+            return FileServer(
+                around.locate,
+                around.signer,
+                self._config.http_host,
+                port,
+                receiver=self._receiver,
+                maps=around.maps,
+                underway=around.underway,
+                context=context,
+            )
+
+        server = made(port)
+        try:
+            await server.start()
+        except OSError:
+            if self._config.http_port:
+                raise
+            # The port of last time is taken: any other will do, it is registered anew.
+            server = made(0)
+            await server.start()
+        return server
+
+    def _find(self, checksum: str) -> Path | None:
+        """A file of this node, or one that passes through it, with exactly this content."""
+        found = self._inventory.locate(checksum)
+        if found is None and self._relaying is not None:
+            return self._relaying.locate(checksum)
+        return found
+
+    async def _do_part(self, order: events.TransferAssigned) -> Outcome:
+        """A part of a transfer that was assigned to another node."""
+        manager = cast(TransportManager, self._manager)
+        outcome = await manager.transfer(order, Progress(self._bus, order))
+        manager.said(order.transfer)
+        return outcome
+
+    async def _open_bucket(self) -> None:
+        """The bucket as a place: this node pushes to it, fetches from it, and answers for it."""
+        s3 = make_s3(self._config)
+        self._transports[Transport.S3] = s3
+        self._backups = Backups(self.node, s3)
+        self._answering.append(
+            await answer_proofs(self._bus, S3_NODE, self._backups.bucket.prove, shared=True)
+        )
+
+    async def _locate(self, subject: str, body: bytes) -> bytes:
+        """Which file of this node holds a content and will not change; "" if none does."""
+        path = self._inventory.locate(body.decode())
+        return msgspec.json.encode(str(path.resolve()) if path else "")
+
+    # What this node is
+
+    def describe(self) -> NodeDescription:
+        """This node in its own words."""
+        config = self._config
+        disk = shutil.disk_usage(config.data_dir)
+        memory_total, memory_free = memory_bytes()
+        return NodeDescription(
+            name=self.node,
+            roles=config.roles,
+            traits=config.traits,
+            endpoint=self._endpoint(),
+            provider=config.provider,
+            region=config.region,
+            nfs_group=config.nfs_group,
+            # What nobody may use, such as blocks kept for root, is not of the disk.
+            disk_total_bytes=disk.used + disk.free,
+            disk_free_bytes=disk.free,
+            memory_total_bytes=memory_total,
+            memory_free_bytes=memory_free,
+        )
+
+    def _endpoint(self) -> Endpoint:
+        """How others reach this node, as far as it knows."""
+        config = self._config
+        return Endpoint(
+            node=self.node,
+            http_url=config.http_advertise or (self._server.url if self._server else ""),
+            ssh_host=config.ssh_host,
+            ssh_port=config.ssh_port,
+            ssh_user=config.ssh_user,
+            data_root=str(config.data_dir.resolve()),
+            reachable=self._reachable,
+        )
+
+    async def _probe(self) -> None:
+        """Find out, by letting other agents try, whether this node can be reached; say changes."""
+        while True:
+            found = await reached(self._bus, self.node, self._endpoint().http_url)
+            # That it can be reached is what everybody takes for granted.
+            news = found is False or self._reachable is False
+            if found is not None and found != self._reachable:
+                self._reachable = found
+                if news:
+                    with suppress(LogError):
+                        await self._register(changed=True)
+            await asyncio.sleep(PROBE_S if found is not None else PROBE_SOON_S)
+
+    async def _describe_anew(self) -> None:
+        await self._register(changed=True)
+
+    async def _register(self, *, changed: bool = False) -> None:
+        """Say what this node is: that it joined, or with `changed` only what is new of it."""
+        self._told = self.describe()
+        event = events.NodeRegistered(description=self._told, changed=changed)
+        id = fact_id("registered", self.node, time.time_ns())
+        await self._log.publish(node_fact(event, self.node, id))
+
+    async def _beat(self) -> None:
+        while True:
+            counts = self._inventory.counts()
+            manager = self._manager
+            await self._presence.beat(
+                {
+                    "http_url": self._server.url if self._server else "",
+                    "roles": list(self._config.roles),
+                    "disk_free_bytes": shutil.disk_usage(self._config.data_dir).free,
+                    "files": counts.files,
+                    "transfers_running": manager.running if manager else 0,
+                    "bytes_moved": manager.bytes_moved if manager else 0,
+                }
+            )
+            await asyncio.sleep(HEARTBEAT_S)
+            if memory_moved(self._told, self.describe()):
+                with suppress(LogError):
+                    await self._register(changed=True)
+
+    async def _say_in_the_end(self, fact: Fact) -> None:
+        """Say it now, or if the bus is away, as soon as it is back, also after a restart."""
+        with contextlib.suppress(LogError):
+            await self._outbox.publish(self._log, fact)
+
+    async def _send_outbox(self) -> None:
+        """Send what self-play on this node could not send itself."""
+        while True:
+            await self._outbox.drain(self._log)
+            await asyncio.sleep(OUTBOX_S)
+
+    # What this node is asked to do
+
+    async def _take_orders(self) -> None:
+        """Carry out assignments, all that are given at once: how many is decided by who gives."""
+        deliveries = await tasks_of(self.node).open(self._log)
+        try:
+            async with asyncio.TaskGroup() as group:
+                async for delivery in deliveries:
+                    group.create_task(self._obey(delivery))
+        finally:
+            await deliveries.close()
+
+    async def _obey(self, delivery: Delivery) -> None:
+        order = delivery.recorded
+        if not isinstance(order.event, events.TransferAssigned):
+            await delivery.ack()
+            return
+        async with kept_alive(delivery), left_to_redelivery(delivery):
+            await self._carry_out(order, order.event)
+            await delivery.ack()
+
+    def _set_bandwidth(self, transfer: str, mbps: float) -> None:
+        if self._manager is not None:
+            self._manager.set_bandwidth(transfer, mbps)
+
+    async def _carry_out(self, recorded: Recorded, order: events.TransferAssigned) -> None:
+        """Move the bytes and say what came of it; the caller acknowledges after that."""
+        manager = cast(TransportManager, self._manager)
+        self._grants.began(order)
+        try:
+            result = await manager.transfer(order, Progress(self._bus, order))
+        finally:
+            self._grants.ended(order.transfer)
+        facts = [self._result_fact(recorded, result)]
+        if isinstance(result, events.TransferFailed):
+            quarantined = quarantine_fact(self.node, order.entry, result)
+            if quarantined is not None:
+                id = fact_id("quarantined", recorded.id)
+                facts.append(node_fact(quarantined, self.node, id, chain=recorded.chain))
+        for fact in facts:
+            await self._outbox.publish(self._log, fact)
+        manager.said(order.transfer)
+        reach("agent.reported")
+
+    def _result_fact(
+        self, order: Recorded, result: events.TransferSucceeded | events.TransferFailed
+    ) -> Fact:
+        # An attempt has one outcome of each kind however often it is carried out.
+        id = fact_id(order.id, events.type_name(result))
+        return node_fact(result, self.node, id, chain=order.chain, cause=order.id)
+
+
+def _remembered(port_file: Path) -> int:
+    """The port of last time, so that what others know of us stays true; 0 if there is none."""
+    try:
+        return int(port_file.read_text())
+    except (FileNotFoundError, ValueError):
+        return 0

@@ -1,0 +1,82 @@
+"""What a node does with its replicas when it is asked: it proves them, and deletes one.
+
+It deletes only by a grant that still is the last word on the entry's copies, and says FILES_REMOVED
+before it answers. Proofs and deletions exclude each other, so that no copy is proven that is about
+to go.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from adapters.files.inventory import Inventory
+from adapters.files.removal import Kept
+from dataplane.coordinator.deleting import (
+    DeletionAnswer,
+    DeletionOrder,
+    answer_deletions,
+    still_granted,
+)
+from dataplane.crashpoints import reach
+from dataplane.deletion import protected
+from dataplane.policy import Policy
+from dataplane.proving import answer_proofs
+from streams import events
+from streams.codec import fact_id, node_fact
+from streams.log import Answering, Bus, Log
+from streams.values import Proof
+
+logger = logging.getLogger(__name__)
+
+
+class Custody:
+    """One node's replicas. `start`, then `stop`."""
+
+    def __init__(self, log: Log, bus: Bus, node: str, inventory: Inventory, policy: Policy) -> None:
+        self._log = log
+        self._bus = bus
+        self._node = node
+        self._inventory = inventory
+        self._policy = policy
+        self._one_at_a_time = asyncio.Lock()
+        self._answering: list[Answering] = []
+
+    async def start(self) -> None:
+        """Answer what is asked of this node's replicas."""
+        self._answering = [
+            await answer_proofs(self._bus, self._node, self.prove),
+            await answer_deletions(self._bus, self._node, self.delete),
+        ]
+
+    async def stop(self) -> None:
+        """Answer no more."""
+        for answering in self._answering:
+            await answering.close()
+
+    async def prove(self, path: str, checksum: str) -> Proof:
+        """Read a replica again; see `Inventory.prove`."""
+        async with self._one_at_a_time:
+            return await self._inventory.prove(path, checksum)
+
+    async def delete(self, order: DeletionOrder) -> DeletionAnswer:
+        """Delete a replica if it may be; asked again, it answers that it is gone."""
+        keep = protected(order.path, self._policy)
+        if keep is not None:
+            return DeletionAnswer(False, reason=keep.reason)
+        async with self._one_at_a_time:
+            if not await still_granted(self._log, order):
+                return DeletionAnswer(False, reason="the grant is no longer the last word on it")
+            try:
+                freed = await self._inventory.remove(order.path, order.checksum)
+            except Kept as kept:
+                return DeletionAnswer(False, reason=str(kept))
+            reach("agent.deleted")
+            await self._say_removed(order)
+        return DeletionAnswer(True, freed_bytes=freed)
+
+    async def _say_removed(self, order: DeletionOrder) -> None:
+        event = events.FilesRemoved(node=self._node, paths=(order.path,))
+        id = fact_id("deleted", self._node, order.grant)
+        await self._log.publish(node_fact(event, self._node, id, cause=order.grant))
+        await self._inventory.reported((), [order.path])

@@ -1,0 +1,168 @@
+"""Bringing an entry to this node: through a chain of transports, into one landing.
+
+It must never land on a file of the node's own, and never let a file appear that the inventory was
+not told of before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+
+import msgspec
+
+from adapters.files.inventory import Inventory
+from adapters.files.landing import Landed, Landing
+from adapters.throttle import Throttle
+from adapters.transport import Fetches, NeverReplaced, Progress, Request, Superseded
+from dataplane.agent.attempt import Attempt, through
+from dataplane.agent.transports import CONNECT_TIMEOUT_S, NAMING_FILES
+from dataplane.crashpoints import reach
+from streams import events
+from streams.identity import Ownership, PathRules
+from streams.values import DataEntry, Transport
+
+
+class Fetching:
+    """Fetches to this node. Several may run at once, each into its own landing."""
+
+    def __init__(
+        self,
+        node: str,
+        root: Path,
+        inventory: Inventory,
+        transports: Mapping[Transport, Fetches],
+        *,
+        rules: PathRules,
+        stall_s: float,
+        receipts: Path,
+        content_path: Callable[[str, str], Awaitable[str]] | None,
+    ) -> None:
+        self._node = node
+        self._root = root
+        self._inventory = inventory
+        self._transports = transports
+        self._rules = rules
+        self._stall_s = stall_s
+        self._content_path = content_path
+        self._receipts = Receipts(receipts)
+
+    async def bring(
+        self,
+        order: events.TransferAssigned,
+        attempt: Attempt,
+        throttle: Throttle,
+        progress: Progress,
+    ) -> events.TransferSucceeded:
+        """Bring the entry here by the first transport that can, and prove it.
+
+        What is here already is a success without a byte. Raises a `TransportError`.
+        """
+        there = await self.there(order.entry)
+        if there is not None:
+            return attempt.succeeded(there.games, self._receipts.read(order.transfer).moved)
+
+        async def fetch(transport: Fetches) -> Landed:
+            return await self._fetch(transport, order, attempt, throttle, progress)
+
+        landed = await through(order, self._transports, fetch)
+        reach("agent.landed")
+        await self._inventory.landed(order.entry, self.local(order.entry))
+        return attempt.succeeded(landed.games)
+
+    async def there(self, entry: DataEntry) -> DataEntry | None:
+        """The entry if it was received before; None if it may come.
+
+        Raises `Superseded` or `NeverReplaced` if it may not.
+        """
+        there = await self._inventory.arrived(entry.path)
+        if there is not None and there.checksum == entry.checksum:
+            return there
+        if there is not None and there.version > entry.version:
+            raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
+        owned = self._rules.ownership(entry.path) is Ownership.OWNED
+        if owned and await self._inventory.keeps_own(entry.path):
+            raise NeverReplaced(f"{self.local(entry)} is a file of {self._node}'s own")
+        return None
+
+    def local(self, entry: DataEntry) -> str:
+        """Where this node keeps an entry, relative to its data root."""
+        return self._rules.local(entry.path, self._node)
+
+    def said(self, transfer: str) -> None:
+        """The result of a transfer is in the log: what was kept in case of a crash can go."""
+        self._receipts.remove(transfer)
+
+    async def _named(self, transport: Transport, order: events.TransferAssigned) -> str:
+        """The source's own file with the content, for transports that must name one."""
+        if transport not in NAMING_FILES or self._content_path is None:
+            return ""
+        return await self._content_path(order.source, order.entry.checksum)
+
+    async def _fetch(
+        self,
+        transport: Fetches,
+        order: events.TransferAssigned,
+        attempt: Attempt,
+        throttle: Throttle,
+        progress: Progress,
+    ) -> Landed:
+        """One try over one transport, from where the last one stopped; recorded as a result."""
+        entry, local = order.entry, self.local(order.entry)
+        request = Request(
+            transfer=order.transfer,
+            entry=entry,
+            source=order.source_at,
+            target=order.target_at,
+            peers=order.peers,
+            local_path=local,
+            content_path=await self._named(transport.name, order),
+            stall_s=self._stall_s,
+            connect_s=CONNECT_TIMEOUT_S,
+        )
+        landing = await Landing.open(self._root, entry, order.transfer, local, rules=self._rules)
+        try:
+            with attempt.measure(
+                transport.name, order.source, lambda: landing.received
+            ) as measured:
+                reach("agent.fetching")
+                measured.moved = await transport.fetch(request, landing, throttle, progress)
+                # Said before the file appears: a crash in between must neither make the file
+                # ours nor the bytes unmoved.
+                await self._inventory.expect(entry, local)
+                self._receipts.write(order.transfer, attempt.moved + measured.moved)
+                return await landing.commit()
+        finally:
+            await landing.abort()
+
+
+class _Receipt(msgspec.Struct, frozen=True):
+    """What a transfer had moved when its file was about to appear."""
+
+    moved: int = 0
+
+
+class Receipts:
+    """Notes from before a file appears until its result is in the log.
+
+    They outlive a killed process, not a power failure: then the bytes count as not moved.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def write(self, transfer: str, moved: int) -> None:
+        """So many bytes were moved; the file appears next."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        (self._directory / transfer).write_bytes(msgspec.json.encode(_Receipt(moved)))
+
+    def read(self, transfer: str) -> _Receipt:
+        """What was noted; nothing moved if nothing was."""
+        try:
+            return msgspec.json.decode((self._directory / transfer).read_bytes(), type=_Receipt)
+        except (FileNotFoundError, msgspec.DecodeError):
+            return _Receipt()
+
+    def remove(self, transfer: str) -> None:
+        """The note is needed no more."""
+        (self._directory / transfer).unlink(missing_ok=True)

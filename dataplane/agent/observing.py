@@ -1,0 +1,168 @@
+"""What an agent says of its node's files: by itself when they change, and in answer to triggers.
+
+What was found, published and marked as said belongs together: one report at a time. It must never
+call a file gone that nobody looked at, nor say of a received file that it is this node's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from contextlib import aclosing
+
+from adapters.files.inventory import Inventory, Scan
+from adapters.files.landing import sweep_partials
+from adapters.files.places import OWN_DIRECTORY
+from dataplane.agent.deliveries import kept_alive, left_to_redelivery
+from dataplane.agent.reconciling import Reconciler
+from dataplane.config import DataPlaneConfig
+from dataplane.consumers import triggers_of
+from dataplane.crashpoints import reach
+from streams import events
+from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
+from streams.log import Delivery, Log, LogError
+from streams.values import ALL_CONFIGS, config_key_in
+
+#: Reports that nothing asked for are at least this far apart.
+WATCH_GAP_S = 2.0
+#: How long the answer to a trigger waits for files that are being written, of its limit.
+PATIENCE = 0.5
+
+
+class Observer:
+    """Reports of one node's inventory."""
+
+    def __init__(self, log: Log, config: DataPlaneConfig, inventory: Inventory) -> None:
+        self._log = log
+        self._config = config
+        self.node = config.node
+        self._inventory = inventory
+        self._reporting = asyncio.Lock()
+
+    async def remember_received(self) -> None:
+        """Ask the log what this node has received, so that nothing of it is ever taken for ours.
+
+        What was pushed here is said by who pushed; the inventory was told of it before. Only where
+        it has forgotten everything, everybody's words are read.
+        """
+        state = await self._log.state()
+        received: dict[str, events.TransferSucceeded] = {}
+        speakers = "*" if await self._forgot() else self.node
+        subject = f"dp.node.{speakers}.TRANSFER_SUCCEEDED.>"
+        if state.last_sequence == 0:
+            return
+        reading = self._log.read(until=state.last_sequence, subjects=[subject])
+        async with aclosing(reading) as batches:
+            async for batch in batches:
+                for recorded in batch:
+                    event = recorded.event
+                    if isinstance(event, events.TransferSucceeded) and event.target == self.node:
+                        received[event.entry.path] = event
+        await self._inventory.adopt([event.entry for event in received.values()])
+
+    async def _forgot(self) -> bool:
+        """Whether there are files here and the inventory knows of none."""
+        if await self._inventory.held():
+            return False
+        there = await asyncio.to_thread(lambda: list(self._config.data_dir.iterdir()))
+        return any(path.name != OWN_DIRECTORY for path in there)
+
+    async def watch(self) -> None:
+        """Report what changes by itself, without a trigger."""
+        async for _ in self._inventory.watch(asyncio.Event()):
+            with contextlib.suppress(LogError):
+                async with self._reporting:
+                    await self._report(await self._inventory.scan())
+            await asyncio.to_thread(sweep_partials, self._config.data_dir, time.time())
+            # A live database changes all the time; triggers do not wait for this.
+            await asyncio.sleep(WATCH_GAP_S)
+
+    async def reconcile(self) -> None:
+        """Compare log and disk from time to time, for ever."""
+        reconciler = Reconciler(self._log, self.node, self._inventory)
+        while True:
+            await asyncio.sleep(self._config.policy().schedule.reconcile_s)
+            with contextlib.suppress(LogError):
+                async with self._reporting:
+                    await self._report(await self._inventory.scan())
+                    await reconciler.reconcile()
+
+    async def answer_triggers(self) -> None:
+        """Say what this node holds, to each trigger that speaks of its files."""
+        deliveries = await triggers_of(self.node).open(self._log)
+        try:
+            async for delivery in deliveries:
+                async with kept_alive(delivery), left_to_redelivery(delivery):
+                    await self._answer(delivery)
+        finally:
+            await deliveries.close()
+
+    async def _answer(self, delivery: Delivery) -> None:
+        trigger = delivery.recorded
+        if trigger.event is None:
+            await delivery.ack()
+            return
+        whole_node = isinstance(trigger.event, events.NodeTerminating)
+        async with self._reporting:
+            scan = await self._inventory.scan(None if whole_node else trigger.config_key)
+            patience = self._config.answer_limit_seconds * PATIENCE
+            if _relevant(scan.waiting, trigger) and time.time() - trigger.time < patience:
+                await delivery.nak(1.0)
+                return
+            await self._report(scan, trigger)
+        await delivery.ack()
+
+    async def _report(self, scan: Scan, trigger: Recorded | None = None) -> None:
+        """Publish what a scan found, whole or not at all, then mark it as said."""
+        if trigger is None and not scan.changed and not scan.removed:
+            return
+        facts = [*self._removals(scan), *self._observations(scan, trigger)]
+        if len(facts) == 1:
+            await self._log.publish(facts[0])
+        else:
+            await self._log.append(facts)
+        reach("agent.observed")
+        await self._inventory.reported(scan.changed, scan.removed)
+
+    def _observations(self, scan: Scan, trigger: Recorded | None) -> list[Fact]:
+        if trigger is None and not scan.changed:
+            return []
+        problems = _relevant((*scan.problems, *scan.waiting), trigger)
+        parts = split_entries(scan.changed)
+        content = fact_id(*((e.path, e.checksum, e.mtime) for e in scan.changed))
+        chain, cause = (trigger.chain, trigger.id) if trigger else ("", "")
+        return [
+            node_fact(
+                events.FilesObserved(
+                    node=self.node,
+                    entries=entries,
+                    last_part=index == len(parts) - 1,
+                    problems=problems if index == 0 else (),
+                ),
+                self.node,
+                fact_id("observed", self.node, cause, content, index),
+                chain=chain,
+                cause=cause,
+            )
+            for index, entries in enumerate(parts)
+        ]
+
+    def _removals(self, scan: Scan) -> list[Fact]:
+        if not scan.removed:
+            return []
+        return [
+            node_fact(
+                events.FilesRemoved(node=self.node, paths=paths),
+                self.node,
+                fact_id("removed", self.node, time.time_ns(), index),
+            )
+            for index, paths in enumerate(split_entries(scan.removed))
+        ]
+
+
+def _relevant(problems: tuple[str, ...], trigger: Recorded | None) -> tuple[str, ...]:
+    """Problems a report tells: all, or those of the configuration that a trigger speaks of."""
+    if trigger is not None and trigger.config_key != ALL_CONFIGS:
+        problems = tuple(p for p in problems if config_key_in(p) == trigger.config_key)
+    return tuple(text[:1000] for text in problems[:100])

@@ -1,0 +1,142 @@
+"""Sending an entry from this node: into the bucket, or to a node that can't fetch it itself.
+
+What is sent is the file the inventory knows for exactly this content, never a live database. It
+must never say that something has arrived before the other end has proven it, and never let a file
+appear at a target whose agent does not expect it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from adapters.files.inventory import Inventory
+from adapters.throttle import Throttle
+from adapters.transport import EntryMissing, Progress, Pushes, Refused, Request
+from dataplane.agent import asking
+from dataplane.agent.attempt import Attempt, through
+from dataplane.agent.bucket import Backups
+from dataplane.agent.transports import CONNECT_TIMEOUT_S, NAMING_FILES
+from dataplane.crashpoints import reach
+from streams import events
+from streams.identity import PathRules
+from streams.log import Bus
+from streams.values import S3_NODE, Endpoint, Transport
+
+
+class Pushing:
+    """Pushes from this node. Several may run at once."""
+
+    def __init__(
+        self,
+        node: str,
+        inventory: Inventory,
+        transports: Mapping[Transport, Pushes],
+        *,
+        bus: Bus | None,
+        backups: Backups | None,
+        rules: PathRules,
+        stall_s: float,
+    ) -> None:
+        self._node = node
+        self._inventory = inventory
+        self._transports = transports
+        self._bus = bus
+        self._backups = backups
+        self._rules = rules
+        self._stall_s = stall_s
+
+    async def send(
+        self,
+        order: events.TransferAssigned,
+        attempt: Attempt,
+        throttle: Throttle,
+        progress: Progress,
+    ) -> events.TransferSucceeded:
+        """Send the entry by the first transport that can. Raises a `TransportError`."""
+        file = self._inventory.locate(order.entry.checksum)
+        if file is None:
+            raise EntryMissing(f"{self._node} does not hold {order.entry.path} as it was planned")
+        if order.target == S3_NODE or order.transports == (Transport.S3,):
+            await self._store(order, file, attempt, throttle, progress)
+        else:
+
+            async def push(transport: Pushes) -> None:
+                await self._push(transport, order, file, attempt, throttle, progress)
+
+            await through(order, self._transports, push)
+        if order.target != S3_NODE and order.transports == (Transport.S3,):
+            await self._let_fetch(order, attempt)
+        reach("agent.pushed")
+        return attempt.succeeded(order.entry.games)
+
+    async def _push(
+        self,
+        transport: Pushes,
+        order: events.TransferAssigned,
+        file: Path,
+        attempt: Attempt,
+        throttle: Throttle,
+        progress: Progress,
+    ) -> None:
+        """One try over one transport; what only gathers there is landed by the target's agent."""
+        entry, target = order.entry, order.target
+        bus = self._bus if transport.name in NAMING_FILES else None
+        done = 0
+
+        def telling(bytes_done: int, total: int) -> None:
+            nonlocal done
+            done = bytes_done
+            progress(bytes_done, total)
+
+        with attempt.measure(transport.name, target, lambda: done) as measured:
+            if bus is not None and await asking.ready(bus, target, entry, order.transfer):
+                measured.moved = 0
+                return
+            reach("agent.pushing")
+            request = replace(
+                self._request(order),
+                local_path=self._rules.local(entry.path, target),
+                gathers=bus is not None,
+            )
+            measured.moved = await transport.push(request, file, throttle, telling)
+            if bus is not None:
+                await asking.land(bus, target, entry, order.transfer)
+
+    async def _store(
+        self,
+        order: events.TransferAssigned,
+        file: Path,
+        attempt: Attempt,
+        throttle: Throttle,
+        progress: Progress,
+    ) -> None:
+        """Into the bucket, object and manifest."""
+        if self._backups is None:
+            raise Refused(f"{self._node} has no bucket; s3_enabled is off there")
+
+        async def push(backups: Backups) -> None:
+            with attempt.measure(Transport.S3, S3_NODE, lambda: 0) as measured:
+                reach("agent.pushing")
+                measured.moved = await backups.push(self._request(order), file, throttle, progress)
+
+        await through(order, {Transport.S3: self._backups}, push)
+
+    async def _let_fetch(self, order: events.TransferAssigned, attempt: Attempt) -> None:
+        """The bucket has it: the target, which nobody can reach, fetches it from there."""
+        if self._bus is None:
+            raise Refused(f"{self._node} can't ask {order.target} to fetch")
+        part = replace(order, source=S3_NODE, source_at=Endpoint(node=S3_NODE))
+        attempt.joined(await asking.do_part(self._bus, order.target, part))
+
+    def _request(self, order: events.TransferAssigned) -> Request:
+        return Request(
+            transfer=order.transfer,
+            entry=order.entry,
+            source=order.source_at,
+            target=order.target_at,
+            stall_s=self._stall_s,
+            connect_s=CONNECT_TIMEOUT_S,
+        )

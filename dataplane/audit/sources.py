@@ -1,0 +1,95 @@
+"""Where a log is read from: the live one, an archive, or an exported file.
+
+What it gives can only read: whoever looks at the past can't write to it, whatever he asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+
+from adapters.blobs import Blobs, blobs_at
+from dataplane.api import open_log
+from dataplane.audit.archive import archived
+from dataplane.audit.exporting import open_exported
+from dataplane.config import ConfigError, DataPlaneConfig
+from streams.codec import Recorded
+from streams.kept import KeptLog
+from streams.log import LogState, StoredLog
+from streams.segments import MANIFEST_NAME
+from streams.stored import Stored
+
+#: The word for the live log.
+LIVE = "nats"
+
+
+class ReadOnly:
+    """A log with nothing but its reading half; see `streams.log.StoredLog`."""
+
+    def __init__(self, log: StoredLog) -> None:
+        self._log = log
+
+    async def state(self) -> LogState:
+        """As `ReadingLog.state`."""
+        return await self._log.state()
+
+    async def read(
+        self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
+    ) -> AsyncGenerator[list[Recorded], None]:
+        """As `ReadingLog.read`."""
+        reading = self._log.read(after=after, until=until, subjects=subjects)
+        async with aclosing(reading) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def messages(
+        self, *, after: int = 0, until: int | None = None
+    ) -> AsyncGenerator[list[Stored], None]:
+        """As `StoredLog.messages`."""
+        async with aclosing(self._log.messages(after=after, until=until)) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def get(self, sequence: int) -> Recorded | None:
+        """As `ReadingLog.get`."""
+        return await self._log.get(sequence)
+
+    async def close(self) -> None:
+        """As `ReadingLog.close`."""
+        await self._log.close()
+
+
+@asynccontextmanager
+async def open_source(place: str, config: DataPlaneConfig) -> AsyncIterator[ReadOnly]:
+    """The log at a place: ``nats``, a file of JSON Lines, an archive's directory or ``s3://…``.
+
+    Raises ConfigError where there is none, and what the log raises.
+    """
+    if place == LIVE:
+        log = ReadOnly(await open_log(config))
+        try:
+            yield log
+        finally:
+            await log.close()
+        return
+    found = _kept_at(place, config)
+    if isinstance(found, KeptLog):
+        yield ReadOnly(found)
+        return
+    try:
+        yield ReadOnly(await archived(found))
+    finally:
+        await found.close()
+
+
+def _kept_at(place: str, config: DataPlaneConfig) -> KeptLog | Blobs:
+    """An exported file, or the archive in a directory, by the path of its manifest, or in S3."""
+    if place.startswith("s3://"):
+        return blobs_at(place, endpoint_url=config.s3_endpoint, region=config.s3_region)
+    path = Path(place).expanduser()
+    if path.is_file() and path.name != MANIFEST_NAME:
+        return open_exported(path)
+    if not path.exists():
+        raise ConfigError(f"--from {place!r} is neither nats, nor s3://…, nor a file or directory")
+    return blobs_at(str(path.parent if path.is_file() else path))

@@ -1,0 +1,199 @@
+"""The coordinator: the views, and while it leads, all that decides.
+
+Any number may run on one log. One leads; the others keep their views warm and take over within
+seconds. It holds no state that a kill could lose: all it knows is folded, all it decides is in the
+log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from dataplane.clocks import ClockWatch
+from dataplane.config import DataPlaneConfig
+from dataplane.coordinator.bridge import DURABLE
+from dataplane.coordinator.leading import Leading
+from dataplane.coordinator.lease import Lease, LeaseLost, holder_of
+from dataplane.coordinator.monitor import Monitor
+from dataplane.coordinator.provisioning import Provisioner
+from dataplane.coordinator.queries import Queries
+from dataplane.health import CoordinatorHealth, coordinator_health
+from dataplane.presence import Presence
+from dataplane.standstill import Progress, StandsStill, Standstill
+from dataplane.web import WebServer
+from projections.cluster import ClusterView
+from projections.projector import Projector
+from projections.snapshot import Snapshots
+from streams import events
+from streams.codec import fact_id, node_fact
+from streams.log import Answering, Bus, Log, LogError
+
+logger = logging.getLogger(__name__)
+HEARTBEAT_S = 5.0
+READERS_S = 60.0
+WATCH_S = 5.0
+
+
+class Coordinator:
+    """Decides for the cluster. `start`, then `run` in a task until cancelled, then `stop`."""
+
+    def __init__(self, log: Log, bus: Bus, config: DataPlaneConfig) -> None:
+        self._log = log
+        self._bus = bus
+        self._config = config
+        self._presence = Presence(bus, config.node, "coordinator")
+        self.lease = Lease(bus, holder_of(config.views_dir, config.node))
+        self.projector = Projector(log, config.views_dir, snapshots_of(config))
+        self.leading = Leading(log, bus, config, self.projector, leads=lambda: self.lease.held)
+        self.queries = Queries(log, bus, self.projector, config)
+        self.provisioner = Provisioner(log, bus, self.projector, config)
+        self._service: Answering | None = None
+        self._clock_problem = ""
+        self.monitor = Monitor(log, bus, self.projector, self.queries, config)
+        self.web = WebServer(self.monitor, config) if config.web_enabled else None
+
+    async def start(self) -> None:
+        """Bring the views up to the log, then answer questions from them."""
+        await self.projector.start()
+        await self._say_if_rolled_back()
+        self._service = await self._bus.serve(self.queries.service())
+        if self.web is not None:
+            await self.web.start()
+
+    async def run(self) -> None:
+        """Everything a coordinator does at once, for ever. One loop's end is the end of all."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.projector.run(), name="projector")
+            group.create_task(self._lead(), name="lead")
+            group.create_task(self._beat(), name="heartbeat")
+            group.create_task(self._clear_readers(), name="readers")
+            group.create_task(self._watch_progress(), name="progress")
+            group.create_task(self.monitor.run(), name="monitor")
+            group.create_task(self.provisioner.run(), name="provisioner")
+
+    async def stop(self) -> None:
+        """Let go of the lease, so that another leads at once, and of the views."""
+        await self.lease.release()
+        if self.web is not None:
+            await self.web.stop()
+        if self._service is not None:
+            await self._service.close()
+        await self.projector.close()
+
+    async def _say_if_rolled_back(self) -> None:
+        """The log lost its end since these views were folded: that must not pass in silence."""
+        if not self.projector.rolled_back:
+            return
+        state = await self._log.state()
+        event = events.LogRolledBack(
+            node=self._config.node,
+            views_at=self.projector.rolled_back_from,
+            log_at=state.last_sequence,
+            reason=self.projector.rolled_back,
+        )
+        id = fact_id("rolled-back", state.created, event.node, event.views_at, event.log_at)
+        await self._log.publish(node_fact(event, event.node, id))
+
+    def _troubles(self) -> tuple[str, ...]:
+        """What this process knows to be wrong and no view tells."""
+        bridge = self.leading.bridge
+        said = [self.projector.rolled_back, bridge.full, self._clock_problem]
+        return (*bridge.troubles.described(), *filter(None, said))
+
+    async def _lead(self) -> None:
+        """Wait to lead, lead until the lease is lost, and wait again."""
+        while True:
+            await self.lease.acquire()
+            logger.info("leads, as the %s of its kind", _ordinal(self.lease.term))
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(self.leading.run(), name="leading")
+                    group.create_task(self.lease.keep(), name="lease")
+            except* LeaseLost as lost:
+                logger.warning("%s", lost.exceptions[0])
+
+    async def health(self) -> CoordinatorHealth:
+        """How this coordinator does, by progress."""
+        state = await self._log.state()
+        with self.projector.store.read() as reader:
+            view = ClusterView(reader)
+            return coordinator_health(
+                view,
+                last_sequence=state.last_sequence,
+                now=time.time(),
+                stalled_s=self._stalled_s(),
+                troubles=self._troubles(),
+            )
+
+    def _stalled_s(self) -> float:
+        """How long the dispatcher's loop has stood still; it turns every second when it leads."""
+        if not self.lease.held:
+            return 0.0
+        return time.monotonic() - self.leading.dispatcher.last_progress
+
+    async def _beat(self) -> None:
+        while True:
+            try:
+                health = await self.health()
+                await self._presence.beat(
+                    {
+                        "status": health.status,
+                        "message": health.message,
+                        "lag": health.lag,
+                        "web_url": self.web.url if self.web else "",
+                        "leads": self.lease.held,
+                        "term": self.lease.term,
+                        "set_back": len(self.leading.bridge.troubles),
+                    }
+                )
+            except LogError as error:
+                logger.debug("heartbeat not heard: %s", error)
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _watch_progress(self) -> None:
+        """End this process if a loop of it stands still: whoever supervises starts it again."""
+        standstill, clocks = Standstill(), ClockWatch()
+        while True:
+            await asyncio.sleep(WATCH_S)
+            self._clock_problem = clocks.look(time.time(), time.monotonic())
+            try:
+                problem = standstill.judge(await self._progress(), time.monotonic())
+            except LogError as error:
+                # Without a bus nobody makes progress, and starting anew mends nothing.
+                standstill.forget()
+                logger.debug("progress can't be judged: %s", error)
+                continue
+            if problem:
+                raise StandsStill(problem)
+
+    async def _progress(self) -> tuple[Progress, ...]:
+        loops = [Progress("projector", await self.projector.lag(), self.projector.batches)]
+        if self.lease.held:
+            consumer = await self._log.consumer(DURABLE)
+            waiting = consumer.waiting + consumer.unacknowledged if consumer else 0
+            loops.append(Progress("bridge", waiting, self.leading.bridge.turns))
+            loops.append(Progress("dispatcher", 1, self.leading.dispatcher.turns))
+        return tuple(loops)
+
+    async def _clear_readers(self) -> None:
+        """Readers that were killed pin pages of the views until they are cleared."""
+        while True:
+            await asyncio.sleep(READERS_S)
+            self.projector.store.clear_stale_readers()
+
+
+def _ordinal(term: int) -> str:
+    return f"{term}."
+
+
+def snapshots_of(config: DataPlaneConfig) -> Snapshots | None:
+    """Where the copies of this machine's views are kept; None if it keeps none."""
+    if not config.snapshot_every_events:
+        return None
+    return Snapshots(
+        config.snapshots_dir,
+        every=config.snapshot_every_events,
+        budget_bytes=config.snapshot_budget_mb * 1_000_000,
+    )

@@ -1,0 +1,173 @@
+"""Hands out pending transfers: admission asked again after every change and every backoff.
+
+All assignments share one guard, so that two coordinators never fill the same slot twice. It must
+never hold state of its own: what is pending and in flight is in the views.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+from dataplane.admission import ASSIGNMENTS, Admission, admit, unanswered
+from dataplane.coordinator.granting import Granter
+from dataplane.crashpoints import reach
+from dataplane.planner import SyncPlanner
+from dataplane.policy import Policy
+from projections.cluster import ClusterView
+from projections.links import LinkRow
+from projections.nodes import NodeRow
+from projections.projector import Projector
+from projections.transfers import TransferRow
+from streams.codec import Fact
+from streams.log import Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
+from streams.values import S3_NODE, Transport
+
+logger = logging.getLogger(__name__)
+#: Unanswered attempts are looked for at least this often.
+TICK_S = 1.0
+
+
+class Dispatcher:
+    """Assigns transfers. Several may run on one log: the guard lets one assign at a time."""
+
+    def __init__(
+        self,
+        log: Log,
+        projector: Projector,
+        policy: Policy,
+        node: str,
+        *,
+        clock: Callable[[], float] = time.time,
+        leads: Callable[[], bool] = lambda: True,
+        bus: Bus | None = None,
+    ) -> None:
+        self._granter = Granter(bus, policy, clock) if bus else None
+        self._warned: set[str] = set()
+        self._log = log
+        self._projector = projector
+        self._policy = policy
+        self._node = node
+        self._clock = clock
+        self._leads = leads
+        self._changed = asyncio.Event()
+        self.assigned = 0
+        self.errors = 0
+        #: When it last looked, and how often: progress, for health.
+        self.last_progress = time.monotonic()
+        self.turns = 0
+        projector.on_commit.append(self._changed.set)
+        if self._granter is not None:
+            self._granter.on_change = self._changed.set
+
+    async def run(self) -> None:
+        """Assign what may start, for ever."""
+        while True:
+            self._changed.clear()
+            next_at: float | None = None
+            try:
+                next_at = await self.dispatch()
+                self.last_progress = time.monotonic()
+            except (LogError, TimeoutError) as error:
+                self.errors += 1
+                logger.warning("nothing was assigned this time: %s", error)
+            self.turns += 1
+            wait = TICK_S if next_at is None else min(TICK_S, max(0.0, next_at - self._clock()))
+            with suppress(TimeoutError):
+                # Not `wait_for`: before Python 3.12 it can swallow a cancellation.
+                async with asyncio.timeout(wait):
+                    await self._changed.wait()
+
+    async def dispatch(self) -> float | None:
+        """Assign once; when to ask again if nothing changes, None for no particular time."""
+        now = self._clock()
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            known = Known(view, self._policy, now)
+            in_flight = view.in_flight()
+            admission = self._admit(view, in_flight, known, now)
+            late = unanswered(in_flight, self._policy, now, self._node)
+            if self._granter is not None:
+                self._granter.divide(in_flight, known.node)
+            guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
+        if not self._leads():
+            # It was paused since it read: what it saw is no longer how things stand.
+            return None
+        for fact in (*late, *self._unsaid(admission.risks)):
+            await self._log.publish(fact)
+        if admission.assignments:
+            await self._assign(admission.assignments, guard)
+        return admission.next_at
+
+    def _admit(
+        self, view: ClusterView, in_flight: list[TransferRow], known: Known, now: float
+    ) -> Admission:
+        full: set[str] = set()
+        grants = None
+        if self._granter is not None:
+            self._granter.see(in_flight)
+            grants = self._granter.grants
+        return admit(
+            view.pending_fairly(full),
+            in_flight,
+            known,
+            self._policy,
+            now,
+            full,
+            oldest=view.pending_by_age(),
+            grants=grants,
+        )
+
+    def _unsaid(self, risks: Sequence[Fact]) -> list[Fact]:
+        """Risks that were not said before; said again after a restart, they have the same id."""
+        new = [fact for fact in risks if fact.id not in self._warned]
+        self._warned |= {fact.id for fact in new}
+        return new
+
+    async def _assign(self, assignments: Sequence[Fact], guard: Guard) -> None:
+        reach("coordinator.admitted")
+        try:
+            receipt = await self._log.append(assignments, [guard])
+        except (SequenceConflict, DuplicateFact):
+            # Somebody assigned in the meantime: see it, then decide on what is left.
+            last = await self._log.last(ASSIGNMENTS)
+            if last is not None:
+                await self._projector.wait_for(last.sequence)
+            return
+        self.assigned += len(assignments)
+        await self._projector.wait_for(receipt.sequence)
+
+
+class Known:
+    """What admission asks, from one reading."""
+
+    def __init__(self, view: ClusterView, policy: Policy, now: float) -> None:
+        self._view = view
+        self._now = now
+        self._planner = SyncPlanner(policy, view, now)
+
+    def node(self, name: str) -> NodeRow | None:
+        return None if name == S3_NODE else self._planner.known.node(name)
+
+    def nodes(self) -> Sequence[NodeRow]:
+        return list(self._planner.known.nodes())
+
+    def link(self, node: str, transport: Transport | None = None) -> LinkRow | None:
+        return self._view.link(node, transport)
+
+    def sources(self, transfer: TransferRow) -> Sequence[str]:
+        target = self._planner.known.node(transfer.target)
+        if target is None:
+            return ()
+        entry = transfer.entry
+        holders = self._view.catalog.holders(entry.path, entry.checksum)
+        return self._planner.rank_sources(holders, target)
+
+    def served(self, config_key: str) -> int:
+        return self._view.served(config_key, self._now)
+
+    def newer_versions(self, transfer: TransferRow) -> Sequence[TransferRow]:
+        return self._view.newer_versions(transfer)

@@ -1,0 +1,90 @@
+"""What a coordinator shows of itself and the cluster: follows the log, counts, and serves the page.
+
+It only reads. Nothing that decides waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from contextlib import aclosing, suppress
+
+from dataplane.config import DataPlaneConfig
+from dataplane.coordinator.queries import AskOverview, Queries
+from dataplane.metrics import ENDS, Metrics
+from dataplane.motion import Motion
+from dataplane.overview import Overview
+from projections.chains import ChainRow
+from projections.cluster import ClusterView
+from projections.projector import Projector
+from streams.codec import Recorded
+from streams.log import Bus, Log
+
+logger = logging.getLogger(__name__)
+#: A glance is looked at again after this, and after so many times what it cost.
+GLANCE_S = 1.0
+_COST_FACTOR = 5.0
+_RECENT = 50
+
+
+class Monitor:
+    """What happens and what is, for whoever watches. `run` in a task once the views are up."""
+
+    def __init__(
+        self, log: Log, bus: Bus, projector: Projector, queries: Queries, config: DataPlaneConfig
+    ) -> None:
+        self.log = log
+        self.queries = queries
+        self.config = config
+        self.metrics = Metrics()
+        self.motion = Motion(bus)
+        #: The newest facts, newest first.
+        self.recent: deque[Recorded] = deque(maxlen=_RECENT)
+        self._projector = projector
+        self._glance: Overview | None = None
+        self._look_again_at = 0.0
+        self._looking = asyncio.Lock()
+
+    async def run(self) -> None:
+        """Follow the log and what moves, for ever."""
+        await self.metrics.begin(self.log)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(), name="follow")
+            group.create_task(self.motion.run(), name="motion")
+
+    async def glance(self) -> Overview:
+        """The cluster now, or as it was a moment ago: many who watch cost as much as one.
+
+        Raises a `LogError` while the bus is away.
+        """
+        async with self._looking:
+            started = time.monotonic()
+            if self._glance is None or started >= self._look_again_at:
+                found: Overview = await self.queries.answer("overview", AskOverview())
+                took = time.monotonic() - started
+                self._look_again_at = time.monotonic() + max(GLANCE_S, _COST_FACTOR * took)
+                self._glance = found
+            return self._glance
+
+    async def _follow(self) -> None:
+        after = self._projector.checkpoint.sequence
+        reading = self.log.read(after=after)
+        async with aclosing(reading) as batches:
+            async for batch in batches:
+                for fact in batch:
+                    self.recent.appendleft(fact)
+                self.metrics.note(batch, await self._ended(batch))
+
+    async def _ended(self, batch: list[Recorded]) -> list[ChainRow]:
+        """The chains that ended with these facts, as the views have them."""
+        ends = [fact.chain for fact in batch if isinstance(fact.event, ENDS)]
+        if not ends:
+            return []
+        with suppress(TimeoutError):
+            await self._projector.wait_for(batch[-1].sequence)
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            rows = [view.chain(id) for id in ends]
+        return [row for row in rows if row is not None and not row.open]

@@ -1,0 +1,299 @@
+"""What any client in any language may ask a coordinator over the bus, and how it is answered.
+
+    nats req dp.query.missing '{"node": "train-1"}'
+
+Every question is a struct, every answer rows of `rows`; their JSON Schemas stand in the service's
+metadata. It only reads. Of several coordinators one answers each question.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import islice
+from typing import Any, TypeVar
+
+import msgspec
+
+from dataplane.config import DataPlaneConfig
+from dataplane.evidence import facts_about
+from dataplane.explain import Asked, Explanation, explain
+from dataplane.health import HealthCheckResult, cluster_health
+from dataplane.overview import Overview, overview
+from dataplane.planner import SyncPlanner
+from dataplane.presence import present
+from dataplane.rows import (
+    ChainLine,
+    EntryLine,
+    LinkLine,
+    NodeLine,
+    TransferLine,
+    chain_line,
+    entry_line,
+    link_line,
+    node_line,
+)
+from dataplane.waiting import transfer_lines
+from projections.cluster import ClusterView
+from projections.projector import Projector
+from streams.codec import Recorded
+from streams.log import Bus, Log
+from streams.micro import Question, Service, ServiceRefusal
+from streams.values import DataType, config_key_in
+
+SERVICE = "dataplane"
+#: The version of questions and answers, not of this installation.
+VERSION = "1.0.0"
+PREFIX = "dp.query"
+#: An answer with more lines than this would not fit a message.
+MOST_LINES = 1_000
+T = TypeVar("T")
+
+
+class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of questions: an unknown field is an error, because a misspelt filter lies."""
+
+
+class AskHealth(Ask, frozen=True):
+    """Whether the data plane does its work."""
+
+
+class AskNodes(Ask, frozen=True):
+    """All nodes that ever joined."""
+
+
+class AskMissing(Ask, frozen=True):
+    """What belongs on a node and is not there."""
+
+    node: str
+    data_type: DataType | None = None
+
+
+class AskWhere(Ask, frozen=True):
+    """Who holds a path, in which versions, newest first."""
+
+    path: str
+
+
+class AskPlans(Ask, frozen=True):
+    """Transfers that run or wait, in the order in which they go."""
+
+
+class AskChains(Ask, frozen=True):
+    """Open chains, then those that ended last."""
+
+    #: How many ended ones.
+    last: int = 20
+    config_key: str = ""
+
+
+class AskLinks(Ask, frozen=True):
+    """How each node can be reached, by each transport, and what is shut for now."""
+
+    node: str = ""
+
+
+class AskOverview(Ask, frozen=True):
+    """The cluster at a glance: what the page and ``dataplane top`` show."""
+
+
+class AskWhy(Ask, frozen=True):
+    """Why a file is on a node, or why it is not."""
+
+    path: str
+    node: str
+
+
+class Reading(msgspec.Struct):
+    """What a question is answered from: one moment."""
+
+    view: ClusterView
+    planner: SyncPlanner
+    now: float
+    #: Heartbeats by ``role.node``.
+    beats: dict[str, dict[str, Any]]
+    last_sequence: int
+    config: DataPlaneConfig
+    #: What the log says of the path that is asked about; only `why` needs it.
+    facts: list[Recorded] = []
+
+
+def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
+    """The verdict with its details."""
+    return cluster_health(
+        known.view, now=known.now, last_sequence=known.last_sequence, present=known.beats
+    )
+
+
+def nodes(ask: AskNodes, known: Reading) -> list[NodeLine]:
+    """By name."""
+    beats = known.beats
+    return [node_line(row, beats.get(f"agent.{row.name}"), known.now) for row in known.view.nodes()]
+
+
+def missing(ask: AskMissing, known: Reading) -> list[EntryLine]:
+    """By path; refused for a node that never joined."""
+    if known.view.node(ask.node) is None:
+        names = ", ".join(row.name for row in known.view.nodes()) or "none"
+        raise ServiceRefusal(f"node {ask.node!r} never joined; known: {names}", "404")
+    found = known.view.catalog.get_missing_on_node(
+        ask.node, ask.data_type, wanted=lambda entry: known.planner.belongs(entry, ask.node)
+    )
+    return [entry_line(entry) for entry in found]
+
+
+def where(ask: AskWhere, known: Reading) -> list[EntryLine]:
+    """Refused with 404 if nobody holds it."""
+    found = known.view.catalog.versions(ask.path)
+    if not found:
+        raise ServiceRefusal(f"nobody holds {ask.path!r}", "404")
+    return [entry_line(entry) for entry in found]
+
+
+def plans(ask: AskPlans, known: Reading) -> list[TransferLine]:
+    """Running ones first; those that wait say why."""
+    return list(
+        islice(transfer_lines(known.view, known.planner.known.policy, known.now), MOST_LINES)
+    )
+
+
+def chains(ask: AskChains, known: Reading) -> list[ChainLine]:
+    """Oldest open one first; then the ended ones, newest first."""
+    lines: list[ChainLine] = []
+    for row in known.view.open_chains():
+        if len(lines) < MOST_LINES and ask.config_key in ("", row.config_key):
+            lines.append(chain_line(row, known.now))
+    wanted = min(ask.last, MOST_LINES)
+    for row in known.view.ended_chains():
+        if wanted <= 0:
+            break
+        if ask.config_key in ("", row.config_key):
+            lines.append(chain_line(row, known.now))
+            wanted -= 1
+    return lines
+
+
+def links(ask: AskLinks, known: Reading) -> list[LinkLine]:
+    """By node; a line without a transport is the node as a whole."""
+    rows = known.view.links()
+    return [link_line(row, known.now) for row in rows if ask.node in ("", row.node)]
+
+
+def glance(ask: AskOverview, known: Reading) -> Overview:
+    """Alerts first."""
+    return overview(
+        known.view,
+        now=known.now,
+        beats=known.beats,
+        last_sequence=known.last_sequence,
+        copies_wanted=known.config.min_replication_factor,
+    )
+
+
+def why(ask: AskWhy, known: Reading) -> Explanation:
+    """The verdict, then what led to it, oldest first, each with the fact it rests on."""
+    policy = known.config.policy()
+    return explain(Asked(ask.path, ask.node, known.view, known.facts, policy, known.now))
+
+
+Answer = Callable[[Any, Reading], Any]
+#: Endpoint to the class of its question, of its answer, and who answers it.
+QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
+    "health": (AskHealth, HealthCheckResult, health),
+    "nodes": (AskNodes, list[NodeLine], nodes),
+    "missing": (AskMissing, list[EntryLine], missing),
+    "where": (AskWhere, list[EntryLine], where),
+    "plans": (AskPlans, list[TransferLine], plans),
+    "chains": (AskChains, list[ChainLine], chains),
+    "links": (AskLinks, list[LinkLine], links),
+    "overview": (AskOverview, Overview, glance),
+    "why": (AskWhy, Explanation, why),
+}
+
+
+def understand(name: str, said: bytes | dict[str, str]) -> Ask:
+    """A question's struct from JSON or from words; nothing at all asks with defaults.
+
+    Raises ServiceRefusal.
+    """
+    asks = QUERIES[name][0]
+    try:
+        if isinstance(said, dict):
+            return msgspec.convert(said, asks, strict=False)
+        return msgspec.json.decode(said or b"{}", type=asks)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ServiceRefusal(f"{name}: {error}", "400") from None
+
+
+class Queries:
+    """Answers questions from the views of this coordinator."""
+
+    def __init__(self, log: Log, bus: Bus, projector: Projector, config: DataPlaneConfig) -> None:
+        self._log, self._bus, self._projector = log, bus, projector
+        self._config, self._policy = config, config.policy()
+
+    async def ask(self, name: str, body: bytes) -> bytes:
+        """The answer's JSON. Raises ServiceRefusal, and a `LogError` if the bus is away."""
+        answer = await self.answer(name, understand(name, body))
+        if isinstance(answer, list) and len(answer) > MOST_LINES:
+            raise ServiceRefusal(
+                f"{name}: {len(answer)} lines, more than a message holds; ask for less", "413"
+            )
+        return msgspec.json.encode(answer)
+
+    async def answer(self, name: str, ask: Ask) -> Any:
+        """The answer as a struct or a list of them."""
+        respond = QUERIES[name][2]
+        facts: list[Recorded] = []
+        if isinstance(ask, AskWhy):
+            known = await self.read(lambda known: known.view.catalog.get(ask.path))
+            config_key = known.config_key if known else config_key_in(ask.path)
+            facts = await facts_about(self._log, ask.path, config_key)
+        return await self.read(lambda known: respond(ask, known), facts)
+
+    async def read(self, work: Callable[[Reading], T], facts: Sequence[Recorded] = ()) -> T:
+        """Do `work` on one reading of all that is known, in a thread: the loop has other work."""
+        beats = await present(self._bus)
+        state = await self._log.state()
+
+        def do() -> T:
+            with self._projector.store.read() as reader:
+                view = ClusterView(reader)
+                planner = SyncPlanner(self._policy, view)
+                return work(
+                    Reading(view, planner, time.time(), beats, state.last_sequence, self._config)
+                )
+
+        return await asyncio.to_thread(do)
+
+    def service(self) -> Service:
+        """All questions as a service of the bus."""
+        return Service(
+            name=SERVICE,
+            version=VERSION,
+            description="Where the cluster's data is, where it should go, and what became of it.",
+            questions=tuple(self._question(name) for name in QUERIES),
+            metadata={"node": self._config.node},
+        )
+
+    def _question(self, name: str) -> Question:
+        async def answer(body: bytes) -> bytes:
+            return await self.ask(name, body)
+
+        asks, answers, _ = QUERIES[name]
+        bound: Callable[[bytes], Awaitable[bytes]] = answer
+        return Question(
+            name=name,
+            subject=f"{PREFIX}.{name}",
+            answer=bound,
+            metadata={
+                "description": asks.__doc__ or "",
+                "request_schema": _schema(asks),
+                "response_schema": _schema(answers),
+            },
+        )
+
+
+def _schema(kind: Any) -> str:
+    return msgspec.json.encode(msgspec.json.schema(kind)).decode()
