@@ -35,8 +35,9 @@ def entries_for(
         return [], [_nothing(event, rule, speaker)]
     refusals: list[Refusal] = []
     taken = []
+    few = _of_few_games(known, found)
     for entry in sorted(found, key=lambda entry: entry.path):
-        refusal = _kept_back(known, rule, entry)
+        refusal = _kept_back(known, rule, entry, too_few=entry in few)
         if refusal is None:
             taken.append(entry)
         else:
@@ -112,12 +113,27 @@ def _nothing(event: Event, rule: Rule, speaker: str) -> Refusal:
     return Refusal(rule="nothing-held", reason=f"{holds} {what}")
 
 
-def _kept_back(known: Known, rule: Rule, entry: DataEntry) -> Refusal | None:
+def _of_few_games(known: Known, found: Sequence[DataEntry]) -> list[DataEntry]:
+    """Databases with too few games to be worth moving beside others.
+
+    None where there are no others: who says that it has played is taken at its word.
+    """
+    least = known.policy.quality.min_games
+    few = [
+        entry
+        for entry in found
+        if entry.path.endswith(GAME_DATABASE_SUFFIXES)
+        and entry.games is not None
+        and entry.games < least
+    ]
+    return few if len(few) < len(found) else []
+
+
+def _kept_back(known: Known, rule: Rule, entry: DataEntry, *, too_few: bool) -> Refusal | None:
     """Why an entry is not worth moving by a rule; None if it is."""
     if rule.quality_gate and entry.data_type is DataType.GAMES:
         quality = known.policy.quality
-        is_database = entry.path.endswith(GAME_DATABASE_SUFFIXES)
-        if is_database and entry.games is not None and entry.games < quality.min_games:
+        if too_few:
             reason = f"{entry.path} has {entry.games} games, worth moving from {quality.min_games}"
             return Refusal(rule="too-few-games", reason=reason, path=entry.path)
         judged = entry.games is None or entry.games >= quality.judged_from_games

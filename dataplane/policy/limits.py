@@ -117,7 +117,7 @@ class Disk(Concern, frozen=True):
 class Quality(Concern, frozen=True):
     """Which games are worth moving (K3) and when a game counts as complete (K4)."""
 
-    #: A database with fewer games is not synced yet.
+    #: A database with fewer games is not synced yet where there are others to sync.
     min_games: Whole = 10
     #: Fewer sampled games than these always pass.
     judged_from_games: Whole = 5

@@ -79,7 +79,7 @@ def _how(policy: Policy, rule: Rule) -> str:
     if rule.deadline_s:
         parts.append(f"due {rule.deadline_s:g} s after the trigger")
     if rule.quality_gate:
-        parts.append(f"databases from {policy.quality.min_games} games")
+        parts.append(f"databases from {policy.quality.min_games} games if there are others")
         parts.append(f"of a mean quality from {policy.quality.min_mean:g}")
     if rule.backup_gate:
         parts.append(f"from {policy.s3.min_games} games, of the kinds that are backed up")

@@ -177,7 +177,12 @@ CASES: dict[str, tuple[tuple[Any, ...], str, str, tuple[str, ...]]] = {
             trainer(),
             player(),
             opens("c1", played()),
-            answers("c1", "gpu-1", games_of("gpu-1", games=3)),
+            answers(
+                "c1",
+                "gpu-1",
+                games_of("gpu-1", games=3),
+                entry("games/gpu-1/b_hex8_2p.db", games=50),
+            ),
             said_what_is_owed,
         ),
         GAMES.path,
