@@ -17,9 +17,9 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.files.maps import MapStore
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer
-from adapters.p2p.maps import MapStore
 from bench.peers import KEY, File
 from streams.values import DataEntry, DataType, Endpoint
 from tests.integration.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

@@ -15,11 +15,11 @@ from typing import Any
 import msgspec
 
 from adapters.files.landing import Landing
+from adapters.files.maps import MapStore
 from adapters.http.server import FileServer
 from adapters.http.signing import Signer
 from adapters.http.transport import HttpTransport
 from adapters.p2p.asking import Around
-from adapters.p2p.maps import MapStore
 from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, Request

@@ -15,7 +15,9 @@ from pathlib import Path
 import msgspec
 
 from adapters.files import checks, sqlite
+from adapters.files.blocks import BlockMap
 from adapters.files.digest import BLOCK_BYTES, hex_of
+from adapters.files.maps import MapStore
 from adapters.files.partial import Partial, disk_errors, open_locked
 from adapters.files.places import (
     Reservation,
@@ -26,8 +28,6 @@ from adapters.files.places import (
     sweep_quarantine,
 )
 from adapters.files.scattered import Scattered, notes_of
-from adapters.p2p.blocks import BlockMap
-from adapters.p2p.maps import MapStore
 from adapters.transport import (
     CheckFailed,
     DigestMismatch,

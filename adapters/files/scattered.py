@@ -16,9 +16,9 @@ from collections.abc import Callable, MutableMapping
 from concurrent.futures import Future
 from pathlib import Path
 
+from adapters.files.blocks import BlockMap, MalformedMap, block_count_of, blocks_in, encoded_bytes
 from adapters.files.digest import BLOCK_BYTES, named
 from adapters.files.partial import FLUSH_BYTES, Partial, disk_errors, make_durable, write_all
-from adapters.p2p.blocks import BlockMap, MalformedMap, block_count_of, blocks_in, encoded_bytes
 from adapters.workers import DIGESTS, DISK, finish
 
 #: Files under way, by checksum: what of them is there can be given to others already.

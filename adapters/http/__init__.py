@@ -1,5 +1,5 @@
 """Over HTTP: a file server on every node, and the transport that fetches from it and sends to it.
 
 Read in this order: `signing` (who may fetch or send what), `server` with `receiving`, `transport`
-with `download`, `upload` and `peer`, `tls`.
+with `download` and `upload`, `tls`.
 """

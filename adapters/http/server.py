@@ -25,6 +25,7 @@ import msgspec
 from aiohttp import hdrs, web
 
 from adapters.files.digest import named
+from adapters.files.maps import MapStore
 from adapters.files.scattered import Underway
 from adapters.http.receiving import Receiver
 from adapters.http.signing import (
@@ -37,7 +38,6 @@ from adapters.http.signing import (
     Signer,
 )
 from adapters.p2p.batches import MalformedBatch, decode_list, frames
-from adapters.p2p.maps import MapStore
 from adapters.p2p.offers import Offers, Opened
 from adapters.p2p.pages import MalformedPages
 from adapters.workers import PEERS, finish

@@ -11,8 +11,8 @@ from typing import Protocol
 
 import msgspec
 
+from adapters.files.blocks import BlockMap, piece_blocks_of
 from adapters.files.digest import hex_of
-from adapters.p2p.blocks import BlockMap, piece_blocks_of
 
 SUBJECT = "dp.have."
 _LONGEST = 1 << 20

@@ -10,10 +10,10 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from adapters.files.blocks import BlockMap, blocks_in
+from adapters.files.maps import MapStore
 from adapters.files.scattered import Scattered
 from adapters.p2p.asking import Locate
-from adapters.p2p.blocks import BlockMap, blocks_in
-from adapters.p2p.maps import MapStore
 
 #: Other contents that are looked through, those used last.
 MOST_CONTENTS = 32

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.files.blocks import BlockMap, block_bytes_of, map_of
+from adapters.files.maps import MapStore
 from adapters.files.scattered import Scattered, Underway
-from adapters.p2p.blocks import BlockMap, block_bytes_of, map_of
 from adapters.p2p.gossip import Having, pieces_in
-from adapters.p2p.maps import MapStore
 from adapters.p2p.pages import answer, decode_question
 
 Locate = Callable[[str], Path | None]

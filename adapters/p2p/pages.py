@@ -14,7 +14,7 @@ from typing import IO, cast
 import msgspec
 import zstandard
 
-from adapters.p2p.blocks import (
+from adapters.files.blocks import (
     LEAF_BYTES,
     LEAF_DIGEST_BYTES,
     BlockMap,

@@ -10,10 +10,10 @@ import hashlib
 from collections.abc import Iterator, Sequence
 
 from adapters.files.digest import named
-from adapters.http.peer import Peer
 from adapters.http.signing import BATCH_ROUTE
 from adapters.p2p.asking import Around
 from adapters.p2p.batches import ABSENT, BATCH_BYTES, FRAME, MOST_FRAMES, SMALL_BYTES, encode_list
+from adapters.p2p.peer import Peer
 from adapters.transport import EntryMissing, Interrupted, Request, TransportError
 from adapters.workers import PEERS, finish
 

@@ -14,12 +14,12 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
+from adapters.files.blocks import piece_blocks_of
 from adapters.files.scattered import Scattered
-from adapters.http.peer import Peer
 from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
 from adapters.p2p.asking import Asking
-from adapters.p2p.blocks import piece_blocks_of
 from adapters.p2p.gossip import Gossip, Having, numbers_in, pieces_in, subject_of
+from adapters.p2p.peer import Peer
 from adapters.p2p.swarm import Kind, Swarm
 from adapters.transport import (
     DigestMismatch,

@@ -18,12 +18,12 @@ from typing import cast
 import msgspec
 
 from adapters.files.inventory import Inventory
+from adapters.files.maps import MapStore
 from adapters.http import tls
 from adapters.http.receiving import Receiver
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer
 from adapters.p2p.asking import Around
-from adapters.p2p.maps import MapStore
 from adapters.transport import Fetches
 from dataplane.agent import asking
 from dataplane.agent.attempt import Outcome

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from adapters.files.inventory import Inventory
+from adapters.files.maps import MapStore
 from adapters.files.places import OWN_DIRECTORY
 from adapters.http.receiving import Receiver
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer, HttpTransport
 from adapters.p2p.asking import Around
-from adapters.p2p.maps import MapStore
 from adapters.p2p.transport import P2PTransport
 from adapters.s3 import layout
 from adapters.s3.transport import S3Transport

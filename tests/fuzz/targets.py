@@ -12,11 +12,7 @@ import msgspec
 import zstandard
 from hypothesis import strategies as st
 
-from adapters.http import receiving, server
-from adapters.http.signing import BadSignature, Signer
-from adapters.p2p import pages
-from adapters.p2p.batches import MalformedBatch, decode_list
-from adapters.p2p.blocks import (
+from adapters.files.blocks import (
     DIGEST_BYTES,
     LEAF_DIGEST_BYTES,
     BlockMap,
@@ -24,6 +20,10 @@ from adapters.p2p.blocks import (
     block_bytes_of,
     block_count_of,
 )
+from adapters.http import receiving, server
+from adapters.http.signing import BadSignature, Signer
+from adapters.p2p import pages
+from adapters.p2p.batches import MalformedBatch, decode_list
 from adapters.p2p.pages import MalformedPages
 from adapters.s3 import layout as s3_layout
 from adapters.s3.layout import Manifest, ManifestEntry, ManifestUnreadable, manifest_of

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from adapters.files.landing import Landed, Landing
+from adapters.files.maps import MapStore
 from adapters.http.server import FileServer
 from adapters.http.signing import Signer
 from adapters.p2p.asking import Around
-from adapters.p2p.maps import MapStore
 from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Request

@@ -18,12 +18,12 @@ from cryptography.x509.oid import NameOID
 
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed, Landing
+from adapters.files.maps import MapStore
 from adapters.http import tls
 from adapters.http.receiving import Receiver
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer, HttpTransport
 from adapters.p2p.asking import Around
-from adapters.p2p.maps import MapStore
 from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, Refused, Request, TransportError

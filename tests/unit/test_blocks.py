@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from adapters.p2p.batches import MOST_FRAMES, MalformedBatch, decode_list, encode_list, frames
-from adapters.p2p.blocks import (
+from adapters.files.blocks import (
     BLOCK_BYTES,
     LEAF_BYTES,
     MOST_BLOCKS,
@@ -21,8 +20,9 @@ from adapters.p2p.blocks import (
     leaf_digests,
     map_of,
 )
+from adapters.files.maps import MapStore
+from adapters.p2p.batches import MOST_FRAMES, MalformedBatch, decode_list, encode_list, frames
 from adapters.p2p.gossip import Having, numbers_in, pieces_in
-from adapters.p2p.maps import MapStore
 from adapters.p2p.pages import (
     MalformedPages,
     Old,

@@ -12,9 +12,9 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from adapters.files.blocks import BlockMap, MalformedMap
 from adapters.files.digest import hex_of
 from adapters.files.places import OWN_DIRECTORY
-from adapters.p2p.blocks import BlockMap, MalformedMap
 
 MOST_BYTES = 128 << 20
 
