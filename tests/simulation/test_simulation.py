@@ -30,6 +30,7 @@ SCHEDULES = 120
 #: Seeds that once broke a promise, and how.
 REGRESSIONS = {
     23211: "an order decided just before its entry arrived moves nothing",
+    29772: "the same, with a promotion in between",
     569: "an earlier attempt succeeds after a later one was assigned: the transfer is over then",
 }
 
