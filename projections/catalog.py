@@ -58,7 +58,7 @@ class CatalogView:
     """Folds observations, removals and arrivals."""
 
     name = "catalog"
-    version = 5
+    version = 6
     tables = (
         "entries",
         "paths",
@@ -117,8 +117,11 @@ class CatalogView:
         games = entry.data_type is DataType.GAMES and entry.games != 0
         standing.counts(tx, path_key, key, nodes, time, games=games)
 
-    def _take(self, tx: Writer, event: events.SyncPlanned, _: Recorded) -> None:
+    def _take(self, tx: Writer, event: events.SyncPlanned, recorded: Recorded) -> None:
         """A chain moves these, or found them in place."""
+        if recorded.chain.startswith(standing.SWEEP_CHAIN):
+            # Another copy for safety's sake brings games to nobody who waits for them.
+            return
         named = [(entry.path, entry.checksum) for plan in event.plans for entry in plan.entries]
         named += [(held.path, held.checksum) for held in event.held]
         for path, checksum in named:

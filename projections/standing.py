@@ -14,6 +14,8 @@ from projections.store import Reader, Writer
 from projections.view import Row, unpacker
 
 TABLE = "standing"
+#: How the names of sweeps' chains begin.
+SWEEP_CHAIN = "sweep-"
 
 
 class StandingRow(Row, frozen=True):

@@ -22,6 +22,7 @@ from dataplane.sweeps import Survey, cleanup, orphans_said, repairs_allowed, too
 from projections.cluster import ClusterView
 from projections.nodes import NodeRow
 from projections.projector import Projector
+from projections.standing import SWEEP_CHAIN
 from streams import events
 from streams.codec import Fact, chain_fact, fact_id, node_fact
 from streams.log import DuplicateFact, Log, LogError, SequenceConflict
@@ -167,7 +168,7 @@ class Sweeper:
 
     def _due(self, kind: SweepKind, cycle: int, paths: list[str], found: int) -> Fact:
         event = events.SweepDue(kind=kind, cycle=cycle, paths=tuple(paths), found=found)
-        return node_fact(event, self._node, f"sweep-{kind}-{cycle}")
+        return node_fact(event, self._node, f"{SWEEP_CHAIN}{kind}-{cycle}")
 
     # Disks
 

@@ -245,6 +245,14 @@ def test_games_that_a_chain_took_are_no_orphans() -> None:
     assert surveyed(story).orphans
 
 
+def test_p17_a_copy_made_for_safety_takes_no_games() -> None:
+    """A repair brings them to nobody who waits for them: they are orphans still."""
+    story = given(player("gpu-1"), *STORES[:2], holds("gpu-1", GAMES))
+    due = events.SweepDue(kind=SweepKind.REPLICATION, cycle=1, paths=(GAMES.path,), found=1)
+    story.tell(opens("sweep-replication-1", due, by="boss"), said_what_is_owed, after(9_000))
+    assert surveyed(story).orphans
+
+
 # Disks
 
 
