@@ -1,29 +1,19 @@
 """The ``dataplane`` command. It asks, shows and starts; what it shows comes from elsewhere.
 
-`app` is the command with what all commands share; each module beside it adds a group of them:
-`processes`, `proving`, `saying`, `looking`, `reasons`, `policies`, `links`, `rejecting`,
-`auditing`, `bucket`, `deleting`, `keys`, `top`, `archiving`, `draining`, `travelling`. How things
-look is `show`.
+`app` is the command with what all commands share; each module beside it adds a group of them. How
+things look is `show`.
 """
 
-from dataplane.cli import (
-    archiving,
-    auditing,
-    bucket,
-    deleting,
-    draining,
-    keys,
-    links,
-    looking,
-    policies,
-    processes,
-    proving,
-    reasons,
-    rejecting,
-    saying,
-    top,
-    travelling,
-)
+# In the order in which --help shows them.
+# isort: off
+from dataplane.cli import processes, proving
+from dataplane.cli import saying
+from dataplane.cli import looking, top, links, rejecting
+from dataplane.cli import reasons, policies
+from dataplane.cli import auditing, travelling, archiving
+from dataplane.cli import bucket, draining, deleting, keys
+
+# isort: on
 from dataplane.cli.app import main
 
 __all__ = [

@@ -35,6 +35,14 @@ app = typer.Typer(
     epilog="Exit status: 0 done, 1 failed or unwell, 2 wrong call or configuration, "
     "3 bus out of reach, 4 no views here, 5 refused by the bus.",
 )
+#: What `--help` calls the groups of commands.
+RUN = "Run it"
+SAY = "Say and ask"
+LOOK = "See what is"
+WHY = "Ask why"
+BACK = "Look back"
+SAFE = "Keep it safe"
+
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs instead of tables.")]
 ConfigOption = Annotated[Path | None, typer.Option("--config", help=f"Default: {CONFIG_FILE}.")]
 Nats = Annotated[str | None, typer.Option("--nats", help="URL(s) of the bus.")]

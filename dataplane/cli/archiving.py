@@ -16,12 +16,12 @@ from dataplane.audit.exporting import export_log, import_log
 from dataplane.audit.moments import FORMS, point_of
 from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
-from dataplane.cli.app import From, Json, app, config_of, run
+from dataplane.cli.app import BACK, From, Json, app, config_of, run
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.words import size
 
 archive_app = typer.Typer(no_args_is_help=True, help="The archive of the log.")
-app.add_typer(archive_app, name="archive")
+app.add_typer(archive_app, name="archive", rich_help_panel=BACK)
 Place = Annotated[
     str, typer.Option("--at", help="A directory or s3://bucket/prefix; default: `archive`.")
 ]
@@ -108,7 +108,7 @@ def _blobs(place: str, config: DataPlaneConfig) -> Iterator[Blobs]:
     yield blobs_at(where, endpoint_url=config.s3_endpoint, region=config.s3_region)
 
 
-@app.command("export")
+@app.command("export", rich_help_panel=BACK)
 def export_command(
     path: Annotated[Path, typer.Argument(help="Such as log.jsonl or log.parquet.")],
     since: Annotated[str, typer.Option(help=f"From then on: {FORMS}.")] = "",
@@ -131,7 +131,7 @@ def export_command(
     run(work())
 
 
-@app.command("import")
+@app.command("import", rich_help_panel=BACK)
 def import_command(
     path: Annotated[Path, typer.Argument(help="What `dataplane export` wrote, whole.")],
     as_json: Json = False,

@@ -12,14 +12,14 @@ from dataplane.audit.moments import FORMS, moment_of, point_of
 from dataplane.audit.replay import Verdict, timeline, verify
 from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
-from dataplane.cli.app import From, Json, app, config_of, run
+from dataplane.cli.app import BACK, From, Json, app, config_of, run
 from dataplane.config import ConfigError
 from dataplane.schema import asyncapi
 from streams.events import EVENT_TYPES
 from streams.log import ReadingLog
 
 
-@app.command()
+@app.command(rich_help_panel=BACK)
 def replay(
     since: Annotated[str, typer.Option(help=f"From then on: {FORMS}.")] = "",
     until: Annotated[str, typer.Option(help="Up to then; the same forms.")] = "",
@@ -65,7 +65,7 @@ async def _before(log: ReadingLog, since: str) -> int:
     return point - 1 if isinstance(moment_of(since, "--since"), int) else point
 
 
-@app.command("verify")
+@app.command("verify", rich_help_panel=BACK)
 def verify_command(source: From = LIVE, as_json: Json = False) -> None:
     """Refold the log into a fresh store and compare it with the views. Status 1 if they differ."""
 
@@ -90,7 +90,7 @@ def verify_command(source: From = LIVE, as_json: Json = False) -> None:
     raise typer.Exit(0 if verdict.same else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=BACK)
 def schema() -> None:
     """AsyncAPI 3 document with the JSON Schemas of all events."""
     print(json.dumps(asyncapi(), indent=2))

@@ -13,15 +13,15 @@ from adapters.transport import TransportError
 from dataplane import rows
 from dataplane.api import DataPlane, SyncResult
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, config_of, run
+from dataplane.cli.app import SAFE, Json, app, config_of, run
 from dataplane.restoring import open_bucket, restore_catalog
 
 restore_app = typer.Typer(no_args_is_help=True, help="Bring back what is in the bucket.")
-app.add_typer(restore_app, name="restore")
+app.add_typer(restore_app, name="restore", rich_help_panel=SAFE)
 To = Annotated[Path, typer.Option("--to", help="Directory; what stands there right is kept.")]
 
 
-@app.command()
+@app.command(rich_help_panel=SAFE)
 def backup(
     wait: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 600.0,
     as_json: Json = False,

@@ -10,7 +10,7 @@ import typer
 
 from dataplane.api import DataPlane, Published
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, config_of, run
+from dataplane.cli.app import SAFE, Json, app, config_of, run
 from dataplane.words import size
 from streams import events
 from streams.codec import chain_of_trigger
@@ -21,7 +21,7 @@ _ENDS = [type_filter(events.DeletionRefused), type_filter(events.DeletionDone)]
 End = events.DeletionRefused | events.DeletionDone
 
 
-@app.command()
+@app.command(rich_help_panel=SAFE)
 def delete(
     path: Annotated[str, typer.Argument(help="Logical path, as `where` shows it.")],
     node: Annotated[str, typer.Argument(help="The node whose copy is to go.")],

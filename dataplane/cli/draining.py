@@ -11,13 +11,13 @@ import typer
 from dataplane.api import DataPlane
 from dataplane.audit.moments import moment_of
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, config_of, run
+from dataplane.cli.app import SAFE, Json, app, config_of, run
 from dataplane.config import ConfigError
 from dataplane.draining import Drain, Verdict
 from dataplane.words import clock, size
 
 
-@app.command()
+@app.command(rich_help_panel=SAFE)
 def drain(
     node: Annotated[str, typer.Argument(help="The node that is to go.")],
     wait: Annotated[bool, typer.Option("--wait", help="Until it may go, or can't.")] = False,

@@ -8,12 +8,12 @@ from typing import Annotated
 import typer
 
 from dataplane.cli import show
-from dataplane.cli.app import Json, app
+from dataplane.cli.app import SAFE, Json, app
 from dataplane.keys import KeyStore, User, summary
 from streams.permissions import BusRole
 
 keys_app = typer.Typer(no_args_is_help=True, help="Who may use the bus, and for what.")
-app.add_typer(keys_app, name="keys")
+app.add_typer(keys_app, name="keys", rich_help_panel=SAFE)
 Directory = Annotated[Path, typer.Option("--dir", help="Where the keys are.")]
 Durables = Annotated[
     str, typer.Option(help="Durable subscriptions it may make, comma separated: exporter,…")

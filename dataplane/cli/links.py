@@ -22,12 +22,12 @@ from rich.progress import (
 from dataplane.agent.progress import ProgressMessage
 from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, config_of, open_catalog, run
+from dataplane.cli.app import LOOK, Json, app, config_of, open_catalog, run
 from dataplane.rows import link_line
 from streams.subjects import PROGRESS_SUBJECTS
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def links(node: str = "", as_json: Json = False) -> None:
     """How each node can be reached, by each transport: outcomes, speed, and what is shut for now.
 
@@ -49,7 +49,7 @@ def links(node: str = "", as_json: Json = False) -> None:
     show.emit(rows, columns, as_json=as_json, empty="nothing has moved yet")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def watch(
     node: Annotated[str, typer.Option(help="Only to or from this node.")] = "",
     seconds: Annotated[float, typer.Option(help="End after so long; 0 goes on.")] = 0.0,

@@ -16,6 +16,7 @@ from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import app as app_module
 from dataplane.cli import show
 from dataplane.cli.app import (
+    LOOK,
     From,
     Json,
     TypeOption,
@@ -32,10 +33,10 @@ from projections.store import StoreMissing
 from streams.log import LogError
 
 catalog_app = typer.Typer(no_args_is_help=True, help="What is where.")
-app.add_typer(catalog_app, name="catalog")
+app.add_typer(catalog_app, name="catalog", rich_help_panel=LOOK)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def status(as_json: Json = False) -> None:
     """Whether the data plane does its work. Exit status 1 if it does not."""
 
@@ -58,7 +59,7 @@ def status(as_json: Json = False) -> None:
     raise typer.Exit(0 if health.healthy else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def nodes(as_json: Json = False) -> None:
     """All nodes that ever joined, and when they were last heard."""
     from dataplane.presence import present
@@ -99,7 +100,7 @@ def catalog_ls(
     _print_entries([entry_line(entry) for entry in found], as_json)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def where(path: str, as_json: Json = False) -> None:
     """Who holds a file, and which version."""
     with open_catalog() as catalog:
@@ -108,7 +109,7 @@ def where(path: str, as_json: Json = False) -> None:
     raise typer.Exit(0 if rows else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def missing(node: str, data_type: TypeOption = None, as_json: Json = False) -> None:
     """What belongs on a node and is not there."""
     with open_catalog() as catalog:
@@ -126,7 +127,7 @@ def _print_entries(rows: Sequence[EntryLine], as_json: bool, empty: str = "nothi
     show.emit(rows, columns, as_json=as_json, empty=empty)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def plans(as_json: Json = False) -> None:
     """Transfers that wait or run, in the order in which they go, and why each waits."""
     policy = config_of().policy()
@@ -146,7 +147,7 @@ def plans(as_json: Json = False) -> None:
     show.emit(rows, columns, as_json=as_json, empty="nothing is pending")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def chains(
     last: Annotated[int, typer.Option(help="How many ended ones.")] = 20, as_json: Json = False
 ) -> None:
@@ -169,7 +170,7 @@ def chains(
     show.emit(rows, columns, as_json=as_json, empty="no chain yet")
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def chain(
     id: str,
     tree: Annotated[bool, typer.Option("--tree", help="What caused what, fact by fact.")] = False,

@@ -10,14 +10,14 @@ import typer
 from rich.text import Text
 
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, arguments, config_of
+from dataplane.cli.app import WHY, Json, app, arguments, config_of
 from dataplane.config import CONFIG_FILE, ConfigError, DataPlaneConfig, policy_origins
 from dataplane.policy import Policy
 from dataplane.policy.reading import TRIGGERS, as_tables, leaves
 from dataplane.policy.telling import rows_of_rules, sentences
 
 policy_app = typer.Typer(no_args_is_help=True, help="What goes where and why, as data.")
-app.add_typer(policy_app, name="policy")
+app.add_typer(policy_app, name="policy", rich_help_panel=WHY)
 Trigger = Annotated[str, typer.Argument(metavar="[EVENT]", help="Such as SELFPLAY_COMPLETE.")]
 
 

@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from dataplane.cli import show
-from dataplane.cli.app import DataDir, Json, Nats, Node, app, arguments, config_of
+from dataplane.cli.app import RUN, DataDir, Json, Nats, Node, app, arguments, config_of
 from dataplane.config import CONFIG_FILE, TEMPLATE, ConfigError, default_node
 from dataplane.daemon import Part, run_parts, supervise
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def init(
     path: Annotated[Path, typer.Argument(help="Where to write it.")] = Path(CONFIG_FILE),
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
@@ -25,20 +25,20 @@ def init(
     show.console.print(f"wrote {path}; next: dataplane up")
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def up(node: Node = None, data_dir: DataDir = None) -> None:
     """Run a bus, a coordinator and an agent on this machine, and keep them alive."""
     config = config_of(node=node, data_dir=data_dir)
     raise typer.Exit(supervise(config, _as_environment(node=node, data_dir=data_dir)))
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def coordinator(node: Node = None) -> None:
     """Run a coordinator. Several may run; they decide each thing once."""
     raise typer.Exit(run_parts(config_of(node=node), [Part.COORDINATOR]))
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def agent(
     node: Node = None,
     data_dir: DataDir = None,
@@ -52,7 +52,7 @@ def agent(
     raise typer.Exit(run_parts(config, [Part.AGENT]))
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def demo(
     nodes: Annotated[int, typer.Option(min=2, help="Agents; half of them train.")] = 4,
     rounds: Annotated[int, typer.Option(min=1, help="Self-play rounds of each node.")] = 3,

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from dataplane.cli import show
-from dataplane.cli.app import Json, app
+from dataplane.cli.app import RUN, Json, app
 
 
-@app.command()
+@app.command(rich_help_panel=RUN)
 def prove(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long it is under fire.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed does the same things.")] = 1,

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, config_of, open_catalog, run
+from dataplane.cli.app import WHY, Json, app, config_of, open_catalog, run
 from dataplane.evidence import facts_about
 from dataplane.explain import Asked, Explanation, explain
 from dataplane.words import clock
@@ -20,7 +20,7 @@ from streams.values import config_key_in
 LogicalPath = Annotated[str, typer.Argument(metavar="PATH", help="As the catalog names it.")]
 
 
-@app.command()
+@app.command(rich_help_panel=WHY)
 def why(path: LogicalPath, node: str, as_json: Json = False) -> None:
     """Why a file is on a node: who produced it, what asked for it, how it came.
 
@@ -31,7 +31,7 @@ def why(path: LogicalPath, node: str, as_json: Json = False) -> None:
     raise typer.Exit(0 if answer.there else 1)
 
 
-@app.command("why-not")
+@app.command("why-not", rich_help_panel=WHY)
 def why_not(path: LogicalPath, node: str, as_json: Json = False) -> None:
     """Why a file is not on a node: which rule, failure or wait keeps it from there.
 

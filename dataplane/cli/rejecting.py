@@ -9,13 +9,13 @@ import typer
 
 from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, config_of, open_catalog, run
+from dataplane.cli.app import LOOK, Json, app, config_of, open_catalog, run
 from dataplane.planner import CommandRejected
 from dataplane.retry import Retried, retry
 from streams.topology import ADVISORIES
 
 rejected_app = typer.Typer(help="What could not be understood or decided, and why.")
-app.add_typer(rejected_app, name="rejected")
+app.add_typer(rejected_app, name="rejected", rich_help_panel=LOOK)
 
 
 @rejected_app.callback(invoke_without_command=True)
@@ -54,7 +54,7 @@ def retry_command(
         show.console.print(f"said anew as {said.id}{chain}", highlight=False)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def advisories(
     last: Annotated[int, typer.Option(min=1, help="How many.")] = 20, as_json: Json = False
 ) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from dataplane.api import DataPlane, Published, SyncResult
 from dataplane.cli import show
-from dataplane.cli.app import Json, Node, app, config_of, run
+from dataplane.cli.app import SAY, Json, Node, app, config_of, run
 from dataplane.config import ConfigError
 from dataplane.words import size
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES
@@ -18,7 +18,7 @@ from streams.subjects import Place, place_of
 from streams.values import DataType, SyncPriority
 
 
-@app.command()
+@app.command(rich_help_panel=SAY)
 def publish(
     type_name: Annotated[str, typer.Argument(metavar="TYPE", help="Such as SELFPLAY_COMPLETE.")],
     payload: Annotated[str, typer.Argument(help="JSON; - reads standard input.")] = "{}",
@@ -61,7 +61,7 @@ def publish(
     raise typer.Exit(0 if result is None or result.success else 1)
 
 
-@app.command()
+@app.command(rich_help_panel=SAY)
 def sync(
     config_key: Annotated[str, typer.Argument(help="Such as hex8_2p.")],
     targets: Annotated[list[str], typer.Argument(help="Nodes that are to get it.")],

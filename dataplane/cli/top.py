@@ -18,7 +18,7 @@ from rich.text import Text
 
 from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import Json, app, config_of, run
+from dataplane.cli.app import LOOK, Json, app, config_of, run
 from dataplane.coordinator.queries import PREFIX
 from dataplane.motion import Motion, Moving, Traffic
 from dataplane.overview import Overview, Severity
@@ -43,7 +43,7 @@ _STYLES = {
 }
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK)
 def top(
     once: Annotated[bool, typer.Option("--once", help="Draw it once and end.")] = False,
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,

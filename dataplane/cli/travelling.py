@@ -18,7 +18,7 @@ from dataplane.audit.whatif import Outcome, what_if
 from dataplane.catalog import Catalog
 from dataplane.cli import app as shared
 from dataplane.cli import looking, show
-from dataplane.cli.app import From, Json, app, config_of, run
+from dataplane.cli.app import BACK, From, Json, app, config_of, run
 from dataplane.config import DataPlaneConfig
 from projections.cluster import ClusterView
 from projections.snapshot import Snapshots
@@ -26,7 +26,7 @@ from projections.store import Reader
 from projections.travel import Past, past
 
 at_app = typer.Typer(no_args_is_help=True, help="What was known at a moment.")
-app.add_typer(at_app, name="at")
+app.add_typer(at_app, name="at", rich_help_panel=BACK)
 
 
 class _Held:
@@ -81,7 +81,7 @@ async def _past_at(moment: str, what: str, source: str) -> AsyncIterator[Past]:
             yield there
 
 
-@app.command()
+@app.command(rich_help_panel=BACK)
 def diff(
     first: Annotated[str, typer.Argument(metavar="T1", help=f"{FORMS}.")],
     second: Annotated[str, typer.Argument(metavar="T2", help="The same; or now.")] = "0s",
@@ -139,7 +139,7 @@ def _brief(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
-@app.command()
+@app.command(rich_help_panel=BACK)
 def whatif(
     policy: Annotated[Path, typer.Option("--policy", help="A dataplane.toml with other rules.")],
     since: Annotated[str, typer.Option(help=f"Decisions from then on: {FORMS}.")] = "#0",
