@@ -15,6 +15,7 @@ from projections.cluster import ClusterView
 from projections.links import BreakerRule, BreakerState, breaker
 from projections.nodes import NodeRow
 from streams.log import ConsumerState
+from streams.values import SweepKind
 
 #: A projection further behind than this many facts is not keeping up.
 LAG_LIMIT = 1_000
@@ -96,6 +97,19 @@ def _full_disk(row: NodeRow) -> str:
     return f"{row.name}'s disk is {used:.0%} full: production there is to stop"
 
 
+def _late_backup(view: ClusterView, now: float, policy: Policy) -> str:
+    """What to say once the bucket's backup has missed too many cycles (K19); else ""."""
+    last = view.last_sweep(SweepKind.S3)
+    if not policy.s3.enabled or last is None or not last.unmet_since:
+        return ""
+    waited, cycle = now - last.unmet_since, policy.schedule.s3_cycle_s
+    # While something waits it is due again each cycle: what is not, came there in another way.
+    again = last.due_at + cycle + 2 * policy.schedule.replication_s
+    if waited < policy.s3.missed_cycles * cycle or (last.ended_at and now > again):
+        return ""
+    return f"the bucket's backup is late: due for {waited:.0f} s, where a cycle is {cycle:.0f} s"
+
+
 def cluster_health(
     view: ClusterView,
     *,
@@ -115,6 +129,8 @@ def cluster_health(
         found.problem("views-behind", f"views are {lag} facts behind the log")
     for reason, text in _named_problems(view, now):
         found.problem(reason, text)
+    if late := _late_backup(view, now, policy):
+        found.problem("backup-late", late)
     _judge_presence(found, view, present)
     disks = _disks(view, present or {}, policy)
     breakers = _open_breakers(view, now, policy)

@@ -14,6 +14,7 @@ from typing import Any
 import msgspec
 
 from dataplane.health import OLD_CHAIN_S, cluster_health
+from dataplane.policy import Policy
 from dataplane.rows import (
     ChainLine,
     LinkLine,
@@ -132,7 +133,7 @@ def overview(
     now: float,
     beats: Mapping[str, Mapping[str, Any]] | None,
     last_sequence: int | None,
-    copies_wanted: int,
+    policy: Policy,
 ) -> Overview:
     """Everything `view` knows, judged at `now`. None where the bus could not be asked.
 
@@ -142,13 +143,15 @@ def overview(
     nodes = tuple(node_line(row, heard.get(f"agent.{row.name}"), now) for row in view.nodes())
     online = sum(node.planned_for for node in nodes)
     # A cluster of two nodes can't keep three copies; that is no fault of an entry.
-    wanted = min(copies_wanted, max(1, online))
+    wanted = min(policy.replication.minimum, max(1, online))
     rows = data_map(view.catalog.current(), wanted)
     open_chains = list(view.open_chains())
     ended = list(islice(view.ended_chains(), _ENDED_LOOKED_AT))
     links = tuple(link_line(row, now) for row in view.links())
     known = None if beats is None else {key: dict(beat) for key, beat in heard.items()}
-    health = cluster_health(view, now=now, last_sequence=last_sequence, present=known)
+    health = cluster_health(
+        view, now=now, last_sequence=last_sequence, present=known, policy=policy
+    )
     totals = _totals(view, nodes, rows, last_sequence, wanted)
     return Overview(
         time=now,

@@ -30,6 +30,8 @@ class SweepRow(Row, frozen=True):
     ended_at: float = 0.0
     #: When one of its kind was last completed.
     completed_at: float = 0.0
+    #: When the first of its kind was due that none has completed since; 0.0 if all is done.
+    unmet_since: float = 0.0
 
 
 class AlertRow(Row, frozen=True):
@@ -46,7 +48,7 @@ class SweepsView:
     """Folds sweeps, the ends of their chains, and alerts."""
 
     name = "sweeps"
-    version = 1
+    version = 2
     tables = ("sweeps", "sweep_chains", "repaired", "repairs", "alerts")
 
     def __init__(self) -> None:
@@ -69,6 +71,7 @@ class SweepsView:
             len(event.paths),
             event.found,
             completed_at=before.completed_at if before else 0.0,
+            unmet_since=(before.unmet_since if before else 0.0) or recorded.time,
         )
         tx.put("sweeps", event.kind.encode(), row)
         tx.put("sweep_chains", recorded.chain.encode(), event.kind.encode())
@@ -98,7 +101,9 @@ class SweepsView:
         if row is None:
             return
         if isinstance(event, events.DataSyncCompleted):
-            row = replace(row, completed_at=recorded.time)
+            # An earlier one that completes late says nothing of what became due after it.
+            unmet = 0.0 if row.chain == recorded.chain else row.due_at
+            row = replace(row, completed_at=recorded.time, unmet_since=unmet)
         if row.chain == recorded.chain:
             row = replace(row, ended_at=recorded.time)
         tx.put("sweeps", kind, row)

@@ -24,8 +24,6 @@ from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
 from streams.log import Delivery, Log, LogError
 from streams.values import ALL_CONFIGS, config_key_in
 
-#: Reports that nothing asked for are at least this far apart.
-WATCH_GAP_S = 2.0
 #: How long the answer to a trigger waits for files that are being written, of its limit.
 PATIENCE = 0.5
 
@@ -76,7 +74,7 @@ class Observer:
                     await self._report(await self._inventory.scan())
             await asyncio.to_thread(sweep_partials, self._config.data_dir, time.time())
             # A live database changes all the time; triggers do not wait for this.
-            await asyncio.sleep(WATCH_GAP_S)
+            await asyncio.sleep(self._config.policy().schedule.event_gap_s)
 
     async def reconcile(self) -> None:
         """Compare log and disk from time to time, for ever."""

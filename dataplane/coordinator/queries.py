@@ -122,7 +122,11 @@ class Reading(msgspec.Struct):
 def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
     """The verdict with its details."""
     return cluster_health(
-        known.view, now=known.now, last_sequence=known.last_sequence, present=known.beats
+        known.view,
+        now=known.now,
+        last_sequence=known.last_sequence,
+        present=known.beats,
+        policy=known.config.policy(),
     )
 
 
@@ -187,7 +191,7 @@ def glance(ask: AskOverview, known: Reading) -> Overview:
         now=known.now,
         beats=known.beats,
         last_sequence=known.last_sequence,
-        copies_wanted=known.config.min_replication_factor,
+        policy=known.config.policy(),
     )
 
 

@@ -20,7 +20,6 @@ from dataplane.policy.limits import (
     Concern,
     Disk,
     Exclusion,
-    Prestage,
     Quality,
     Replication,
     Retries,
@@ -54,7 +53,6 @@ __all__ = [
     "Order",
     "Placement",
     "Policy",
-    "Prestage",
     "Quality",
     "Replication",
     "Retries",
@@ -81,7 +79,6 @@ class Policy(Concern, frozen=True):
     disk: Disk = Disk()
     quality: Quality = Quality()
     schedule: Schedule = Schedule()
-    prestage: Prestage = Prestage()
     s3: S3 = S3()
     retries: Retries = Retries()
     breakers: Breakers = Breakers()

@@ -115,7 +115,7 @@ class Disk(Concern, frozen=True):
 
 
 class Quality(Concern, frozen=True):
-    """Which games are worth moving (K3) and when a game counts as complete (K4)."""
+    """Which games are worth moving (K3)."""
 
     #: A database with fewer games is not synced yet where there are others to sync.
     min_games: Whole = 10
@@ -123,23 +123,12 @@ class Quality(Concern, frozen=True):
     judged_from_games: Whole = 5
     #: Mean quality of the newest games, as their node found it, from which they are worth moving.
     min_mean: Share = 0.5
-    #: By board: moves from which a game of 2, 3 and 4 players is complete.
-    complete_moves: dict[str, tuple[Whole, Whole, Whole]] = field(
-        default_factory=lambda: {
-            "hex8": (20, 30, 40),
-            "square8": (20, 30, 40),
-            "square19": (50, 80, 100),
-            "hexagonal": (50, 80, 100),
-        }
-    )
-    #: The same for any other board.
-    complete_moves_else: Whole = 5
 
 
 class Schedule(Concern, frozen=True):
     """How often what nobody triggers is looked at, in seconds (K2, K19)."""
 
-    #: Cycles that events cause are at least this far apart.
+    #: Reports of changed files that nothing asked for are at least this far apart.
     event_gap_s: NotNegative = 2.0
     replication_s: Positive = 60.0
     manifest_refresh_s: Positive = 60.0
@@ -147,19 +136,6 @@ class Schedule(Concern, frozen=True):
     orphans_s: Positive = 300.0
     reconcile_s: Positive = 3600.0
     cleanup_s: Positive = 300.0
-
-
-class Prestage(Concern, frozen=True):
-    """Moving data ahead of a training run that is likely to come."""
-
-    enabled: bool = False
-    #: How sure the prediction must be, and of how many runs it must know.
-    min_confidence: Share = 0.6
-    min_runs: AtLeastOne = 3
-    #: How far ahead of the expected start data may move.
-    ahead_s: Positive = 1800.0
-    #: Of the cluster's bandwidth, what must be free.
-    spare_bandwidth: Share = 0.5
 
 
 class S3(Concern, frozen=True):
@@ -180,7 +156,7 @@ class S3(Concern, frozen=True):
             DataType.METADATA: ("**",),
         }
     )
-    #: Unhealthy after so many missed cycles.
+    #: Not healthy once what waits for the bucket has waited for so many cycles.
     missed_cycles: AtLeastOne = 2
 
     def takes(self, entry: DataEntry) -> bool:

@@ -20,7 +20,7 @@ class PastGlances:
     """Glances at moments of the past. The past does not change, so each is folded once."""
 
     def __init__(self, log: Log, config: DataPlaneConfig) -> None:
-        self._log, self._copies_wanted = log, config.min_replication_factor
+        self._log, self._policy = log, config.policy()
         self._snapshots = Snapshots(config.snapshots_dir)
         self._kept: OrderedDict[int, Overview] = OrderedDict()
         # One fold of the past at a time: the present goes on meanwhile.
@@ -49,7 +49,7 @@ class PastGlances:
                     now=time,
                     beats=None,
                     last_sequence=sequence,
-                    copies_wanted=self._copies_wanted,
+                    policy=self._policy,
                 )
         except PointNotHeld:
             return None

@@ -15,7 +15,7 @@ import yaml
 from dataplane.metrics import Metrics
 from dataplane.overview import overview
 from streams.server import find_binary
-from tests.spec import games_of, given, played, player, ran, trainer
+from tests.spec import games_of, given, played, player, policy_of, ran, trainer
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 COMMANDS = ("coordinator", "agent", "up")
@@ -26,7 +26,11 @@ def said() -> str:
     """What a coordinator of a small cluster says to Prometheus."""
     story = given(trainer(), player(), ran("c1", played(), games_of("gpu-1")))
     seen = overview(
-        story.view, now=story.now, beats={}, last_sequence=len(story.facts), copies_wanted=2
+        story.view,
+        now=story.now,
+        beats={},
+        last_sequence=len(story.facts),
+        policy=policy_of(replication={"minimum": 2}),
     )
     metrics = Metrics()
     chain = story.view.chain("c1")

@@ -18,7 +18,9 @@ from dataplane.health import (
 )
 from streams import events
 from streams.log import ConsumerState
+from streams.values import SweepKind
 from tests.spec import (
+    Said,
     Story,
     after,
     answers,
@@ -28,6 +30,7 @@ from tests.spec import (
     opens,
     played,
     player,
+    policy_of,
     ran,
     raw,
     said_what_is_owed,
@@ -208,6 +211,48 @@ def test_full_disk_degrades_and_its_tier_is_shown() -> None:
     assert result.details["disks"]["train-1"]["tier"] == "stop production"
     half = {**ALL_THERE, "agent.train-1": {"disk_free_bytes": 500}}
     assert cluster(story, present=half).details["disks"]["train-1"]["tier"] == "free"
+
+
+LOST = events.DataSyncFailed(config_key="all", source_node="")
+DONE = events.DataSyncCompleted(config_key="all", source_node="")
+
+
+def backup_due(cycle: int) -> Said:
+    """The bucket's turn, of that cycle."""
+    due = events.SweepDue(kind=SweepKind.S3, cycle=cycle, paths=("a",), found=1)
+    return opens(f"sweep-{cycle}", due, by="boss")
+
+
+def backup_ends(cycle: int, event: events.Event) -> Said:
+    """And its end."""
+    return decided(f"sweep-{cycle}", event)
+
+
+def test_k19_backup_that_missed_two_cycles_degrades_until_one_completes() -> None:
+    """Counted from the first that nothing has completed since; a failed one completes nothing."""
+    bucket = policy_of(s3={"enabled": True, "bucket": "b"}, schedule={"s3_cycle_s": 100.0})
+    story = given(
+        *CLUSTER, backup_due(1), backup_ends(1, LOST), after(100), backup_due(2), after(99)
+    )
+    assert cluster(story, policy=bucket).healthy
+    story.tell(backup_ends(2, LOST), after(1), backup_due(3))
+    result = cluster(story, policy=bucket)
+    assert (result.status, result.details["reasons"]) == ("degraded", ["backup-late"])
+    assert cluster(story).healthy, "there is no bucket"
+    story.tell(backup_ends(3, DONE), after(150))
+    assert cluster(story, policy=bucket).healthy
+
+
+def test_k19_backup_for_which_nothing_waits_any_more_is_not_late() -> None:
+    """The sweep failed, and what it named came to the bucket by another chain."""
+    bucket = policy_of(s3={"enabled": True, "bucket": "b"}, schedule={"s3_cycle_s": 100.0})
+    story = given(
+        *CLUSTER,
+        backup_due(1),
+        backup_ends(1, LOST),
+        after(1_000),
+    )
+    assert cluster(story, policy=bucket).healthy
 
 
 def test_consumer_that_falls_behind_degrades() -> None:

@@ -16,6 +16,7 @@ from tests.spec import (
     opens,
     played,
     player,
+    policy_of,
     ran,
     said_what_is_owed,
     trainer,
@@ -35,7 +36,7 @@ def seen(story: Story, **changes: Any) -> Overview:
         "now": story.now,
         "beats": BEATS,
         "last_sequence": len(story.facts),
-        "copies_wanted": 2,
+        "policy": policy_of(replication={"minimum": 2}),
     }
     return overview(story.view, **{**given_, **changes})
 
