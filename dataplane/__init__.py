@@ -9,8 +9,9 @@ Read in this order. The pure middle: `policy` (what decisions obey), `planner` (
 shell: `coordinator` and `agent`, each a chapter of its own, `proving` and `presence` between
 them, `daemon` around them. What users touch: `config`, `api`, `blocking`, `outbox`, `catalog`,
 `cli`. What tells them: `rows`, `words`, `explain` with `evidence`, `waiting`, `health`,
-`overview`, `motion`, `metrics`, `web`. What looks back or keeps order: `audit`, `draining`,
-`retry`, `restoring`, `keys`. What is promised is `laws`; `prove` and `demo` hold it to them.
+`overview`, `motion`, `metrics`, `tracing`, `web`. What looks back or keeps order: `audit`,
+`draining`, `retry`, `restoring`, `keys`. What is promised is `laws`; `prove` and `demo` hold it
+to them.
 """
 
 import importlib

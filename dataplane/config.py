@@ -112,6 +112,11 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ssh_known_hosts: Path | None = None
     ssh_identity: Path | None = None
 
+    # Traces
+    #: Where a coordinator that leads sends the spans of ended chains: the URL of an OpenTelemetry
+    #: collector, or ``file:PATH`` for JSON Lines; "" sends none.
+    otel_endpoint: str = ""
+
     # Catalog
     manifest_refresh_interval: _Positive = 60.0
 
@@ -184,7 +189,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     def secrets(self) -> list[str]:
         """What of this must never be shown, logged or said."""
-        in_urls = [urlsplit(url).password or "" for url in self.nats_url.split(",")]
+        urls = [*self.nats_url.split(","), self.otel_endpoint]
+        in_urls = [urlsplit(url).password or "" for url in urls]
         return [secret for secret in (self.nats_password, self.web_token, *in_urls) if secret]
 
     def __repr__(self) -> str:
@@ -192,7 +198,7 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         shown = []
         for field in msgspec.structs.fields(type(self)):
             value = getattr(self, field.name)
-            if field.name == "nats_url" or value == field.default:
+            if field.name in ("nats_url", "otel_endpoint") or value == field.default:
                 continue
             secret = field.name in ("nats_password", "web_token")
             shown.append(f"{field.name}={'[secret]' if secret else repr(value)}")
@@ -264,6 +270,10 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         config.path_rules = policy.paths
         if config.s3_enabled and not config.s3_bucket:
             raise ConfigError(f"{where}: s3_enabled needs s3_bucket")
+        if not re.fullmatch(r"|file:.+|https?://[^/].*", config.otel_endpoint):
+            raise ConfigError(
+                f"{where}: otel_endpoint may be: '', file:PATH, http://... or https://..."
+            )
         return config
 
 
@@ -432,6 +442,9 @@ TEMPLATE = """\
 # web_token = ""                 # made where it is needed, and kept in state_dir/web_token
 # web_tls_cert = ""              # PEM files; with them the page is served by HTTPS
 # web_tls_key = ""
+
+# Traces: where the spans of ended chains go, by OpenTelemetry; "" for nowhere.
+# otel_endpoint = ""             # "http://10.0.0.9:4318", or "file:spans.jsonl"
 
 # Transports, in no particular order: which is tried first depends on the file.
 # transports = ["p2p", "http", "rsync", "s3", "base64"]   # rsync, base64: to nodes with ssh_host

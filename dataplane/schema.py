@@ -61,5 +61,9 @@ _HEADERS = {
         "ce-correlationid": {"type": "string", "description": "the chain"},
         "ce-causationid": {"type": "string", "description": "the event that caused this one"},
         "ce-dataversion": {"const": "1", "description": "absent: legacy names are lifted"},
+        "traceparent": {
+            "type": "string",
+            "description": "W3C trace context; a trigger's is its chain's",
+        },
     },
 }

@@ -7,6 +7,7 @@ that it can be said (EVENT_REJECTED) and never blocks what stands behind it.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
@@ -29,6 +30,8 @@ H_CHAIN, H_CAUSE, H_VERSION, H_MSG_ID = (
     "ce-dataversion",
     "Nats-Msg-Id",
 )
+#: W3C Trace Context: to which trace a fact belongs, and its own place in it.
+H_TRACE = "traceparent"
 #: A message's body may not be larger; lists are cut at `LIST_BYTES` a message.
 MAX_MESSAGE_BYTES = 256 * 1024
 LIST_BYTES = 200 * 1024
@@ -62,6 +65,8 @@ class Recorded(msgspec.Struct, frozen=True):
     cause: str
     event: Event | None
     problem: str = ""
+    #: W3C trace context as it was said; "" where none was, or none that is one.
+    traceparent: str = ""
 
 
 def fact_id(*parts: object) -> str:
@@ -73,6 +78,23 @@ def fact_id(*parts: object) -> str:
 def chain_of_trigger(event_id: str) -> str:
     """The chain a trigger opens: its own id where that can stand in a subject, else its digest."""
     return event_id if is_token(event_id) else fact_id("chain", event_id)
+
+
+def trace_of(chain: str) -> str:
+    """The trace that all facts of a chain share, 32 hex digits; of a fact's id if it has none."""
+    return fact_id("trace", chain)
+
+
+def span_of(id: str) -> str:
+    """The span that begins with a fact, or is all of it: 16 hex digits from its id."""
+    return fact_id("span", id)[:16]
+
+
+def traceparent_of(event: Event, id: str, chain: str) -> str:
+    """The trace context of a fact of ours. It follows from the others and changes no id."""
+    opens = type(event) in CHAIN_TRIGGERS
+    trace = trace_of(chain_of_trigger(id) if opens else chain or id)
+    return f"00-{trace}-{span_of(id)}-01"
 
 
 def node_fact(event: Event, node: str, id: str, *, chain: str = "", cause: str = "") -> Fact:
@@ -112,6 +134,7 @@ def encode(fact: Fact, now: float) -> tuple[dict[str, str], bytes]:
         H_SOURCE: fact.source or "unknown",
         H_TIME: datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
         H_VERSION: CURRENT_VERSION,
+        H_TRACE: traceparent_of(fact.event, fact.id, fact.chain),
     }
     if fact.chain:
         headers[H_CHAIN] = fact.chain
@@ -149,7 +172,18 @@ def decode(
         chain = owner
     if config_key == ALL_CONFIGS:
         config_key = events.config_key_of(event)
-    return Recorded(sequence, time, subject, id, type_name, owner, config_key, chain, cause, event)
+    trace = headers.get(H_TRACE, "")
+    if not _TRACEPARENT.fullmatch(trace):
+        trace = ""
+    return Recorded(
+        sequence, time, subject, id, type_name, owner, config_key, chain, cause, event, "", trace
+    )
+
+
+#: Version, trace, span and flags; later versions may say more behind them. Nothing is all zeros.
+_TRACEPARENT = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-[!-~]{0,200})?"
+)
 
 
 def _decode_event(

@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 
+from projections.chains import ChainRow
 from projections.fold import TABLES, Checkpoint, checkpoint, view_digests
 from projections.projector import Projector
 from projections.store import Reader, Store, StoreReader
@@ -21,6 +22,11 @@ from projections.travel import Difference, differences
 from streams import events
 from streams.codec import Recorded
 from streams.log import LogState, ReadingLog
+
+#: A chain's facts are looked for up to so many facts behind its end.
+_BEHIND = 200
+_MOST_FACTS = 2_000
+_ENDS = (events.DataSyncCompleted, events.DataSyncFailed)
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -84,6 +90,30 @@ async def chain_history(log: ReadingLog, chain: str) -> list[Recorded]:
                     found.append(recorded)
                     wanted |= _transfers_planned(recorded)
     return found
+
+
+async def history_of(log: ReadingLog, row: ChainRow) -> list[Recorded]:
+    """A chain's facts, read from no more of the log than it spans, up to `_MOST_FACTS`.
+
+    Those of transfers that another chain asked for before it are among them.
+    """
+    transfers = {need.transfer for need in row.needs}
+    found: list[Recorded] = []
+    last = (await log.state()).last_sequence
+    behind = 0
+    reading = log.read(after=row.opened_sequence - 1, until=last)
+    async with aclosing(reading) as batches:
+        async for batch in batches:
+            for fact in batch:
+                if fact.chain == row.id or getattr(fact.event, "transfer", "") in transfers:
+                    found.append(fact)
+                    behind = 0
+                elif not row.open:
+                    behind += 1
+            ended = any(isinstance(f.event, _ENDS) and f.chain == row.id for f in found)
+            if len(found) >= _MOST_FACTS or (ended and behind > _BEHIND):
+                break
+    return found[:_MOST_FACTS]
 
 
 def speaks_of(recorded: Recorded, node: str) -> bool:

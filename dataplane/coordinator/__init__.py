@@ -2,5 +2,5 @@
 
 Read in this order: `coordinator`, `lease` and `leading` (who leads, and what only he does),
 `bridge` with `trouble` (chains), `dispatch` and `granting` (transfers), `sweeping` and
-`deleting`, `provisioning`, then what it shows: `queries`, `monitor`.
+`deleting`, `provisioning`, then what it shows: `queries`, `monitor`, `tracer`.
 """

@@ -51,7 +51,9 @@ class Coordinator:
         self.provisioner = Provisioner(log, bus, self.projector, config)
         self._service: Answering | None = None
         self._clock_problem = ""
-        self.monitor = Monitor(log, bus, self.projector, self.queries, config)
+        self.monitor = Monitor(
+            log, bus, self.projector, self.queries, config, leads=lambda: self.lease.held
+        )
         self.web = WebServer(self.monitor, config) if config.web_enabled else None
 
     async def start(self) -> None:

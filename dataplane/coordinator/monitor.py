@@ -9,10 +9,12 @@ import asyncio
 import logging
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import aclosing, suppress
 
 from dataplane.config import DataPlaneConfig
 from dataplane.coordinator.queries import AskOverview, Queries
+from dataplane.coordinator.tracer import Tracer, exporter_of
 from dataplane.metrics import ENDS, Metrics
 from dataplane.motion import Motion
 from dataplane.overview import Overview
@@ -33,8 +35,16 @@ class Monitor:
     """What happens and what is, for whoever watches. `run` in a task once the views are up."""
 
     def __init__(
-        self, log: Log, bus: Bus, projector: Projector, queries: Queries, config: DataPlaneConfig
+        self,
+        log: Log,
+        bus: Bus,
+        projector: Projector,
+        queries: Queries,
+        config: DataPlaneConfig,
+        *,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
+        """Raises ConfigError where `otel_endpoint` needs what is not installed."""
         self.log = log
         self.queries = queries
         self.config = config
@@ -43,6 +53,8 @@ class Monitor:
         #: The newest facts, newest first.
         self.recent: deque[Recorded] = deque(maxlen=_RECENT)
         self._projector = projector
+        exporter = exporter_of(config.otel_endpoint)
+        self._tracer = Tracer(log, projector, exporter, leads=leads) if exporter else None
         self._glance: Overview | None = None
         self._look_again_at = 0.0
         self._looking = asyncio.Lock()
@@ -53,6 +65,8 @@ class Monitor:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="follow")
             group.create_task(self.motion.run(), name="motion")
+            if self._tracer is not None:
+                group.create_task(self._tracer.run(), name="tracer")
 
     async def glance(self) -> Overview:
         """The cluster now, or as it was a moment ago: many who watch cost as much as one.

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
 import msgspec
 
+from dataplane.audit.replay import history_of
 from dataplane.metrics import stages
 from projections.chains import ChainRow
 from streams import events
 from streams.codec import Recorded
 from streams.log import Log
-
-#: A chain's facts are looked for up to so many facts behind its end.
-_BEHIND = 200
-_MOST_FACTS = 2_000
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -40,7 +35,7 @@ class ChainPage(msgspec.Struct, frozen=True):
 
 async def chain_page(log: Log, row: ChainRow, now: float) -> ChainPage:
     """Read a chain's facts, no more of the log than it spans."""
-    history = await _history(log, row)
+    history = await history_of(log, row)
     end = max(row.ended_at, row.announced_at) or now
     whole = max(end - row.opened_at, 0.001)
 
@@ -81,27 +76,3 @@ def _attempts(history: list[Recorded]) -> list[tuple[str, str, float, float]]:
             what += f", attempt {order.attempt}"
         found.append((what, kind, fact.time, end.time if end else 0.0))
     return found
-
-
-async def _history(log: Log, row: ChainRow) -> list[Recorded]:
-    """The chain's facts, and those of transfers that another chain asked for before it."""
-    transfers = {need.transfer for need in row.needs}
-    found: list[Recorded] = []
-    last = (await log.state()).last_sequence
-    behind = 0
-    reading = log.read(after=row.opened_sequence - 1, until=last)
-    async with aclosing(reading) as batches:
-        async for batch in batches:
-            for fact in batch:
-                if fact.chain == row.id or getattr(fact.event, "transfer", "") in transfers:
-                    found.append(fact)
-                    behind = 0
-                elif not row.open:
-                    behind += 1
-            ended = any(isinstance(f.event, _ENDS) and f.chain == row.id for f in found)
-            if len(found) >= _MOST_FACTS or (ended and behind > _BEHIND):
-                break
-    return found[:_MOST_FACTS]
-
-
-_ENDS = (events.DataSyncCompleted, events.DataSyncFailed)

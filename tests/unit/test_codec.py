@@ -18,6 +18,7 @@ from streams.codec import (
     H_CHAIN,
     H_ID,
     H_MSG_ID,
+    H_TRACE,
     H_VERSION,
     LIST_BYTES,
     MAX_MESSAGE_BYTES,
@@ -29,7 +30,9 @@ from streams.codec import (
     encode,
     fact_id,
     node_fact,
+    span_of,
     split_entries,
+    trace_of,
 )
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS, Event
 from streams.subjects import Place, place_of, subject_for
@@ -103,6 +106,7 @@ def test_envelope_is_that_of_cloudevents() -> None:
         "ce-dataversion": "1",
         "ce-correlationid": "c1",
         "ce-causationid": "cause-1",
+        "traceparent": f"00-{trace_of('id-1')}-{span_of('id-1')}-01",
     }
     assert json.loads(body) == {
         "config_key": "hex8_2p",
@@ -116,6 +120,44 @@ def test_fact_of_no_chain_and_no_cause_has_no_headers_for_them() -> None:
     headers, _ = encode(node_fact(played("gpu-7"), "gpu-7", "id-1"), T0)
     assert H_CHAIN not in headers
     assert H_CAUSE not in headers
+
+
+def test_all_facts_of_a_chain_are_of_one_trace_each_with_a_span_of_its_own() -> None:
+    """Whichever process says them; what belongs to no chain is a trace alone."""
+    opening = node_fact(played("gpu-7"), "gpu-7", "id-1", chain="another")
+    answer = node_fact(
+        events.FilesObserved(node="gpu-7"), "gpu-7", "id-2", chain=chain_of_trigger("id-1")
+    )
+    alone = node_fact(events.FilesObserved(node="gpu-7"), "gpu-7", "id-3")
+    said = [encode(fact, T0)[0][H_TRACE].split("-") for fact in (opening, answer, alone)]
+    assert said[0][1] == said[1][1] == trace_of("id-1")
+    assert said[2][1] == trace_of("id-3") != said[0][1]
+    assert [one[2] for one in said] == [span_of(id) for id in ("id-1", "id-2", "id-3")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "nonsense",
+        f"00-{'0' * 32}-00f067aa0ba902b7-01",
+        f"00-4bf92f3577b34da6a3ce929d0e0e4736-{'0' * 16}-01",
+        "ff-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        "00-4BF92F3577B34DA6A3CE929D0E0E4736-00f067aa0ba902b7-01",
+    ],
+)
+def test_trace_context_that_is_none_is_passed_over(text: str) -> None:
+    """The event counts all the same."""
+    recorded = hand_made(SELFPLAY, {"games": 1}, traceparent=text)
+    assert (recorded.problem, recorded.traceparent) == ("", "")
+
+
+def test_trace_context_of_another_program_is_kept_and_changes_nothing_else() -> None:
+    """A client that traces passes its own."""
+    theirs = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with_it = hand_made(SELFPLAY, {"games": 1}, traceparent=theirs)
+    assert with_it.traceparent == theirs
+    assert msgspec.structs.replace(with_it, traceparent="") == hand_made(SELFPLAY, {"games": 1})
 
 
 def test_time_of_a_fact_is_that_of_the_log() -> None:
@@ -453,7 +495,9 @@ def test_p1_token_with_a_newline_at_its_end_is_no_token(type_name: str, field: s
         ).map(".".join),
     ),
     headers=st.dictionaries(
-        st.one_of(st.sampled_from([H_ID, H_MSG_ID, H_CHAIN, H_CAUSE, H_VERSION]), st.text()),
+        st.one_of(
+            st.sampled_from([H_ID, H_MSG_ID, H_CHAIN, H_CAUSE, H_VERSION, H_TRACE]), st.text()
+        ),
         st.one_of(st.just("1"), st.text()),
         max_size=4,
     ),
