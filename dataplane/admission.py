@@ -264,14 +264,34 @@ def _risk(transfer: TransferRow, end: float) -> Fact:
 
 
 def unanswered(
-    in_flight: Iterable[TransferRow], policy: Policy, now: float, teller: str
+    in_flight: Iterable[TransferRow],
+    node: Callable[[str], NodeRow | None],
+    policy: Policy,
+    now: float,
+    teller: str,
 ) -> list[Fact]:
-    """Attempts whose executor has stayed away beyond their time, as failed; said by `teller`."""
-    return [
-        _given_up(transfer, teller)
-        for transfer in in_flight
-        if now > transfer.assigned_at + transfer.timeout_s + policy.retries.grace_s
-    ]
+    """Attempts whose executor stayed away beyond their time, or went offline; said by `teller`.
+
+    Who pushes or relays can be replaced as soon as it is offline, a target can't: it has its whole
+    time to come back. So has who was offline already when it was asked, for want of anybody else.
+    """
+    facts = []
+    for transfer in in_flight:
+        executor = node(transfer.executor)
+        if now > transfer.assigned_at + transfer.timeout_s + policy.retries.grace_s:
+            error = f"{transfer.executor} gave no result within {transfer.timeout_s:g} s"
+            # The assignment still waits for the node: when it comes back, it carries it out.
+            facts.append(_given_up(transfer, teller, error, retryable=False))
+        elif executor is not None and _left(executor, transfer):
+            error = f"{executor.name} went offline: {executor.reason}"
+            facts.append(_given_up(transfer, teller, error, retryable=True))
+    return facts
+
+
+def _left(executor: NodeRow, transfer: TransferRow) -> bool:
+    """Whether who was to bring something to another node has gone since."""
+    gone = not executor.online and executor.since >= transfer.assigned_at
+    return gone and executor.name != transfer.target
 
 
 def _peers(
@@ -328,7 +348,7 @@ def _endpoint(name: str, node: Callable[[str], NodeRow | None]) -> Endpoint:
     return Endpoint(node=name) if row is None else row.description.endpoint
 
 
-def _given_up(transfer: TransferRow, teller: str) -> Fact:
+def _given_up(transfer: TransferRow, teller: str, error: str, *, retryable: bool) -> Fact:
     event = events.TransferFailed(
         transfer=transfer.id,
         node=teller,
@@ -336,10 +356,9 @@ def _given_up(transfer: TransferRow, teller: str) -> Fact:
         target=transfer.target,
         entry=transfer.entry,
         attempt=transfer.attempt,
-        error=f"{transfer.executor} gave no result within {transfer.timeout_s:g} s",
+        error=error,
         error_class="Unanswered",
-        # The assignment still waits for the node: when it comes back, it carries it out.
-        retryable=False,
+        retryable=retryable,
     )
     id = fact_id(transfer.id, transfer.queued_sequence, transfer.attempt, "unanswered")
     return node_fact(event, teller, id, chain=transfer.chains[0] if transfer.chains else "")

@@ -448,7 +448,7 @@ class Story:
 
     def gives_up(self) -> list[Fact]:
         """Attempts that nobody has answered in time."""
-        return unanswered(self.view.in_flight(), self.policy, self.now, "boss")
+        return unanswered(self.view.in_flight(), self.view.node, self.policy, self.now, "boss")
 
     # Specifying
 

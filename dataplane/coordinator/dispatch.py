@@ -89,7 +89,7 @@ class Dispatcher:
             known = Known(view, self._policy, now)
             in_flight = view.in_flight()
             admission = self._admit(view, in_flight, known, now)
-            late = unanswered(in_flight, self._policy, now, self._node)
+            late = unanswered(in_flight, known.node, self._policy, now, self._node)
             if self._granter is not None:
                 self._granter.divide(in_flight, known.node)
             guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())

@@ -20,7 +20,7 @@ from projections.transfers import Failure, TransferRow, TransferState, transfer_
 from streams import events
 from streams.codec import Fact
 from streams.subjects import matches
-from streams.values import DataEntry, Endpoint, NodeDescription, SyncPriority, Transport
+from streams.values import DataEntry, Endpoint, NodeDescription, SyncPriority, Trait, Transport
 from tests.spec import (
     T0,
     after,
@@ -513,8 +513,8 @@ def test_unanswered_attempt_is_a_failure_after_its_time_and_its_grace() -> None:
     """It says who stayed away; before that time nobody gives up."""
     out = row(state=TransferState.ASSIGNED, attempt=1, executor="train-1", assigned_at=T0)
     out = msgspec.structs.replace(out, timeout_s=60.0)
-    assert unanswered([out], Policy(), T0 + 70, "boss") == []
-    (fact,) = unanswered([out], Policy(), T0 + 70.1, "boss")
+    assert unanswered([out], Known().node, Policy(), T0 + 70, "boss") == []
+    (fact,) = unanswered([out], Known().node, Policy(), T0 + 70.1, "boss")
     assert fact.subject == "dp.node.boss.TRANSFER_FAILED.hex8_2p"
     said = fact.event
     assert isinstance(said, events.TransferFailed)
@@ -522,10 +522,48 @@ def test_unanswered_attempt_is_a_failure_after_its_time_and_its_grace() -> None:
     assert said.error == "train-1 gave no result within 60 s"
 
 
+@pytest.mark.parametrize(
+    ("executor", "offline_at", "given_up"),
+    [
+        ("gpu-1", T0 + 1, True),
+        ("relay-1", T0 + 1, True),
+        ("train-1", T0 + 1, False),
+        ("gpu-1", T0 - 1, False),
+    ],
+    ids=["pusher", "relay", "target", "was away before"],
+)
+def test_who_pushes_or_relays_and_goes_offline_is_not_waited_for(
+    executor: str, offline_at: float, given_up: bool
+) -> None:
+    """It is tried again by others at once; a target can't be replaced."""
+    out = row(state=TransferState.ASSIGNED, attempt=1, executor=executor, assigned_at=T0)
+    out = msgspec.structs.replace(out, timeout_s=600.0)
+    gone = NodeRow(NodeDescription(name=executor), T0, False, "no heartbeat", offline_at)
+    there = msgspec.structs.replace(gone, online=True)
+    assert unanswered([out], lambda _: there, Policy(), T0 + 2, "boss") == []
+    facts = unanswered([out], lambda _: gone, Policy(), T0 + 2, "boss")
+    assert [fact.event.error for fact in facts] == [  # type: ignore[attr-defined]
+        f"{executor} went offline: no heartbeat"
+    ] * given_up
+    assert all(fact.event.retryable for fact in facts)  # type: ignore[attr-defined]
+
+
+def test_transfer_of_a_pusher_that_went_offline_goes_on_from_another_holder() -> None:
+    """P1: long before the attempt's time is over."""
+    games, nat = games_of("gpu-1"), (Trait.NAT_BLOCKED,)
+    story = given(trainer(), player(traits=nat), node("vault"), holds("gpu-1", games))
+    story.tell(copied(games.path, "vault"), opens("c1", played()), answers("c1", "gpu-1"))
+    story.tell(events.HostOffline(node="vault", reason="away"), said_what_is_owed, assigned)
+    assert [one.executor for one in story.under_way()] == ["gpu-1"]
+    story.tell(events.HostOnline(node="vault"), events.HostOffline(node="gpu-1", reason="dead"))
+    story.tell(lambda story: story.gives_up(), after(5), assigned)
+    assert [one.source for one in story.under_way()] == ["vault"]
+
+
 def test_unanswered_attempt_is_told_once_by_its_id() -> None:
     """Every coordinator and every tick tells the same message."""
     out = row(state=TransferState.ASSIGNED, attempt=1, executor="train-1", assigned_at=T0)
-    told = [unanswered([out], Policy(), T0 + wait, "boss") for wait in (100, 200)]
+    told = [unanswered([out], Known().node, Policy(), T0 + wait, "boss") for wait in (100, 200)]
     assert ids(*told[0]) == ids(*told[1])
 
 
