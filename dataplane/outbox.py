@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.workers import finish
 from streams.codec import Fact, decode, encode, fact_id
 from streams.log import Log, LogFull, LogUnavailable, PermissionDenied, Receipt
 
@@ -34,17 +35,24 @@ class Outbox:
         self._directory = directory
 
     def put(self, fact: Fact) -> Path:
-        """Store an event durably; where it lies. Raises ValueError if it is not well formed."""
+        """Store an event durably; where it lies. Blocks.
+
+        Raises ValueError if it is not well formed, OSError if the disk does not take it.
+        """
         headers, body = encode(fact, time.time())
         letter = msgspec.json.encode(_Letter(fact.subject, headers, msgspec.Raw(body)))
         self._directory.mkdir(parents=True, exist_ok=True)
         name = f"{time.time_ns():020d}-{fact_id(fact.id)}"
         temporary, final = self._directory / f".{name}", self._directory / f"{name}.json"
-        with temporary.open("wb") as file:
-            file.write(letter)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.rename(final)
+        try:
+            with temporary.open("wb") as file:
+                file.write(letter)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(final)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
         _sync_directory(self._directory)
         return final
 
@@ -103,8 +111,15 @@ class Outbox:
         return sent
 
     async def publish(self, log: Log, fact: Fact) -> Receipt:
-        """Store, send, forget. If sending fails it stays stored, and the error says so."""
-        path = self.put(fact)
+        """Store, send, forget. If sending fails it stays stored, and the error says so.
+
+        Where the disk takes nothing it is sent all the same: that the disk is full is itself news.
+        """
+        try:
+            path = await finish(lambda: self.put(fact))
+        except OSError as error:
+            logger.error("outbox: %s is sent without being stored: %s", fact.id, error)
+            return await log.publish(fact)
         receipt = await log.publish(fact)
         self.done(path)
         return receipt

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import os
 import queue
+import sqlite3
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -255,11 +256,15 @@ class _Digester:
 
 @contextlib.contextmanager
 def disk_errors() -> Iterator[None]:
-    """Turn what the operating system says of a disk into the errors of a transport."""
+    """Turn what the system, or a database on it, says of a disk into the errors of a transport."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(str(error)) from error
+        raise DiskFailed(str(error)) from error
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
             raise DiskFull(str(error)) from error
         raise DiskFailed(str(error)) from error
 

@@ -6,6 +6,7 @@ not told of before.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import msgspec
 
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed, Landing
+from adapters.files.partial import disk_errors
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, NeverReplaced, Progress, Request, Superseded
 from dataplane.agent.attempt import Attempt, through
@@ -58,7 +60,8 @@ class Fetching:
 
         What is here already is a success without a byte. Raises a `TransportError`.
         """
-        there = await self.there(order.entry)
+        with disk_errors():
+            there = await self.there(order.entry)
         if there is not None:
             return attempt.succeeded(there.games, self._receipts.read(order.transfer).moved)
 
@@ -67,7 +70,8 @@ class Fetching:
 
         landed = await through(order, self._transports, fetch)
         reach("agent.landed")
-        await self._inventory.landed(order.entry, self.local(order.entry))
+        with disk_errors():
+            await self._inventory.landed(order.entry, self.local(order.entry))
         return attempt.succeeded(landed.games)
 
     async def there(self, entry: DataEntry) -> DataEntry | None:
@@ -129,8 +133,9 @@ class Fetching:
                 measured.moved = await transport.fetch(request, landing, throttle, progress)
                 # Said before the file appears: a crash in between must neither make the file
                 # ours nor the bytes unmoved.
-                await self._inventory.expect(entry, local)
-                self._receipts.write(order.transfer, attempt.moved + measured.moved)
+                with disk_errors():
+                    await self._inventory.expect(entry, local)
+                    self._receipts.write(order.transfer, attempt.moved + measured.moved)
                 return await landing.commit()
         finally:
             await landing.abort()
@@ -152,7 +157,7 @@ class Receipts:
         self._directory = directory
 
     def write(self, transfer: str, moved: int) -> None:
-        """So many bytes were moved; the file appears next."""
+        """So many bytes were moved; the file appears next. Raises OSError."""
         self._directory.mkdir(parents=True, exist_ok=True)
         (self._directory / transfer).write_bytes(msgspec.json.encode(_Receipt(moved)))
 
@@ -164,5 +169,6 @@ class Receipts:
             return _Receipt()
 
     def remove(self, transfer: str) -> None:
-        """The note is needed no more."""
-        (self._directory / transfer).unlink(missing_ok=True)
+        """The note is needed no more; one that can't go does no harm."""
+        with contextlib.suppress(OSError):
+            (self._directory / transfer).unlink()

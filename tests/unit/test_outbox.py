@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,6 +95,37 @@ async def test_event_that_could_not_be_sent_waits_and_the_caller_knows(outbox: O
     log.refused = []
     assert await outbox.drain(log) == 1
     assert await ids(log) == ["id-1"]
+
+
+async def test_event_is_sent_though_the_disk_is_full(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """That a transfer failed for want of room must be said; nothing half-written stays."""
+
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    log = MemoryLog()
+    assert (await outbox.publish(log, fact(1))).sequence == 1
+    assert await ids(log) == ["id-1"]
+    assert list((tmp_path / "state" / "outbox").iterdir()) == []
+
+
+async def test_event_is_stored_beside_the_event_loop(
+    outbox: Outbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow disk must not keep an agent from its heartbeat."""
+    threads: list[threading.Thread] = []
+    sync = os.fsync
+
+    def slow(handle: int) -> None:
+        threads.append(threading.current_thread())
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    await outbox.publish(MemoryLog(), fact(1))
+    assert threads and threading.current_thread() not in threads
 
 
 async def test_events_are_sent_oldest_first_as_they_were_said(outbox: Outbox) -> None:

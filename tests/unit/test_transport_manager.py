@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
+import os
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from adapters.transport import (
     TransportError,
     Unreachable,
 )
+from dataplane.agent.fetching import Receipts
 from dataplane.agent.transfers import TransportManager
 from streams import events
 from streams.values import DataEntry, DataType, Transport
@@ -145,6 +149,38 @@ async def test_p15_bytes_moved_are_known_after_a_crash_before_they_were_said(
     assert isinstance(again, events.TransferSucceeded)
     assert second.calls == 0
     assert again.bytes_transferred == len(CONTENT)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+async def test_disk_that_takes_no_receipt_fails_the_transfer_and_not_the_agent(
+    tmp_path: Path, inventory: Inventory, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """It is an answer like any other: an order that ends the agent would come again for ever."""
+
+    def refuse(receipts: Receipts, transfer: str, moved: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(Receipts, "write", refuse)
+    failed = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
+    assert isinstance(failed, events.TransferFailed)
+    assert failed.error_class == ("DiskFull" if code == errno.ENOSPC else "DiskFailed")
+    assert not (tmp_path / ENTRY.path).exists()
+
+
+async def test_disk_that_takes_no_index_fails_the_transfer_and_not_the_agent(
+    tmp_path: Path, inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inventory's index is a database, which has its own word for a full disk."""
+
+    async def refuse(entry: DataEntry, local: str) -> None:
+        full = sqlite3.OperationalError("database or disk is full")
+        full.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise full
+
+    monkeypatch.setattr(inventory, "expect", refuse)
+    failed = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
+    assert isinstance(failed, events.TransferFailed) and failed.error_class == "DiskFull"
+    assert not (tmp_path / ENTRY.path).exists()
 
 
 async def test_missing_entry_is_not_asked_of_the_same_source_by_another_way(
