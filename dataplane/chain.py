@@ -19,7 +19,7 @@ from projections.chains import ChainRow, ChainStatus, Need, planned
 from projections.transfers import TransferRow, TransferState
 from streams import events
 from streams.codec import LIST_BYTES, Fact, chain_fact, split_entries
-from streams.values import S3_NODE, Held, Refusal, SyncPlan, TargetOutcome
+from streams.values import S3_NODE, Held, Refusal, SyncPlan, TargetOutcome, added
 
 T = TypeVar("T")
 #: Outcomes named in an end, and the characters of each error: an end must fit into a message. A
@@ -102,7 +102,7 @@ def _plan(
         source_node=chain.source_node,
         targets=tuple(sorted({need.target for need in chain.needs})),
         entries=len(sizes),
-        size_bytes=sum(sizes.values()),
+        size_bytes=added(*sizes.values()),
     )
     return [*facts, chain_fact(started, chain.id, cause)]
 
@@ -191,7 +191,7 @@ def _stored(
             bucket=policy.s3.bucket,
             manifest_key=manifest_key(source),
             entries=len(needs),
-            size_bytes=sum(need.size_bytes for need in needs),
+            size_bytes=added(*(need.size_bytes for need in needs)),
             config_key=chain.config_key,
         )
         facts.append(chain_fact(event, chain.id, cause, source))
@@ -231,7 +231,7 @@ def _outcome(
 
 
 def _completion(chain: ChainRow, arrived: list[TargetOutcome], now: float, cause: str) -> Fact:
-    moved = sum(outcome.bytes_transferred for outcome in arrived)
+    moved = added(*(outcome.bytes_transferred for outcome in arrived))
     there = [*arrived, *map(_in_place, chain.held)]
     reason = "every target holds every byte"
     if not arrived:
@@ -268,7 +268,7 @@ def _failure(
         left_out=len(arrived) + len(failed) - len(arrived_named) - len(failed_named),
         refusals=_that_fit(chain.refusals, LIST_BYTES // 4),
         games_synced=_games(arrived),
-        bytes_transferred=sum(outcome.bytes_transferred for outcome in (*arrived, *failed)),
+        bytes_transferred=added(*(one.bytes_transferred for one in (*arrived, *failed))),
         duration_seconds=round(max(0.0, now - chain.opened_at), 6),
         reason=reason[:4000],
     )
@@ -325,7 +325,7 @@ def _games(outcomes: Sequence[TargetOutcome]) -> int:
     by_path: dict[str, int] = {}
     for outcome in outcomes:
         by_path[outcome.path] = max(by_path.get(outcome.path, 0), outcome.games or 0)
-    return sum(by_path.values())
+    return added(*by_path.values())
 
 
 def _in_place(held: Held) -> TargetOutcome:

@@ -12,7 +12,7 @@ from dataplane.policy import Policy
 from projections.chains import ChainRow
 from streams import events
 from streams.codec import Fact, chain_fact
-from streams.values import S3_NODE, TargetOutcome
+from streams.values import S3_NODE, TargetOutcome, added
 
 #: Rules that say that data which was asked for is not there.
 LACKING = ("nothing-held", "too-few-samples")
@@ -64,7 +64,8 @@ def drained(chain: ChainRow, arrived: Sequence[TargetOutcome], cause: str) -> li
         return []
     sizes = {one.path: one.size_bytes for one in arrived}
     paths = {*sizes, *(one.path for one in chain.held)}
-    said = events.NodeDrained(node=event.node, entries=len(paths), size_bytes=sum(sizes.values()))
+    moved = added(*sizes.values())
+    said = events.NodeDrained(node=event.node, entries=len(paths), size_bytes=moved)
     return [chain_fact(said, chain.id, cause)]
 
 

@@ -20,7 +20,7 @@ from projections.standing import StandingRow
 from projections.sweeps import AlertRow
 from streams import events
 from streams.identity import Ownership
-from streams.values import S3_NODE, DataEntry, DataType, DiskTier
+from streams.values import S3_NODE, DataEntry, DataType, DiskTier, added
 
 #: Said in one sweep at most, and named in one trigger.
 MOST_ALERTS = 100
@@ -192,7 +192,7 @@ def orphans_said(orphans: Iterable[DataEntry]) -> Iterator[events.OrphanGamesDet
         yield events.OrphanGamesDetected(
             node=node,
             config_key=config_key,
-            orphan_count=sum(entry.games or 0 for entry in entries),
+            orphan_count=added(*(entry.games or 0 for entry in entries)),
             paths=tuple(sorted(entry.path for entry in entries)),
         )
 

@@ -17,7 +17,7 @@ from projections.store import Reader, Writer
 from projections.view import Handler, Row, text_key, unpacker
 from streams import events
 from streams.codec import Recorded
-from streams.values import Transport, TransportResult
+from streams.values import Transport, TransportResult, added
 
 #: Classes of errors that say something about the way to a node.
 LINK_FAILURES = frozenset(
@@ -214,7 +214,7 @@ def _count(
         row,
         successes=row.successes + result.success,
         failures=row.failures + (not result.success),
-        bytes=row.bytes + result.bytes_transferred,
+        bytes=added(row.bytes, result.bytes_transferred),
         recent=(*row.recent, outcome)[-REMEMBERED:],
         rates=_with_rate(row.rates, result),
     )

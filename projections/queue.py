@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from projections.store import Reader, Writer
 from projections.view import Row, number, text_key, unpacker
+from streams.values import added
 
 TABLES = ("queue", "queue_age", "served")
 #: So many are read of a queue at a time.
@@ -120,8 +121,8 @@ def served(reader: Reader, config_key: str, now: float) -> int:
 
 def serve(tx: Writer, config_key: str, size_bytes: int, time: float) -> None:
     """A configuration is given so many bytes."""
-    have = served(tx, config_key, time)
-    tx.put("served", config_key.encode(), ServedRow(have + size_bytes, int(time // _HOUR_S)))
+    have = added(served(tx, config_key, time), size_bytes)
+    tx.put("served", config_key.encode(), ServedRow(have, int(time // _HOUR_S)))
 
 
 def _places(reader: Reader, queue: Queue, passed_over: Container[str]) -> Iterator[bytes]:

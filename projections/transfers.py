@@ -17,7 +17,7 @@ from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, number, text_key, unpacker
 from streams import events
 from streams.codec import Recorded, fact_id
-from streams.values import S3_NODE, DataEntry, SyncPlan, SyncPriority, Transport
+from streams.values import S3_NODE, DataEntry, SyncPlan, SyncPriority, Transport, added
 
 
 class TransferState(enum.StrEnum):
@@ -194,16 +194,15 @@ class TransfersView:
 
     def _succeed(self, tx: Writer, event: events.TransferSucceeded, recorded: Recorded) -> None:
         before = totals(tx)
-        after = Totals(
-            before.transfers + 1, before.bytes + event.bytes_transferred, before.failures
-        )
+        moved = added(before.bytes, event.bytes_transferred)
+        after = Totals(before.transfers + 1, moved, before.failures)
         tx.put("transfers_meta", b"totals", after)
         row = get_transfer(tx, event.transfer)
         if row is not None and row.state is not TransferState.SUCCEEDED:
             done = replace(
                 row,
                 state=TransferState.SUCCEEDED,
-                bytes_transferred=row.bytes_transferred + event.bytes_transferred,
+                bytes_transferred=added(row.bytes_transferred, event.bytes_transferred),
                 games=event.games,
                 arrived_checksum=event.entry.checksum,
                 ended_at=recorded.time,
@@ -226,7 +225,7 @@ class TransfersView:
 
     def _fail(self, tx: Writer, event: events.TransferFailed, recorded: Recorded) -> None:
         before = totals(tx)
-        moved = before.bytes + event.bytes_transferred
+        moved = added(before.bytes, event.bytes_transferred)
         after = Totals(before.transfers, moved, before.failures + 1)
         tx.put("transfers_meta", b"totals", after)
         row = get_transfer(tx, event.transfer)
@@ -245,7 +244,7 @@ class TransfersView:
             row,
             state=TransferState.PENDING,
             failures=(*row.failures, failure),
-            bytes_transferred=row.bytes_transferred + event.bytes_transferred,
+            bytes_transferred=added(row.bytes_transferred, event.bytes_transferred),
         )
         self._store(tx, row, failed)
 

@@ -22,7 +22,8 @@ _TOKEN = re.compile(r"[A-Za-z0-9_-]{1,64}")
 Token = Annotated[str, Meta(pattern=TOKEN_PATTERN)]
 Checksum = Annotated[str, Meta(pattern=CHECKSUM_PATTERN)]
 #: What fits into 63 bits: no message may hold a number that no store can.
-Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+MOST_COUNTED = 2**63 - 1
+Count = Annotated[int, Meta(ge=0, le=MOST_COUNTED)]
 
 #: What a fact says when it speaks of no single configuration.
 ALL_CONFIGS = "all"
@@ -30,6 +31,11 @@ ALL_CONFIGS = "all"
 S3_NODE = "s3"
 BOARDS = ("hex8", "square8", "square19", "hexagonal")
 _CONFIG_IN_NAME = re.compile(rf"(?<![A-Za-z0-9])((?:{'|'.join(BOARDS)})_[234]p)(?![A-Za-z0-9])")
+
+
+def added(*counts: int) -> int:
+    """The sum of counts, which is a count again: a sum that no store can hold is the largest."""
+    return min(sum(counts), MOST_COUNTED)
 
 
 def is_token(text: str) -> bool:

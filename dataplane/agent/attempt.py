@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from adapters.http.receiving import error_of
 from adapters.transport import TimedOut, TransportError, Unreachable
 from streams import events
-from streams.values import Transport, TransportResult
+from streams.values import Transport, TransportResult, added
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -34,7 +34,7 @@ class Attempt:
     @property
     def moved(self) -> int:
         """Bytes that really moved, over all transports."""
-        return sum(result.bytes_transferred for result in self.results)
+        return added(*(result.bytes_transferred for result in self.results))
 
     def measure(self, transport: Transport, remote: str, came: Callable[[], int]) -> Measured:
         """A context that records one try with `remote`; `came` says what came where it fails."""

@@ -239,7 +239,7 @@ def lived(steps: Sequence[Step]) -> Story:
 
 # Events of every type
 
-#: What JSON of any language carries exactly, and rows hold.
+#: Of numbers that have no limit of their own: what JSON of any language carries exactly.
 LARGEST = 2**53
 #: A few of each, so that events speak of the same things; what does not fit is a test of its own.
 _FITTING = {
@@ -281,7 +281,8 @@ def _any_plain(kind: inspect.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(_FITTING[kind.pattern])
         return st.text(min_size=kind.min_length or 0, max_size=20)
     if isinstance(kind, inspect.IntType):
-        return st.integers(kind.ge or 0, min(kind.le or LARGEST, LARGEST))
+        most = kind.le or LARGEST
+        return st.integers(kind.ge or 0, most) | st.just(most)
     if isinstance(kind, inspect.FloatType) and kind.le is not None:
         return st.floats(kind.ge or 0.0, kind.le)
     plain: dict[type[inspect.Type], st.SearchStrategy[Any]] = {

@@ -15,6 +15,7 @@ from streams import events
 from streams.codec import Fact, Recorded, decode
 from streams.events import Event
 from streams.subjects import chain_filter, matches, type_filter
+from streams.values import MOST_COUNTED, Transport, TransportResult
 from tests.spec import (
     CREATED,
     T0,
@@ -22,6 +23,7 @@ from tests.spec import (
     Story,
     after,
     answers,
+    assigned,
     decided,
     games_of,
     given,
@@ -30,6 +32,8 @@ from tests.spec import (
     played,
     player,
     raw,
+    said_what_is_owed,
+    succeeded,
     trainer,
 )
 from tests.unit.histories import Step, any_event, histories, lived, said
@@ -166,6 +170,53 @@ def test_any_event_that_can_be_decoded_can_be_folded(facts: list[Event], chain: 
     story.tell(*(said(event, chain=chain) for event in facts))
     assert story.view.checkpoint.sequence == len(facts) + 2
     assert refolded(story.facts).digests() == story.digests()
+
+
+@pytest.mark.parametrize("cls", events.EVENT_TYPES.values(), ids=events.EVENT_TYPES)
+@settings(max_examples=5, deadline=None)
+@sampled(data=st.data())
+def test_p1_no_sum_of_counts_can_stop_the_fold(data: st.DataObject, cls: type[Event]) -> None:
+    """Each number may be the largest there is; said over and over, they still add up to a row."""
+    event = data.draw(any_event(cls))
+    story = given(opens("c1", played()), *[said(event)] * 4)
+    assert story.view.checkpoint.sequence == 5
+
+
+def test_p1_transfers_of_the_largest_sizes_add_up_to_the_largest() -> None:
+    """In the totals, on the link, in the row of the transfer, and in what was served."""
+    huge = games_of("gpu-1", size_bytes=MOST_COUNTED)
+    story = given(trainer(), player(), opens("c1", played()), answers("c1", "gpu-1", huge))
+    story.tell(said_what_is_owed, assigned)
+    [row] = story.under_way()
+    result = TransportResult(
+        success=False,
+        transport_used=Transport.HTTP_FETCH,
+        bytes_transferred=MOST_COUNTED,
+        duration_seconds=1.0,
+        error_class="Stalled",
+    )
+    for attempt in range(1, 4):
+        order = {"transfer": row.id, "source": row.source, "target": row.target, "entry": huge}
+        failure = events.TransferFailed(
+            node=row.target,
+            attempt=attempt,
+            bytes_transferred=MOST_COUNTED,
+            results=(result,),
+            error="no byte came",
+            error_class="Stalled",
+            **order,
+        )
+        again = events.TransferAssigned(
+            executor=row.target, attempt=attempt + 1, transports=row.transports, **order
+        )
+        story.tell(failure, again)
+    story.tell(succeeded())
+    view = story.view
+    link, done = view.link("gpu-1", Transport.HTTP_FETCH), view.transfer(row.id)
+    assert link is not None and done is not None
+    assert (link.bytes, done.bytes_transferred) == (MOST_COUNTED, MOST_COUNTED)
+    assert view.totals().bytes == MOST_COUNTED
+    assert view.served("hex8_2p", T0) == MOST_COUNTED
 
 
 @settings(max_examples=200, deadline=None)
