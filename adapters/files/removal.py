@@ -2,7 +2,8 @@
 
 A file is first moved aside and looked at once more, so that one that was changed at the last moment
 comes back under its name; a process that is killed in between puts it back when it starts again. It
-must never remove what it has not just recognised.
+must never remove what it has not just recognised, nor put a journal beside another database than
+its own, which SQLite would play into it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 
 from adapters.files.index import Row
@@ -66,12 +68,47 @@ def put_back(root: Path) -> None:
         if aside.name.endswith(_DOOMED):
             _delete(aside)
             continue
-        for file in [path for path in aside.rglob("*") if path.is_file()]:
-            home = root / file.relative_to(aside)
-            with contextlib.suppress(OSError):
-                os.link(file, home)
-                file.unlink()
+        _put_back(root, aside)
         _remove_empty(aside)
+
+
+def _put_back(root: Path, aside: Path) -> None:
+    """Give a file its name again with all that stood beside it, or leave all of it aside.
+
+    The file itself gets its name last and leaves last: if it has its name, all is back.
+    """
+    files = [path for path in aside.rglob("*") if path.is_file()]
+    beside = [file for file in files if file.name.endswith(SIDE_FILES)]
+    itself = [file for file in files if file not in beside]
+    if len(itself) != 1:
+        return
+    homes = {file: root / file.relative_to(aside) for file in (*beside, *itself)}
+    if _is(itself[0], homes[itself[0]]) or _link_all(homes):
+        for file in homes:
+            file.unlink()
+
+
+def _link_all(homes: Mapping[Path, Path]) -> bool:
+    """Link each file to its home, in this order; none if one can't be, or its home is taken."""
+    if homes[list(homes)[-1]].exists():
+        return False
+    linked: list[Path] = []
+    try:
+        for file, home in homes.items():
+            if not _is(file, home):
+                os.link(file, home)
+                linked.append(file)
+    except OSError:
+        for file in linked:
+            if _is(file, homes[file]):
+                homes[file].unlink()
+        return False
+    return True
+
+
+def _is(file: Path, home: Path) -> bool:
+    """Whether both names are of one file: a killed process may have linked it already."""
+    return home.exists() and home.samefile(file)
 
 
 def _look(seen: Print) -> tuple[int, int, int, int]:

@@ -128,3 +128,41 @@ def test_what_a_killed_process_had_moved_aside_comes_back(root: Path) -> None:
     assert not (root / "games/b.db").exists()
     assert (root / "games/c.db").read_bytes() == b"new"
     assert [path.name for path in trash.iterdir()] == ["three"]
+
+
+def test_journal_never_comes_back_beside_another_database(root: Path) -> None:
+    """SQLite would play it into the new one, which it knows nothing of."""
+    trash = root / ".dataplane/trash"
+    for suffix in ("", "-wal", "-journal"):
+        put(trash / f"one/games/a.db{suffix}", b"old")
+    put(root / "games/a.db", b"new")
+    put_back(root)
+    assert [file.name for file in (root / "games").iterdir()] == ["a.db"]
+    assert (root / "games/a.db").read_bytes() == b"new"
+    assert len(list((trash / "one/games").iterdir())) == 3, "nothing of it is lost"
+
+
+def test_database_does_not_come_back_to_the_journal_of_another(root: Path) -> None:
+    """All of it comes back, or nothing."""
+    trash = root / ".dataplane/trash"
+    for suffix in ("", "-journal", "-wal"):
+        put(trash / f"one/games/a.db{suffix}", b"old")
+    put(root / "games/a.db-wal", b"new")
+    put_back(root)
+    assert [file.name for file in (root / "games").iterdir()] == ["a.db-wal"]
+    assert len(list((trash / "one/games").iterdir())) == 3
+
+
+def test_putting_back_goes_on_where_it_was_killed(root: Path) -> None:
+    """A file that has its name again has all; before that, what has its name already is kept."""
+    trash = root / ".dataplane/trash"
+    for name in ("one/games/a.db", "one/games/a.db-wal", "two/games/b.db", "two/games/b.db-wal"):
+        put(trash / name, b"old")
+    (root / "games").mkdir()
+    os.link(trash / "one/games/a.db-wal", root / "games/a.db-wal")
+    # All of b was back, and its writer has already done with its journal.
+    os.link(trash / "two/games/b.db", root / "games/b.db")
+    put_back(root)
+    names = sorted(file.name for file in (root / "games").iterdir())
+    assert names == ["a.db", "a.db-wal", "b.db"]
+    assert not list(trash.iterdir())
