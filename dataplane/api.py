@@ -199,6 +199,8 @@ class DataPlane:
         can't be reached the event waits in the outbox, and this node's agent, or the next
         publication, sends it. Raises ValueError, naming the field, before anything is stored.
         """
+        if not isinstance(event, Event):
+            raise TypeError(f"publish() takes an event such as SelfplayComplete, not {event!r}")
         node = events.speaker_of(event) or self.config.node
         event_id = id or uuid.uuid4().hex
         fact = node_fact(event, node, event_id)
@@ -231,10 +233,15 @@ class DataPlane:
 
         Raises LogUnavailable where nobody could take the request: a request is never queued.
         """
+        if isinstance(target_nodes, str):
+            raise TypeError(f"target_nodes must be a list of nodes, not the text {target_nodes!r}")
+        targets = tuple(target_nodes)
+        if not targets:
+            raise ValueError("target_nodes is empty: name at least one node")
         event = events.DataSyncRequested(
             data_type=data_type,
             config_key=config_key,
-            target_nodes=tuple(target_nodes),
+            target_nodes=targets,
             priority=priority,
             deadline=deadline,
             requester=self.config.node,
@@ -246,6 +253,8 @@ class DataPlane:
 
     async def handle(self, published: Published) -> SyncHandle:
         """A handle on the chain that a published trigger opened."""
+        if not isinstance(published, Published):
+            raise TypeError(f"handle() takes what publish() returned, not {published!r}")
         return SyncHandle(await self.log(), published.chain, published.sequence or 0)
 
     async def sync_all(self, priority: SyncPriority = SyncPriority.LOW) -> list[SyncHandle]:
@@ -261,10 +270,10 @@ class DataPlane:
     async def backup_to_s3(self, priority: SyncPriority = SyncPriority.LOW) -> list[SyncHandle]:
         """Ask for everything that belongs in the bucket and is not there; a handle each request.
 
-        Raises RuntimeError where no bucket is configured.
+        Raises ConfigError where no bucket is configured.
         """
         if not self.config.s3_enabled:
-            raise RuntimeError("there is no bucket: s3_enabled is off")
+            raise ConfigError("s3_enabled is off: there is no bucket to back up to")
         lacking = self.catalog.not_in_bucket()
         asked = sorted({(entry.config_key, entry.data_type) for entry in lacking})
         return [

@@ -237,6 +237,12 @@ def trigger_of(reader: Reader, id: str) -> str:
     return "" if value is None else value.decode()
 
 
+def chain_ids(reader: Reader, beginning: str) -> Iterator[str]:
+    """Ids of chains that begin so."""
+    for key, _ in reader.scan("chains", beginning.encode()):
+        yield key.decode()
+
+
 def open_chains(reader: Reader, *, after: bytes = b"") -> Iterator[ChainRow]:
     """Chains that have not ended, oldest first; `after` is a `place_of` to go on from."""
     for key, _ in reader.scan("chains_open", start=after + b"\x00" if after else b""):

@@ -92,6 +92,10 @@ class ClusterView:
         """A chain by id."""
         return chains.get_chain(self._reader, id)
 
+    def chain_ids(self, beginning: str) -> Iterator[str]:
+        """Ids of chains that begin so."""
+        return chains.chain_ids(self._reader, beginning)
+
     def open_chains(self, after: bytes = b"") -> Iterator[ChainRow]:
         """Chains that have not ended, oldest first."""
         return chains.open_chains(self._reader, after=after)

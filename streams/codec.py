@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, cast
 
@@ -203,7 +203,7 @@ def _decode_event(
     if headers.get(H_VERSION) == CURRENT_VERSION:
         event = decoder.decode(body)
     else:
-        event = _lift(cls, owner, config_key, body)
+        event = lift(cls, owner, config_key, body)
     _agree(event, cls, owner, config_key)
     return event
 
@@ -237,8 +237,18 @@ _ALIASES: dict[str, tuple[str, ...]] = {
 }
 
 
-def _lift(cls: type[Event], owner: str, config_key: str, body: bytes) -> Event:
-    """Version 0 to the current one: legacy names, and what only the subject says."""
+def unknown_fields(cls: type[Event], names: Iterable[str]) -> list[str]:
+    """Those of `names` that mean nothing to an event, under today's names and those of old."""
+    fields = {field.name for field in msgspec.structs.fields(cls)}
+    known = fields.union(*(_ALIASES.get(field, ()) for field in fields))
+    return sorted(set(names) - known)
+
+
+def lift(cls: type[Event], owner: str, config_key: str, body: bytes) -> Event:
+    """Version 0 to the current one: legacy names, and what only the subject says.
+
+    Raises ValueError (also as ValidationError and DecodeError) with the path of the field.
+    """
     raw = msgspec.json.decode(body) if body.strip() else {}
     if not isinstance(raw, dict):
         raise ValueError(f"expected a JSON object, got {type(raw).__name__}")

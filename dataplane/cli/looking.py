@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -177,7 +178,11 @@ def chain(
     source: From = LIVE,
     as_json: Json = False,
 ) -> None:
-    """One chain: how it ended and where its time went; with --tree what caused what."""
+    """One chain: how it ended and where its time went; with --tree what caused what.
+
+    The beginning of an id is enough where only one chain begins so.
+    """
+    id = _whole_id(id)
 
     async def history() -> Any:
         async with open_source(source, config_of()) as log:
@@ -196,3 +201,13 @@ def chain(
     show.console.print(show.chain_tree(row, facts, id) if tree else show.chain_title(row, id))
     for step in where_time_went(facts):
         show.console.print(show.step_line(step), soft_wrap=True)
+
+
+def _whole_id(beginning: str) -> str:
+    """The id of the one chain in the views that begins so; what was given if it is none or many."""
+    with open_catalog() as catalog, contextlib.suppress(StoreMissing), catalog.view() as view:
+        if view.chain(beginning) is None:
+            found = list(itertools.islice(view.chain_ids(beginning), 2))
+            if len(found) == 1:
+                return found[0]
+    return beginning

@@ -44,10 +44,15 @@ def agent(
     data_dir: DataDir = None,
     nats: Nats = None,
     roles: Annotated[str | None, typer.Option(help="Comma separated: training,selfplay…")] = None,
+    traits: Annotated[str | None, typer.Option(help="Comma separated: gpu,ephemeral…")] = None,
 ) -> None:
     """Join as a node: say what it holds, serve it, receive what it should have."""
     config = config_of(
-        node=node, data_dir=data_dir, nats_url=nats, roles=roles.split(",") if roles else None
+        node=node,
+        data_dir=data_dir,
+        nats_url=nats,
+        roles=roles.split(",") if roles else None,
+        traits=traits.split(",") if traits else None,
     )
     raise typer.Exit(run_parts(config, [Part.AGENT]))
 

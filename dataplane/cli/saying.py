@@ -13,9 +13,10 @@ from dataplane.cli import show
 from dataplane.cli.app import SAY, Json, Node, app, config_of, run
 from dataplane.config import ConfigError
 from dataplane.words import size
+from streams.codec import lift, unknown_fields
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES
 from streams.subjects import Place, place_of
-from streams.values import DataType, SyncPriority
+from streams.values import ALL_CONFIGS, DataType, SyncPriority
 
 
 @app.command(rich_help_panel=SAY)
@@ -36,10 +37,11 @@ def publish(
     text = sys.stdin.read() if payload == "-" else payload
     try:
         fields = msgspec.json.decode(text, type=dict[str, Any])
-        for name in ("node", "source_node"):
-            if name in {field.name for field in msgspec.structs.fields(cls)}:
-                fields.setdefault(name, config.node)
-        event = msgspec.convert(fields, cls)
+        # On the wire an unknown field is tolerated; at a prompt it is a typing error.
+        if unknown := unknown_fields(cls, fields):
+            known = ", ".join(field.name for field in msgspec.structs.fields(cls))
+            raise ConfigError(f"payload of {type_name}: unknown {unknown[0]!r}; known: {known}")
+        event = lift(cls, config.node, ALL_CONFIGS, text.encode())
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise ConfigError(f"payload of {type_name}: {error}") from None
 

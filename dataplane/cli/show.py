@@ -111,7 +111,7 @@ def _cell(column: str, value: Any) -> str:
         return "-"
     if column in ("size_bytes", "bytes", "disk_free_bytes"):
         return size(value)
-    if column.endswith("_at") or column in ("time", "mtime"):
+    if isinstance(value, float) and (column.endswith("_at") or column in ("time", "mtime")):
         return clock(value)
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value) or "-"

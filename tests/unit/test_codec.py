@@ -33,6 +33,7 @@ from streams.codec import (
     span_of,
     split_entries,
     trace_of,
+    unknown_fields,
 )
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS, Event
 from streams.subjects import Place, place_of, subject_for
@@ -594,3 +595,9 @@ def test_digest_is_a_word_for_a_content() -> None:
     """The digests of these tests are such as the wire takes."""
     assert re.fullmatch(r"sha256:[0-9a-f]{64}", checksum("a"))
     assert checksum("a") != checksum("b")
+
+
+def test_names_of_old_are_known_and_typing_errors_are_not() -> None:
+    """P14: ``host`` still means the node; ``hots`` means nothing, and can be said so."""
+    names = ["host", "games_played", "hots"]
+    assert unknown_fields(events.SelfplayComplete, names) == ["hots"]
