@@ -96,6 +96,8 @@ class Inventory:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="scan")
         #: Apart from scans: who waits for a proof must not wait for all that a scan reads.
         self._proofs = ThreadPoolExecutor(1, thread_name_prefix="proof")
+        #: Apart from both: it reads slowly, all day, what nobody waits for.
+        self._scrubs = ThreadPoolExecutor(1, thread_name_prefix="scrub")
         self._closed = threading.Event()
 
     # What a node says
@@ -278,24 +280,34 @@ class Inventory:
         """Read what is here under a logical path again; what is wrong with it, None if nothing.
 
         A received file that rotted is set aside, durably: it is `removed` in scans from then on,
-        until that is marked as `reported`. One of this node's own stays where it is.
+        until that is marked as `reported`. One of this node's own stays where it is. Scans and
+        proofs need not wait while it reads.
         """
         await self._known.ready()
+        row = self._known.row_of(path)
+        if row is None or row.state is State.GONE or row.holder != row.local:
+            return None
+        try:
+            found = await finish(
+                lambda: reread(self._root, row, self._closed.is_set), executor=self._scrubs
+            )
+        except Stopped:
+            return None
+        if found is None or not row.received or found.seen is None:
+            return found
         async with self._scanning:
-            row = self._known.row_of(path)
-            if row is None or row.state is State.GONE or row.holder != row.local:
+            now = self._known.row_of(path)
+            # While it was read, it may have become another file; what was said of it is no matter.
+            if now is None or msgspec.structs.replace(now, said=row.said) != row:
                 return None
             try:
-                found = await finish(
-                    lambda: reread(self._root, row, self._closed.is_set), executor=self._proofs
-                )
-            except Stopped:
-                return None
-            if found is not None and row.received:
-                await finish(lambda: set_aside(self._root, row))
-                await self._known.put({row.local: _gone(row)})
-                return msgspec.structs.replace(found, set_aside=True)
-            return found
+                if not await finish(partial(set_aside, self._root, row, found)):
+                    return None
+            except OSError:
+                # Such a disk may not let it be moved either: it is said, and stays.
+                return found
+            await self._known.put({row.local: _gone(now)})
+            return msgspec.structs.replace(found, set_aside=True)
 
     def counts(self) -> Counts:
         """The inventory as of the last scan, in numbers."""
@@ -313,6 +325,7 @@ class Inventory:
         await self._known.close()
         self._disk.shutdown(wait=False)
         self._proofs.shutdown(wait=False)
+        self._scrubs.shutdown(wait=False)
 
     # Reading
 

@@ -7,6 +7,7 @@ move a file of this node's own.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,10 @@ import msgspec
 from adapters.files.digest import checksum_on_disk
 from adapters.files.index import Row, State
 from adapters.files.places import fsync_directories, same_disk_directory
+from adapters.files.walk import Print, print_of
+
+#: How a disk says that it can't give back what it was given.
+_DAMAGED = {errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
 
 
 class Rot(msgspec.Struct, frozen=True):
@@ -24,25 +29,31 @@ class Rot(msgspec.Struct, frozen=True):
     reason: str
     #: Whether the file was moved to quarantine.
     set_aside: bool = False
+    #: The file as it was before it was read.
+    seen: Print | None = None
 
 
 def reread(root: Path, row: Row, stopped: Callable[[], bool]) -> Rot | None:
     """Whether the bytes of a row's file are no longer what they were. Blocks.
 
-    None if they are, or if that can't be said: it is gone, or was changed by somebody.
+    None if they are, or if that can't be said: it is gone, or was changed by somebody, or this
+    process has no handles, memory or permission to look just now.
     Raises `adapters.files.digest.Stopped`.
     """
     file = root / row.local
+    seen: Print | None = None
     try:
+        seen = print_of(file)
         if not _as_it_was(file, row):
             return None
         found = checksum_on_disk(file, stopped)
         if found == row.entry.checksum or not _as_it_was(file, row):
             return None
     except OSError as error:
-        # EIO is how a disk says that it can't give back what it was given.
-        return Rot(row.local, f"it can't be read: {error}") if file.exists() else None
-    return Rot(row.local, f"its bytes are {found} now, and it was not received anew")
+        if error.errno not in _DAMAGED:
+            return None
+        return Rot(row.local, f"it can't be read: {error}", seen=seen)
+    return Rot(row.local, f"its bytes are {found} now, and it was not received anew", seen=seen)
 
 
 def _as_it_was(file: Path, row: Row) -> bool:
@@ -50,9 +61,17 @@ def _as_it_was(file: Path, row: Row) -> bool:
     return row.state is State.SPOILED or row.print.same_file(file.stat())
 
 
-def set_aside(root: Path, row: Row) -> Path:
-    """Move a received file to quarantine; where it is then. Durable on return. Blocks."""
+def set_aside(root: Path, row: Row, rot: Rot) -> Path | None:
+    """Move a received file to quarantine; where it is then. Durable on return. Blocks.
+
+    None, and it stays, if it is no longer the file that was read.
+    """
     file = root / row.local
+    try:
+        if rot.seen is None or not rot.seen.same_file(file.stat()):
+            return None
+    except FileNotFoundError:
+        return None
     directory = same_disk_directory(root, file, "quarantine")
     aside = file.replace(directory / f"{row.entry.checksum.removeprefix('sha256:')}.rotten")
     fsync_directories(file.parent, file.parent)

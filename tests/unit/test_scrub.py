@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from adapters.files import rot as rotting
 from adapters.files.inventory import Inventory
 from dataplane.agent.scrub import Scrubber
 from streams import events
@@ -185,3 +189,81 @@ async def test_what_was_read_longest_ago_is_due_first_and_only_after_the_interva
     assert scrubber.due() == []
     clock.now += DAY_S
     assert scrubber.due() == [entry]
+
+
+async def test_scans_and_proofs_do_not_wait_for_a_large_file_that_is_read_again(
+    inventory: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Chains and deletions would fail for want of an answer."""
+    entry = await received(inventory, tmp_path)
+    began, go_on = threading.Event(), threading.Event()
+    read = rotting.checksum_on_disk
+
+    def slowly(path: Path, stopped: Callable[[], bool]) -> str:
+        began.set()
+        go_on.wait()
+        return read(path, stopped)
+
+    monkeypatch.setattr(rotting, "checksum_on_disk", slowly)
+    scrubbing = asyncio.create_task(inventory.scrub(entry.path))
+    try:
+        await asyncio.to_thread(began.wait)
+        async with asyncio.timeout(30):
+            await inventory.scan()
+            assert (await inventory.prove(entry.path, entry.checksum)).proven
+    finally:
+        go_on.set()
+    assert await scrubbing is None
+
+
+async def test_file_that_was_received_anew_while_the_old_one_was_read_stays(
+    inventory: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where its row does not know of it yet: a file gets its name before that."""
+    entry = await received(inventory, tmp_path)
+    (tmp_path / PATH).write_bytes(b"something else")
+    await inventory.scan()
+    assert inventory.spoiled() == [entry]
+    read = rotting.checksum_on_disk
+
+    def and_then_it_lands(path: Path, stopped: Callable[[], bool]) -> str:
+        found = read(path, stopped)
+        (tmp_path / "new").write_bytes(b"sound")
+        (tmp_path / "new").replace(path)
+        return found
+
+    monkeypatch.setattr(rotting, "checksum_on_disk", and_then_it_lands)
+    assert await inventory.scrub(entry.path) is None
+    assert (tmp_path / PATH).read_bytes() == b"sound"
+
+
+@pytest.mark.parametrize(
+    ("code", "rotten"),
+    [
+        (errno.EIO, True),
+        (errno.EBADMSG, True),
+        (errno.EUCLEAN, True),
+        (errno.EMFILE, False),
+        (errno.ENFILE, False),
+        (errno.ENOMEM, False),
+        (errno.EACCES, False),
+        (errno.ESTALE, False),
+    ],
+)
+async def test_only_what_the_disk_can_not_give_back_is_rot(
+    inventory: Inventory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    rotten: bool,
+) -> None:
+    """A process without handles, memory or permission says nothing of the file."""
+    entry = await received(inventory, tmp_path)
+
+    def fail(path: Path, stopped: Callable[[], bool]) -> str:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(rotting, "checksum_on_disk", fail)
+    found = await inventory.scrub(entry.path)
+    assert (found is not None and found.set_aside) is rotten
+    assert (tmp_path / PATH).exists() is not rotten
