@@ -15,6 +15,7 @@ from typing import Protocol
 
 from adapters.s3.errors import Overtaken
 from adapters.s3.flow import Flow
+from adapters.s3.layout import under
 from adapters.s3.store import Store
 from adapters.transport import EntryMissing
 
@@ -91,13 +92,12 @@ class S3Blobs:
         endpoint_url: str | None = None,
         region: str | None = None,
     ) -> None:
-        self._store = Store(bucket, endpoint_url, region)
-        self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-        self.where = f"s3://{bucket}/{self._prefix}"
+        self._store = Store(bucket, endpoint_url, region, prefix.strip("/"))
+        self.where = f"s3://{bucket}/{under(prefix.strip('/'), '')}"
 
     async def get(self, name: str) -> tuple[bytes, str]:
         """As `Blobs.get`."""
-        async with self._store.got(self._prefix + name, Flow()) as (said, pieces):
+        async with self._store.got(name, Flow()) as (said, pieces):
             return b"".join([piece async for piece in pieces]), said.object.etag
 
     async def put(self, name: str, data: bytes, *, replaces: str = "") -> str:
@@ -105,7 +105,7 @@ class S3Blobs:
         only = {"If-Match": replaces} if replaces else {"If-None-Match": "*"}
         sha256 = hashlib.sha256(data).digest()
         try:
-            said = await self._store.send(self._prefix + name, data, sha256, Flow(), only)
+            said = await self._store.send(name, data, sha256, Flow(), only)
         except Overtaken:
             # An earlier try of ours, whose answer was lost, is as good as this one.
             have, version = await self.get(name)

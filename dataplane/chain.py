@@ -12,7 +12,7 @@ from typing import TypeVar
 import msgspec
 from msgspec.structs import replace
 
-from adapters.s3.layout import manifest_key
+from adapters.s3.layout import manifest_key, under
 from dataplane.duties import distributed, drained, may_end_empty, said_of_the_plan
 from dataplane.policy import Policy
 from projections.chains import ChainRow, ChainStatus, Need, planned
@@ -189,7 +189,7 @@ def _stored(
     for source, needs in sorted(by_source.items()):
         event = events.S3BackupCompleted(
             bucket=policy.s3.bucket,
-            manifest_key=manifest_key(source),
+            manifest_key=under(policy.s3.prefix, manifest_key(source)),
             entries=len(needs),
             size_bytes=added(*(need.size_bytes for need in needs)),
             config_key=chain.config_key,

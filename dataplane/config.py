@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from dataplane.policy import Policy
+from dataplane.policy.limits import Prefix
 from dataplane.policy.reading import PolicyError, laid_over, leaves
 from streams.identity import PathRules
 from streams.values import S3_NODE, Role, Trait, Transport, is_token
@@ -139,6 +140,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     # S3
     s3_enabled: bool = False
     s3_bucket: str = ""
+    #: What all keys in the bucket begin with, such as ``clusters/a``: several can share one.
+    s3_prefix: Prefix = ""
     #: URL of the server, such as ``http://10.0.0.9:8333``; "" means Amazon's for the region.
     s3_endpoint: str = ""
     s3_region: str = ""
@@ -287,6 +290,7 @@ FLAT_NAMES: dict[str, tuple[str, str]] = {
     "manifest_refresh_interval": ("schedule", "manifest_refresh_s"),
     "s3_enabled": ("s3", "enabled"),
     "s3_bucket": ("s3", "bucket"),
+    "s3_prefix": ("s3", "prefix"),
     "s3_sync_interval": ("schedule", "s3_cycle_s"),
     "transports": ("transports", "installed"),
     "large_file_threshold_mb": ("transports", "large_file_mb"),
@@ -455,6 +459,7 @@ TEMPLATE = """\
 # The bucket. Credentials come from the standard places of the AWS tools, never from here.
 # s3_enabled = false
 # s3_bucket = ""
+# s3_prefix = ""                 # "clusters/a" where several clusters share the bucket
 # s3_endpoint = ""               # "http://10.0.0.9:8333" for a server of one's own
 # s3_region = ""
 # s3_encryption_key_file = ""   # what this node stores is sealed with this key

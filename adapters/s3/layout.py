@@ -5,6 +5,9 @@
     nodes/<node>/manifest.json              what a node has stored, written after its objects
     consolidated/manifest.json              all nodes' entries, the newest of each path
 
+Several clusters can share a bucket: each has a prefix that all its keys begin with. Manifests name
+keys without it, so that what was copied to another bucket is complete there.
+
 A manifest only ever grows or moves on to newer versions. That a file is absent somewhere, or that a
 manifest does not name it, is never a reason to drop an entry.
 """
@@ -61,6 +64,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     #: Seconds since 1970, by the clock of whoever wrote it.
     written_at: float
     entries: tuple[ManifestEntry, ...]
+
+
+def under(prefix: str, key: str) -> str:
+    """Where a key of a cluster is in a bucket that others use, too. "" is no prefix."""
+    return f"{prefix}/{key}" if prefix else key
+
+
+def within(prefix: str, key: str) -> str:
+    """A cluster's own key, from where it is in the bucket."""
+    return key.removeprefix(f"{prefix}/") if prefix else key
 
 
 def object_key(checksum: str) -> str:

@@ -64,15 +64,16 @@ class Got(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """One bucket through one client: each question asked once, each error in our own words."""
+    """One bucket through one client: each question asked once, each error in our own words.
+
+    Keys go in and come out without the prefix that they have in the bucket.
+    """
 
     def __init__(
-        self,
-        bucket: str,
-        endpoint_url: str | None,
-        region: str | None,
+        self, bucket: str, endpoint_url: str | None, region: str | None, prefix: str = ""
     ) -> None:
         self._bucket = bucket
+        self._prefix = prefix
         self._endpoint_url = endpoint_url
         self._region = region
         self._opening = asyncio.Lock()
@@ -91,28 +92,24 @@ class Store:
         """One operation of S3 but for bytes, such as ``create_multipart_upload``."""
         with in_our_words(self._name(key)):
             client = await self._connected()
-            named_key = {"Key": key} if key else {}
             async with watch:
-                return await getattr(client, operation)(
-                    Bucket=self._bucket, **named_key, **arguments
-                )
+                return await getattr(client, operation)(**self._asked(key, arguments))
 
     async def listed(
         self, operation: str, field: str, flow: Flow, key: str = "", **arguments: Any
     ) -> list[Any]:
         """All that a listing names in `field`, page by page."""
         found: list[Any] = []
-        named_key = {"Key": key} if key else {}
         with in_our_words(self._name(key)):
             client = await self._connected()
             paginator = client.get_paginator(operation)
-            pages = aiter(paginator.paginate(Bucket=self._bucket, **named_key, **arguments))
+            pages = aiter(paginator.paginate(**self._asked(key, arguments)))
             while True:
                 async with flow.answering():
                     page = await anext(pages, None)
                 if page is None:
                     return found
-                found += page.get(field, [])
+                found += [self._own(one) for one in page.get(field, [])]
 
     async def head(self, key: str, flow: Flow) -> Found | None:
         """What the bucket says of an object; None if it has none there."""
@@ -169,12 +166,12 @@ class Store:
         length: int = 0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer that is none of an error, until it is let go of."""
-        what = self._name(key)
+        at, what = layout.under(self._prefix, key), self._name(key)
         with in_our_words(what):
             await self._connected()
             assert self._wire is not None
             async with watch:
-                said = await self._wire.ask(method, key, headers, query, body, sha256, length)
+                said = await self._wire.ask(method, at, headers, query, body, sha256, length)
                 if said.status >= 300:
                     text = (await said.content.read(_ERROR_BYTES)).decode(errors="replace")
                     said.close()
@@ -186,7 +183,19 @@ class Store:
             said.release() if said.content.at_eof() else said.close()
 
     def _name(self, key: str) -> str:
-        return f"s3://{self._bucket}/{key}"
+        return f"s3://{self._bucket}/{layout.under(self._prefix, key)}"
+
+    def _asked(self, key: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """What botocore is asked with: the bucket, and keys as they are there."""
+        keys = {"Key": key} if key else {}
+        keys |= {"Prefix": arguments["Prefix"]} if "Prefix" in arguments else {}
+        there = {name: layout.under(self._prefix, text) for name, text in keys.items()}
+        return {"Bucket": self._bucket, **arguments, **there}
+
+    def _own(self, listed: dict[str, Any]) -> dict[str, Any]:
+        """One line of a listing, its key as we call it."""
+        keys: dict[str, str] = {name: listed[name] for name in ("Key", "Prefix") if name in listed}
+        return listed | {name: layout.within(self._prefix, text) for name, text in keys.items()}
 
     async def _read(
         self, body: aiohttp.StreamReader, length: int, key: str, flow: Flow

@@ -142,6 +142,7 @@ class S3Transport:
         *,
         endpoint_url: str | None = None,
         region: str | None = None,
+        prefix: str = "",
         storage_class: str = "STANDARD_IA",
         part_bytes: int = PART_BYTES,
         concurrency: int = 4,
@@ -150,7 +151,7 @@ class S3Transport:
         """`storage_class` "" leaves it to the server. With a `sealer`, what is pushed is sealed."""
         if part_bytes < layout.SMALLEST_PART_BYTES:
             raise ValueError(f"a part has at least {layout.SMALLEST_PART_BYTES} bytes")
-        self.store = Store(bucket, endpoint_url, region)
+        self.store = Store(bucket, endpoint_url, region, prefix)
         self._storage = {"StorageClass": storage_class} if storage_class else {}
         self._part_bytes = part_bytes
         self._range_bytes = min(part_bytes, RANGE_BYTES)

@@ -113,6 +113,7 @@ def make_s3(config: DataPlaneConfig) -> S3Transport:
         config.s3_bucket,
         endpoint_url=config.s3_endpoint or None,
         region=config.s3_region or None,
+        prefix=config.s3_prefix,
         storage_class=config.policy().s3.storage_class,
         sealer=None if key_file == Path() else Sealer.from_file(key_file),
     )

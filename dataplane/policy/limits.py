@@ -22,6 +22,8 @@ Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 AtLeastOne = Annotated[int, Meta(ge=1)]
+#: Names with ``/`` between them.
+Prefix = Annotated[str, Meta(pattern=r"^([A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*)?$")]
 Whole = Annotated[int, Meta(ge=0)]
 
 
@@ -143,6 +145,8 @@ class S3(Concern, frozen=True):
 
     enabled: bool = False
     bucket: str = ""
+    #: What all keys in it begin with.
+    prefix: Prefix = ""
     storage_class: str = "STANDARD_IA"
     #: Games are backed up from so many in a file on.
     min_games: Whole = 100

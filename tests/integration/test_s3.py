@@ -833,6 +833,31 @@ async def test_who_has_a_key_still_fetches_what_was_stored_plain(
     assert await fetch(connect(sealer=Sealer(bytes(32))), entry, root) == 100
 
 
+async def test_clusters_with_prefixes_share_a_bucket_and_see_nothing_of_each_other(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """Objects small and large, manifests, restoring, and uploads that somebody left behind."""
+    ours, theirs = connect(prefix="clusters/a"), connect(prefix="clusters/ab")
+    small, large = files.make(b"small", "a"), files.make(os.urandom(PART + 1), "b")
+    for entry, file in (small, large):
+        await push(ours, entry, file)
+    await S3Bucket(ours).write_manifest("gpu-7", manifest("gpu-7", ours, small[0], large[0]))
+    await S3Bucket(ours).consolidate()
+    own = [layout.object_key(entry.checksum) for entry, _ in (small, large)]
+    own += [layout.manifest_key("gpu-7"), layout.manifest_key("")]
+    assert keys_in(client, bucket) == sorted(f"clusters/a/{key}" for key in own)
+    assert await S3Bucket(ours).nodes() == ["gpu-7"]
+    assert await S3Bucket(theirs).nodes() == []
+    landed = await S3Bucket(ours).restore_file("b", root)
+    assert landed.bytes == PART + 1
+    with pytest.raises(EntryMissing):
+        await S3Bucket(theirs).restore_file("b", root)
+    key = f"clusters/a/{layout.object_key(large[0].checksum)}"
+    client.create_multipart_upload(Bucket=bucket, Key=key)
+    assert await theirs.abort_stale(-60.0) == 0
+    assert await ours.abort_stale(-60.0) == 1
+
+
 def manifest(node: str, transport: S3Transport, *entries: DataEntry) -> layout.Manifest:
     """A manifest that names what a transport stores of some entries."""
     named: list[ManifestEntry] = [transport.stored(entry) for entry in entries]

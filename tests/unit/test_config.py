@@ -138,6 +138,7 @@ def test_path_rules_are_read_from_the_file(tmp_path: Path) -> None:
         ('node = ""', ["node ''"]),
         ("data_dir = 7", ["$.data_dir", "path"]),
         ("s3_enabled = true", ["s3_enabled needs s3_bucket"]),
+        ('s3_prefix = "/a"', ["s3_prefix", "A-Za-z0-9_-"]),
         ('otel_endpoint = "collector:4318"', ["otel_endpoint", "file:PATH", "http://"]),
         ('path_rules = {globs = [["**", "mine"]]}', ["$.path_rules.globs[0][1]", "'mine'"]),
         ("max_retries = \nnode = 'a'", ["line 1"]),

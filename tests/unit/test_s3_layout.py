@@ -75,6 +75,16 @@ def test_manifests_are_beside_the_trees() -> None:
     assert layout.node_in("nodes/gpu-7/") == "gpu-7"
 
 
+@pytest.mark.parametrize("prefix", ["", "a", "clusters/a"])
+def test_keys_of_a_cluster_begin_with_its_prefix(prefix: str) -> None:
+    """And are its own without it; a neighbour's whose name begins alike are not touched."""
+    key = layout.object_key(CHECKSUM)
+    there = layout.under(prefix, key)
+    assert there == (f"{prefix}/{key}" if prefix else key)
+    assert layout.within(prefix, there) == key
+    assert layout.within("a", f"ab/{key}") == f"ab/{key}"
+
+
 @pytest.mark.parametrize("name", ["..", "a/b", "a b", "x" * 65])
 def test_what_is_no_node_gets_no_manifest(name: str) -> None:
     """A name is a part of a key."""
