@@ -287,12 +287,15 @@ def _announcement(
     games = _games(there)
     if games == 0:
         return []
+    paths = sorted({outcome.path for outcome in there})
+    named = _that_fit(paths, LIST_BYTES, most=None)
     event = events.NewGamesAvailable(
         config_key=chain.config_key,
         game_count=games,
         source_node=chain.source_node,
         targets=tuple(sorted({outcome.target for outcome in there})),
-        paths=_that_fit(sorted({outcome.path for outcome in there}), LIST_BYTES),
+        paths=named,
+        left_out=len(paths) - len(named),
     )
     return [chain_fact(event, chain.id, cause)]
 
@@ -310,9 +313,9 @@ def _overdue(
     return [chain_fact(event, chain.id, cause)]
 
 
-def _that_fit(items: Sequence[T], limit: int) -> tuple[T, ...]:
+def _that_fit(items: Sequence[T], limit: int, most: int | None = OUTCOMES_NAMED) -> tuple[T, ...]:
     """As many of the first items as may be named, and as fit into `limit` bytes of a message."""
-    first = split_entries(tuple(items[:OUTCOMES_NAMED]), limit)[0]
+    first = split_entries(tuple(items[:most]), limit)[0]
     alone_too_large = len(first) == 1 and len(msgspec.json.encode(first[0])) > limit
     return () if alone_too_large else first
 

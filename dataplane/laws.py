@@ -171,6 +171,10 @@ def no_games_are_overstated(facts: Sequence[Recorded]) -> Iterator[str]:
         else:
             continue
         have = sum(most[path] for path in paths)
+        if event.left_out:
+            # Which did not fit nobody knows; they hold no more than so many of the fullest others.
+            others = (games for path, games in most.items() if path not in paths)
+            have += sum(sorted(others, reverse=True)[: event.left_out])
         if said > have:
             yield f"chain {recorded.chain} says {said} games in {recorded.type}, there are {have}"
 

@@ -364,6 +364,8 @@ class NewGamesAvailable(Event, frozen=True):
     source_node: str
     targets: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
+    #: Paths that did not fit; their games are counted.
+    left_out: Count = 0
 
 
 class ModelDistributionComplete(Event, frozen=True):

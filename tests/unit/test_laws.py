@@ -11,8 +11,8 @@ from dataplane import laws
 from dataplane.prove import bundle
 from streams import events
 from streams.codec import Recorded, decode, encode, fact_id, node_fact
-from streams.values import Proof, SyncPriority
-from tests.spec import T0, decided, games_of, given, opens, played, player, ran, trainer
+from streams.values import Proof, SyncPriority, TargetOutcome
+from tests.spec import T0, decided, entry, games_of, given, opens, played, player, ran, trainer
 
 GAMES = games_of("gpu-1")
 
@@ -111,6 +111,30 @@ def test_deletion_without_enough_proofs_is_found() -> None:
     assert list(law(deletion(*proven[1:]))) == []
     assert len(list(law(deletion(proven[0], proven[1])))) == 1
     assert len(list(law(deletion(proven[1], Proof(node="n3", proven=False))))) == 1
+
+
+@pytest.mark.parametrize(("games", "left_out", "broken"), [(15, 1, 0), (16, 1, 1), (15, 0, 1)])
+def test_games_in_files_that_were_left_out_are_no_overstatement(
+    games: int, left_out: int, broken: int
+) -> None:
+    """No more than the fullest that are not named may hold."""
+    found = tuple(entry(f"{n}.db", games=n) for n in (10, 5, 3))
+    announced = events.NewGamesAvailable(
+        config_key="hex8_2p",
+        game_count=games,
+        source_node="gpu-1",
+        paths=(found[0].path,),
+        left_out=left_out,
+    )
+    completed = events.DataSyncCompleted(
+        config_key="hex8_2p",
+        source_node="gpu-1",
+        targets=(TargetOutcome(target="t", path=found[0].path, checksum=found[0].checksum),),
+        games_synced=games,
+        left_out=left_out,
+    )
+    facts = recorded(events.FilesObserved(node="gpu-1", entries=found), announced, completed)
+    assert len(laws.broken(facts, [laws.no_games_are_overstated])) == 2 * broken
 
 
 def test_acknowledged_event_that_is_not_there_is_found(facts: list[Recorded]) -> None:

@@ -15,7 +15,7 @@ from projections.chains import ChainStatus
 from streams import events
 from streams.codec import MAX_MESSAGE_BYTES, Fact, encode
 from streams.events import Event
-from streams.values import DataType, Role, TargetOutcome, Trait
+from streams.values import MOST_COUNTED, DataType, Role, TargetOutcome, Trait
 from tests.spec import (
     T0,
     Raw,
@@ -646,6 +646,39 @@ def test_p1_end_of_a_chain_with_hundreds_of_arrivals_fits_into_a_message() -> No
     assert isinstance(end.event, DataSyncCompleted) and isinstance(news.event, NewGamesAvailable)
     assert (end.event.games_synced, news.event.game_count) == (3_000, 3_000)
     assert len(end.event.targets) + end.event.left_out == 300
+    assert len(news.event.paths) + news.event.left_out == 300
+    assert news.event.left_out > 0
+
+
+def test_news_names_every_path_that_fits_however_many_there_are() -> None:
+    """Outcomes are cut at a number of them, plain paths only where a message ends."""
+    many = [entry(f"games/gpu-1/{n:03}_hex8_2p.db", games=10) for n in range(450)]
+    story = given(*OPENED, policy=ROOMY)
+    story.tell(*(holds("gpu-1", *many[n : n + 150]) for n in range(0, 450, 150)))
+    story.tell(answers("c1", "gpu-1"), said_what_is_owed)
+    while next(story.view.pending(), None) is not None:
+        story.tell(assigned, succeeded())
+    end, news = (fact.event for fact in story.owes("c1")["c1"])
+    assert isinstance(end, DataSyncCompleted) and isinstance(news, NewGamesAvailable)
+    assert len(end.targets) + end.left_out == 450 and end.left_out > 0
+    assert (news.paths, news.left_out) == (tuple(one.path for one in many), 0)
+
+
+def test_p1_sums_of_the_largest_counts_can_be_said() -> None:
+    """Two files of the largest size are a start and an end that a message holds."""
+    huge = [entry(f"games/gpu-1/{n}.db", size_bytes=MOST_COUNTED, games=MOST_COUNTED) for n in "ab"]
+    story = given(*OPENED, answers("c1", "gpu-1", *huge), policy=ROOMY)
+    planned, start = story.when(asked("c1")).events
+    assert isinstance(planned, SyncPlanned) and isinstance(start, DataSyncStarted)
+    assert start.size_bytes == MOST_COUNTED
+    story.tell(said_what_is_owed, assigned, succeeded())
+    facts = story.owes("c1")["c1"]
+    for fact in facts:
+        encode(fact, T0)
+    end, news = (fact.event for fact in facts)
+    assert isinstance(end, DataSyncCompleted) and isinstance(news, NewGamesAvailable)
+    assert (end.bytes_transferred, end.games_synced) == (MOST_COUNTED, MOST_COUNTED)
+    assert news.game_count == MOST_COUNTED
 
 
 def test_p1_refusal_of_a_trigger_that_names_thousands_of_paths_fits_into_a_message() -> None:
