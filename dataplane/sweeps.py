@@ -19,6 +19,7 @@ from dataplane.policy import Policy, Replication
 from projections.standing import StandingRow
 from projections.sweeps import AlertRow
 from streams import events
+from streams.codec import split_entries
 from streams.identity import Ownership
 from streams.values import S3_NODE, DataEntry, DataType, DiskTier, added
 
@@ -193,7 +194,8 @@ def orphans_said(orphans: Iterable[DataEntry]) -> Iterator[events.OrphanGamesDet
             node=node,
             config_key=config_key,
             orphan_count=added(*(entry.games or 0 for entry in entries)),
-            paths=tuple(sorted(entry.path for entry in entries)),
+            # Those that don't fit are said the next time.
+            paths=split_entries(tuple(sorted(entry.path for entry in entries)))[0],
         )
 
 

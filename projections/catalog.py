@@ -294,11 +294,6 @@ class DataCatalog:
         """An entry by its key."""
         return self._entry(key)
 
-    def holds(self, node: str, path: str, checksum: str) -> bool:
-        """Whether a node holds exactly this content under a path; costs one look."""
-        key = self._reader.get("node_path", text_key(node) + digest_key(path))
-        return key is not None and key == entry_key(path, checksum)
-
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
         key = self._reader.get("node_path", text_key(node) + digest_key(path))

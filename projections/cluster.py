@@ -72,10 +72,6 @@ class ClusterView:
         entry = self.catalog.get(path)
         return entry if entry is not None and entry.locations else None
 
-    def holds(self, node: str, entry: DataEntry) -> bool:
-        """Whether a node holds exactly this entry."""
-        return self.catalog.holds(node, entry.path, entry.checksum)
-
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
         return self.catalog.held_by(node, path)

@@ -16,13 +16,12 @@ from typing import NamedTuple
 
 from projections.store import Reader, Writer
 from projections.view import Row, number, text_key, unpacker
-from streams.values import SyncPriority, added
+from streams.values import added
 
 TABLES = ("queue", "queue_age", "served")
 #: So many are read of a queue at a time.
 _PAGE = 8
 _PLACE_BYTES = 16
-_RANKS = range(len(SyncPriority))
 _HOUR_S = 3600.0
 
 
@@ -62,38 +61,41 @@ def queue_keys(
     return {("queue", prefix + place): b"", ("queue_age", age): b""}
 
 
-def queues(reader: Reader, rank: int) -> Iterator[Queue]:
-    """Every queue of a priority that is not empty; its length costs nothing."""
-    at, of_rank = bytes([rank]), bytes([rank])
-    while (found := next(reader.scan("queue", of_rank, start=at), None)) is not None:
-        config_key, _, rest = found[0][1:].partition(b"\x00")
+def queues(reader: Reader) -> Iterator[Queue]:
+    """Every queue that is not empty, the most urgent first; its length costs nothing."""
+    at = b""
+    while (found := next(reader.scan("queue", start=at), None)) is not None:
+        rest = found[0][1:]
+        config_key, _, rest = rest.partition(b"\x00")
         target = rest.partition(b"\x00")[0]
         prefix = found[0][: 1 + len(config_key) + 1 + len(target) + 1]
-        yield Queue(rank, config_key.decode(), target.decode(), prefix)
+        yield Queue(found[0][0], config_key.decode(), target.decode(), prefix)
         at = prefix + b"\xff" * (_PLACE_BYTES + 1)
 
 
 def ids_in_order(reader: Reader) -> Iterator[str]:
     """All that waits: by priority, then deadline, then age."""
-    for rank in _RANKS:
-        streams = [_places(reader, queue, ()) for queue in queues(reader, rank)]
+    by_rank: dict[int, list[Queue]] = {}
+    for queue in queues(reader):
+        by_rank.setdefault(queue.rank, []).append(queue)
+    for rank in sorted(by_rank):
+        streams = [_places(reader, queue, ()) for queue in by_rank[rank]]
         yield from (place[_PLACE_BYTES:].decode() for place in heapq.merge(*streams))
 
 
 def ids_fairly(reader: Reader, passed_over: Container[str] = ()) -> Iterator[str]:
     """All that waits, by priority; within one, each configuration in turn gives its next.
 
-    Queues of targets in `passed_over`, which may grow meanwhile, are left. Nothing is read of a
-    priority before all more urgent ones are through.
+    Queues of targets in `passed_over`, which may grow meanwhile, are left.
     """
-    for rank in _RANKS:
-        by_config: dict[str, list[Queue]] = {}
-        for queue in queues(reader, rank):
-            if queue.target not in passed_over:
-                by_config.setdefault(queue.config_key, []).append(queue)
+    by_rank: dict[int, dict[str, list[Queue]]] = {}
+    for queue in queues(reader):
+        if queue.target not in passed_over:
+            by_rank.setdefault(queue.rank, {}).setdefault(queue.config_key, []).append(queue)
+    for rank in sorted(by_rank):
         turns = [
             heapq.merge(*(_places(reader, queue, passed_over) for queue in of_config))
-            for of_config in by_config.values()
+            for of_config in by_rank[rank].values()
         ]
         while turns:
             left = []

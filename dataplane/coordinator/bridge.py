@@ -27,7 +27,8 @@ from projections.cluster import ClusterView
 from projections.projector import Projector
 from projections.store import StoreError
 from streams import events
-from streams.codec import Fact, Recorded, chain_fact
+from streams.appending import place_guards
+from streams.codec import Fact, Recorded, chain_fact, encode
 from streams.log import (
     Delivery,
     DuplicateFact,
@@ -182,19 +183,26 @@ class EventBridge:
                 chain = view.chain(id)
                 if chain is None or self.troubles.must_wait(id, now):
                     continue
-                facts = self._owed(chain, view, planner, now, cause)
+                guard = Guard(chain_filter(id), view.last_sequence_of(id))
+                facts = self._owed(chain, view, planner, guard, now, cause)
                 if facts:
-                    guard = Guard(chain_filter(id), view.last_sequence_of(id))
                     decisions.append(Decision(id, cause, tuple(facts), guard))
         return decisions
 
     def _owed(
-        self, chain: ChainRow, view: ClusterView, planner: SyncPlanner, now: float, cause: str
+        self,
+        chain: ChainRow,
+        view: ClusterView,
+        planner: SyncPlanner,
+        guard: Guard,
+        now: float,
+        cause: str,
     ) -> list[Fact]:
         """What a chain owes. An error in finding that out is this chain's alone."""
         try:
             transfers = {row.id: row for row in view.transfers_of(chain.id)}
             facts = owed(chain, transfers, planner.decide, self._policy, now, cause)
+            _check_sayable(facts, guard, now)
         except StoreError:
             raise
         except Exception as error:
@@ -243,6 +251,17 @@ class EventBridge:
             )
             with suppress(SequenceConflict, DuplicateFact):
                 await self._log.append([chain_fact(event, id, "")], [Guard(chain_filter(id), 0)])
+
+
+def _check_sayable(facts: Sequence[Fact], guard: Guard, now: float) -> None:
+    """Raises ValueError where the log could never take these facts in one append.
+
+    Seen before it is asked: there it would be the trouble of all that are appended together.
+    """
+    if facts:
+        place_guards(facts, [guard])
+    for fact in facts:
+        encode(fact, now)
 
 
 def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str]:

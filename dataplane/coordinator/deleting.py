@@ -25,6 +25,7 @@ from streams import events
 from streams.codec import Fact
 from streams.log import Answering, Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
 from streams.subjects import chain_filter
+from streams.values import Count
 
 logger = logging.getLogger(__name__)
 TICK_S = 1.0
@@ -49,7 +50,7 @@ class DeletionAnswer(msgspec.Struct, frozen=True):
     """What came of it; said once FILES_REMOVED is in the log."""
 
     deleted: bool
-    freed_bytes: int = 0
+    freed_bytes: Count = 0
     reason: str = ""
 
 
@@ -119,6 +120,14 @@ class Deleter:
             await asyncio.gather(*(self._step(row) for row in rows[start : start + AT_ONCE]))
 
     async def _step(self, row: DeletionRow) -> None:
+        try:
+            await self._drive(row)
+        except ValueError as error:
+            # What no message can hold is in the way of no other deletion.
+            self.errors += 1
+            logger.error("deletion %s can't be decided: %s", row.id, error)
+
+    async def _drive(self, row: DeletionRow) -> None:
         if row.state is DeletionState.REQUESTED:
             await self._decide(row, lambda view, now: reserve(now, view, self._policy))
         elif row.state is DeletionState.RESERVED:

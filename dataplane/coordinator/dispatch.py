@@ -71,7 +71,8 @@ class Dispatcher:
             try:
                 next_at = await self.dispatch()
                 self.last_progress = time.monotonic()
-            except (LogError, TimeoutError) as error:
+            except (LogError, TimeoutError, ValueError) as error:
+                # A ValueError: no message can hold an assignment. Chains are decided all the same.
                 self.errors += 1
                 logger.warning("nothing was assigned this time: %s", error)
             self.turns += 1

@@ -24,7 +24,7 @@ from projections.nodes import NodeRow
 from projections.projector import Projector
 from projections.standing import SWEEP_CHAIN
 from streams import events
-from streams.codec import Fact, chain_fact, fact_id, node_fact
+from streams.codec import Fact, chain_fact, fact_id, node_fact, split_entries
 from streams.log import DuplicateFact, Log, LogError, SequenceConflict
 from streams.values import DataEntry, SweepKind
 
@@ -167,7 +167,9 @@ class Sweeper:
         ]
 
     def _due(self, kind: SweepKind, cycle: int, paths: list[str], found: int) -> Fact:
-        event = events.SweepDue(kind=kind, cycle=cycle, paths=tuple(paths), found=found)
+        # As many as fit into a message; the rest is found again.
+        named = split_entries(tuple(paths))[0]
+        event = events.SweepDue(kind=kind, cycle=cycle, paths=named, found=found)
         return node_fact(event, self._node, f"{SWEEP_CHAIN}{kind}-{cycle}")
 
     # Disks
@@ -223,8 +225,13 @@ class Sweeper:
 
     async def _say(self, fact: Fact) -> None:
         # By its id it is said once; whoever was first has said the same.
-        with suppress(SequenceConflict, DuplicateFact):
-            await self._log.publish(fact)
+        try:
+            with suppress(SequenceConflict, DuplicateFact):
+                await self._log.publish(fact)
+        except ValueError as error:
+            # What no message can hold is in the way of nothing else that was found.
+            self.state.errors += 1
+            logger.error("%s can't be said: %s", fact.subject, error)
 
 
 def _past(until: float) -> bool:

@@ -206,7 +206,8 @@ class Draft:
         return sum(self._holds(target, entry) for target in targets)
 
     def _holds(self, target: NodeRow, entry: DataEntry) -> bool:
-        return self._known.view.holds(target.name, entry)
+        there = self._known.view.held_by(target.name, entry.path)
+        return there is not None and there.checksum == entry.checksum
 
     def _hold_where_it_lasts(
         self, entry: DataEntry, lasting: Sequence[str], targets: Sequence[NodeRow]
@@ -231,10 +232,10 @@ class Draft:
     def _settle(self, rule: Rule, entry: DataEntry, target: NodeRow, *, last_copy: bool) -> str:
         """From whom a target gets an entry; "" if it holds it or a rule refuses, which is noted."""
         self._settled.add((target.name, entry.path))
-        if self._holds(target, entry):
-            self.held.append(_held(target.name, entry))
-            return ""
         there = self._known.view.held_by(target.name, entry.path)
+        if there is not None and there.checksum == entry.checksum:
+            self.held.append(_held(target.name, there))
+            return ""
         refusal = _keeps_its_own(self._known, target.name, there, entry)
         if refusal is None and self._known.policy.paths.ownership(entry.path) is Ownership.MERGED:
             refusal = Refusal(

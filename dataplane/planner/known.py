@@ -33,9 +33,6 @@ class PlanningView(Protocol):
     def current_at(self, path: str) -> DataEntry | None:
         """The current version of a path that somebody holds."""
 
-    def holds(self, node: str, entry: DataEntry) -> bool:
-        """Whether a node holds exactly this entry."""
-
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
 

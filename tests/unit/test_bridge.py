@@ -28,7 +28,14 @@ from projections.cluster import ClusterView
 from projections.projector import Projector
 from projections.rejected import RejectedRow
 from streams import events
-from streams.codec import Fact, Recorded, fact_id, node_fact
+from streams.codec import (
+    MAX_MESSAGE_BYTES,
+    Fact,
+    Recorded,
+    chain_fact,
+    fact_id,
+    node_fact,
+)
 from streams.events import FILE_TRIGGERS, Event
 from streams.log import Guard, LogUnavailable, Receipt
 from streams.memory import MemoryLog
@@ -674,6 +681,31 @@ async def test_chain_that_cannot_be_decided_is_in_nobodys_way_and_is_set_aside_o
     assert isinstance(said_ := aside.event, events.EventSetAside)
     assert (said_.sequence, said_.trigger, said_.tries) == (4, "SELFPLAY_COMPLETE", 5)
     await nothing_is_doubled(log)
+
+
+async def test_chain_whose_facts_no_message_can_hold_is_set_aside(
+    log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen before the log is asked: else the append would end the loop, and the next leader's."""
+    real = bridge_module.owed
+
+    def owed(chain: Any, *rest: Any) -> list[Fact]:
+        if chain.id != "poison":
+            return real(chain, *rest)
+        endless = events.ChainOverdue(
+            config_key="hex8_2p", age_seconds=1.0, waiting_for="x" * MAX_MESSAGE_BYTES
+        )
+        return [chain_fact(endless, chain.id, "")]
+
+    monkeypatch.setattr(bridge_module, "owed", owed)
+    monkeypatch.setattr(trouble_module, "_FIRST_S", 0.001)
+    await tell(log, *CLUSTER, opens("poison", played("gpu-1")), opens("c1", played("gpu-1")))
+    coordinator = Coordinator(log, tmp_path, STEADY, clock)
+    async with running(coordinator.run(), *agents(log)):
+        ends = {end.chain: end for end in await ended(log, 2)}
+    assert ends["c1"].type == "DATA_SYNC_COMPLETED"
+    assert isinstance(failed := ends["poison"].event, events.DataSyncFailed)
+    assert failed.reason.startswith("set aside after 5 tries: ValueError: CHAIN_OVERDUE is ")
 
 
 @pytest.mark.usefixtures("poisoned")

@@ -22,7 +22,7 @@ from dataplane.policy import Policy
 from dataplane.proving import Prover, answer_proofs
 from projections.projector import Projector
 from streams import events
-from streams.codec import Recorded
+from streams.codec import MAX_MESSAGE_BYTES, Recorded
 from streams.log import LogUnavailable
 from streams.memory import MemoryBus, MemoryLog
 from streams.values import Proof
@@ -42,6 +42,8 @@ class Cluster:
         self.holders = set(NAMES)
         #: How often the node's first answers get lost.
         self.lost = 0
+        #: What their proofs say besides.
+        self.words = "gone"
         self._root, self._stack = root, stack
 
     async def start(self) -> None:
@@ -55,7 +57,9 @@ class Cluster:
 
     def _prover(self, name: str) -> Prover:
         async def prove(path: str, checksum: str) -> Proof:
-            return Proof(node=name, proven=name in self.holders, checksum=checksum, reason="gone")
+            return Proof(
+                node=name, proven=name in self.holders, checksum=checksum, reason=self.words
+            )
 
         return prove
 
@@ -77,7 +81,7 @@ class Cluster:
         at = (await self.log.state()).last_sequence + 1
         await self.log.publish(as_fact(event, at))
 
-    async def coordinator(self, name: str) -> None:
+    async def coordinator(self, name: str) -> Deleter:
         """Another one that drives deletions."""
         projector = Projector(self.log, self._root / name)
         await projector.start()
@@ -91,6 +95,7 @@ class Cluster:
             await projector.close()
 
         self._stack.push_async_callback(stop)
+        return deleter
 
     async def said(self, *kinds: type[events.Event]) -> list[Recorded]:
         """Facts of some classes."""
@@ -187,3 +192,16 @@ async def test_a_node_that_never_answers_is_no_longer_allowed_to(
     assert not end.deleted
     assert not await still_granted(cluster.log, orders[0])
     assert cluster.holders == set(NAMES)
+
+
+async def test_deletion_that_no_message_can_hold_is_in_the_way_of_no_other(
+    cluster: Cluster,
+) -> None:
+    """A proof's reason is a node's own words; the loop outlives them."""
+    cluster.words = "x" * MAX_MESSAGE_BYTES
+    deleter = await cluster.coordinator("one")
+    await cluster.tell(wants("gpu-2"))
+    await eventually(lambda: deleter.errors > 0, PATIENCE_S)
+    cluster.words = ""
+    [end] = await cluster.ends(1)
+    assert isinstance(end, events.DeletionDone)

@@ -22,6 +22,8 @@ from dataplane.sweeps import (
 )
 from projections.projector import Projector
 from streams import events
+from streams.codec import Fact
+from streams.log import Receipt
 from streams.memory import MemoryLog
 from streams.values import DataType, DiskTier, Role, SweepKind, Trait
 from tests.spec import (
@@ -366,3 +368,53 @@ async def test_a_survey_sees_every_path_however_short_its_pages(
     await projector.close()
     assert survey.looked_at == len(many)
     assert (len(set(survey.backups)), survey.unbacked) == (MOST_BACKED_UP, len(many))
+
+
+async def test_what_a_sweep_found_is_cut_where_a_message_ends(tmp_path: Path) -> None:
+    """Long paths: as many are named as fit, and all are counted."""
+    clock = Clock()
+    log = MemoryLog(clock)
+    await log.publish(as_fact(player("gpu-1"), 1))
+    many = [entry(f"games/gpu-1/{'d' * 3_000}/{n:03}.jsonl", games=200) for n in range(150)]
+    for number, start in enumerate(range(0, len(many), 50)):
+        await log.publish(as_fact(holds("gpu-1", *many[start : start + 50]), number + 2))
+    clock.now += 24 * 60 * MINUTE
+    projector = Projector(log, tmp_path)
+    await projector.start()
+    policy = Policy(s3=S3(enabled=True, bucket="b"))
+    sweeper = Sweeper(log, projector, policy, "boss", clock=clock)
+    await swept(log, projector, sweeper)
+    await projector.close()
+    [due] = [one for one in await said(log, events.SweepDue) if one.kind is SweepKind.S3]
+    assert 0 < len(due.paths) < due.found == len(many)
+    [orphans] = await said(log, events.OrphanGamesDetected)
+    assert 0 < len(orphans.paths) < len(many)
+    assert orphans.orphan_count == 200 * len(many)
+    assert sweeper.state.errors == 0
+
+
+class WithoutAlerts(MemoryLog):
+    """A log no message of which can hold an alert."""
+
+    async def publish(self, fact: Fact) -> Receipt:
+        if isinstance(fact.event, events.ReplicationAlert):
+            raise ValueError("REPLICATION_ALERT is too large")
+        return await super().publish(fact)
+
+
+async def test_what_cannot_be_said_is_in_the_way_of_nothing_else(
+    tmp_path: Path, make_story: Callable[[], list[Any]]
+) -> None:
+    """It is counted, and the rest of what the sweep found is said."""
+    clock = Clock()
+    log = WithoutAlerts(clock)
+    for number, fact in enumerate(make_story(), 1):
+        await log.publish(as_fact(fact, number))
+    clock.now += 20 * MINUTE
+    projector = Projector(log, tmp_path)
+    await projector.start()
+    sweeper = Sweeper(log, projector, Policy(), "boss", clock=clock)
+    await swept(log, projector, sweeper)
+    await projector.close()
+    assert sweeper.state.errors == 1
+    assert len(await said(log, events.SweepDue)) == 1
