@@ -119,7 +119,6 @@ class Agent:
             stall_s=config.stall_timeout_seconds,
         )
         self._relaying = Relaying(self.node, config.data_dir, self._bus, self._receiver)
-        await asyncio.to_thread(self._relaying.sweep)
         self._server = await self._serve(around, config.http_port or _remembered(port_file))
         port_file.parent.mkdir(parents=True, exist_ok=True)
         port_file.write_text(str(self._server.port))
@@ -163,6 +162,8 @@ class Agent:
             group.create_task(self._send_outbox(), name="outbox")
             group.create_task(self._probe(), name="probe")
             group.create_task(self._scrubber.run(), name="scrub")
+            if self._relaying is not None:
+                group.create_task(self._relaying.run(), name="relays")
             if self._backups is not None:
                 group.create_task(self._backups.consolidate(), name="bucket")
 

@@ -6,6 +6,9 @@ fetches it from here. It must never be taken for a replica, and goes once the ta
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import os
 import shutil
 import time
 from pathlib import Path
@@ -13,6 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from adapters.files.digest import checksum_of
+from adapters.files.partial import disk_errors
 from adapters.http.receiving import Receiver
 from adapters.workers import finish
 from dataplane.agent import asking
@@ -23,8 +27,9 @@ from streams.identity import Ownership, PathRules
 from streams.log import Bus
 from streams.values import DataEntry, Endpoint, Transport
 
-#: What a killed relay left behind is kept for so long, to go on from.
+#: What a killed or failed relay left behind is kept for so long, to go on from.
 KEPT_S = 24 * 3600.0
+SWEEP_S = 3600.0
 _AS_THEY_ARE = PathRules(globs=(("**", Ownership.SHARED),))
 
 
@@ -36,22 +41,34 @@ class Relaying:
         self._root = root / ".dataplane" / "relay"
         self._bus = bus
         self._receiver = receiver
-        self._held: dict[str, Path] = {}
+        #: By transfer, for one content may be passed on to several at once: what it is and where.
+        self._held: dict[str, tuple[str, Path]] = {}
+        self._under_way: set[str] = set()
 
     def locate(self, checksum: str) -> Path | None:
         """A file that is being passed on with exactly this content."""
-        return self._held.get(checksum)
+        held = list(self._held.values())
+        return next((file for content, file in held if content == checksum), None)
 
     async def pass_on(
         self, order: events.TransferAssigned, attempt: Attempt, here: Endpoint
     ) -> events.TransferSucceeded:
         """Get an entry from its holder and let its target fetch it. Raises a `TransportError`."""
+        self._under_way.add(order.transfer)
+        try:
+            return await self._pass_on(order, attempt, here)
+        finally:
+            self._under_way.discard(order.transfer)
+
+    async def _pass_on(
+        self, order: events.TransferAssigned, attempt: Attempt, here: Endpoint
+    ) -> events.TransferSucceeded:
         entry, place = order.entry, self._root / order.transfer
         file = place / entry.path
-        await finish(lambda: self._root.mkdir(parents=True, exist_ok=True))
         by_http = (Transport.HTTP_FETCH,)
         scratch = Receiver(self._node, place, _Nothing(), rules=_AS_THEY_ARE)
-        await finish(lambda: place.mkdir(exist_ok=True))
+        with disk_errors():
+            await finish(lambda: _begin(place))
         if not await finish(lambda: _holds(file, entry)):
             self._receiver.divert(order.transfer, scratch)
             try:
@@ -60,21 +77,28 @@ class Relaying:
             finally:
                 self._receiver.divert(order.transfer, None)
         reach("agent.relaying")
-        self._held[entry.checksum] = file
+        self._held[order.transfer] = entry.checksum, file
         try:
             part = replace(order, source=self._node, source_at=here, transports=by_http, peers=())
             attempt.joined(await asking.do_part(self._bus, order.target, part))
         finally:
-            self._held.pop(entry.checksum, None)
+            self._held.pop(order.transfer, None)
         await finish(lambda: shutil.rmtree(place, ignore_errors=True))
         return attempt.succeeded(entry.games)
+
+    async def run(self) -> None:
+        """Remove what nobody has gone on with for long, for ever."""
+        while True:
+            await finish(self.sweep)
+            await asyncio.sleep(SWEEP_S)
 
     def sweep(self) -> None:
         """Remove what nobody has gone on with for long. Blocks."""
         oldest = time.time() - KEPT_S
         for place in self._root.glob("*"):
-            if place.stat().st_mtime < oldest:
-                shutil.rmtree(place, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                if place.name not in self._under_way and place.stat().st_mtime < oldest:
+                    shutil.rmtree(place)
 
 
 class _Nothing:
@@ -91,6 +115,12 @@ class _Nothing:
 
     async def landed(self, entry: DataEntry, local: str) -> None:
         """It has come, and goes again."""
+
+
+def _begin(place: Path) -> None:
+    """Make the place of a relay, or say of the one that is there that it is gone on with."""
+    place.mkdir(parents=True, exist_ok=True)
+    os.utime(place)
 
 
 def _holds(file: Path, entry: DataEntry) -> bool:
