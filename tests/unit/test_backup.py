@@ -6,7 +6,7 @@ import pytest
 
 from streams import events
 from streams.events import Event
-from streams.values import S3_NODE, Role, SyncPriority, Trait, Transport
+from streams.values import MOST_COUNTED, S3_NODE, Role, SyncPriority, Trait, Transport
 from tests.spec import (
     Story,
     answers,
@@ -129,6 +129,15 @@ def test_a_chain_says_that_it_is_backed_up_and_completes() -> None:
         says(events.DataSyncCompleted, games_synced=500),
         says(events.NewGamesAvailable, targets=("train-1",), game_count=500),
     )
+
+
+def test_p1_backup_of_the_largest_sizes_can_be_said() -> None:
+    """Their sum is a number that a message holds."""
+    huge = [entry(f"games/gpu-1/{n}.db", size_bytes=MOST_COUNTED, games=500) for n in "ab"]
+    story = started(*huge).tell(succeeded())
+    backed_up = story.when(asked("c1")).events[0]
+    assert isinstance(backed_up, events.S3BackupCompleted)
+    assert (backed_up.entries, backed_up.size_bytes) == (2, MOST_COUNTED)
 
 
 def test_p13_a_slow_bucket_does_not_hold_up_training() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from dataplane.coordinator.bridge import _goes_on
 from streams import events
 from streams.events import Event
-from streams.values import DataType, Role, Trait
+from streams.values import MOST_COUNTED, DataType, Role, Trait
 from tests.spec import (
     answers,
     asked,
@@ -111,6 +111,16 @@ def test_k9_drained_node_is_said_with_the_completion() -> None:
     story.tell(succeeded()).when(asked("c1")).then(
         says(events.DataSyncCompleted),
         says(events.NodeDrained, node="gpu-1", entries=1, size_bytes=1_000),
+    )
+
+
+def test_p1_drain_of_the_largest_sizes_can_be_said() -> None:
+    """Their sum is a number that a message holds."""
+    huge = [entry(f"games/gpu-1/{n}.db", size_bytes=MOST_COUNTED) for n in "ab"]
+    story = given(VAULT, player(), opens("c1", TERMINATING), answers("c1", "gpu-1", *huge))
+    story.tell(said_what_is_owed, assigned, succeeded()).when(asked("c1")).then(
+        says(events.DataSyncCompleted),
+        says(events.NodeDrained, node="gpu-1", entries=2, size_bytes=MOST_COUNTED),
     )
 
 
