@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -56,8 +56,8 @@ class Admission(msgspec.Struct, frozen=True):
     assignments: tuple[Fact, ...]
     #: Seconds since 1970 at which the next backoff ends; None if none is waiting.
     next_at: float | None
-    #: DEADLINE_AT_RISK of what was looked at.
-    risks: tuple[Fact, ...] = ()
+    #: DEADLINE_AT_RISK of what was looked at, by transfer.
+    risks: Mapping[str, Fact] = {}
 
 
 def admit(
@@ -107,13 +107,13 @@ def admit(
             start(transfer)
     for transfer in after_all:
         start(transfer)
-    risks = [
-        _risk(one, end)
+    risks = {
+        one.id: _risk(one, end)
         for one in weighed
         if (end := ends.get(one.id)) is not None and at_risk(one, end, now)
-    ]
+    }
     assignments = _assigned(chosen, in_flight, known, policy, now, grants)
-    return Admission(assignments, min(wake, default=None), tuple(risks))
+    return Admission(assignments, min(wake, default=None), risks)
 
 
 def why_waiting(

@@ -118,34 +118,43 @@ class Grants:
 
     def __init__(self) -> None:
         self._confirmed: dict[str, Grant] = {}
-        self._told: dict[str, Grant] = {}
+        #: What it may have heard of since, each for less than the one before.
+        self._told: dict[str, tuple[Grant, ...]] = {}
+
+    def __contains__(self, id: str) -> bool:
+        return id in self._confirmed
 
     def forget_others(self, running: Iterable[str]) -> None:
         """Transfers that have ended use nothing."""
         ids = set(running)
-        for known in (self._confirmed, self._told):
-            for id in known.keys() - ids:
-                del known[id]
+        self._confirmed = {id: one for id, one in self._confirmed.items() if id in ids}
+        self._told = {id: told for id, told in self._told.items() if id in ids}
 
     def adopt(self, id: str, grant: Grant) -> None:
         """What an assignment says it may use; also one that somebody else made."""
         self._confirmed.setdefault(id, grant)
 
     def told(self, id: str, grant: Grant) -> None:
-        """A new rate is on its way to its executor."""
-        self._told[id] = grant
+        """A new rate is on its way to its executor, which may not have heard the last one."""
+        more = [g for g in self._told.get(id, ()) if _or_inf(g.mbps) > _or_inf(grant.mbps)]
+        self._told[id] = (*more, grant)
 
     def confirmed(self, id: str, grant: Grant) -> None:
-        """The executor keeps to it now."""
+        """The executor keeps to it now, and to nothing that it was told before."""
         self._confirmed[id] = grant
-        if self._told.get(id) == grant:
-            del self._told[id]
+        self._told[id] = tuple(g for g in self._told.get(id, ()) if g.until > grant.until)
 
     def most(self, id: str, now: float) -> float:
         """The most a transfer may be using now; `math.inf` for one without a limit."""
-        found = [self._confirmed.get(id), self._told.get(id)]
-        rates = [_or_inf(grant.mbps) for grant in found if grant and grant.until > now]
-        return max(rates, default=FLOOR_MBPS)
+        return max(self._in_force(id, now), default=FLOOR_MBPS)
+
+    def least(self, id: str, now: float) -> float:
+        """What it may use for sure, whichever of these words it has heard."""
+        return min(self._in_force(id, now), default=FLOOR_MBPS)
+
+    def _in_force(self, id: str, now: float) -> list[float]:
+        found = [self._confirmed.get(id), *self._told.get(id, ())]
+        return [_or_inf(grant.mbps) for grant in found if grant and grant.until > now]
 
     def until(self, id: str) -> float:
         """Until when its confirmed grant lasts."""
@@ -170,13 +179,19 @@ def changes(
     told: dict[str, float] = {}
     for share in sorted(shares, key=lambda share: wanted[share.id] - grants.most(share.id, now)):
         have, want = grants.most(share.id, now), _or_inf(wanted[share.id])
-        rate = max(min(want, have + headroom.left(share)), FLOOR_MBPS)
+        rate = max(min(want, grants.least(share.id, now) + headroom.left(share)), FLOOR_MBPS)
         if rate > have:
             headroom.take(share, rate - have)
         ends = grants.until(share.id) - now < GRANT_S - RENEW_S
-        if ends or not _alike(rate, _or_inf(grants.rate(share.id))):
+        if ends or not (_alike(rate, _or_inf(grants.rate(share.id))) and _alike(rate, have)):
             told[share.id] = 0.0 if math.isinf(rate) else rate
     return told
+
+
+def most_granted(share: Share, limits: Limits) -> float:
+    """The most that anybody may ever have granted; 0 for no limit."""
+    most = min(share.most, limits.total, *(limits.node(name) for name in share.nodes))
+    return 0.0 if math.isinf(most) else max(most, FLOOR_MBPS)
 
 
 def first_rate(

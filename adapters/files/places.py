@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from adapters.transport import DiskFull, PathEscapes
@@ -126,8 +127,10 @@ def _sweep_directory(directory: Path, oldest: float) -> list[Path]:
         return []
     removed = []
     for path in directory.iterdir():
-        # A file's own time may be its entry's; the time of its last change of any kind is ours.
-        if path.stat().st_ctime < oldest and path.stat().st_mtime < oldest:
-            path.unlink()
-            removed.append(path)
+        # What lands meanwhile is no longer here.
+        with suppress(FileNotFoundError):
+            # A file's own time may be its entry's; the time of its last change of any kind is ours.
+            if path.stat().st_ctime < oldest and path.stat().st_mtime < oldest:
+                path.unlink()
+                removed.append(path)
     return removed

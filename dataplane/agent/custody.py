@@ -1,14 +1,16 @@
 """What a node does with its replicas when it is asked: it proves them, and deletes one.
 
-It deletes only by a grant that still is the last word on the entry's copies, and says FILES_REMOVED
-before it answers. Proofs and deletions exclude each other, so that no copy is proven that is about
-to go.
+It deletes only by a young grant that still is the last word on the entry's copies, and says
+FILES_REMOVED before it answers. Proofs and deletions exclude each other, so that no copy is proven
+that is about to go.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 
 from adapters.files.inventory import Inventory
 from adapters.files.removal import Kept
@@ -33,12 +35,22 @@ logger = logging.getLogger(__name__)
 class Custody:
     """One node's replicas. `start`, then `stop`."""
 
-    def __init__(self, log: Log, bus: Bus, node: str, inventory: Inventory, policy: Policy) -> None:
+    def __init__(
+        self,
+        log: Log,
+        bus: Bus,
+        node: str,
+        inventory: Inventory,
+        policy: Policy,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._log = log
         self._bus = bus
         self._node = node
         self._inventory = inventory
         self._policy = policy
+        self._clock = clock
         self._one_at_a_time = asyncio.Lock()
         self._answering: list[Answering] = []
 
@@ -65,8 +77,9 @@ class Custody:
         if keep is not None:
             return DeletionAnswer(False, reason=keep.reason)
         async with self._one_at_a_time:
-            if not await still_granted(self._log, order):
-                return DeletionAnswer(False, reason="the grant is no longer the last word on it")
+            if not await still_granted(self._log, order, self._clock()):
+                reason = "the grant is no longer the last word on it, or too old"
+                return DeletionAnswer(False, reason=reason)
             try:
                 freed = await self._inventory.remove(order.path, order.checksum)
             except Kept as kept:

@@ -12,7 +12,7 @@ import time
 from contextlib import aclosing
 
 from adapters.files.inventory import Inventory, Scan
-from adapters.files.landing import sweep_partials
+from adapters.files.landing import sweep_partials, sweep_quarantine
 from adapters.files.places import OWN_DIRECTORY
 from dataplane.agent.deliveries import kept_alive, left_to_redelivery
 from dataplane.agent.reconciling import Reconciler
@@ -72,7 +72,8 @@ class Observer:
             with contextlib.suppress(LogError):
                 async with self._reporting:
                     await self._report(await self._inventory.scan())
-            await asyncio.to_thread(sweep_partials, self._config.data_dir, time.time())
+            for sweep in (sweep_partials, sweep_quarantine):
+                await asyncio.to_thread(sweep, self._config.data_dir, time.time())
             # A live database changes all the time; triggers do not wait for this.
             await asyncio.sleep(self._config.policy().schedule.event_gap_s)
 

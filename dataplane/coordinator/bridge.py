@@ -272,12 +272,15 @@ def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str
         return [chain for chain in waiting if not _goes_on(view, chain, target, policy)]
     if isinstance(recorded.event, events.TransferFailed):
         row = view.transfer(recorded.event.transfer)
-        return list(row.chains) if row else []
+        if row is None or not exhausted(row, policy, 0):
+            # It is tried again: whoever waits for it goes on waiting.
+            return []
+        return [chain for chain in row.chains if not _goes_on(view, chain, row.target, policy)]
     return [recorded.chain] if recorded.chain else []
 
 
 def _goes_on(view: ClusterView, chain: str, target: str, policy: Policy) -> bool:
-    """Whether a chain surely owes nothing after an arrival on `target`: more is under way.
+    """Whether a chain surely owes nothing after a result on `target`: more is under way.
 
     Found out without reading the chain, which may be as long as its files are many. Where arrivals
     are counted, each may be the one that counts.
@@ -288,7 +291,8 @@ def _goes_on(view: ClusterView, chain: str, target: str, policy: Policy) -> bool
         if row.target == S3_NODE and target != S3_NODE:
             # What was to reach nodes has: it may be time to announce it.
             return False
-        if not exhausted(row, policy, row.asked_sequence):
+        # Chains that asked earlier count more of its failures: what they all count with.
+        if not exhausted(row, policy, 0):
             return True
     return False
 

@@ -32,7 +32,8 @@ TICK_S = 1.0
 #: Deletions that are driven at once: each makes several nodes read a file.
 AT_ONCE = 4
 ANSWER_S = 30.0
-#: A node that has not deleted within this time after it was allowed to is no longer allowed to.
+#: A node that has not deleted within this time after it was allowed to is no longer allowed to: the
+#: proofs have grown old. Nobody asks then, and a node that is asked does not obey.
 WITHDRAWN_AFTER_S = 120.0
 
 
@@ -72,10 +73,16 @@ async def answer_deletions(bus: Bus, node: str, remover: Remover) -> Answering:
     return await bus.answer(delete_subject(node), answer)
 
 
-async def still_granted(log: Log, order: DeletionOrder) -> bool:
-    """Whether a grant is the last word on its entry's copies, as the log's leader sees it."""
+async def still_granted(log: Log, order: DeletionOrder, now: float) -> bool:
+    """Whether a grant is the last word on its entry's copies, as the log's leader sees it, and
+    not too old.
+
+    A grant far in the future is as good as none: one of the clocks is wrong.
+    """
     last = await log.last(chain_filter(copies_chain(order.path, order.checksum)))
-    return last is not None and last.id == order.grant
+    if last is None or last.id != order.grant:
+        return False
+    return abs(now - last.time) < WITHDRAWN_AFTER_S
 
 
 class Deleter:
@@ -96,38 +103,59 @@ class Deleter:
         self._policy = policy
         self._clock = clock
         self._changed = asyncio.Event()
+        #: By id, what is being driven, and in which turn it last began to be.
+        self._driving: dict[str, asyncio.Task[None]] = {}
+        self._tried: dict[str, int] = {}
+        self._turn = 0
         self.errors = 0
         projector.on_commit.append(self._changed.set)
 
     async def run(self) -> None:
         """Drive what is open, for ever."""
-        while True:
-            self._changed.clear()
-            try:
-                await self.drive()
-            except (LogError, TimeoutError) as error:
-                self.errors += 1
-                logger.warning("deletions wait: %s", error)
-            with suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await self._changed.wait()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._changed.clear()
+                self._start(group)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._changed.wait()
 
-    async def drive(self) -> None:
-        """Take every open deletion one step further."""
+    def _start(self, group: asyncio.TaskGroup) -> None:
+        """Start open deletions that nobody drives yet, those tried longest ago first."""
         with self._projector.store.read() as reader:
-            rows = list(ClusterView(reader).open_deletions())
-        for start in range(0, len(rows), AT_ONCE):
-            await asyncio.gather(*(self._step(row) for row in rows[start : start + AT_ONCE]))
+            rows = {row.id: row for row in ClusterView(reader).open_deletions()}
+        self._driving = {id: task for id, task in self._driving.items() if not task.done()}
+        self._tried = {id: turn for id, turn in self._tried.items() if id in rows}
+        waiting = [id for id in rows if id not in self._driving]
+        waiting.sort(key=lambda id: self._tried.get(id, 0))
+        for id in waiting[: AT_ONCE - len(self._driving)]:
+            self._turn += 1
+            self._tried[id] = self._turn
+            self._driving[id] = group.create_task(self._drive(rows[id]), name=f"deletion {id}")
 
-    async def _step(self, row: DeletionRow) -> None:
+    async def _drive(self, row: DeletionRow) -> None:
+        """Take a deletion as far as it goes now. What stops it is in no other's way."""
         try:
-            await self._drive(row)
+            while row.open:
+                await self._step(row)
+                with self._projector.store.read() as reader:
+                    now = ClusterView(reader).deletion(row.id)
+                if now is None or now.state is row.state:
+                    return
+                row = now
+        except (LogError, TimeoutError) as error:
+            self.errors += 1
+            logger.warning("deletion %s waits: %s", row.id, error)
+            return
         except ValueError as error:
             # What no message can hold is in the way of no other deletion.
             self.errors += 1
             logger.error("deletion %s can't be decided: %s", row.id, error)
+            return
+        # There is room for another one.
+        self._changed.set()
 
-    async def _drive(self, row: DeletionRow) -> None:
+    async def _step(self, row: DeletionRow) -> None:
         if row.state is DeletionState.REQUESTED:
             await self._decide(row, lambda view, now: reserve(now, view, self._policy))
         elif row.state is DeletionState.RESERVED:
@@ -145,7 +173,13 @@ class Deleter:
         await self._decide(row, lambda view, now: settle(now, asked, proofs, view, self._policy))
 
     async def _carry_out(self, row: DeletionRow) -> None:
-        """Ask the node; its silence leaves the deletion open until it is withdrawn."""
+        """Ask the node while its grant is young; till then its silence leaves the deletion open."""
+        if self._clock() - row.granted_at >= WITHDRAWN_AFTER_S:
+            reason = (
+                f"withdrawn: {row.node} has not said within {WITHDRAWN_AFTER_S:g} s that it did"
+            )
+            await self._end(row, DeletionAnswer(False, reason=reason))
+            return
         with self._projector.store.read() as reader:
             guard = _guard(ClusterView(reader), row)
         granted = await self._log.get(guard.last_sequence)
@@ -158,10 +192,11 @@ class Deleter:
             )
             answer = msgspec.json.decode(body, type=DeletionAnswer)
         except (LogError, msgspec.MsgspecError) as error:
-            if self._clock() - row.granted_at < WITHDRAWN_AFTER_S:
-                return
-            reason = f"{row.node} gave no answer and may not delete it any more: {error}"
-            answer = DeletionAnswer(False, reason=reason)
+            logger.debug("%s gave no answer to %s: %s", row.node, order, error)
+            return
+        await self._end(row, answer)
+
+    async def _end(self, row: DeletionRow, answer: DeletionAnswer) -> None:
         await self._decide(
             row,
             lambda view, now: done(

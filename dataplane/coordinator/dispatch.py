@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from dataplane.admission import ASSIGNMENTS, Admission, admit, unanswered
@@ -46,7 +46,8 @@ class Dispatcher:
         bus: Bus | None = None,
     ) -> None:
         self._granter = Granter(bus, policy, clock) if bus else None
-        self._warned: set[str] = set()
+        #: The last warning said of each transfer, by its id.
+        self._warned: dict[str, str] = {}
         self._log = log
         self._projector = projector
         self._policy = policy
@@ -65,6 +66,8 @@ class Dispatcher:
 
     async def run(self) -> None:
         """Assign what may start, for ever."""
+        if self._granter is not None:
+            self._granter.begin()
         while True:
             self._changed.clear()
             next_at: float | None = None
@@ -93,12 +96,16 @@ class Dispatcher:
             late = unanswered(in_flight, known.node, self._policy, now, self._node)
             if self._granter is not None:
                 self._granter.divide(in_flight, known.node)
+            risks = self._unsaid(admission.risks, view)
             guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
         if not self._leads():
             # It was paused since it read: what it saw is no longer how things stand.
             return None
-        for fact in (*late, *self._unsaid(admission.risks)):
+        for fact in late:
             await self._log.publish(fact)
+        for transfer, fact in risks.items():
+            await self._log.publish(fact)
+            self._warned[transfer] = fact.id
         if admission.assignments:
             await self._assign(admission.assignments, guard)
         return admission.next_at
@@ -109,7 +116,7 @@ class Dispatcher:
         full: set[str] = set()
         grants = None
         if self._granter is not None:
-            self._granter.see(in_flight)
+            self._granter.see(in_flight, known.node)
             grants = self._granter.grants
         return admit(
             view.pending_fairly(full),
@@ -122,10 +129,11 @@ class Dispatcher:
             grants=grants,
         )
 
-    def _unsaid(self, risks: Sequence[Fact]) -> list[Fact]:
+    def _unsaid(self, risks: Mapping[str, Fact], view: ClusterView) -> dict[str, Fact]:
         """Risks that were not said before; said again after a restart, they have the same id."""
-        new = [fact for fact in risks if fact.id not in self._warned]
-        self._warned |= {fact.id for fact in new}
+        new = {id: fact for id, fact in risks.items() if self._warned.get(id) != fact.id}
+        if new:
+            self._warned = {id: said for id, said in self._warned.items() if view.transfer(id)}
         return new
 
     async def _assign(self, assignments: Sequence[Fact], guard: Guard) -> None:

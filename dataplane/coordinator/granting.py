@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 import msgspec
 
 from dataplane.admission import shares_of
-from dataplane.budget import FLOOR_MBPS, GRANT_S, Grant, Grants, changes, limits_of
+from dataplane.budget import FLOOR_MBPS, GRANT_S, Grant, Grants, changes, limits_of, most_granted
 from dataplane.policy import Policy
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
@@ -53,14 +53,28 @@ class Granter:
         #: Called when somebody has given something back.
         self.on_change: Callable[[], None] = lambda: None
         self.grants = Grants()
+        #: Until then grants of a leader before this one may be in force.
+        self._inherits_until = 0.0
 
-    def see(self, in_flight: Iterable[TransferRow]) -> None:
+    def begin(self) -> None:
+        """This process begins to lead: what it knew is old, and another may have granted since."""
+        self.grants = Grants()
+        self._inherits_until = self._clock() + GRANT_S + LATE_S
+
+    def see(self, in_flight: Iterable[TransferRow], node: Callable[[str], NodeRow | None]) -> None:
         """Take note of what is under way now."""
         rows = {row.id: row for row in in_flight}
         self.grants.forget_others(rows)
-        for row in rows.values():
+        new = [row for row in rows.values() if row.id not in self.grants]
+        for row in new:
             # Until it confirms anything else, its assignment is what it may be using.
             self.grants.adopt(row.id, Grant(row.bandwidth_mbps, math.inf))
+        if self._clock() < self._inherits_until:
+            limits = limits_of(self._policy.bandwidth, node)
+            for share in shares_of(new, self._policy, node):
+                # Who led before may have raised it, or cut it, which is in no log.
+                for mbps in (most_granted(share, limits), FLOOR_MBPS):
+                    self.grants.told(share.id, Grant(mbps, self._inherits_until))
 
     def divide(self, in_flight: list[TransferRow], node: Callable[[str], NodeRow | None]) -> None:
         """Divide anew among what is under way, and tell whoever is to change."""

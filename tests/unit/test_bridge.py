@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from dataplane.admission import Admission
 from dataplane.coordinator import bridge as bridge_module
 from dataplane.coordinator import dispatch as dispatch_module
 from dataplane.coordinator import trouble as trouble_module
@@ -758,6 +759,38 @@ async def test_coordinator_that_is_cancelled_ends(
     task.cancel()
     done, _ = await asyncio.wait([task], timeout=5)
     assert done == {task}
+    await projector.close()
+
+
+async def test_warning_that_did_not_get_through_is_said_again(
+    log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that did is said once; nobody remembers warnings of transfers that have ended."""
+    event = events.DeadlineAtRisk(transfer="t1", target="train-1", deadline=9.0, estimate=10.0)
+    fact = chain_fact(event, "c1", "", "t1", 9.0)
+    risks = {"t1": fact}
+    admission = Admission((), None, risks)
+    monkeypatch.setattr(dispatch_module, "admit", lambda *_, **__: admission)
+    said: list[str] = []
+
+    async def publish(fact: Fact) -> Receipt:
+        said.append(fact.id)
+        if len(said) == 1:
+            raise LogUnavailable("a hiccup")
+        return Receipt(1)
+
+    monkeypatch.setattr(log, "publish", publish)
+    projector = Projector(log, tmp_path)
+    await projector.start()
+    dispatcher = Dispatcher(log, projector, STEADY, "boss", clock=clock)
+    with pytest.raises(LogUnavailable):
+        await dispatcher.dispatch()
+    for _ in range(3):
+        await dispatcher.dispatch()
+    assert said == [fact.id, fact.id]
+    risks["t2"] = chain_fact(event, "c1", "", "t2", 9.0)
+    await dispatcher.dispatch()
+    assert dispatcher._warned.keys() == {"t2"}
     await projector.close()
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from dataplane.coordinator.bridge import _goes_on
+from dataplane.coordinator.bridge import _goes_on, _moved_on
+from dataplane.policy import Policy
 from streams import events
 from streams.events import Event
 from streams.values import MOST_COUNTED, DataType, Role, Trait
 from tests.spec import (
     answers,
+    as_fact,
     asked,
     assigned,
     copied,
@@ -29,6 +31,7 @@ from tests.spec import (
     says,
     succeeded,
     trainer,
+    wired,
 )
 
 ROOMY = {"max_total": 100, "max_per_node": 100}
@@ -206,3 +209,22 @@ def test_arrival_that_leaves_only_the_bucket_waiting_is_looked_at() -> None:
     assert _goes_on(story.view, "c1", "s3", story.policy)
     story.tell(succeeded("train-1"))
     assert not _goes_on(story.view, "c1", "train-1", story.policy)
+
+
+def test_failure_moves_a_chain_on_only_where_it_is_the_last_of_the_last() -> None:
+    """What is tried again ends nothing, nor does what is given up while more is under way."""
+    two = [entry(f"games/gpu-1/{n}_hex8_2p.db", games=10) for n in range(2)]
+    policy = policy_of(bandwidth=ROOMY, retries={"max_retries": 0})
+    patient = policy_of(bandwidth=ROOMY, retries={"max_retries": 1})
+    story = given(trainer(), player(), policy=policy)
+    story.tell(opens("c1", played()), answers("c1", "gpu-1", *two), said_what_is_owed, assigned)
+
+    def moved_on_by_the_failure_of(path: str, policy: Policy) -> list[str]:
+        [event] = failed(path=path)(story)
+        story.tell(event)
+        return _moved_on(story.view, wired(as_fact(event, 1), 1, 0.0), policy)
+
+    assert moved_on_by_the_failure_of(two[0].path, policy) == []
+    [event] = failed(path=two[1].path)(story)
+    assert moved_on_by_the_failure_of(two[1].path, policy) == ["c1"]
+    assert _moved_on(story.view, wired(as_fact(event, 1), 1, 0.0), patient) == []

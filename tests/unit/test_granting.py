@@ -64,7 +64,7 @@ async def test_what_runs_is_cut_for_who_comes_and_grows_when_he_is_gone() -> Non
         executor.keeper.began(order(one))
 
     def divided(*rows: TransferRow) -> dict[str, float]:
-        granter.see(rows)
+        granter.see(rows, Known().node)
         granter.divide(list(rows), Known().node)
         return executor.rates
 
@@ -96,12 +96,59 @@ async def test_what_nobody_confirms_is_given_to_nobody() -> None:
     deaf, waiting = under_way("a", 75.0, executor="gone"), under_way("b", FLOOR_MBPS)
     heard.keeper.began(order(waiting))
     for _ in range(20):
-        granter.see([deaf, waiting])
+        granter.see([deaf, waiting], Known().node)
         granter.divide([deaf, waiting], Known().node)
         await asyncio.sleep(0.001)
     assert heard.rates.get(waiting.id, FLOOR_MBPS) <= 5.0
     await granter.close()
     await heard.keeper.stop()
+
+
+async def test_who_begins_to_lead_counts_with_what_a_dead_leader_may_have_granted() -> None:
+    """An executor that was raised, and can't be told, is not taken for what its assignment says."""
+    bus, now = MemoryBus(), [T0]
+    granter, heard = Granter(bus, TIGHT, lambda: now[0]), Executor(bus)
+    await heard.keeper.start()
+    deaf, waiting = under_way("a", 20.0, executor="gone"), under_way("b", 20.0)
+    heard.keeper.began(order(waiting))
+    granter.see([deaf], Known().node)
+    granter.begin()
+
+    async def divided() -> float:
+        for _ in range(20):
+            granter.see([deaf, waiting], Known().node)
+            granter.divide([deaf, waiting], Known().node)
+            await asyncio.sleep(0.001)
+        return heard.rates.get(waiting.id, FLOOR_MBPS)
+
+    # Each may have been raised to all there is, or cut for the other.
+    assert await divided() == FLOOR_MBPS
+    now[0] += 2 * GRANT_S
+    # Its last grant has run out: now its assignment is the most it may be using.
+    assert await divided() == 40.0
+    await granter.close()
+    await heard.keeper.stop()
+
+
+async def test_what_the_executor_confirms_is_inherited_no_more() -> None:
+    """Two that answer share what there is at once, whoever led before."""
+    bus = MemoryBus()
+    granter, executor = Granter(bus, TIGHT, lambda: T0), Executor(bus)
+    await executor.keeper.start()
+    rows = [under_way("a", 20.0), under_way("b", 20.0)]
+    for one in rows:
+        executor.keeper.began(order(one))
+    granter.begin()
+
+    async def shared() -> bool:
+        granter.see(rows, Known().node)
+        granter.divide(rows, Known().node)
+        await asyncio.sleep(0)
+        return executor.rates == {one.id: 40.0 for one in rows}
+
+    await eventually(shared)
+    await granter.close()
+    await executor.keeper.stop()
 
 
 async def test_a_grant_that_ran_out_leaves_the_floor() -> None:

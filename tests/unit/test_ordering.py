@@ -272,7 +272,7 @@ def test_a_deadline_at_risk_is_said_before_it_is_missed() -> None:
         wanted("tight", size_mb=1_000, deadline=T0 + 60, priority=HIGH),
         wanted("safe", size_mb=1, deadline=T0 + 60, priority=HIGH),
     ]
-    (fact,) = admit(rows, [], Measured(10 * MEGABYTE), Policy(), T0).risks
+    (fact,) = admit(rows, [], Measured(10 * MEGABYTE), Policy(), T0).risks.values()
     assert isinstance(fact.event, events.DeadlineAtRisk)
     assert (fact.event.transfer, fact.event.deadline) == (rows[0].id, T0 + 60)
     assert fact.event.estimate > T0 + 60
