@@ -25,7 +25,7 @@ from projections.transfers import TransferRow
 from streams import events
 from streams.codec import Fact, chain_fact
 from streams.identity import Ownership, falls_under
-from streams.values import DataEntry, Proof, Trait
+from streams.values import DataEntry, Proof
 
 
 class KnownAtDeletion(Protocol):
@@ -197,7 +197,7 @@ def _witnesses(
     elsewhere = [
         name
         for name in current.locations
-        if name != row.node and _counts(name, row.node, known.node)
+        if name != row.node and _counts(name, row.node, known.node, policy)
     ]
     leaving = known.deletion_of(current.path, current.checksum)
     if leaving is not None:
@@ -210,13 +210,13 @@ def _witnesses(
     return Witnesses(current, tuple(elsewhere))
 
 
-def _counts(name: str, leaving: str, node: Callable[[str], NodeRow | None]) -> bool:
+def _counts(name: str, leaving: str, node: Callable[[str], NodeRow | None], policy: Policy) -> bool:
     """Whether a copy there would remain: not on a node that may vanish, nor on the same mount."""
     row, other = node(name), node(leaving)
     if row is None:
         # The bucket; or a node whose description nobody knows.
         return True
-    if Trait.EPHEMERAL in row.description.traits:
+    if policy.is_ephemeral(row.description):
         return False
     group = row.description.nfs_group
     return not (group and other is not None and other.description.nfs_group == group)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 
 from dataplane.clocks import ClockWatch
 from dataplane.config import DataPlaneConfig
@@ -51,6 +52,8 @@ class Coordinator:
         self.provisioner = Provisioner(log, bus, self.projector, config)
         self._service: Answering | None = None
         self._clock_problem = ""
+        #: Set when it begins or ceases to lead: that is told at once, not with the next heartbeat.
+        self._news = asyncio.Event()
         self.monitor = Monitor(
             log, bus, self.projector, self.queries, config, leads=lambda: self.lease.held
         )
@@ -109,12 +112,14 @@ class Coordinator:
         while True:
             await self.lease.acquire()
             logger.info("leads, as the %s of its kind", _ordinal(self.lease.term))
+            self._news.set()
             try:
                 async with asyncio.TaskGroup() as group:
                     group.create_task(self.leading.run(), name="leading")
                     group.create_task(self.lease.keep(), name="lease")
             except* LeaseLost as lost:
                 logger.warning("%s", lost.exceptions[0])
+            self._news.set()
 
     async def health(self) -> CoordinatorHealth:
         """How this coordinator does, by progress."""
@@ -137,6 +142,7 @@ class Coordinator:
 
     async def _beat(self) -> None:
         while True:
+            self._news.clear()
             try:
                 health = await self.health()
                 await self._presence.beat(
@@ -152,7 +158,9 @@ class Coordinator:
                 )
             except LogError as error:
                 logger.debug("heartbeat not heard: %s", error)
-            await asyncio.sleep(HEARTBEAT_S)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(HEARTBEAT_S):
+                    await self._news.wait()
 
     async def _watch_progress(self) -> None:
         """End this process if a loop of it stands still: whoever supervises starts it again."""

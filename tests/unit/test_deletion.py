@@ -12,6 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from dataplane.deletion import Keep, Witnesses, copies_chain, done, reserve, settle, witnesses
+from dataplane.policy import NodeRule, Policy
 from projections.deletions import DeletionRow, DeletionState
 from streams import events
 from streams.codec import Fact
@@ -167,6 +168,25 @@ def test_copies_that_may_vanish_or_share_the_disk_do_not_count() -> None:
     assert isinstance(refused, events.DeletionRefused)
     assert refused.rule == "too-few-copies"
     assert "only train-2, train-3 has" in refused.reason
+
+
+def test_the_policy_says_which_nodes_may_vanish() -> None:
+    """K8: there is one definition of ephemeral, and the policy may extend it by name."""
+    story = given(
+        player("gpu-1"),
+        trainer("train-1"),
+        trainer("rented-2"),
+        holds("gpu-1", GAMES),
+        *(copied(GAMES.path, name) for name in ("train-1", "rented-2")),
+        asks("gpu-1"),
+    )
+    row = story.view.deletion("d1")
+    assert row is not None
+    policy = Policy(nodes={"rented-*": NodeRule(traits=(Trait.EPHEMERAL,))})
+    refused = reserve(row, story.view, policy).event
+    assert isinstance(refused, events.DeletionRefused)
+    assert "only train-1 has" in refused.reason
+    assert isinstance(reserve(row, story.view, Policy()).event, events.DeletionReserved)
 
 
 def test_the_bucket_counts_as_a_place() -> None:
