@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from streams.codec import Recorded, decode
-from streams.log import LogState, LogUnavailable, PermissionDenied
+from streams.log import LogError, LogState, LogUnavailable, PermissionDenied
 from streams.pull import Pull
 from streams.stored import Stored, as_stored
 from streams.topology import restored_until
@@ -41,6 +41,8 @@ _BATCH = 500
 _IDLE_S = 120.0
 _PAUSE_S = 0.2
 _TAKEN_S = 0.01
+#: How often a reader that gets nothing asks the leader whether there is nothing.
+_LOOK_S = 1.5
 _SECOND = 1_000_000_000
 M = TypeVar("M")
 #: Makes what a reader gives of what came: delivery, subject, headers, body.
@@ -104,6 +106,8 @@ class Reader(Generic[M]):
         self._state: LogState | None = None
         #: Matching messages behind the last one seen, as the server said with it.
         self._pending = 0
+        #: A sequence that the leader had when it was last asked, and when to ask it again.
+        self._there, self._look_at = 0.0, 0.0
 
     async def next(self) -> list[M] | None:
         """What has arrived, perhaps nothing yet; None if all up to `until` has been given."""
@@ -127,6 +131,13 @@ class Reader(Generic[M]):
             if pull.left <= 0:
                 await self._request(pull)
             await pull.wait(pull.arrival)
+            if not pull.items and await self._left_behind():
+                log.info(
+                    "read of %s: nothing comes after %d, though there is more: beginning again",
+                    self._stream,
+                    self._position,
+                )
+                await self.close()
         return []
 
     async def _request(self, pull: Pull) -> None:
@@ -244,6 +255,30 @@ class Reader(Generic[M]):
         except (NoAnswer, ApiError):
             return False
         return True
+
+    async def _left_behind(self) -> bool:
+        """Whether the leader has had more for a while than this consumer gives.
+
+        In a cluster it may stand on a replica that is behind and, being mended, stays so for long.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._look_at:
+            return False
+        self._look_at = now + _LOOK_S
+        before = self._there
+        try:
+            self._there = await self._next_at_the_leader()
+        except LogError:
+            return False
+        return self._position < before < math.inf
+
+    async def _next_at_the_leader(self) -> float:
+        """A sequence that the leader has and that is to be given; infinity if there is none."""
+        if not self._subjects:
+            last = (await log_state(self._wire, self._stream)).last_sequence
+            return last if last > self._position else math.inf
+        wanted = [{"seq": self._position + 1, "next_by_subj": one} for one in self._subjects]
+        return min([await self._sequence(request) for request in wanted])
 
     async def _sequence(self, request: dict[str, Any]) -> float:
         """Where the leader finds a message; infinity if it finds none."""

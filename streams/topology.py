@@ -76,7 +76,9 @@ def log_stream(
         "max_msg_size": MAX_MESSAGE_BYTES + HEADER_BYTES,
         "max_consumers": -1,
         "duplicate_window": round(duplicate_window_s * _SECOND),
-        "compression": "s2",
+        # With s2, nats-server 2.15 appends plain records to a block that it has compressed, once it
+        # had to cut off the block's end after a crash: nobody can read that block again.
+        "compression": "none",
         "deny_delete": True,
         "deny_purge": True,
         "allow_direct": True,

@@ -14,11 +14,12 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import nkeys
 import pytest
 
-from streams import topology
+from streams import reading, topology
 from streams.codec import Fact, chain_fact, node_fact
 from streams.connection import ConnectOptions
 from streams.events import SelfplayComplete, SelfplayNeeded
@@ -29,7 +30,7 @@ from streams.services import RequestFailed
 from streams.subjects import chain_filter
 from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET
 from streams.values import DataType
-from streams.wire import ApiError, Message, api
+from streams.wire import ApiError, Message, Wire, api, create_consumer
 from tests.conftest import PATIENCE_S, Server, eventually
 
 #: "Fails at once": less than an operator's patience, more than a busy machine needs.
@@ -318,6 +319,31 @@ class TestDeletion:
                         await api(log.connection, f"CONSUMER.DELETE.DATAPLANE.{name}")
                 seen += [fact.sequence for fact in batch]
         assert seen == list(range(1, 5001))
+
+    @pytest.mark.parametrize("subjects", [(), ("dp.chain.>",)])
+    async def test_a_reader_leaves_a_consumer_that_stays_behind(
+        self,
+        jetstream_log: JetStreamLog,
+        monkeypatch: pytest.MonkeyPatch,
+        subjects: tuple[str, ...],
+    ) -> None:
+        """One that lives and gives nothing, as on a replica that is being mended for a minute."""
+        made = 0
+
+        async def create(wire: Wire, stream: str, config: topology.Config) -> dict[str, Any]:
+            nonlocal made
+            made += 1
+            behind = {"filter_subjects": ["dp.task.nobody.>"]} if made < 3 else {}
+            return await create_consumer(wire, stream, {**config, **behind})
+
+        monkeypatch.setattr(reading, "create_consumer", create)
+        await fill(jetstream_log, 10)
+        async with asyncio.timeout(PATIENCE_S):
+            async for batch in jetstream_log.read(subjects=subjects):
+                if batch:
+                    break
+        assert [fact.sequence for fact in batch] == list(range(1, 11))
+        assert made == 3
 
     async def test_a_finished_read_leaves_no_consumer_behind(
         self, jetstream_log: JetStreamLog
