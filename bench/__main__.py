@@ -1,4 +1,4 @@
-"""``python -m bench chain|project|plan|land|transfer|broadcast|delta``: small, unless ``--big``."""
+"""``python -m bench chain|project|plan|land|load|…``: small, unless ``--big``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from bench import broadcast as broadcasting
 from bench import chain as chains
 from bench import delta as deltas
 from bench import land as landing
+from bench import load as loading
 from bench import plan as planning
 from bench import project as projecting
 from bench import transfer as transferring
@@ -91,6 +92,26 @@ def land(
     """A file over HTTP with its digest, beside curl."""
     rounds = rounds or (landing.BIG_ROUNDS if big else landing.ROUNDS)
     _say(landing.run(size_mib, rounds, cold, seed, base), json, keep)
+
+
+@app.command()
+def load(
+    rate: Annotated[float, typer.Option(min=0, help="Facts a second; 0: of the size.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=0, help="How long; 0: of the size.")] = 0.0,
+    agents: Annotated[int, typer.Option(min=0, help="In the cluster; 0: of the size.")] = 0,
+    big: Annotated[
+        bool, typer.Option("--big", help="200 a second, 20 minutes, 50 agents.")
+    ] = False,
+    json: Json = False,
+    keep: Save = False,
+    seed: Seed = 1,
+    base: Base = None,
+) -> None:
+    """A steady stream of facts: lag of the views, and memory over time."""
+    rate = rate or (loading.BIG_RATE if big else loading.RATE)
+    seconds = seconds or (loading.BIG_SECONDS if big else loading.SECONDS)
+    agents = agents or (loading.BIG_AGENTS if big else loading.AGENTS)
+    _say(loading.run(rate, seconds, agents, seed, base), json, keep)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from streams.subjects import type_filter
 from streams.values import Role
 
 _PATIENCE_S = 60.0
+_COORDINATOR = "coord"
 
 
 class Cluster:
@@ -40,7 +41,7 @@ class Cluster:
         await self._server.start_async()
         self.log = await JetStreamLog.connect(self._server.url, name="bench")
         await self.log.ensure_topology()
-        roles = {"coord": Role.COORDINATOR}
+        roles = {_COORDINATOR: Role.COORDINATOR}
         roles |= dict.fromkeys(self.players, Role.SELFPLAY)
         roles |= dict.fromkeys(self.trainers, Role.TRAINING)
         for name, role in roles.items():
@@ -66,6 +67,26 @@ class Cluster:
     def data(self, node: str) -> Path:
         """A node's data directory."""
         return self.base / node / "data"
+
+    @property
+    def url(self) -> str:
+        """The bus's."""
+        return self._server.url
+
+    @property
+    def bus_pid(self) -> int:
+        """The bus's process."""
+        return self._server.pid or 0
+
+    @property
+    def coordinator_pid(self) -> int:
+        """The coordinator's process."""
+        return self._children[0].pid
+
+    @property
+    def views(self) -> Path:
+        """Where the coordinator keeps its views."""
+        return self.base / _COORDINATOR / "state" / "views"
 
     async def end(self) -> int:
         """The log's last sequence."""
