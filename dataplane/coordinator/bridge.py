@@ -92,7 +92,7 @@ class EventBridge:
         #: What the log said when it refused to grow; "" since it took something again.
         self.full = ""
         #: Chains that could not be decided.
-        self.troubles = Troubles()
+        self.troubles = Troubles("chain {} could not be decided")
         #: How often deliveries were dealt with, in whatever way: progress, for health.
         self.turns = 0
 

@@ -103,9 +103,10 @@ class Coordinator:
 
     def _troubles(self) -> tuple[str, ...]:
         """What this process knows to be wrong and no view tells."""
-        bridge = self.leading.bridge
-        said = [self.projector.rolled_back, bridge.full, self._clock_problem]
-        return (*bridge.troubles.described(), *filter(None, said))
+        bridge, dispatcher = self.leading.bridge, self.leading.dispatcher
+        said = [self.projector.rolled_back, bridge.full, dispatcher.problem, self._clock_problem]
+        found = (*bridge.troubles.described(), *dispatcher.suspects.troubles.described())
+        return (*found, *filter(None, said))
 
     async def _lead(self) -> None:
         """Wait to lead, lead until the lease is lost, and wait again."""
@@ -153,7 +154,8 @@ class Coordinator:
                         "web_url": self.web.url if self.web else "",
                         "leads": self.lease.held,
                         "term": self.lease.term,
-                        "set_back": len(self.leading.bridge.troubles),
+                        "set_back": len(self.leading.bridge.troubles)
+                        + len(self.leading.dispatcher.suspects.troubles),
                     }
                 )
             except LogError as error:

@@ -1,7 +1,8 @@
 """Hands out pending transfers: admission asked again after every change and every backoff.
 
 All assignments share one guard, so that two coordinators never fill the same slot twice. It must
-never hold state of its own: what is pending and in flight is in the views.
+never hold state of its own: what is pending and in flight is in the views. What admission stumbles
+over is left out, and no reason to end.
 """
 
 from __future__ import annotations
@@ -9,11 +10,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from itertools import chain, islice
 
-from dataplane.admission import ASSIGNMENTS, Admission, admit, unanswered
+from dataplane.admission import (
+    ASSIGNMENTS,
+    MOST_LOOKED_AT,
+    Admission,
+    admit,
+    shares_of,
+    unanswered,
+)
 from dataplane.coordinator.granting import Granter
+from dataplane.coordinator.suspects import Suspects
 from dataplane.crashpoints import reach
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
@@ -21,8 +32,9 @@ from projections.cluster import ClusterView
 from projections.links import LinkRow
 from projections.nodes import NodeRow
 from projections.projector import Projector
+from projections.store import StoreError
 from projections.transfers import TransferRow
-from streams.codec import Fact
+from streams.codec import Fact, encode
 from streams.log import Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
 from streams.values import S3_NODE, Transport
 
@@ -57,6 +69,9 @@ class Dispatcher:
         self._changed = asyncio.Event()
         self.assigned = 0
         self.errors = 0
+        #: What can't be reckoned with, and what is wrong with admission as a whole: "" if nothing.
+        self.suspects = Suspects()
+        self.problem = ""
         #: When it last looked, and how often: progress, for health.
         self.last_progress = time.monotonic()
         self.turns = 0
@@ -74,11 +89,12 @@ class Dispatcher:
             try:
                 next_at = await self.dispatch()
                 self.last_progress = time.monotonic()
-            except (LogError, TimeoutError, ValueError) as error:
-                # A ValueError: no message can hold an assignment. Chains are decided all the same.
+            except (LogError, TimeoutError) as error:
                 self.errors += 1
                 logger.warning("nothing was assigned this time: %s", error)
             self.turns += 1
+            if self.problem:
+                await asyncio.sleep(TICK_S)
             wait = TICK_S if next_at is None else min(TICK_S, max(0.0, next_at - self._clock()))
             with suppress(TimeoutError):
                 # Not `wait_for`: before Python 3.12 it can swallow a cancellation.
@@ -90,14 +106,10 @@ class Dispatcher:
         now = self._clock()
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
-            known = Known(view, self._policy, now)
-            in_flight = view.in_flight()
-            admission = self._admit(view, in_flight, known, now)
-            late = unanswered(in_flight, known.node, self._policy, now, self._node)
-            if self._granter is not None:
-                self._granter.divide(in_flight, known.node)
+            admission, late = self._judged(view, now)
             risks = self._unsaid(admission.risks, view)
             guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
+            ends = self.suspects.ends(view, now)
         if not self._leads():
             # It was paused since it read: what it saw is no longer how things stand.
             return None
@@ -106,28 +118,85 @@ class Dispatcher:
         for transfer, fact in risks.items():
             await self._log.publish(fact)
             self._warned[transfer] = fact.id
+        for aside, failed, of_the_chain in ends:
+            # Of those who set it aside, one is heard.
+            with suppress(SequenceConflict, DuplicateFact):
+                await self._log.append([aside, failed], [of_the_chain])
         if admission.assignments:
             await self._assign(admission.assignments, guard)
         return admission.next_at
 
-    def _admit(
-        self, view: ClusterView, in_flight: list[TransferRow], known: Known, now: float
-    ) -> Admission:
+    def _judged(self, view: ClusterView, now: float) -> tuple[Admission, list[Fact]]:
+        """What may start, and what was never answered; whatever stands in their way is left out."""
+        known = Known(view, self._policy, now)
+        moving = partial(self._probe_moving, known, now)
+        waiting = partial(self._probe_waiting, known, now)
+
+        def judge() -> tuple[Admission, list[Fact]]:
+            in_flight = list(self.suspects.without(view.in_flight(), moving, now))
+            sound = partial(self.suspects.without, probe=waiting, now=now)
+            return self._judge(view, in_flight, sound, known, now)
+
+        try:
+            found = judge()
+        except StoreError:
+            raise
+        except Exception as error:
+            self.errors += 1
+            pending = islice(chain(view.pending(), view.pending_by_age()), MOST_LOOKED_AT)
+            blamed = self.suspects.blame(view.in_flight(), moving, now)
+            if self.suspects.blame(pending, waiting, now) or blamed:
+                return self._judged(view, now)
+            # Not the fault of one alone: nothing is assigned until it is mended.
+            problem = f"nothing can be assigned: {type(error).__name__}: {error}"
+            if problem != self.problem:
+                logger.error("%s", problem, exc_info=error)
+            self.problem = problem
+            return Admission((), None), []
+        self.problem = ""
+        return found
+
+    def _judge(
+        self,
+        view: ClusterView,
+        in_flight: list[TransferRow],
+        sound: Callable[[Iterable[TransferRow]], Iterator[TransferRow]],
+        known: Known,
+        now: float,
+    ) -> tuple[Admission, list[Fact]]:
         full: set[str] = set()
         grants = None
         if self._granter is not None:
             self._granter.see(in_flight, known.node)
             grants = self._granter.grants
-        return admit(
-            view.pending_fairly(full),
+        admission = admit(
+            sound(view.pending_fairly(full)),
             in_flight,
             known,
             self._policy,
             now,
             full,
-            oldest=view.pending_by_age(),
+            oldest=sound(view.pending_by_age()),
             grants=grants,
         )
+        for fact in (*admission.assignments, *admission.risks.values()):
+            encode(fact, now)
+        late = unanswered(in_flight, known.node, self._policy, now, self._node)
+        if self._granter is not None:
+            self._granter.divide(in_flight, known.node)
+        return admission, late
+
+    def _probe_waiting(self, known: Known, now: float, transfer: TransferRow) -> None:
+        """Raises what is wrong with a pending transfer: admitted as if there were no other."""
+        admission = admit([transfer], [], known, self._policy, now)
+        for fact in (*admission.assignments, *admission.risks.values()):
+            encode(fact, now)
+
+    def _probe_moving(self, known: Known, now: float, transfer: TransferRow) -> None:
+        """Raises what is wrong with a transfer that is under way."""
+        admit([], [transfer], known, self._policy, now)
+        shares_of([transfer], self._policy, known.node)
+        unanswered([transfer], known.node, self._policy, now, self._node)
 
     def _unsaid(self, risks: Mapping[str, Fact], view: ClusterView) -> dict[str, Fact]:
         """Risks that were not said before; said again after a restart, they have the same id."""

@@ -1,4 +1,4 @@
-"""What could not be decided: how often each chain was tried, and when it is tried again.
+"""What could not be decided: how often it was tried, and when it is tried again.
 
 Kept in memory alone. A process that forgets it begins to count anew, which costs time and nothing
 else.
@@ -10,13 +10,13 @@ from collections.abc import Container
 
 import msgspec
 
-#: A chain is set aside when deciding it has failed so often.
+#: It is set aside when deciding it has failed so often.
 MOST_TRIES = 5
 _FIRST_S, _MOST_S = 1.0, 60.0
 
 
 class Trouble(msgspec.Struct, frozen=True):
-    """A chain whose decision raised an error."""
+    """A chain or transfer whose decision raised an error."""
 
     tries: int
     #: Seconds since 1970.
@@ -30,43 +30,48 @@ class Trouble(msgspec.Struct, frozen=True):
 
 
 class Troubles:
-    """Chains in trouble, by id."""
+    """What is in trouble, by id. `said` is how one is told, with a place for the id."""
 
-    def __init__(self) -> None:
-        self._chains: dict[str, Trouble] = {}
+    def __init__(self, said: str) -> None:
+        self._said = said
+        self._by_id: dict[str, Trouble] = {}
 
     def __len__(self) -> int:
-        return len(self._chains)
+        return len(self._by_id)
 
-    def __contains__(self, chain: str) -> bool:
-        return chain in self._chains
+    def __contains__(self, id: str) -> bool:
+        return id in self._by_id
 
-    def failed(self, chain: str, error: Exception, now: float) -> Trouble:
+    def items(self) -> list[tuple[str, Trouble]]:
+        """All of them as they are now."""
+        return list(self._by_id.items())
+
+    def failed(self, id: str, error: Exception, now: float) -> Trouble:
         """Deciding it raised `error`: count that, and wait twice as long as before."""
-        before = self._chains.get(chain)
+        before = self._by_id.get(id)
         tries = 1 if before is None else before.tries + 1
         problem = f"{type(error).__name__}: {error}"
-        found = self._chains[chain] = Trouble(tries, now + delay_s(tries), problem)
+        found = self._by_id[id] = Trouble(tries, now + delay_s(tries), problem)
         return found
 
-    def must_wait(self, chain: str, now: float) -> bool:
+    def must_wait(self, id: str, now: float) -> bool:
         """Whether it was tried just now."""
-        trouble = self._chains.get(chain)
+        trouble = self._by_id.get(id)
         return trouble is not None and now < trouble.again_at
 
-    def over(self, chain: str) -> None:
+    def over(self, id: str) -> None:
         """It could be decided, or was set aside."""
-        self._chains.pop(chain, None)
+        self._by_id.pop(id, None)
 
-    def only(self, open_chains: Container[str]) -> None:
-        """Forget those that are not among `open_chains`: somebody else could decide them."""
-        self._chains = {id: one for id, one in self._chains.items() if id in open_chains}
+    def only(self, open_ids: Container[str]) -> None:
+        """Forget those that are not among `open_ids`: somebody else could decide them."""
+        self._by_id = {id: one for id, one in self._by_id.items() if id in open_ids}
 
     def described(self) -> list[str]:
         """One sentence each, for health."""
         return [
-            f"chain {chain} could not be decided {one.tries} times: {one.problem}"
-            for chain, one in sorted(self._chains.items())
+            f"{self._said.format(id)} {one.tries} times: {one.problem}"
+            for id, one in sorted(self._by_id.items())
         ]
 
 

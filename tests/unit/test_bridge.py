@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from dataplane import admission as admission_module
 from dataplane.admission import Admission
 from dataplane.coordinator import bridge as bridge_module
 from dataplane.coordinator import dispatch as dispatch_module
@@ -28,6 +30,7 @@ from dataplane.retry import retry
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from projections.rejected import RejectedRow
+from projections.transfers import TransferState
 from streams import events
 from streams.codec import (
     MAX_MESSAGE_BYTES,
@@ -42,7 +45,7 @@ from streams.log import Guard, LogUnavailable, Receipt
 from streams.memory import MemoryLog
 from streams.values import DataEntry
 from tests.conftest import eventually
-from tests.spec import as_fact, entry, games_of, opens, played, player, policy_of, trainer
+from tests.spec import as_fact, entry, games_of, holds, opens, played, player, policy_of, trainer
 
 PATIENCE_S = 20.0
 GAMES = games_of("gpu-1")
@@ -731,6 +734,106 @@ async def test_what_was_set_aside_can_be_said_anew_once(
             row = ClusterView(reader).rejected_at(4)
     assert row is not None and row.retried_as == retried.id
     assert (ends[1].chain, ends[1].type) == (retried.chain, "DATA_SYNC_COMPLETED")
+
+
+# What admission stumbles over
+
+
+def stumbling(monkeypatch: pytest.MonkeyPatch, name: str, over: str) -> None:
+    """A function of admission raises an error where it is given a transfer of chain `over`."""
+    real = getattr(admission_module, name)
+
+    def stumbles(transfer: Any, *rest: Any) -> Any:
+        if over in transfer.chains:
+            raise KeyError("no such board")
+        return real(transfer, *rest)
+
+    monkeypatch.setattr(admission_module, name, stumbles)
+    monkeypatch.setattr(trouble_module, "_FIRST_S", 0.001)
+
+
+@pytest.mark.parametrize("name", ["not_ready", "choose", "share_of", "expected_end"])
+async def test_transfer_that_admission_stumbles_over_is_in_nobodys_way_and_is_set_aside_once(
+    log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """With two coordinators: the other chain completes, and this one fails with the reason."""
+    stumbling(monkeypatch, name, "poison")
+    others = replace(games_of("gpu-2"), config_key="square8_2p")
+    asked = events.TrainingStarted(config_key="square8_2p", node="train-1", deadline=clock() + 60.0)
+    await tell(log, *CLUSTER, player("gpu-2"), holds("gpu-2", others))
+    await tell(log, opens("poison", asked), opens("c1", played("gpu-1")))
+    two = [Coordinator(log.another(), tmp_path / name, STEADY, clock) for name in "ab"]
+    async with running(*(one.run() for one in two), *agents(log)):
+        ends = {end.chain: end for end in await ended(log, 2)}
+        for one in two:
+            await settled(log, one)
+            await eventually(lambda one=one: not one.dispatcher.suspects.troubles)
+            assert not one.dispatcher.problem
+    assert isinstance(failed := ends["poison"].event, events.DataSyncFailed)
+    assert failed.reason.startswith(
+        f"set aside after 5 tries: transfer of {others.path} to train-1"
+    )
+    assert failed.reason.endswith("KeyError: 'no such board'")
+    assert ends["c1"].type == "DATA_SYNC_COMPLETED"
+    (aside,) = [one for one in await history(log) if one.type == "EVENT_SET_ASIDE"]
+    assert isinstance(said_ := aside.event, events.EventSetAside)
+    assert said_.tries == 5
+    await nothing_is_doubled(log)
+
+
+async def test_transfer_under_way_that_admission_stumbles_over_is_set_aside(
+    log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds up nobody, and its chain does not wait for its result for ever."""
+    real = admission_module.share_of
+
+    def stumbles(transfer: Any, *rest: Any) -> Any:
+        if transfer.state is TransferState.ASSIGNED and "poison" in transfer.chains:
+            raise KeyError("no such board")
+        return real(transfer, *rest)
+
+    def of_poison_nothing(order: events.TransferAssigned, recorded: Recorded) -> Event | None:
+        return None if recorded.chain == "poison" else succeeds(order, recorded)
+
+    monkeypatch.setattr(admission_module, "share_of", stumbles)
+    monkeypatch.setattr(trouble_module, "_FIRST_S", 0.001)
+    others = replace(games_of("gpu-2"), config_key="square8_2p")
+    asked = events.TrainingStarted(config_key="square8_2p", node="train-1")
+    await tell(log, *CLUSTER, player("gpu-2"), holds("gpu-2", others), opens("poison", asked))
+    coordinator = Coordinator(log, tmp_path, STEADY, clock)
+    scripts = agents(log, train_1=of_poison_nothing)
+    async with running(coordinator.run(), *scripts):
+        await said(log, "TRANSFER_ASSIGNED")
+        await tell(log, opens("c1", played("gpu-1")))
+        ends = {end.chain: end for end in await ended(log, 2)}
+    assert ends["c1"].type == "DATA_SYNC_COMPLETED"
+    assert isinstance(failed := ends["poison"].event, events.DataSyncFailed)
+    assert failed.reason.startswith("set aside after 5 tries: transfer of ")
+
+
+async def test_admission_that_stumbles_over_no_transfer_in_particular_ends_no_coordinator(
+    log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so for health, goes on trying, and assigns as soon as it can."""
+    real, broken = dispatch_module.admit, True
+
+    def admit(*given: Any, **more: Any) -> Admission:
+        if broken and isinstance(given[2], dispatch_module.Known) and more:
+            raise KeyError("no such node")
+        return real(*given, **more)
+
+    monkeypatch.setattr(dispatch_module, "admit", admit)
+    await tell(log, *CLUSTER, opens("c1", played("gpu-1")))
+    coordinator = Coordinator(log, tmp_path, STEADY, clock)
+    async with running(coordinator.run(), *agents(log)):
+        dispatcher = coordinator.dispatcher
+        await eventually(lambda: bool(dispatcher.problem) and dispatcher.turns > 3)
+        assert dispatcher.problem == "nothing can be assigned: KeyError: 'no such node'"
+        assert len(dispatcher.suspects.troubles) == 0
+        broken = False
+        (end,) = await ended(log)
+        await eventually(lambda: not dispatcher.problem)
+    assert end.type == "DATA_SYNC_COMPLETED"
 
 
 async def test_what_is_still_not_understood_is_not_said_anew(log: MemoryLog) -> None:
