@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,23 @@ class DemoBucket:
 
     def __init__(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
-        self._server = S3Server(directory)
+        self.server = S3Server(directory)
 
     async def start(self) -> None:
         """Start the server and make the bucket. Raises S3ServerFailed."""
-        await asyncio.to_thread(self._server.start)
-        await asyncio.to_thread(self._server.client.create_bucket, Bucket=BUCKET)
+        await asyncio.to_thread(self.server.start)
+        await asyncio.to_thread(self.server.client.create_bucket, Bucket=BUCKET)
 
     def stop(self) -> None:
         """End the server."""
-        self._server.stop()
+        self.server.stop()
 
     def settings(self) -> dict[str, object]:
         """What a process of the demo must be told of it."""
         return {
             "s3_enabled": "true",
             "s3_bucket": BUCKET,
-            "s3_endpoint": self._server.url,
+            "s3_endpoint": self.server.url,
             "s3_region": "us-east-1",
         }
 
@@ -51,21 +52,30 @@ class DemoBucket:
         """Where the standard chain looks for credentials."""
         return {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
 
-    def problem_with(self, path: str, checksum: str) -> str:
-        """What is wrong with a copy in the bucket; "" if a manifest names it and it is whole."""
-        try:
-            keys = self._named().get((path, checksum))
-            if keys is None:
-                return "no manifest in the bucket names it"
-            body = self._read(keys)
-        except (ClientError, BotoCoreError, KeyError, ValueError) as error:
-            return f"can't be read from the bucket: {error}"
-        found = "sha256:" + hashlib.sha256(body).hexdigest()
-        return "" if found == checksum else f"the object in the bucket is {found}, not {checksum}"
+    def examination(self) -> Callable[[str, str], str]:
+        """Says what is wrong with a copy, by path and digest; "" if a manifest names it and it is
+        whole. Manifests are read once: nobody may write to the bucket meanwhile.
+        """
+        named: dict[tuple[str, str], str] = {}
+
+        def problem_with(path: str, checksum: str) -> str:
+            try:
+                if not named:
+                    named.update(self._named())
+                key = named.get((path, checksum))
+                if key is None:
+                    return "no manifest in the bucket names it"
+                body = self._read(key)
+            except (ClientError, BotoCoreError, KeyError, ValueError) as error:
+                return f"can't be read from the bucket: {error}"
+            found = "sha256:" + hashlib.sha256(body).hexdigest()
+            return "" if found == checksum else f"the object there is {found}, not {checksum}"
+
+        return problem_with
 
     def _named(self) -> dict[tuple[str, str], str]:
         """Key by path and digest, of all that the nodes' manifests name."""
-        listed = self._server.client.list_objects_v2(Bucket=BUCKET, Prefix="nodes/")
+        listed = self.server.client.list_objects_v2(Bucket=BUCKET, Prefix="nodes/")
         named: dict[tuple[str, str], str] = {}
         for one in listed.get("Contents", []):
             for stored in json.loads(self._read(one["Key"]))["entries"]:
@@ -74,6 +84,6 @@ class DemoBucket:
         return named
 
     def _read(self, key: str) -> bytes:
-        got: Any = self._server.client.get_object(Bucket=BUCKET, Key=key)
+        got: Any = self.server.client.get_object(Bucket=BUCKET, Key=key)
         body: bytes = got["Body"].read()
         return body

@@ -277,7 +277,7 @@ async def _judge(cluster: DemoCluster, log: JetStreamLog, began: float) -> Repor
     with contextlib.closing(Catalog(config)) as catalog:
         await catalog.seen((await log.state()).last_sequence, _START_LIMIT_S)
     await cluster.stop_children()
-    in_bucket = cluster.bucket.problem_with if cluster.bucket else None
+    in_bucket = cluster.bucket.examination() if cluster.bucket else None
     found = await audit(log, cluster.layout.data, cluster.expected_chains, in_bucket)
     views = await verify(log, config.views_dir)
     return Report(

@@ -43,6 +43,7 @@ class S3Server:
     def __init__(self, base: Path) -> None:
         self.base = base
         self.port = 0
+        self._ports: list[int] = []
         #: A blocking client of boto's, for what is done by hand.
         self.client: Any = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -54,32 +55,45 @@ class S3Server:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
-        assert self._process is not None
-        return self._process.pid
+        """Its process id; 0 if it was never started."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def running(self) -> bool:
+        """Whether the process lives; says nothing about its health."""
+        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start it, and wait until it takes an object. Raises S3ServerFailed."""
+        """Start it empty, and wait until it takes an object. Raises S3ServerFailed."""
         for _ in range(STARTS):
+            shutil.rmtree(self.base / "data", ignore_errors=True)
+            self._ports = _free_ports(2 * len(_SERVICES))
             self._launch()
             if self._ready():
                 return
             self.stop()
         raise S3ServerFailed(f"weed does not start:\n{self._log_end()}")
 
+    def start_again(self) -> None:
+        """Start it with what it held, where it was, after `stop`. Raises S3ServerFailed."""
+        for _ in range(STARTS):
+            self._launch()
+            if self._ready():
+                return
+            self.stop()
+        raise S3ServerFailed(f"weed does not start again:\n{self._log_end()}")
+
     def stop(self) -> None:
-        """End it; nothing of its data is wanted any more."""
+        """End it at once, as a crash would; what it was told is stored stays on the disk."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-            self._process = None
 
     def _launch(self) -> None:
         data = self.base / "data"
-        shutil.rmtree(data, ignore_errors=True)
-        data.mkdir(parents=True)
+        data.mkdir(parents=True, exist_ok=True)
         (self.base / "s3.json").write_text(json.dumps(_identities()))
-        with (self.base / "weed.log").open("wb") as log:
+        with (self.base / "weed.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [_binary(), *self._arguments(data)],
                 cwd=self.base,
@@ -90,7 +104,7 @@ class S3Server:
             )
 
     def _arguments(self, data: Path) -> list[str]:
-        ports = _free_ports(2 * len(_SERVICES))
+        ports = list(self._ports)
         chosen = []
         for service in _SERVICES:
             http, grpc = ports.pop(), ports.pop()
