@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 import msgspec
@@ -186,8 +187,8 @@ class _Candidates:
             if self._may_start(transfer):
                 found[transfer.id] = transfer
         if not only_critical:
-            for looked_at, transfer in enumerate(oldest):
-                if looked_at >= WEIGHED or not starved(transfer, self._now):
+            for transfer in islice(_aging(oldest), WEIGHED):
+                if not starved(transfer, self._now):
                     break
                 if self._may_start(transfer):
                     found[transfer.id] = transfer
@@ -198,6 +199,8 @@ class _Candidates:
         if self._slots.full(transfer):
             # In order of priority: what comes later for this target is no more urgent.
             self._full.add(target)
+            return False
+        if transfer.spare_only and self._slots.hold(transfer) is not None:
             return False
         wait = not_ready(transfer, self._known, self._policy, self._now)
         if wait is not None:
@@ -210,6 +213,11 @@ class _Candidates:
             # Enough of it to choose from; the others must be seen, too.
             self._full.add(target)
         return True
+
+
+def _aging(oldest: Iterable[TransferRow]) -> Iterable[TransferRow]:
+    """Of the oldest, those that grow more urgent with time."""
+    return (one for one in islice(oldest, MOST_LOOKED_AT) if not one.spare_only)
 
 
 def _assigned(
@@ -227,7 +235,7 @@ def _assigned(
     getting = [*in_flight, *(transfer for transfer, _ in chosen)]
     facts = []
     for transfer, way in chosen:
-        share = share_of(transfer, way.source, policy.bandwidth, known.node)
+        share = share_of(transfer, way.source, policy, known.node)
         rate = first_rate(share, shares, limits, held, now)
         held.adopt(transfer.id, Grant(rate, math.inf))
         shares.append(share)
@@ -248,7 +256,7 @@ def shares_of(
     in_flight: Iterable[TransferRow], policy: Policy, node: Callable[[str], NodeRow | None]
 ) -> list[Share]:
     """What is under way, as claims on the bandwidth."""
-    return [share_of(row, row.source, policy.bandwidth, node) for row in in_flight]
+    return [share_of(row, row.source, policy, node) for row in in_flight]
 
 
 def _risk(transfer: TransferRow, end: float) -> Fact:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
-from dataplane.policy import Bandwidth, matches_any
+from dataplane.policy import Bandwidth, Policy, matches_any
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
 from streams.values import S3_NODE
@@ -61,15 +61,22 @@ def limits_of(policy: Bandwidth, node: Callable[[str], NodeRow | None]) -> Limit
 def share_of(
     transfer: TransferRow,
     source: str,
-    policy: Bandwidth,
+    policy: Policy,
     node: Callable[[str], NodeRow | None],
 ) -> Share:
-    """What a transfer may claim: a sync's rate, tightened by provider, times its class (K14)."""
+    """What a transfer may claim: a sync's rate, tightened by provider, times its class (K14).
+
+    What only takes what is spare never claims more than its part of what may be spared.
+    """
+    bandwidth = policy.bandwidth
     nodes = tuple(name for name in dict.fromkeys((source, transfer.target)) if name != S3_NODE)
-    overrides = [of for name in nodes if (of := _by_provider(name, node(name), policy))]
-    sync = min(overrides, default=policy.sync_mbps)
-    weight = policy.class_weights.get(transfer.priority, 1.0)
-    return Share(transfer.id, nodes, _or_inf(sync * weight), weight)
+    overrides = [of for name in nodes if (of := _by_provider(name, node(name), bandwidth))]
+    sync = min(overrides, default=bandwidth.sync_mbps)
+    weight = bandwidth.class_weights.get(transfer.priority, 1.0)
+    most = _or_inf(sync * weight)
+    if transfer.spare_only:
+        most = min(most, _spared(nodes, policy, limits_of(bandwidth, node)))
+    return Share(transfer.id, nodes, most, weight)
 
 
 def divide(shares: Sequence[Share], limits: Limits) -> dict[str, float]:
@@ -230,6 +237,15 @@ class _Headroom:
 def _stuck(share: Share, rates: Mapping[str, float], left: Mapping[str, float]) -> bool:
     full = rates[share.id] >= share.most * (1 - 1e-9)
     return full or any(left[name] <= 1e-9 for name in (_CLUSTER, *share.nodes))
+
+
+def _spared(nodes: Iterable[str], policy: Policy, limits: Limits) -> float:
+    """What one of those that share what may be spared can have of it."""
+    bandwidth, share = policy.bandwidth, policy.prestage.max_share
+    most = limits.total * share / max(1, int(share * bandwidth.max_total))
+    for name in nodes:
+        most = min(most, limits.node(name) * share / max(1, int(share * bandwidth.max_per_node)))
+    return max(most, FLOOR_MBPS)
 
 
 def _by_provider(name: str, row: NodeRow | None, policy: Bandwidth) -> float:

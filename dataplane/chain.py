@@ -13,7 +13,7 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters.s3.layout import manifest_key, under
-from dataplane.duties import distributed, drained, may_end_empty, said_of_the_plan
+from dataplane.duties import distributed, drained, may_end_empty, said_of_the_plan, too_late
 from dataplane.policy import Policy
 from projections.chains import ChainRow, ChainStatus, Need, planned
 from projections.transfers import TransferRow, TransferState
@@ -142,6 +142,8 @@ def _end(
     who trains.
     """
     outcomes = [(need, _outcome(chain, need, transfers, policy)) for need in chain.needs]
+    if too_late(chain, policy, now):
+        outcomes = [(need, outcome or _not_in_time(need)) for need, outcome in outcomes]
     open_needs = [need for need, outcome in outcomes if outcome is None]
     arrived = [outcome for _, outcome in outcomes if outcome is not None and not outcome.error]
     failed = [outcome for _, outcome in outcomes if outcome is not None and outcome.error]
@@ -228,6 +230,16 @@ def _outcome(
             error=f"{last.error_class}: {last.error[:ERROR_CHARACTERS]}{tries}",
         )
     return None
+
+
+def _not_in_time(need: Need) -> TargetOutcome:
+    return TargetOutcome(
+        target=need.target,
+        path=need.path,
+        checksum=need.checksum,
+        size_bytes=need.size_bytes,
+        error="given up: it was not there when it would have been of use",
+    )
 
 
 def _completion(chain: ChainRow, arrived: list[TargetOutcome], now: float, cause: str) -> Fact:

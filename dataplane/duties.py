@@ -57,6 +57,17 @@ def may_end_empty(chain: ChainRow) -> bool:
     return isinstance(chain.event(), events.NodeTerminating) and only_empty
 
 
+def too_late(chain: ChainRow, policy: Policy, now: float) -> bool:
+    """Whether what a chain still waits for is of no use any more.
+
+    Data that is brought ahead of a training is not, once that has stayed away.
+    """
+    event = chain.event()
+    if not isinstance(event, events.TrainingExpected):
+        return False
+    return now >= min(event.until, chain.opened_at + policy.chains.limit_s)
+
+
 def drained(chain: ChainRow, arrived: Sequence[TargetOutcome], cause: str) -> list[Fact]:
     """NODE_DRAINED with the completion: all that was on the node is safe elsewhere."""
     event = chain.event()

@@ -165,7 +165,22 @@ def _plans_for(asked: Asked, checksum: str = "", until: int = 1 << 62) -> Iterat
         due = f", due {clock(plan.deadline)}" if plan.deadline else ""
         text = f"{_trigger(asked, fact.chain)} planned it: {plan.reason}, "
         text += f"from {plan.source_node}, {plan.priority} priority{due}"
-        yield _at(fact, text)
+        yield _at(fact, f"{text}{_expectation(asked, fact.chain)}")
+
+
+def _expectation(asked: Asked, chain: str) -> str:
+    """Why data was to be there before anybody asked for it; "" where somebody had."""
+    row = asked.view.chain(chain) if chain else None
+    event = row.event() if row is not None and row.ahead else None
+    if not isinstance(event, events.TrainingExpected):
+        return ""
+    since = "the last run ended" if event.after_end else "the last one"
+    text = f"; {event.node} was expected to train {event.config_key} at {clock(event.expected_at)}"
+    text += f", {event.rhythm_s:.0f} s after {since}, with a confidence of {event.confidence:.2f}"
+    staged = asked.view.staged_copy(asked.node, asked.path)
+    if staged is not None and staged.chain == chain:
+        text += ", and has not done so yet"
+    return text
 
 
 def _plan_of(asked: Asked, event: events.SyncPlanned, checksum: str) -> SyncPlan | None:

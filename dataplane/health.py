@@ -73,7 +73,7 @@ def view_problems(view: ClusterView, now: float) -> list[str]:
 
 def _named_problems(view: ClusterView, now: float) -> list[tuple[str, str]]:
     problems = []
-    oldest = next(view.open_chains(), None)
+    oldest = next((row for row in view.open_chains() if not row.ahead), None)
     if oldest is not None and now - oldest.opened_at > OLD_CHAIN_S:
         age = now - oldest.opened_at
         text = f"chain {oldest.id} has been {oldest.status} for {age:.0f} s"
@@ -225,6 +225,17 @@ def _details(
         "pending_syncs": counts["transfers_pending"] + counts["transfers_in_flight"],
         "total_syncs": totals.transfers,
         "total_bytes": totals.bytes,
+        "prestage": _prestage(view, now),
+    }
+
+
+def _prestage(view: ClusterView, now: float) -> dict[str, Any]:
+    """What bringing data ahead of trainings was worth."""
+    staging = view.staging(now)
+    rate = staging.hit_rate
+    return {
+        **msgspec.to_builtins(staging),
+        "hit_rate": None if rate is None else round(rate, 3),
     }
 
 

@@ -142,6 +142,14 @@ class _State(Collector):
             age = max(0.0, time.time() - self.backed_up_at)
             yield from _single({"s3_backup_age_seconds": ("Since the last backup", age)})
         yield _family("chains", "Open chains", "state", glance.chains_by_state)
+        staging = glance.staging
+        ahead = {
+            "hit": staging.hit_bytes,
+            "wasted": staging.wasted_bytes,
+            "waiting": staging.waiting_bytes,
+        }
+        text = "Brought ahead of trainings: found by one, come for nothing, or not yet decided"
+        yield _family("prestaged_bytes", text, "outcome", ahead)
         queue = {str(priority): glance.queue.get(priority, 0) for priority in SyncPriority}
         yield _family("queue", "Transfers that wait", "priority", queue)
         yield from self._nodes(glance)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from dataplane.policy import Policy
 from projections.links import LinkRow
-from projections.transfers import TransferRow
+from projections.transfers import SPARE_RANKS, TransferRow
 from streams.values import SyncPriority, Transport
 
 #: So long a wait makes work one class more urgent, up to just below CRITICAL.
@@ -30,6 +30,9 @@ LinkOf = Callable[[str, Transport | None], LinkRow | None]
 def urgency(transfer: TransferRow, now: float) -> float:
     """The smaller the more urgent: 0 is CRITICAL, waiting raises the others up to 0.5."""
     rank = float(transfer.priority.rank)
+    if transfer.spare_only:
+        # However long it waits, it goes behind all others.
+        return rank + SPARE_RANKS
     if rank == 0.0:
         return rank
     return max(0.5, rank - (now - transfer.queued_at) // AGE_S)
@@ -37,7 +40,7 @@ def urgency(transfer: TransferRow, now: float) -> float:
 
 def starved(transfer: TransferRow, now: float) -> bool:
     """Whether lesser work has waited for too long."""
-    waits = transfer.priority is not SyncPriority.CRITICAL
+    waits = transfer.priority is not SyncPriority.CRITICAL and not transfer.spare_only
     return waits and now - transfer.queued_at >= STARVED_S
 
 

@@ -29,6 +29,7 @@ from dataplane.words import counted
 from projections.chains import ChainRow, ChainStatus
 from projections.cluster import ClusterView
 from projections.links import BreakerState
+from projections.trainings import Staging
 from streams.events import DataSyncFailed, type_name
 from streams.values import DataEntry
 
@@ -125,6 +126,8 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     chains_by_state: dict[str, int]
     chains: tuple[ChainLine, ...]
     links: tuple[LinkLine, ...]
+    #: What bringing data ahead of trainings was worth.
+    staging: Staging
 
 
 def overview(
@@ -179,6 +182,7 @@ def overview(
             chain_line(row, now) for row in [*open_chains[:MOST_ROWS], *ended[: MOST_ROWS // 5]]
         ),
         links=links,
+        staging=view.staging(now),
     )
 
 
@@ -284,13 +288,14 @@ def _chain_alerts(
     open_chains: Iterable[ChainRow], ended: Iterable[ChainRow], now: float
 ) -> Iterable[Alert]:
     for row in open_chains:
-        if now - row.opened_at > OLD_CHAIN_S:
+        if now - row.opened_at > OLD_CHAIN_S and not row.ahead:
             age = f"{now - row.opened_at:.0f} s"
             text = f"{row.trigger} of {row.config_key} has been {row.status} for {age}"
             yield Alert(Severity.WARNING, text, {"chain": row.id})
     alike: dict[tuple[str, str, str], list[str]] = {}
     for row in ended:
-        if row.status is ChainStatus.FAILED and now - row.ended_at < FAILED_LATELY_S:
+        lately = row.status is ChainStatus.FAILED and now - row.ended_at < FAILED_LATELY_S
+        if lately and not row.ahead:
             alike.setdefault((row.trigger, row.config_key, row.reason), []).append(row.id)
     for (trigger, config, reason), ids in alike.items():
         facts = {"chain": ids[0]} if len(ids) == 1 else {"type": _FAILED, "config": config}

@@ -43,6 +43,8 @@ class Slots:
         self._by_node: Counter[str] = Counter()
         self._lesser: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
+        #: Of them, what only takes what is spare; in all under "".
+        self._spare: Counter[str] = Counter()
         self._places: set[tuple[str, str]] = set()
         self._total = 0
         for row in in_flight:
@@ -78,12 +80,16 @@ class Slots:
             have = self._by_node[transfer.target]
             reason = f"{transfer.target} has {have} of {bandwidth.max_per_node} transfers"
             return Wait("slot", reason)
+        if transfer.spare_only and (wait := self._no_spare(transfer.target)) is not None:
+            return wait
         return self._no_room(transfer)
 
     def take(self, transfer: TransferRow, source: str) -> bool:
         """Count a transfer in if it fits; two versions never move to one place at once."""
         most = self._policy.bandwidth.max_per_node + _extra(transfer)
         if self._by_node[source] >= most or self.hold(transfer) is not None:
+            return False
+        if transfer.spare_only and self._no_spare(source) is not None:
             return False
         self._count(transfer, source)
         return True
@@ -95,8 +101,26 @@ class Slots:
         nodes = {transfer.target, source} - {S3_NODE}
         # One that goes from a node to itself takes two of its slots: it reads and it writes.
         self._by_node.update(name for name in (transfer.target, source) if name != S3_NODE)
+        if transfer.spare_only:
+            self._spare.update({*nodes, ""})
         if transfer.priority is not SyncPriority.CRITICAL:
             self._lesser.update({*nodes, ""})
+
+    def _no_spare(self, name: str) -> Wait | None:
+        """Why what only takes what is spare finds no slot at a node; None if it does.
+
+        The rest of the slots is always left to others, be they in use or not.
+        """
+        bandwidth, share = self._policy.bandwidth, self._policy.prestage.max_share
+        limits = {"": bandwidth.max_total} | (
+            {} if name == S3_NODE else {name: bandwidth.max_per_node}
+        )
+        for where, slots in limits.items():
+            most = int(share * slots)
+            if self._spare[where] >= most:
+                have, at = self._spare[where], where or "the cluster"
+                return Wait("spare", f"{at} has {have} of {most} transfers that may be spared")
+        return None
 
     def _reserved(self, transfer: TransferRow) -> int:
         return int(transfer.entry.size_bytes * self._policy.disk.reserve_factor)

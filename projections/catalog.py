@@ -272,6 +272,30 @@ class DataCatalog:
                 return found, key
         return found, None
 
+    def lacking_page(
+        self,
+        node: str,
+        config_key: str,
+        data_type: DataType,
+        after: bytes,
+        enough: Callable[[], bool],
+    ) -> tuple[list[DataEntry], bytes | None]:
+        """As `held_page`: current entries of a configuration and type that a node does not hold."""
+        found = []
+        prefix, here = text_key(config_key, data_type), text_key(node)
+        for key, _ in self._reader.scan(
+            "by_config", prefix, start=after + b"\x00" if after else b""
+        ):
+            row = _entry_row(self._reader, key[-16:])
+            path_key = digest_key(row.path) if row is not None else b""
+            if self._reader.get("node_path", here + path_key) != key[-16:]:
+                entry = self._entry(key[-16:])
+                if entry is not None and self.is_current(entry):
+                    found.append(entry)
+            if enough():
+                return found, key
+        return found, None
+
     def current(
         self, *, node: str = "", config_key: str = "", data_type: DataType | None = None
     ) -> Iterator[DataEntry]:

@@ -17,6 +17,8 @@ from streams.codec import Recorded
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS
 from streams.values import Held, Refusal
 
+_EXPECTED = events.type_name(events.TrainingExpected)
+
 
 class ChainStatus(enum.StrEnum):
     """Where a chain stands."""
@@ -83,6 +85,11 @@ class ChainRow(Row, frozen=True):
     def open(self) -> bool:
         """Whether it has not ended."""
         return self.status not in (ChainStatus.COMPLETED, ChainStatus.FAILED)
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it brings what nobody has asked for yet, and may be given up."""
+        return self.trigger == _EXPECTED
 
     def event(self) -> events.Event:
         """The trigger as it was understood."""

@@ -14,6 +14,7 @@ from projections import (
     rejected,
     standing,
     sweeps,
+    trainings,
     transfers,
 )
 from projections.catalog import DataCatalog
@@ -26,6 +27,7 @@ from projections.rejected import RejectedRow
 from projections.standing import StandingRow
 from projections.store import Reader
 from projections.sweeps import AlertRow, SweepRow
+from projections.trainings import StagedRow, Staging, TrainingRow
 from projections.transfers import Totals, TransferRow
 from streams.values import DataEntry, DataType, SweepKind, Transport
 
@@ -200,6 +202,18 @@ class ClusterView:
     def repairs_since(self, time: float) -> int:
         """How many repairs were asked for since then, within the last hour."""
         return sweeps.repairs_since(self._reader, time)
+
+    def trainings(self) -> list[TrainingRow]:
+        """Each node and configuration that was ever trained, by name."""
+        return list(trainings.all_trainings(self._reader))
+
+    def staged_copy(self, node: str, path: str) -> StagedRow | None:
+        """A copy that was brought ahead of a training and that no start has found yet."""
+        return trainings.staged_copy(self._reader, node, path)
+
+    def staging(self, now: float) -> Staging:
+        """What bringing data ahead of trainings was worth up to now."""
+        return trainings.staging(self._reader, now)
 
     def deletion(self, id: str) -> DeletionRow | None:
         """A deletion by the id of its request."""

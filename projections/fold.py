@@ -18,6 +18,7 @@ from projections.nodes import NodesView
 from projections.rejected import RejectedView
 from projections.store import Reader, Writer
 from projections.sweeps import SweepsView
+from projections.trainings import TrainingsView
 from projections.transfers import TransfersView
 from projections.view import Handler, View, digest_key, number
 from streams.codec import STREAM, Recorded
@@ -32,6 +33,7 @@ VIEWS: tuple[View, ...] = (
     LinksView(),
     TransfersView(),
     ChainsView(),
+    TrainingsView(),
     DeletionsView(),
     SweepsView(),
     _REJECTED,

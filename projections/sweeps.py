@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from msgspec.structs import replace
 
 from projections.store import Reader, Writer
-from projections.view import Handler, Row, digest_key, unpacker
+from projections.view import Handler, Row, digest_key, moment, unpacker
 from streams import events
 from streams.codec import Recorded
 from streams.values import SweepKind
@@ -82,10 +82,10 @@ class SweepsView:
     def _repair(tx: Writer, paths: tuple[str, ...], time: float) -> None:
         for path in paths:
             key = digest_key(path)
-            tx.put("repaired", key, _time(time))
-            tx.put("repairs", _time(time) + key)
+            tx.put("repaired", key, moment(time))
+            tx.put("repairs", moment(time) + key)
         for old, _ in list(tx.scan("repairs")):
-            if old >= _time(max(0.0, time - REMEMBERED_S)):
+            if old >= moment(time - REMEMBERED_S):
                 break
             tx.delete("repairs", old)
             if tx.get("repaired", old[8:]) == old[:8]:
@@ -135,9 +135,4 @@ def repairs_since(reader: Reader, time: float) -> int:
 
 
 def _since(reader: Reader, time: float) -> Iterator[bytes]:
-    return (key for key, _ in reader.scan("repairs", start=_time(max(0.0, time))))
-
-
-def _time(value: float) -> bytes:
-    # Big-endian bytes of a positive double sort as the number does.
-    return struct.pack(">d", max(0.0, value))
+    return (key for key, _ in reader.scan("repairs", start=moment(time)))

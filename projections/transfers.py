@@ -75,6 +75,8 @@ class TransferRow(Row, frozen=True):
     ended_at: float = 0.0
     #: Sequence of the newest plan that asked for it: what failed before is not held against that.
     asked_sequence: int = 0
+    #: Whether all that ask for it want it only with what nothing else asks for.
+    spare_only: bool = False
 
     def failures_since(self, sequence: int) -> tuple[Failure, ...]:
         """Attempts that failed after a point of the log, oldest first."""
@@ -89,6 +91,8 @@ class Totals(Row, frozen=True):
     failures: int = 0
 
 
+#: So much later than its priority stands what may only take what is spare.
+SPARE_RANKS = len(SyncPriority)
 _TRANSFER = unpacker(TransferRow)
 _TOTALS = unpacker(Totals)
 
@@ -102,7 +106,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 6
+    version = 7
     tables = (
         "transfers",
         *queue.TABLES,
@@ -147,6 +151,7 @@ class TransfersView:
                 priority=priority,
                 deadline=deadline,
                 asked_sequence=recorded.sequence,
+                spare_only=row.spare_only and plan.spare_only,
             )
             self._store(tx, row, joined)
             return
@@ -172,6 +177,7 @@ class TransfersView:
             asked_sequence=recorded.sequence,
             arrived_checksum=checksum,
             games=games,
+            spare_only=plan.spare_only,
         )
         self._store(tx, row, fresh)
 
@@ -353,7 +359,8 @@ def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
     waiting = {("waiting", _waiting_key(chain, row)): b"" for chain in row.chains}
     if row.state is TransferState.PENDING:
         waits = queue.queue_keys(
-            row.priority.rank,
+            # What only takes what is spare stands behind all else.
+            row.priority.rank + SPARE_RANKS * row.spare_only,
             row.entry.config_key,
             row.target,
             row.deadline,

@@ -7,6 +7,7 @@ is (name, version): change what it writes and raise the version, then it is rebu
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol, TypeVar
@@ -53,6 +54,12 @@ def unpacker(cls: type[R]) -> msgspec.msgpack.Decoder[R]:
 def number(value: int) -> bytes:
     """A sequence as a key part that sorts."""
     return value.to_bytes(8, "big")
+
+
+def moment(seconds: float) -> bytes:
+    """A time since 1970 as a key part that sorts."""
+    # Big-endian bytes of a positive double sort as the number does.
+    return struct.pack(">d", max(0.0, seconds))
 
 
 def text_key(*parts: str) -> bytes:

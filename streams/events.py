@@ -141,6 +141,32 @@ class SweepDue(Event, frozen=True):
     found: Count = 0
 
 
+class TrainingExpected(Event, frozen=True):
+    """By its history a node will begin to train soon: what it lacks may be there before it does.
+
+    Its id is made of node, configuration and cycle, so that it is said once a cycle.
+    """
+
+    config_key: Token
+    node: Token
+    #: Seconds since 1970 when it is expected to begin, and until when that still counts as met.
+    expected_at: float
+    until: float
+    #: What it is expected by: so long after it began, or ended, the last time.
+    rhythm_s: float = 0.0
+    after_end: bool = False
+    #: How regular that was, from 0 to 1.
+    confidence: float = 0.0
+    #: Which kinds it needed the last time; empty means games and NPZ.
+    data_types: tuple[DataType, ...] = ()
+    #: Current paths that it lacks; what is planned is decided on these alone, as they are then.
+    paths: tuple[str, ...] = ()
+    #: How many it lacks in all.
+    found: Count = 0
+    #: Which one since 1970, counted by the sweep's interval.
+    cycle: Count = 0
+
+
 class DeletionRequested(Event, frozen=True):
     """A copy is to be deleted from a node, if what remains elsewhere can be proven."""
 
@@ -532,6 +558,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "DATA_SYNC_REQUESTED": DataSyncRequested,
     "NODE_TERMINATING": NodeTerminating,
     "SWEEP_DUE": SweepDue,
+    "TRAINING_EXPECTED": TrainingExpected,
     "DELETION_REQUESTED": DeletionRequested,
     "HOST_ONLINE": HostOnline,
     "HOST_OFFLINE": HostOffline,
@@ -594,6 +621,7 @@ CHAIN_TRIGGERS: tuple[type[Event], ...] = (
     DataNeeded,
     DataSyncRequested,
     SweepDue,
+    TrainingExpected,
 )
 
 

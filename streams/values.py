@@ -233,6 +233,8 @@ class SyncPlan(Value, frozen=True):
     transport_preference: tuple[Transport, ...] = ()
     #: Seconds since 1970 by which the data must be there; None if any time will do.
     deadline: float | None = None
+    #: Only with slots and bandwidth that nothing else asks for.
+    spare_only: bool = False
 
 
 class Held(Value, frozen=True):

@@ -16,6 +16,7 @@ from functools import partial
 
 import msgspec
 
+from dataplane.coordinator.staging import PAGE_S, PAUSE_S, Stager
 from dataplane.planner import Known
 from dataplane.policy import Policy
 from dataplane.sweeps import Survey, cleanup, orphans_said, repairs_allowed, too_full_bytes
@@ -29,9 +30,6 @@ from streams.log import DuplicateFact, Log, LogError, SequenceConflict
 from streams.values import DataEntry, SweepKind
 
 logger = logging.getLogger(__name__)
-#: A page may keep others waiting for so long, and is followed by a pause for them.
-PAGE_S = 0.005
-PAUSE_S = 0.001
 #: Files of a node with a full disk that are weighed against each other.
 MOST_CANDIDATES = 20_000
 
@@ -68,6 +66,7 @@ class Sweeper:
         self._clock = clock
         self._short_since: dict[bytes, float] = {}
         self.state = Sweeps()
+        self.stager = Stager(projector, policy, node, self._say, clock)
 
     async def run(self) -> None:
         """Sweep at the policy's intervals, for ever."""
@@ -75,6 +74,7 @@ class Sweeper:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._each(schedule.replication_s, self.survey_and_say))
             group.create_task(self._each(schedule.cleanup_s, self.clean_up))
+            group.create_task(self._each(schedule.prestage_s, self.stager.stage_ahead))
 
     async def _each(self, interval_s: float, sweep: Callable[[], Awaitable[None]]) -> None:
         while True:

@@ -314,6 +314,7 @@ class Draft:
                     reason=rule.reason,
                     transport_preference=chain,
                     deadline=self._deadline(rule),
+                    spare_only=rule.spare_only,
                 )
             )
 

@@ -15,6 +15,9 @@ from streams.events import Event
 from streams.identity import GAME_DATABASE_SUFFIXES
 from streams.values import S3_NODE, DataEntry, DataType, Refusal
 
+#: Triggers that name all that they are about.
+FOUND = events.SweepDue | events.TrainingExpected
+
 
 class CommandRejected(ValueError):
     """A request that no plan can be made for, with the field or rule that says so."""
@@ -62,15 +65,19 @@ def named_paths(event: Event) -> tuple[str, ...]:
         return (event.model_path,)
     if isinstance(event, events.TrainingCompleted):
         return tuple(path for path in (event.model_path, event.checkpoint_path) if path)
-    if isinstance(event, events.OrphanGamesDetected | events.DataNeeded | events.SweepDue):
+    if isinstance(event, events.OrphanGamesDetected | events.DataNeeded | FOUND):
         return event.paths
     return ()
 
 
 def _found(known: Known, event: Event, rule: Rule, speaker: str) -> Iterable[DataEntry]:
-    if isinstance(event, events.SweepDue):
-        entries = map(known.view.current_at, event.paths)
-        return (entry for entry in entries if entry is not None and _of_kind(entry, rule))
+    if isinstance(event, FOUND):
+        entries, types = map(known.view.current_at, event.paths), _types(event, rule)
+        return (
+            entry
+            for entry in entries
+            if entry is not None and entry.data_type in types and rule.takes(entry)
+        )
     node = speaker if rule.source is Source.SPEAKER else ""
     leaves = isinstance(event, events.NodeTerminating)
     found: Iterable[DataEntry] = (
@@ -93,12 +100,8 @@ def _found(known: Known, event: Event, rule: Rule, speaker: str) -> Iterable[Dat
     return found
 
 
-def _of_kind(entry: DataEntry, rule: Rule) -> bool:
-    return entry.data_type in (rule.data or tuple(DataType)) and rule.takes(entry)
-
-
 def _types(event: Event, rule: Rule) -> tuple[DataType, ...]:
-    if isinstance(event, events.TrainingStarted) and event.data_types:
+    if isinstance(event, events.TrainingStarted | events.TrainingExpected) and event.data_types:
         return event.data_types
     if isinstance(event, events.DataNeeded | events.DataSyncRequested):
         return (event.data_type,)

@@ -21,7 +21,7 @@ def targets_for(
     targets: dict[str, tuple[tuple[float, ...], NodeRow]] = {}
     selectors = strategy.collect_to or (*rule.to, *strategy.also_to)
     for preference, selector in enumerate(selectors):
-        asked_for = selector in (SPEAKER, NAMED)
+        asked_for = selector in (SPEAKER, NAMED) and not _unasked(event)
         for row in _candidates(known, event, selector, speaker, refusals):
             if row.name in targets or any(one.target == row.name for one in refusals):
                 continue
@@ -94,8 +94,9 @@ def _candidates(
                 reason = f"{name} never registered"
                 if name == S3_NODE:
                     reason = "there is no bucket: policy.s3.enabled is false"
+                blocking = not _unasked(event)
                 refusals.append(
-                    Refusal(rule="unknown-node", reason=reason, target=name, blocking=True)
+                    Refusal(rule="unknown-node", reason=reason, target=name, blocking=blocking)
                 )
             else:
                 yield row
@@ -109,6 +110,11 @@ def _candidates(
             for row in known.nodes()
             if selects(selector, row.description) and row.name != leaving
         )
+
+
+def _unasked(event: Event) -> bool:
+    """Whether a trigger speaks for a node that has asked for nothing yet."""
+    return isinstance(event, events.TrainingExpected)
 
 
 def _only_coordinates(known: Known, row: NodeRow) -> bool:
@@ -125,6 +131,10 @@ def _ineligible(known: Known, row: NodeRow, rule: Rule, strategy: Strategy) -> R
     if rule.lasting_only and known.is_ephemeral(row):
         reason = f"{name} is ephemeral: what is to last does not go there"
         return Refusal(rule="ephemeral-target", reason=reason, target=name)
+    used, limit = _share_used(row), known.policy.disk.stop_background_from
+    if rule.spare_only and used is not None and used >= limit:
+        reason = f"{name}'s disk is {used:.0%} full: nothing that may be spared from {limit:.0%} on"
+        return Refusal(rule="disk-tier", reason=reason, target=name)
     if not strategy.eligible_only:
         return None
     broadcast = known.policy.placement.broadcast

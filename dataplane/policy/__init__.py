@@ -20,6 +20,7 @@ from dataplane.policy.limits import (
     Concern,
     Disk,
     Exclusion,
+    Prestage,
     Quality,
     Replication,
     Retries,
@@ -53,6 +54,7 @@ __all__ = [
     "Order",
     "Placement",
     "Policy",
+    "Prestage",
     "Quality",
     "Replication",
     "Retries",
@@ -79,6 +81,7 @@ class Policy(Concern, frozen=True):
     disk: Disk = Disk()
     quality: Quality = Quality()
     schedule: Schedule = Schedule()
+    prestage: Prestage = Prestage()
     s3: S3 = S3()
     retries: Retries = Retries()
     breakers: Breakers = Breakers()

@@ -138,6 +138,22 @@ class Schedule(Concern, frozen=True):
     orphans_s: Positive = 300.0
     reconcile_s: Positive = 3600.0
     cleanup_s: Positive = 300.0
+    #: Trainings that follow each other faster than twice in so long are nothing to be ahead of.
+    prestage_s: Positive = 60.0
+
+
+class Prestage(Concern, frozen=True):
+    """What may be brought to a node before it trains, where its history says when it will."""
+
+    enabled: bool = True
+    #: How regular a node's trainings must have been: of four alike gaps, 4/5.
+    min_confidence: Share = 0.7
+    #: How long before the expected start it begins, and how long after it a start still counts.
+    horizon_s: Positive = 1800.0
+    #: Of the slots and rates of ``bandwidth``, as much as this work may hold at once.
+    max_share: Share = 0.25
+    #: For one node and configuration at most once in so long.
+    cooldown_s: NotNegative = 600.0
 
 
 class S3(Concern, frozen=True):

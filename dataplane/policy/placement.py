@@ -81,6 +81,8 @@ class Rule(Concern, frozen=True):
     only_endangered: bool = False
     #: Never to ephemeral nodes.
     lasting_only: bool = False
+    #: Only with slots and bandwidth that nothing else asks for (``policy.prestage.max_share``).
+    spare_only: bool = False
     #: Targets after which MODEL_DISTRIBUTION_COMPLETE is said, or all if there are fewer; 0: never.
     quorum: Whole = 0
     #: Whether the data belongs there for good, trigger or not: what ``missing`` looks for.
@@ -176,6 +178,15 @@ def _rules() -> dict[str, Rule]:
             order=Order.LARGE_FILE,
             priority=SyncPriority.HIGH,
             reason="a training run needs its data",
+        ),
+        "prestage": Rule(
+            on=("TRAINING_EXPECTED",),
+            data=games + npz,
+            source=Source.HOLDER,
+            to=(SPEAKER,),
+            priority=SyncPriority.BACKGROUND,
+            spare_only=True,
+            reason="ahead of a training run that is expected",
         ),
         "training-completed": Rule(
             on=("TRAINING_COMPLETED",),

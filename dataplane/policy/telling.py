@@ -9,7 +9,10 @@ import msgspec
 
 from dataplane.policy import Policy, Rule, Source, Strategy
 from dataplane.policy.placement import AUTO, NAMED, SPEAKER
+from streams import events
 from streams.values import S3_NODE
+
+_EXPECTED = events.type_name(events.TrainingExpected)
 
 
 def rows_of_rules(policy: Policy, trigger: str = "") -> list[dict[str, Any]]:
@@ -32,12 +35,25 @@ def sentences(policy: Policy, trigger: str = "") -> Iterator[str]:
             yield "  moves nothing: no rule answers it"
         for rule_name, rule in answering:
             yield f"  {rule_name}: {_says(policy, rule)}"
+        if name == _EXPECTED:
+            yield f"  {_when_expected(policy)}"
     if not trigger:
         yield "without a trigger"
         for rule_name, rule in rules:
             if rule.enabled and rule.standing and not rule.on:
                 yield f"  {rule_name}: {_says(policy, rule)}"
         yield from _exclusions(policy)
+
+
+def _when_expected(policy: Policy) -> str:
+    ahead = policy.prestage
+    if not ahead.enabled:
+        return "never said: policy.prestage.enabled is false"
+    text = "said where a node trains a configuration in a rhythm with a confidence from "
+    text += (
+        f"{ahead.min_confidence:g} on, {ahead.horizon_s:g} s before the expected start, at most "
+    )
+    return f"{text}once in {ahead.cooldown_s:g} s, and given up {ahead.horizon_s:g} s after it"
 
 
 def _says(policy: Policy, rule: Rule) -> str:
@@ -59,7 +75,8 @@ def _from(rule: Rule) -> str:
 
 
 def _to(policy: Policy, rule: Rule) -> str:
-    names = {SPEAKER: "the node that asks", NAMED: "the nodes it names", S3_NODE: "the bucket"}
+    asks = "the node that is to train" if _EXPECTED in rule.on else "the node that asks"
+    names = {SPEAKER: asks, NAMED: "the nodes it names", S3_NODE: "the bucket"}
     wanted = [names.get(selector, f"{selector} nodes") for selector in rule.to]
     to = f"to {' and '.join(wanted)}"
     if rule.copies:
@@ -78,6 +95,11 @@ def _how(policy: Policy, rule: Rule) -> str:
     parts = [f"{rule.priority} priority", f"by {_order(policy, rule)}", _strategy(policy, rule)]
     if rule.deadline_s:
         parts.append(f"due {rule.deadline_s:g} s after the trigger")
+    if rule.spare_only:
+        share = policy.prestage.max_share
+        parts.append(
+            f"only with what nothing else asks for, {share:.0%} of slots and rates at most"
+        )
     if rule.quality_gate:
         parts.append(f"databases from {policy.quality.min_games} games if there are others")
         parts.append(f"of a mean quality from {policy.quality.min_mean:g}")

@@ -23,7 +23,7 @@ from dataplane.budget import (
     limits_of,
     share_of,
 )
-from dataplane.policy import Bandwidth
+from dataplane.policy import Bandwidth, Policy
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow, TransferState
 from streams.values import NodeDescription, SyncPriority
@@ -130,7 +130,7 @@ def test_k14_a_transfer_claims_by_provider_and_class(
 ) -> None:
     """vast-* 50 by name, hetzner-* 30 by provider; times the class."""
     node = known(**{"vast-7": NodeDescription(name="vast-7", provider=provider)})
-    assert share_of(row(priority), "vast-7", Bandwidth(), node).most == pytest.approx(most)
+    assert share_of(row(priority), "vast-7", Policy(), node).most == pytest.approx(most)
 
 
 def test_a_nodes_own_limit_counts() -> None:
