@@ -4,5 +4,6 @@ Nothing here opens a connection. Read in this order: `landing` (the only way a f
 `partial` (from its beginning on) or `scattered` (in any order, by the block maps of `blocks` and
 `maps`) and `places`, then `inventory` (what is here) with `walk`, `reading`,
 `known`, `index`, `contents` and `watching`, then what is asked of a file: `digest`, `checks`,
-`sqlite`, `rot`, `removal`.
+`sqlite`, `rot`, `removal`. `merging`, with `gametables`, brings the games of one database into
+another.
 """

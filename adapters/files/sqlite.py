@@ -135,6 +135,23 @@ def mean_quality(path: Path) -> float | None:
     return sum(s * w for s, w in zip(scores, weights, strict=True)) / sum(weights)
 
 
+@contextlib.contextmanager
+def writing(path: Path, *, timeout_s: float = BUSY_S) -> Iterator[sqlite3.Connection]:
+    """A connection that may write, without a transaction; a file that is not there is made.
+
+    A new database is in WAL mode, any other stays in its own. What SQLite says is raised as
+    `Locked`, `Unsound` or `OSError`. For processes that only write: see the module's first words.
+    """
+    new = not path.exists() or not path.stat().st_size
+    with (
+        _errors_named(path),
+        contextlib.closing(_connect(path.resolve().as_uri(), timeout_s)) as db,
+    ):
+        if new:
+            db.execute("PRAGMA journal_mode = WAL").fetchone()
+        yield db
+
+
 def side_file(path: Path, suffix: str) -> Path:
     """The file SQLite keeps beside a database, such as its ``-wal``."""
     return path.with_name(path.name + suffix)
@@ -257,8 +274,8 @@ def _reading(path: Path, *, immutable: bool) -> Iterator[sqlite3.Connection]:
         yield db
 
 
-def _connect(uri: str) -> sqlite3.Connection:
-    return sqlite3.connect(uri, uri=True, timeout=BUSY_S, isolation_level=None)
+def _connect(uri: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
+    return sqlite3.connect(uri, uri=True, timeout=timeout_s, isolation_level=None)
 
 
 @contextlib.contextmanager

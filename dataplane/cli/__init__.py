@@ -11,7 +11,7 @@ from dataplane.cli import saying
 from dataplane.cli import looking, top, links, rejecting
 from dataplane.cli import reasons, policies
 from dataplane.cli import auditing, travelling, archiving
-from dataplane.cli import bucket, draining, deleting, keys
+from dataplane.cli import bucket, draining, deleting, merging, keys
 
 # isort: on
 from dataplane.cli.app import main
@@ -26,6 +26,7 @@ __all__ = [
     "links",
     "looking",
     "main",
+    "merging",
     "policies",
     "processes",
     "proving",

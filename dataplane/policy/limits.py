@@ -117,7 +117,7 @@ class Disk(Concern, frozen=True):
 
 
 class Quality(Concern, frozen=True):
-    """Which games are worth moving (K3)."""
+    """Which games are worth moving (K3), and which are whole (K4)."""
 
     #: A database with fewer games is not synced yet where there are others to sync.
     min_games: Whole = 10
@@ -125,6 +125,23 @@ class Quality(Concern, frozen=True):
     judged_from_games: Whole = 5
     #: Mean quality of the newest games, as their node found it, from which they are worth moving.
     min_mean: Share = 0.5
+    #: From how many moves a game of a configuration counts as complete; and of any other one.
+    complete_from_moves: dict[str, Whole] = field(
+        default_factory=lambda: {
+            **{f"{board}_{n}p": 10 * n for board in ("hex8", "square8") for n in (2, 3, 4)},
+            "square19_2p": 50,
+            "square19_3p": 80,
+            "square19_4p": 100,
+            "hexagonal_2p": 50,
+            "hexagonal_3p": 80,
+            "hexagonal_4p": 100,
+        }
+    )
+    complete_from_moves_else: Whole = 5
+
+    def complete_from(self, config_key: str) -> int:
+        """From how many moves a game counts as complete (K4)."""
+        return self.complete_from_moves.get(config_key, self.complete_from_moves_else)
 
 
 class Schedule(Concern, frozen=True):

@@ -18,7 +18,7 @@ import msgspec
 from dataplane.policy import Policy
 from dataplane.policy.placement import AUTO, BY_NAME, SELECTORS
 from streams.events import CHAIN_TRIGGERS, SweepDue, type_name
-from streams.values import SweepKind
+from streams.values import BOARDS, SweepKind, config_key_in
 
 #: What a rule may answer: triggers by wire name, sweeps with their kind.
 TRIGGERS = (
@@ -71,6 +71,10 @@ def _contradictions(policy: Policy) -> Iterator[str]:
         here = f"placement.strategies.{name}"
         yield from _unknown_selectors(f"{here}.also_to", strategy.also_to)
         yield from _unknown_selectors(f"{here}.collect_to", strategy.collect_to)
+    for name in policy.quality.complete_from_moves:
+        if config_key_in(name) != name:
+            boards = ", ".join(BOARDS)
+            yield f"quality.complete_from_moves: {name!r} is no <board>_<2-4>p, of {boards}"
     tiers = ("stop_background_from", "cleanup_from", "stop_production_from", "critical_from")
     for lower, upper in pairwise(tiers):
         if getattr(disk, lower) > getattr(disk, upper):

@@ -95,6 +95,10 @@ def test_new_rule_is_a_new_row_of_the_table() -> None:
         ({"disk": {"cleanup_from": 0.95}}, ["disk.cleanup_from", "stop_production_from", "0.93"]),
         ({"nodes": {"gpu-*": {"roles": ["trainer"]}}}, ["policy.nodes.gpu-*.roles", "selfplay"]),
         ({"quality": {"min_mean": 2}}, ["policy.quality.min_mean", "<= 1.0"]),
+        (
+            {"quality": {"complete_from_moves": {"hex": 20}}},
+            ["policy.quality.complete_from_moves", "'hex'", "hexagonal"],
+        ),
         ({"paths": {"globs": [["**", "mine"]]}}, ["policy.paths.globs", "owned, shared, merged"]),
     ],
 )
