@@ -7,7 +7,7 @@ never picks a source, never gives a file its final name and never decides that a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Told (bytes done, bytes in all), from the event loop, not more often than the reader can bear.
 Progress = Callable[[int, int], None]
+#: Takes the content of the entry with this number; it may block, and must not keep the memory.
+Take = Callable[[int, "bytes | bytearray | memoryview"], None]
 
 
 class TransportError(Exception):
@@ -153,6 +155,25 @@ class Fetches(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+@runtime_checkable
+class FetchesMany(Protocol):
+    """A transport that also pulls many small entries at about the price of one."""
+
+    @property
+    def name(self) -> Transport: ...
+
+    async def fetch_many(
+        self, requests: Sequence[Request], take: Take
+    ) -> Sequence[TransportError | None]:
+        """Bring small entries from one source to one target; return what each failed with, if.
+
+        Contents are handed to `take` by the number of their request, in any order, in threads but
+        one at a time; nothing is kept of them afterwards. Whatever ends the attempt early is the
+        failure of those that did not come. Returns, or raises if it is cancelled, only once `take`
+        is called no more. Several may run at once.
+        """
 
 
 @runtime_checkable

@@ -6,7 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
-from adapters.files.landing import Landing
+from adapters.files.group import Group, Wanted
+from adapters.files.landing import Landed, Landing
 from adapters.http.signing import Signer
 from adapters.http.transport import HttpTransport
 from adapters.p2p.asking import Around
@@ -16,14 +17,16 @@ from adapters.ssh.base64_ssh import Base64Transport
 from adapters.ssh.connections import SshOptions
 from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
-from adapters.transport import Request
-from adapters.workers import each
+from adapters.transport import FetchesMany, Request
+from adapters.workers import each, finish
 from bench.ends import Setting
 from bench.measuring import Usage, peak_bytes, usage
 from bench.peers import KEY, File
 
 #: Entries at once, where there are many.
 AT_ONCE = 48
+#: Small ones that are fetched and landed together, and such groups at once.
+GROUP, GROUPS_AT_ONCE = 500, 2
 _ANY = HttpTransport | P2PTransport | RsyncTransport | Base64Transport | S3Transport
 
 
@@ -39,7 +42,10 @@ def move(setting: Setting, side: str, files: list[File], root: Path) -> Usage:
             await (_push if pushes else _fetch)(transport, setting, side, file, root)
 
         with usage() as used:
-            await each(files, one, AT_ONCE)
+            if len(files) > 1 and not pushes and isinstance(transport, FetchesMany):
+                await _fetch_together(transport, setting, side, files, root)
+            else:
+                await each(files, one, AT_ONCE)
         await transport.close()
         return used
 
@@ -65,6 +71,26 @@ async def _fetch(transport: _ANY, setting: Setting, side: str, file: File, root:
         await landing.commit()
     finally:
         await landing.abort()
+
+
+async def _fetch_together(
+    transport: FetchesMany, setting: Setting, side: str, files: list[File], root: Path
+) -> None:
+    """Small ones as an agent does it: in groups, a few at once."""
+    groups = [files[at : at + GROUP] for at in range(0, len(files), GROUP)]
+
+    async def one(some: list[File]) -> None:
+        group = await finish(lambda: Group(root, [Wanted(f.entry, f.entry.path) for f in some]))
+        try:
+            requests = [_request(setting, side, file) for file in some]
+            failed = await transport.fetch_many(requests, group.put)
+            assert not any(failed), failed
+            await finish(group.commit)
+            assert all(isinstance(outcome, Landed) for outcome in group.outcomes)
+        finally:
+            await finish(group.close)
+
+    await each(groups, one, GROUPS_AT_ONCE)
 
 
 async def _push(transport: _ANY, setting: Setting, side: str, file: File, root: Path) -> None:

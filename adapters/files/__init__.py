@@ -1,8 +1,8 @@
 """Files of a data root: how they appear, what is there, and how they go.
 
-Nothing here opens a connection. Read in this order: `landing` (the only way a file appears) with
+Nothing here opens a connection. Read in this order: `landing` (how a file appears) with
 `partial` (from its beginning on) or `scattered` (in any order, by the block maps of `blocks` and
-`maps`) and `places`, then `inventory` (what is here) with `walk`, `reading`,
+`maps`) and `places`, `group` and `durable` (how many small ones appear together), then `inventory` (what is here) with `walk`, `reading`,
 `known`, `index`, `contents` and `watching`, then what is asked of a file: `digest`, `checks`,
 `sqlite`, `rot`, `removal`. `merging`, with `gametables`, brings the games of one database into
 another.

@@ -17,12 +17,18 @@ from streams.identity import GAME_DATABASE_SUFFIXES
 
 _PICKLE_MAGIC = b"\x80"
 _NPY_MAGIC = b"\x93NUMPY"
+_LOOKED_INTO = {*GAME_DATABASE_SUFFIXES, ".npz", ".pth", ".pt", ".onnx", ".jsonl"}
 _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
 
 
 def is_database(name: str) -> bool:
     """Whether a path is named like a SQLite database."""
     return PurePosixPath(name).suffix.lower() in GAME_DATABASE_SUFFIXES
+
+
+def looks_inside(name: str) -> bool:
+    """Whether files of this type are read again for what is wrong or can be counted in them."""
+    return f".{name.rpartition('.')[2]}".lower() in _LOOKED_INTO
 
 
 def problem_in(path: Path, name: str) -> str | None:

@@ -1,7 +1,8 @@
-"""The only way a file appears in a data root: gathered aside, proven, then renamed.
+"""How a file appears in a data root: gathered aside, proven, then renamed.
 
 A file under its final name is whole, has the digest of its entry, passed the check of its type and
-is on the disk. Nothing here opens a connection, and nothing retries.
+is on the disk. There is no other way but `group`, which does the same for many small ones at once.
+Nothing here opens a connection, and nothing retries.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ import msgspec
 from adapters.files import checks, sqlite
 from adapters.files.blocks import BlockMap
 from adapters.files.digest import BLOCK_BYTES, hex_of
+from adapters.files.durable import fsync_directories
 from adapters.files.maps import MapStore
 from adapters.files.partial import Partial, disk_errors, open_locked
 from adapters.files.places import (
     Reservation,
     confined,
-    fsync_directories,
     same_disk_directory,
     sweep_partials,
     sweep_quarantine,
@@ -98,7 +99,7 @@ class Landing:
         cls, root: Path, entry: DataEntry, transfer: str, local_path: str, rules: PathRules
     ) -> Landing:
         target = confined(root, local_path)
-        _refuse_replacement(target, entry, rules)
+        refuse_replacement(target, entry, rules)
         with disk_errors():
             directory = same_disk_directory(root, target, "partial")
             path = directory / partial_name(transfer, entry)
@@ -219,12 +220,12 @@ class Landing:
         # Somebody may have moved directories or written files since the landing was opened.
         target = confined(self.root, self.path.relative_to(self.root).as_posix())
         target.parent.mkdir(parents=True, exist_ok=True)
-        _refuse_replacement(target, self.entry, self._rules)
+        refuse_replacement(target, self.entry, self._rules)
         if checks.is_database(self.entry.path):
             # First these: a crash in between must not leave a new database with an old journal.
             sqlite.remove_side_files(target)
         if self._rules.ownership(self.entry.path) is Ownership.MERGED:
-            _appear(self._partial.path, target)
+            appear(self._partial.path, target)
         else:
             self._partial.path.replace(target)
         fsync_directories(target.parent, self.root)
@@ -283,7 +284,7 @@ def _taken(path: Path) -> int:
         return 0
 
 
-def _refuse_replacement(target: Path, entry: DataEntry, rules: PathRules) -> None:
+def refuse_replacement(target: Path, entry: DataEntry, rules: PathRules) -> None:
     """Raise if `entry` may not take the place of what stands at `target`."""
     if not os.path.lexists(target):
         return
@@ -297,7 +298,7 @@ def _refuse_replacement(target: Path, entry: DataEntry, rules: PathRules) -> Non
             raise Regression(f"{entry.path}: {entry.size_bytes} bytes would replace {old}")
 
 
-def _appear(partial: Path, target: Path) -> None:
+def appear(partial: Path, target: Path) -> None:
     """Give a file its final name only if nothing has that name."""
     try:
         os.link(partial, target)

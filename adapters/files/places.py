@@ -32,16 +32,35 @@ def confined(root: Path, local: str) -> Path:
     Directories on the way may be symlinks as long as they stay within the root; a symlink at the
     end is fine, for landing replaces it and never follows it.
     """
-    if escapes(local):
-        raise PathEscapes(f"{local!r} is no clean relative path")
-    if local.split("/", 1)[0] == OWN_DIRECTORY:
-        raise PathEscapes(f"{local!r} belongs to the data plane itself")
-    home = root.resolve()
-    target = home / local
-    parent = target.parent.resolve()
-    if not parent.is_relative_to(home) or parent.is_relative_to(home / OWN_DIRECTORY):
-        raise PathEscapes(f"{local!r} leads out of the data root through a symlink")
-    return parent / target.name
+    return Confinement(root).path(local)
+
+
+class Confinement:
+    """`confined` for many paths of one moment: where a directory leads is looked at once."""
+
+    def __init__(self, root: Path) -> None:
+        self._home = root.resolve()
+        self._directories: dict[str, Path] = {}
+
+    def path(self, local: str) -> Path:
+        """As `confined`."""
+        return self.directory(local) / local.rpartition("/")[2]
+
+    def directory(self, local: str) -> Path:
+        """Where the file of `confined` lies."""
+        if escapes(local):
+            raise PathEscapes(f"{local!r} is no clean relative path")
+        if local.split("/", 1)[0] == OWN_DIRECTORY:
+            raise PathEscapes(f"{local!r} belongs to the data plane itself")
+        above = local.rpartition("/")[0]
+        found = self._directories.get(above)
+        if found is None:
+            found = (self._home / above).resolve()
+            own = found.is_relative_to(self._home / OWN_DIRECTORY)
+            if own or not found.is_relative_to(self._home):
+                raise PathEscapes(f"{local!r} leads out of the data root through a symlink")
+            self._directories[above] = found
+        return found
 
 
 def same_disk_directory(root: Path, target: Path, name: str) -> Path:
@@ -89,18 +108,6 @@ class Reservation:
         """Give back what was not used. Harmless when done twice."""
         with _promises_lock:
             _promises.pop(self, None)
-
-
-def fsync_directories(lowest: Path, highest: Path) -> None:
-    """Make names in `lowest` and in all directories above it, up to `highest`, durable."""
-    for directory in (lowest, *lowest.parents):
-        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-        if directory == highest:
-            return
 
 
 def sweep_partials(root: Path, now: float | None = None) -> list[Path]:

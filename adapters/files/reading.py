@@ -17,8 +17,9 @@ import msgspec
 
 from adapters.files import checks, sqlite
 from adapters.files.digest import checksum_of, hex_of
+from adapters.files.durable import fsync_directories
 from adapters.files.index import Row, State
-from adapters.files.places import OWN_DIRECTORY, Reservation, fsync_directories
+from adapters.files.places import OWN_DIRECTORY, Reservation
 from adapters.files.walk import Print, print_of
 from adapters.transport import DiskFull
 from streams.identity import PathRules, data_type_of

@@ -14,8 +14,9 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from adapters.files.durable import fsync_directories
 from adapters.files.index import Row
-from adapters.files.places import OWN_DIRECTORY, fsync_directories
+from adapters.files.places import OWN_DIRECTORY
 from adapters.files.sqlite import SIDE_FILES
 from adapters.files.walk import WRITING_SUFFIX, Print, print_of
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import msgspec
 
 from adapters.files.digest import checksum_on_disk
+from adapters.files.durable import fsync_directories
 from adapters.files.index import Row, State
-from adapters.files.places import fsync_directories, same_disk_directory
+from adapters.files.places import same_disk_directory
 from adapters.files.walk import Print, print_of
 
 #: How a disk says that it can't give back what it was given.

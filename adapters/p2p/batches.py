@@ -22,7 +22,7 @@ DIGEST_BYTES = 32
 #: Before each content: its size; `ABSENT` if it is not here.
 FRAME = struct.Struct("<q")
 ABSENT = -1
-_SEND_BYTES = 512 << 10
+_PART_BYTES = 1 << 20
 
 
 class MalformedBatch(Refused):
@@ -44,34 +44,32 @@ def decode_list(body: bytes) -> list[str]:
 
 def frames(checksums: Sequence[str], locate: Callable[[str], Path | None]) -> Iterator[bytes]:
     """The answer, in parts fit for sending. Blocks; each part belongs in a thread."""
-    part, total = bytearray(), 0
+    part, filled, total = bytearray(_PART_BYTES), 0, 0
     for checksum in checksums:
-        data = _content(checksum, locate) if total < BATCH_BYTES else None
-        if data is None:
-            part += FRAME.pack(ABSENT)
-            continue
-        part += FRAME.pack(len(data))
-        part += data
-        total += len(data)
-        if len(part) >= _SEND_BYTES:
-            yield bytes(part)
-            part.clear()
-    yield bytes(part)
+        if _PART_BYTES - filled < FRAME.size + SMALL_BYTES + 1:
+            yield bytes(memoryview(part)[:filled])
+            filled = 0
+        room = memoryview(part)[filled + FRAME.size :][: SMALL_BYTES + 1]
+        size = _read(checksum, locate, room) if total < BATCH_BYTES else ABSENT
+        FRAME.pack_into(part, filled, size)
+        filled += FRAME.size + max(size, 0)
+        total += max(size, 0)
+    yield bytes(memoryview(part)[:filled])
 
 
-def _content(checksum: str, locate: Callable[[str], Path | None]) -> bytes | None:
-    """A small content; None if it is not here, or is not small."""
+def _read(checksum: str, locate: Callable[[str], Path | None], room: memoryview) -> int:
+    """Read a small content; how many bytes it has, `ABSENT` if it is not here or is not small."""
     path = locate(checksum)
     if path is None:
-        return None
+        return ABSENT
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
-        return None
+        return ABSENT
     try:
-        data = os.read(handle, SMALL_BYTES + 1)
-        return data if len(data) <= SMALL_BYTES else None
+        size = os.readv(handle, [room])
+        return size if size <= SMALL_BYTES else ABSENT
     except OSError:
-        return None
+        return ABSENT
     finally:
         os.close(handle)

@@ -17,6 +17,8 @@ from adapters.http.download import connect
 from adapters.transport import EntryMissing, Interrupted, Refused, Stalled
 
 _ERROR_TEXT = 300
+#: Larger pieces cost more to make room for than to ask for.
+_PIECE_BYTES = 256 << 10
 
 
 class Peer:
@@ -80,6 +82,17 @@ class Peer:
                 if not came:
                     raise ConnectionResetError("ended early")
                 count += came
+
+    def some(self, view: memoryview) -> int:
+        """Put bytes that have come, or else the next that come, into `view`; how many. As `fill`
+        otherwise.
+        """
+        with self._reading() as answer:
+            data = answer.read1(min(len(view), _PIECE_BYTES))
+            if not data:
+                raise ConnectionResetError("ended early")
+            view[: len(data)] = data
+            return len(data)
 
     def read(self, most: int) -> bytes:
         """The next bytes of the answer, `most` if it goes on so long. As `fill` otherwise."""

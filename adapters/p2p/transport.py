@@ -6,13 +6,15 @@ whole by landing. Small entries travel in batches, larger ones block by block.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from adapters.files.landing import Landing
 from adapters.p2p.asking import Around, Asking
 from adapters.p2p.batches import SMALL_BYTES
 from adapters.p2p.gathering import Gathering
-from adapters.p2p.small import SmallEntries
+from adapters.p2p.small import fetch_small
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Request, Unreachable
+from adapters.transport import Progress, Request, Take, TransportError, Unreachable
 from streams.values import Transport
 
 
@@ -23,7 +25,6 @@ class P2PTransport:
 
     def __init__(self, around: Around, *, small_bytes: int = SMALL_BYTES) -> None:
         self._around = around
-        self._small = SmallEntries(around)
         self._small_bytes = min(small_bytes, SMALL_BYTES)
 
     async def fetch(
@@ -38,13 +39,21 @@ class P2PTransport:
         if size > self._small_bytes:
             asking = Asking(self._around, request, landing, throttle, progress)
             return await Gathering(asking).run()
-        data = await self._small.fetch(request)
+        came: list[bytes] = []
+        (failed,) = await self.fetch_many([request], lambda _, data: came.append(bytes(data)))
+        if failed is not None:
+            raise failed
         await landing.reset()
-        await landing.write(data)
+        await landing.write(came[0])
         await throttle.take(size)
         progress(size, size)
         return size
 
+    async def fetch_many(
+        self, requests: Sequence[Request], take: Take
+    ) -> Sequence[TransportError | None]:
+        """As `FetchesMany.fetch_many`."""
+        return await fetch_small(self._around, requests, take)
+
     async def close(self) -> None:
-        """Let go of connections."""
-        await self._small.close()
+        """Let go of connections: none is kept."""

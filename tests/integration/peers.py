@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from adapters.http.signing import Signer
 from adapters.p2p.asking import Around
 from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
-from adapters.transport import Request
+from adapters.transport import Request, Take, TransportError
 from streams.values import DataEntry, DataType, Endpoint
 from tests.faults import Proxy
 
@@ -106,6 +106,16 @@ class Node:
             **{"stall_s": 20.0, "connect_s": 5.0, **how},
         )
         return await self.transport.fetch(request, landing, Throttle(mbps), lambda *_: None)
+
+    async def fetch_many(
+        self, entries: Sequence[DataEntry], source: Endpoint, take: Take
+    ) -> Sequence[TransportError | None]:
+        """One attempt at many small ones."""
+        wanted = [
+            Request(f"t-{number}", entry, source, self.at, stall_s=20.0, connect_s=5.0)
+            for number, entry in enumerate(entries)
+        ]
+        return await self.transport.fetch_many(wanted, take)
 
     async def bring(
         self, entry: DataEntry, source: Endpoint, *peers: Endpoint, **how: Any

@@ -13,12 +13,20 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from adapters.files.landing import Landed
-from adapters.transport import DigestMismatch, Interrupted, Stalled, TransportError, Unreachable
+from adapters.transport import (
+    DigestMismatch,
+    EntryMissing,
+    Interrupted,
+    Stalled,
+    TransportError,
+    Unreachable,
+)
 from streams.values import Endpoint
-from tests.integration.peers import Gossiping, Node
+from tests.integration.peers import Gossiping, Node, entry_of
 
 MAKE = Callable[..., Awaitable[Node]]
 PATH = "games/gpu-7/hex8_2p.bin"
@@ -108,6 +116,49 @@ async def test_p7_an_older_version_that_changes_meanwhile_spoils_nothing(make: M
     came, _ = await target.bring(entry, source.at)
     assert MEGABYTE <= came < MEGABYTE + 1000
     assert (target.root / PATH).read_bytes() == data
+
+
+# Many small ones
+
+
+async def test_many_small_ones_come_in_one_question_and_each_for_itself(make: MAKE) -> None:
+    """What is gone, is large, or is of another size fails alone; all others come, proven."""
+    source, target = await make("gpu-7"), await make("train-1")
+    contents = [os.urandom(size) for size in [0, 1, 20_000, 262_144, *range(300, 500)]]
+    entries = [source.put(f"data/{number}.bin", data) for number, data in enumerate(contents)]
+    large = source.put("data/large.bin", os.urandom(300_000))
+    gone = entry_of("data/gone.bin", b"nobody has it")
+    other = msgspec.structs.replace(entries[2], path="data/other.bin", size_bytes=19_999)
+    wanted = [gone, *entries, large, other]
+    asked = source.server.served.requests
+    came: dict[int, bytes] = {}
+    failed = await target.fetch_many(
+        wanted, source.at, lambda n, data: came.update({n: bytes(data)})
+    )
+    assert source.server.served.requests == asked + 1
+    assert list(came.values()) == contents
+    assert [wanted[n].path for n, error in enumerate(failed) if error] == [
+        gone.path,
+        large.path,
+        other.path,
+    ]
+    assert all(isinstance(error, EntryMissing) for error in failed if error)
+
+
+async def test_a_source_that_breaks_off_a_batch_spoils_only_what_did_not_come(make: MAKE) -> None:
+    """Those that came before the connection was cut stay; the others say what happened."""
+    source, target = await make("gpu-7"), await make("train-1")
+    contents = [os.urandom(20_000) for _ in range(500)]
+    entries = [source.put(f"data/{number}.bin", data) for number, data in enumerate(contents)]
+    source.link.cut_after_bytes = 3 * MEGABYTE
+    came: dict[int, bytes] = {}
+    failed = await target.fetch_many(
+        entries, source.at, lambda n, data: came.update({n: bytes(data)})
+    )
+    assert 0 < len(came) < len(entries)
+    assert list(came.values()) == contents[: len(came)]
+    assert failed[: len(came)] == [None] * len(came)
+    assert {type(error) for error in failed[len(came) :]} == {Interrupted}
 
 
 # From many

@@ -213,7 +213,7 @@ async def test_p21_a_merged_database_that_appears_at_the_last_moment_stays(
     (tmp_path / "root").mkdir()
     landing = await Landing.open(tmp_path / "root", entry_of(data, "elo.db"), "t-1", "elo.db")
     await landing.write(data)
-    monkeypatch.setattr("adapters.files.landing._refuse_replacement", lambda *_: None)
+    monkeypatch.setattr("adapters.files.landing.refuse_replacement", lambda *_: None)
     (tmp_path / "root/elo.db").write_bytes(b"merged here")
     with pytest.raises(NeverReplaced):
         await landing.commit()

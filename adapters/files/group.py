@@ -1,0 +1,284 @@
+"""Many small files that appear together: each proven by itself, all made durable at once.
+
+What holds for a `Landing` holds for every file of a group: under its final name it is whole, has
+the digest of its entry, passed the check of its type, and was on the disk before it had the name.
+One that is refused or spoiled keeps no other waiting. Nothing here opens a connection, nothing
+retries, and everything blocks: it belongs in threads, one call at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from adapters.files import checks, sqlite
+from adapters.files.digest import hex_of, named
+from adapters.files.durable import Disk, fsync_above
+from adapters.files.landing import Landed, appear, refuse_replacement
+from adapters.files.partial import disk_errors, write_all
+from adapters.files.places import Confinement, Reservation, same_disk_directory
+from adapters.transport import CheckFailed, DigestMismatch, Interrupted, TransportError
+from streams.identity import Ownership, PathRules
+from streams.values import DataEntry
+
+#: So few are flushed one by one: to flush a disk takes along what others wrote to it.
+FEW = 4
+Content = bytes | bytearray | memoryview
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+class Wanted(NamedTuple):
+    """An entry, and where it is to appear, relative to the data root."""
+
+    entry: DataEntry
+    local: str
+
+
+class _Place(NamedTuple):
+    """What the files of one directory share: where they are gathered, on which disk."""
+
+    partials: Path
+    disk: Disk
+    reservation: Reservation
+
+
+class Group:
+    """Small entries on their way into a data root. Make it, `put` them, `commit`, then `close`."""
+
+    def __init__(
+        self, root: Path, wanted: Sequence[Wanted], rules: PathRules | None = None
+    ) -> None:
+        """Begin. What may not appear has its outcome at once, as `Landing.open` would raise it."""
+        self.root = root.resolve()
+        self.wanted = wanted
+        #: What became of each entry; None while that is open.
+        self.outcomes: list[Landed | TransportError | None] = [None] * len(wanted)
+        self._rules = rules or PathRules()
+        self._directories: dict[int, Path] = {}
+        self._places: dict[Path, _Place] = {}
+        #: Proven contents that have no names yet, and what will be said of them.
+        self._asides: dict[int, Landed] = {}
+        # Nobody else ever writes a file of this name.
+        self._group = f"group-{os.getpid()}-{os.urandom(8).hex()}"
+        try:
+            self._begin()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def open(self) -> list[int]:
+        """Numbers of the entries whose outcome is open."""
+        return [number for number, outcome in enumerate(self.outcomes) if outcome is None]
+
+    @property
+    def gathered(self) -> list[int]:
+        """Numbers of the entries that are proven and wait for their names."""
+        return list(self._asides)
+
+    def put(self, number: int, data: Content) -> None:
+        """Prove one content and write it aside; what is wrong with it is this entry's outcome."""
+        if self.outcomes[number] is None and number not in self._asides:
+            try:
+                with disk_errors():
+                    self._put(number, data)
+            except TransportError as error:
+                self.outcomes[number] = error
+
+    def fail(self, number: int, error: TransportError) -> None:
+        """This entry will not come."""
+        if self.outcomes[number] is None and number not in self._asides:
+            self.outcomes[number] = error
+
+    def commit(self) -> None:
+        """Give those that came their final names, durably; those that did not are `Interrupted`."""
+        for number in self.open:
+            self.fail(number, Interrupted(f"{self.wanted[number].entry.path} did not come"))
+        try:
+            with disk_errors():
+                self._make_durable()
+        except TransportError as error:
+            self._end(list(self._asides), error)
+        self._publish()
+
+    def close(self) -> None:
+        """Let go of everything; what has no final name is removed. May be called twice."""
+        for number in list(self._asides):
+            self._drop(number)
+        for place in self._places.values():
+            place.disk.close()
+            place.reservation.release()
+        self._places.clear()
+
+    # Before there are bytes
+
+    def _begin(self) -> None:
+        confined, numbers_in = Confinement(self.root), dict[Path, list[int]]()
+        for number, (_, local) in enumerate(self.wanted):
+            try:
+                directory = confined.directory(local)
+                self._refuse_replacement(directory, number)
+            except TransportError as error:
+                self.outcomes[number] = error
+            else:
+                self._directories[number] = directory
+                numbers_in.setdefault(directory, []).append(number)
+        for directory, numbers in numbers_in.items():
+            try:
+                with disk_errors():
+                    self._places[directory] = self._place(directory, numbers)
+            except TransportError as error:
+                self._end(numbers, error)
+
+    def _refuse_replacement(self, directory: Path, number: int) -> None:
+        """Raise if what stands under a final name may not be replaced."""
+        entry, local = self.wanted[number]
+        # Mostly nothing stands there: that is found out without making a path of it.
+        if os.path.lexists(f"{directory}/{_name(local)}"):
+            refuse_replacement(directory / _name(local), entry, self._rules)
+
+    def _place(self, directory: Path, numbers: Sequence[int]) -> _Place:
+        partials = same_disk_directory(self.root, directory / "any", "partial")
+        size_bytes = sum(self.wanted[number].entry.size_bytes for number in numbers)
+        reservation = Reservation(partials, size_bytes)
+        try:
+            return _Place(partials, Disk(partials), reservation)
+        except BaseException:
+            reservation.release()
+            raise
+
+    # One content
+
+    def _put(self, number: int, data: Content) -> None:
+        entry = self.wanted[number].entry
+        if (found := named(hashlib.sha256(data))) != entry.checksum:
+            raise DigestMismatch(f"{entry.path}: got {found}")
+        place = self._places[self._directories[number]]
+        try:
+            self._write(self._aside(number), place.disk, data, entry.mtime)
+            landed = self._looked_into(number, place.partials)
+        except BaseException:
+            self._remove(number)
+            raise
+        place.reservation.used(len(data))
+        self._asides[number] = landed
+
+    def _aside(self, number: int) -> str:
+        """The name of a content aside."""
+        return f"{self._group}.{number}.partial"
+
+    def _write(self, aside: str, disk: Disk, data: Content, mtime: float) -> None:
+        handle = os.open(aside, _FLAGS, 0o644, dir_fd=disk.handle)
+        try:
+            write_all(handle, memoryview(data), 0)
+            os.fchmod(handle, 0o644)
+            if mtime > 0:
+                os.utime(handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
+            if not self._syncs(disk):
+                os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    def _looked_into(self, number: int, partials: Path) -> Landed:
+        """What is counted in a content. Raises `CheckFailed`, and then it is in quarantine."""
+        entry, local = self.wanted[number]
+        games = samples = None
+        if checks.looks_inside(entry.path):
+            aside = partials / self._aside(number)
+            if problem := checks.problem_in(aside, entry.path):
+                target = self._directories[number] / "any"
+                name = f"{hex_of(entry.checksum)}{Path(local).suffix[:32]}"
+                kept = same_disk_directory(self.root, target, "quarantine") / name
+                raise CheckFailed(f"{entry.path} {problem}; see {aside.replace(kept)}")
+            games, samples = checks.counts_of(aside, entry.path)
+        return Landed(bytes=entry.size_bytes, games=games, samples=samples)
+
+    # All of them
+
+    def _syncs(self, disk: Disk) -> bool:
+        return disk.can_sync and len(self.wanted) > FEW
+
+    def _make_durable(self) -> None:
+        places = {self._places[self._directories[number]] for number in self._asides}
+        for disk in {place.partials: place.disk for place in places}.values():
+            if self._syncs(disk):
+                disk.sync()
+
+    def _publish(self) -> None:
+        """Give names, then make those durable; only then is anything said to have landed."""
+        # Somebody may have moved directories or written files since the group was begun.
+        confined, numbers_in = Confinement(self.root), dict[Path, list[int]]()
+        for number in self._asides:
+            numbers_in.setdefault(self._directories[number], []).append(number)
+        published = dict[Path, dict[int, Landed]]()
+        for directory, numbers in numbers_in.items():
+            try:
+                with disk_errors():
+                    published[directory / "any"] = self._give_names(directory, numbers, confined)
+            except TransportError as error:
+                self._end(numbers, error)
+        try:
+            with disk_errors():
+                fsync_above(published, self.root)
+        except TransportError as error:
+            self._end([number for landed in published.values() for number in landed], error)
+        for landed in published.values():
+            for number, said in landed.items():
+                self.outcomes[number] = self.outcomes[number] or said
+
+    def _give_names(
+        self, directory: Path, numbers: Sequence[int], confined: Confinement
+    ) -> dict[int, Landed]:
+        """Those of one directory; what appeared there."""
+        appeared: dict[int, Landed] = {}
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            for number in numbers:
+                try:
+                    with disk_errors():
+                        self._give_name(number, handle, confined)
+                    appeared[number] = self._asides.pop(number)
+                except TransportError as error:
+                    self._end([number], error)
+        finally:
+            os.close(handle)
+        return appeared
+
+    def _give_name(self, number: int, handle: int, confined: Confinement) -> None:
+        entry, local = self.wanted[number]
+        directory = self._directories[number]
+        if confined.directory(local) != directory:
+            raise Interrupted(f"{local} leads elsewhere than it did")
+        self._refuse_replacement(directory, number)
+        place, aside = self._places[directory], self._aside(number)
+        if checks.is_database(entry.path):
+            # First these: a crash in between must not leave a new database with an old journal.
+            sqlite.remove_side_files(directory / _name(local))
+        if self._rules.ownership(entry.path) is Ownership.MERGED:
+            appear(place.partials / aside, directory / _name(local))
+        else:
+            os.rename(aside, _name(local), src_dir_fd=place.disk.handle, dst_dir_fd=handle)
+
+    def _end(self, numbers: Sequence[int], error: TransportError) -> None:
+        for number in numbers:
+            self.outcomes[number] = error
+            self._drop(number)
+
+    def _drop(self, number: int) -> None:
+        if self._asides.pop(number, None) is not None:
+            self._remove(number)
+
+    def _remove(self, number: int) -> None:
+        """Remove a content aside, if it is there."""
+        place = self._places[self._directories[number]]
+        with contextlib.suppress(OSError):
+            (place.partials / self._aside(number)).unlink()
+
+
+def _name(local: str) -> str:
+    return local.rpartition("/")[2]
