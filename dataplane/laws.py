@@ -206,15 +206,17 @@ def budgets_are_kept(max_total: int, max_per_node: int) -> Law:
             if isinstance(event, events.SyncPlanned):
                 brought -= _wanted(event)
             elif isinstance(event, events.TransferSucceeded):
-                # Whichever attempt brought it: what is there need not be brought again.
+                # Whichever attempt of whichever transfer brought it: what is there need not be
+                # brought again, and an order that still stands for it moves nothing.
                 running.pop(event.transfer, None)
-                brought.add((event.entry.path, event.entry.checksum, event.target))
+                brought.add(_moved(event))
+                running = {id: one for id, one in running.items() if _moved(one) not in brought}
             elif isinstance(event, events.TransferFailed):
                 order = running.get(event.transfer)
                 if order is not None and order.attempt == event.attempt:
                     del running[event.transfer]
             elif isinstance(event, events.TransferAssigned):
-                if (event.entry.path, event.entry.checksum, event.target) in brought:
+                if _moved(event) in brought:
                     # Decided just before it arrived: the order moves nothing.
                     continue
                 running[event.transfer] = event
@@ -230,6 +232,11 @@ def budgets_are_kept(max_total: int, max_per_node: int) -> Law:
                         )
 
     return law
+
+
+def _moved(event: events.TransferAssigned | events.TransferSucceeded) -> tuple[str, str, str]:
+    """What is brought: path, checksum and target."""
+    return event.entry.path, event.entry.checksum, event.target
 
 
 def _wanted(event: events.SyncPlanned) -> set[tuple[str, str, str]]:

@@ -32,6 +32,7 @@ REGRESSIONS = {
     23211: "an order decided just before its entry arrived moves nothing",
     29772: "the same, with a promotion in between",
     569: "an earlier attempt succeeds after a later one was assigned: the transfer is over then",
+    105730: "what an old transfer brings late frees the slot of a new one for the same entry",
 }
 
 
