@@ -293,8 +293,9 @@ class DataPlane:
 
         With `durable`, a subscription that outlives its process: it goes on where it was, shares
         its events with all who use the same name, and delivers again what was not acknowledged
-        within 30 s. A new one begins at the log's ``start``, or with ``since="now"`` behind its
-        end. Without, it begins now, or at the ``start``, and remembers nothing.
+        within 30 s. A new one begins at the ``start`` of what the bus still holds, or with
+        ``since="now"`` behind its end. Without, it begins now, or at that ``start``, and remembers
+        nothing.
         """
         log = await self.log()
         subjects = [type_filter(event_class, config_key)]

@@ -22,6 +22,7 @@ from dataplane.policy import Policy
 from dataplane.policy.limits import Prefix
 from dataplane.policy.reading import PolicyError, laid_over, leaves
 from streams.identity import PathRules
+from streams.topology import DUPLICATE_WINDOW_S
 from streams.values import S3_NODE, Role, Trait, Transport, is_token
 
 CONFIG_FILE = "dataplane.toml"
@@ -76,6 +77,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: Where the log is archived: a directory or ``s3://bucket/prefix``; "" for nowhere.
     archive: str = ""
     archive_interval: _Positive = 300.0
+    #: What is older than this and in the archive, proven, is removed from the log; 0 keeps all.
+    log_max_age_seconds: _NotNegative = 0.0
     #: A copy of the views is kept every so many events; 0 keeps none.
     snapshot_every_events: Annotated[int, Meta(ge=0)] = 25_000
     #: The disk that older copies may take; what goes beyond it is thinned out evenly.
@@ -196,6 +199,19 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         in_urls = [urlsplit(url).password or "" for url in urls]
         return [secret for secret in (self.nats_password, self.web_token, *in_urls) if secret]
 
+    def _bounded_wrongly(self) -> str:
+        """Why the log can't be kept for that long only; "" if it can."""
+        if not self.log_max_age_seconds:
+            return ""
+        if not self.archive:
+            return "needs archive: nothing leaves the log that is not archived"
+        if self.log_max_age_seconds < DUPLICATE_WINDOW_S:
+            return (
+                f"may be: 0, or at least {DUPLICATE_WINDOW_S:.0f}: for so long the log must know "
+                "what was said to it"
+            )
+        return ""
+
     def __repr__(self) -> str:
         """All that differs from the defaults, without secrets."""
         shown = []
@@ -273,6 +289,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         config.path_rules = policy.paths
         if config.s3_enabled and not config.s3_bucket:
             raise ConfigError(f"{where}: s3_enabled needs s3_bucket")
+        if problem := config._bounded_wrongly():
+            raise ConfigError(f"{where}: log_max_age_seconds {problem}")
         if not re.fullmatch(r"|file:.+|https?://[^/].*", config.otel_endpoint):
             raise ConfigError(
                 f"{where}: otel_endpoint may be: '', file:PATH, http://... or https://..."
@@ -428,6 +446,7 @@ TEMPLATE = """\
 # Keeping the log for ever, and the views of earlier times near at hand (dataplane at TIME ...).
 # archive = ""                   # a directory or "s3://bucket/prefix"
 # archive_interval = 300.0
+# log_max_age_seconds = 0.0      # what is older, and archived, leaves the bus; 0: nothing does
 # snapshot_every_events = 25000  # 0: no copies of the views
 # snapshot_budget_mb = 5000      # about 40 copies of the views of a million events
 

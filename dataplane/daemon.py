@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dataplane.api import open_log
-from dataplane.audit.archiving import keep_archive
+from dataplane.audit.archiving import ArchiveKeeper
 from dataplane.catalog import Catalog
 from dataplane.config import DataPlaneConfig
 from streams.jetstream import JetStreamLog
@@ -105,7 +105,8 @@ class UnifiedDataPlaneDaemon:
 
     async def _open(self) -> None:
         self._log = log = await _patiently_connect(self.config)
-        await log.ensure_topology(replicas=self.config.replicas)
+        bounded = self.config.log_max_age_seconds > 0
+        await log.ensure_topology(replicas=self.config.replicas, bounded=bounded)
         for part in self._wanted:
             coordinates = part is Part.COORDINATOR
             place = self.config.views_dir if coordinates else self.config.data_dir / ".dataplane"
@@ -120,8 +121,6 @@ class UnifiedDataPlaneDaemon:
             for part in self._parts:
                 group.create_task(part.run())
             group.create_task(_end_with(self._log))
-            if self.config.archive and Part.COORDINATOR in self._wanted:
-                group.create_task(keep_archive(self._log, self.config))
 
 
 def _made(part: Part, log: JetStreamLog, config: DataPlaneConfig) -> Coordinator | Agent:
@@ -129,7 +128,8 @@ def _made(part: Part, log: JetStreamLog, config: DataPlaneConfig) -> Coordinator
     if part is Part.COORDINATOR:
         from dataplane.coordinator.coordinator import Coordinator
 
-        return Coordinator(log, log.bus, config)
+        keeper = ArchiveKeeper(log, config) if config.archive else None
+        return Coordinator(log, log.bus, config, keeper)
     from dataplane.agent.agent import Agent
 
     return Agent(log, log.bus, config)

@@ -24,7 +24,7 @@ from projections.fold import TABLES, WANTED_VERSIONS, Checkpoint, checkpoint, fo
 from projections.snapshot import Snapshots
 from projections.store import Store, StoreCorrupt, StoreDirectory, StoreError
 from streams.codec import Recorded
-from streams.log import LogState, ReadingLog
+from streams.log import LogState, NoLongerHeld, ReadingLog
 
 logger = logging.getLogger(__name__)
 REBUILD_BATCH = 5_000
@@ -103,6 +103,8 @@ class Projector:
             return ""
         if have.created != state.created:
             return "they were folded from another log"
+        if have.sequence < state.first_sequence - 1:
+            return f"they are at {have.sequence}, the log begins at {state.first_sequence}"
         if have.sequence > state.last_sequence:
             return f"they are at {have.sequence}, the log was rolled back to {state.last_sequence}"
         recorded = await self._log.get(have.sequence)
@@ -132,6 +134,12 @@ class Projector:
         """Fold from the checkpoint on up to `until` in large batches."""
         if until <= self.checkpoint.sequence:
             return
+        first = (await self._log.state()).first_sequence
+        if self.checkpoint.sequence + 1 < first:
+            raise NoLongerHeld(
+                f"views that are at {self.checkpoint.sequence} can't be folded on: the log begins "
+                f"at {first}, and no archive of it is configured here or can be read"
+            )
         reading = self._log.read(after=self.checkpoint.sequence, until=until)
         async with aclosing(reading), aclosing(regroup(reading, REBUILD_BATCH)) as batches:
             async for batch in batches:

@@ -539,6 +539,22 @@ class LogRolledBack(Event, frozen=True):
     reason: str
 
 
+class LogShortened(Event, frozen=True):
+    """The beginning of the log was removed from the bus; the archive holds it, proven just before.
+
+    No open chain needed it.
+    """
+
+    #: The coordinator that did it.
+    node: Token
+    #: Where the log begins now.
+    first_sequence: Count
+    #: How many messages went.
+    removed: Count
+    #: Consumers of nodes that had not read all of it. Their chains have ended without them.
+    passed_over: tuple[str, ...] = ()
+
+
 class EventRetried(Event, frozen=True):
     """What was rejected or set aside was said anew, and opens a chain of its own."""
 
@@ -592,6 +608,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "EVENT_SET_ASIDE": EventSetAside,
     "EVENT_RETRIED": EventRetried,
     "LOG_ROLLED_BACK": LogRolledBack,
+    "LOG_SHORTENED": LogShortened,
 }
 TYPE_NAMES: dict[type[Event], str] = {cls: name for name, cls in EVENT_TYPES.items()}
 
@@ -610,6 +627,7 @@ OWN_WORDS: dict[type[Event], str] = {
     FilesRemoved: "node",
     FileQuarantined: "node",
     LogRolledBack: "node",
+    LogShortened: "node",
     DiskTierChanged: "node",
     TransferSucceeded: "node",
     TransferFailed: "node",

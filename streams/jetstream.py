@@ -17,7 +17,15 @@ from streams.appending import Appender, find
 from streams.codec import STREAM, Fact, Recorded
 from streams.connection import DEFAULT_SERVER, Connection, ConnectOptions
 from streams.consuming import JetStreamDeliveries, ensure_consumer, open_deliveries
-from streams.log import ConsumerState, Guard, LogState, LogUnavailable, Receipt
+from streams.log import (
+    ConsumerState,
+    Guard,
+    LogError,
+    LogState,
+    LogUnavailable,
+    Receipt,
+    SequenceConflict,
+)
 from streams.reading import Reader, as_fact, as_message, log_state
 from streams.services import JetStreamBus
 from streams.stored import Stored, as_stored
@@ -113,7 +121,19 @@ class JetStreamLog:
             raise LogUnavailable(f"the log {self._stream}: {error}") from error
 
     async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
-        return await self._appender.append(facts, guards)
+        try:
+            return await self._appender.append(facts, guards)
+        except SequenceConflict:
+            # What a guard names may have been removed from the log, and then guards as it did.
+            first = (await self.state()).first_sequence
+            removed = [0 < guard.last_sequence < first for guard in guards]
+            if not any(removed):
+                raise
+        again = [
+            Guard(guard.subjects, 0 if gone else guard.last_sequence)
+            for guard, gone in zip(guards, removed, strict=True)
+        ]
+        return await self._appender.append(facts, again)
 
     async def publish(self, fact: Fact) -> Receipt:
         return await self._appender.publish(fact)
@@ -209,6 +229,20 @@ class JetStreamLog:
         await persist(
             lambda: ensure_consumer(self.connection, self._stream, config), self._deadline_s
         )
+
+    async def remove_before(self, sequence: int) -> None:
+        """Remove all that comes before a sequence, for ever. Raises LogError where it may not be.
+
+        Only `dataplane.audit.bounding` asks for it: what is removed must be proven elsewhere.
+        """
+        request = {"seq": sequence}
+        try:
+            await persist(
+                lambda: api(self.connection, f"STREAM.PURGE.{self._stream}", request),
+                self._deadline_s,
+            )
+        except ApiError as error:
+            raise LogError(f"nothing was removed from the log {self._stream}: {error}") from error
 
     async def close(self) -> None:
         self._closed = True

@@ -36,6 +36,10 @@ class LogFull(LogError):
     """The log refuses to grow. Nothing was stored; make room, then ask again."""
 
 
+class NoLongerHeld(LogError):
+    """What was asked for was removed from the log, which begins later now. It is in the archive."""
+
+
 class PermissionDenied(LogError):
     """The bus refused this client; the text is the server's. Asking again will not help."""
 
@@ -130,6 +134,9 @@ class ReadingLog(Protocol):
     ) -> AsyncGenerator[list[Recorded], None]:
         """Facts with a sequence above `after`, in order, none left out, in batches.
 
+        With 0 it begins where the log does. Raises NoLongerHeld where what follows any other
+        `after` was removed from the log: that is never passed over.
+
         Ends once `until` is passed or reached; without it, it waits for more and never ends, but
         for a log that can't grow, which has an end. `subjects` are NATS filters; empty means all.
         """
@@ -191,8 +198,11 @@ class Log(ReadingLog, Protocol):
     async def consumer(self, durable: str) -> ConsumerState | None:
         """How far the durable consumer `durable` is; None if there is none."""
 
-    async def ensure_topology(self, *, replicas: int = 1) -> list[str]:
-        """Make streams and buckets that are not there; a sentence for each field that differs."""
+    async def ensure_topology(self, *, replicas: int = 1, bounded: bool = False) -> list[str]:
+        """Make streams and buckets that are not there; a sentence for each field that differs.
+
+        From a log that is made `bounded` its beginning may be removed later, from others never.
+        """
 
     async def provide(
         self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int

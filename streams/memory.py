@@ -31,6 +31,7 @@ from streams.log import (
     LogFull,
     LogState,
     LogUnavailable,
+    NoLongerHeld,
     Receipt,
     SequenceConflict,
 )
@@ -74,7 +75,9 @@ class _Store:
         self.clock = clock
         self.created = datetime.fromtimestamp(clock(), UTC).isoformat()
         self.max_messages = max_messages
+        #: All there ever were; those before `first` were removed.
         self.messages: list[Recorded] = []
+        self.first = 1
         self.ids: dict[str, int] = {}
         self.consumers: dict[str, _Consumer] = {}
         self.change = _Change()
@@ -101,13 +104,15 @@ class _Store:
     def last(self, subjects: str) -> int:
         """The sequence of the newest message under a filter; 0 if there is none."""
         if "*" not in subjects:
-            return self._last.get(subjects, 0)
-        found = (
-            sequence
-            for subject, sequence in self._last.items()
-            if not subject.endswith(">") and matches(subject, subjects)
-        )
-        return max(found, default=0)
+            found = self._last.get(subjects, 0)
+        else:
+            every = (
+                sequence
+                for subject, sequence in self._last.items()
+                if not subject.endswith(">") and matches(subject, subjects)
+            )
+            found = max(every, default=0)
+        return found if found >= self.first else 0
 
     def start_of(self, facts: Sequence[Fact], guards: Sequence[Guard]) -> int | None:
         """Where these facts stand already, if it was they who broke the first guard."""
@@ -146,7 +151,7 @@ class MemoryLog:
 
     async def state(self) -> LogState:
         self._check_open()
-        return LogState(self._store.created, 1, len(self._store.messages))
+        return LogState(self._store.created, self._store.first, len(self._store.messages))
 
     async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
         self._check_open()
@@ -157,7 +162,8 @@ class MemoryLog:
             return Receipt(start + len(facts) - 1, duplicate=True)
         for guard in guards:
             last = store.last(guard.subjects)
-            if last != guard.last_sequence:
+            # What was removed from the log guards as it did.
+            if last != (guard.last_sequence if guard.last_sequence >= store.first else 0):
                 raise SequenceConflict(
                     f"{guard.subjects}: the last is {last}, not {guard.last_sequence}"
                 )
@@ -196,8 +202,10 @@ class MemoryLog:
         self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
     ) -> AsyncGenerator[list[Recorded], None]:
         self._check_open()
-        store, position = self._store, after
+        store, position = self._store, after or self._store.first - 1
         while not self._closed and (until is None or position < until):
+            if position + 1 < store.first:
+                raise NoLongerHeld(f"the log begins at {store.first}, behind {position}")
             end = min(position + _READ_BATCH, len(store.messages))
             if until is not None:
                 end = min(end, until)
@@ -212,8 +220,10 @@ class MemoryLog:
 
     async def get(self, sequence: int) -> Recorded | None:
         self._check_open()
-        messages = self._store.messages
-        return messages[sequence - 1] if 0 < sequence <= len(messages) else None
+        store = self._store
+        return (
+            store.messages[sequence - 1] if store.first <= sequence <= len(store.messages) else None
+        )
 
     async def last(self, subjects: str) -> Recorded | None:
         self._check_open()
@@ -231,7 +241,7 @@ class MemoryLog:
     ) -> MemoryDeliveries:
         self._check_open()
         if durable not in self._store.consumers:
-            after = len(self._store.messages) if new_only else 0
+            after = len(self._store.messages) if new_only else self._store.first - 1
             consumer = _Consumer(self._store, subjects, ack_wait_s, max_pending, after)
             self._store.consumers[durable] = consumer
         member = MemoryDeliveries(self._store.consumers[durable])
@@ -243,7 +253,12 @@ class MemoryLog:
         found = self._store.consumers.get(durable)
         return None if found is None else found.state()
 
-    async def ensure_topology(self, *, replicas: int = 1) -> list[str]:
+    async def remove_before(self, sequence: int) -> None:
+        """As `JetStreamLog.remove_before`."""
+        self._check_open()
+        self._store.first = max(self._store.first, min(sequence, len(self._store.messages) + 1))
+
+    async def ensure_topology(self, *, replicas: int = 1, bounded: bool = False) -> list[str]:
         return []
 
     async def provide(
@@ -310,7 +325,7 @@ class _Consumer:
 
     def state(self) -> ConsumerState:
         """How far it is."""
-        behind = self.store.messages[self._position :]
+        behind = self.store.messages[max(self._position, self.store.first - 1) :]
         waiting = sum(_wanted(message, self._subjects) for message in behind)
         again = sum(given.attempt > 1 for given in self.out.values())
         return ConsumerState(waiting, len(self.out), again)
@@ -323,6 +338,7 @@ class _Consumer:
 
     def _next_new(self) -> int | None:
         messages = self.store.messages
+        self._position = max(self._position, self.store.first - 1)
         while self._position < len(messages) and len(self.out) < self._max_pending:
             message = messages[self._position]
             self._position += 1

@@ -15,9 +15,9 @@ from streams.subjects import PROGRESS_SUBJECTS
 from streams.topology import KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT, streams
 
 _API, _KEY_VALUE = "$JS.API", "$KV"
-#: What nobody may do to the log, whatever else they may: it is also denied by the stream itself,
-#: but for its deletion, and for a change of its configuration.
-_NOBODY = ("STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.DELETE", "STREAM.UPDATE", "STREAM.RESTORE")
+#: What nobody may do to the log, whatever else they may. Coordinators may remove its beginning,
+#: where the stream itself does not deny that: a log must be made for it.
+_NOBODY = ("STREAM.DELETE", "STREAM.MSG.DELETE", "STREAM.UPDATE", "STREAM.RESTORE")
 
 #: What nodes may ask each other: where a file is, whether it is sound, to let one in, to do a
 #: part, to try an address. To delete something only coordinators ask.

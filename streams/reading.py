@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from streams.codec import Recorded, decode
-from streams.log import LogError, LogState, LogUnavailable, PermissionDenied
+from streams.log import LogError, LogState, LogUnavailable, NoLongerHeld, PermissionDenied
 from streams.pull import Pull
 from streams.stored import Stored, as_stored
 from streams.topology import restored_until
@@ -43,6 +43,8 @@ _PAUSE_S = 0.2
 _TAKEN_S = 0.01
 #: How often a reader that gets nothing asks the leader whether there is nothing.
 _LOOK_S = 1.5
+#: Nothing as young as this is ever removed from the log.
+_YOUNG_S = 3600.0
 _SECOND = 1_000_000_000
 M = TypeVar("M")
 #: Makes what a reader gives of what came: delivery, subject, headers, body.
@@ -108,6 +110,8 @@ class Reader(Generic[M]):
         self._pending = 0
         #: A sequence that the leader had when it was last asked, and when to ask it again.
         self._there, self._look_at = 0.0, 0.0
+        #: When it last waited for more: all it was to give had been given.
+        self._in_time = -math.inf
 
     async def next(self) -> list[M] | None:
         """What has arrived, perhaps nothing yet; None if all up to `until` has been given."""
@@ -131,6 +135,7 @@ class Reader(Generic[M]):
             if pull.left <= 0:
                 await self._request(pull)
             await pull.wait(pull.arrival)
+            self._in_time = asyncio.get_running_loop().time()
             if not pull.items and await self._left_behind():
                 log.info(
                     "read of %s: nothing comes after %d, though there is more: beginning again",
@@ -171,6 +176,11 @@ class Reader(Generic[M]):
                 items.clear()
                 pull.gone = True
                 break
+            if not self._subjects and 0 < self._position != said.sequence - 1:
+                raise NoLongerHeld(
+                    f"the log {self._stream} gives {said.sequence} after {self._position}: what "
+                    "lies between is there no more"
+                )
             self._expected += 1
             self._pending = said.pending
             self._position = said.sequence
@@ -203,6 +213,7 @@ class Reader(Generic[M]):
     async def _open(self) -> Pull:
         state = await log_state(self._wire, self._stream)
         self._check_same(state)
+        self._check_held(state)
         self._consumer = self._wire.reader()
         config: dict[str, Any] = {
             "name": self._consumer,
@@ -238,6 +249,17 @@ class Reader(Generic[M]):
             raise LogUnavailable(
                 f"the log {self._stream} is not the one that was read up to {self._position}: made "
                 f"{state.created}, it ends at {state.last_sequence}; read it again from its start"
+            )
+
+    def _check_held(self, state: LogState) -> None:
+        """To read on where what comes next was removed would skip facts."""
+        # What a filter lets through may be far behind; what came lately can't have been removed.
+        now = asyncio.get_running_loop().time()
+        lately = self._subjects and now - self._in_time < _YOUNG_S
+        if 0 < self._position < state.first_sequence - 1 and not lately:
+            raise NoLongerHeld(
+                f"the log {self._stream} begins at {state.first_sequence}: what follows "
+                f"{self._position} was removed from it, and is in the archive"
             )
 
     async def _passed(self, until: int) -> bool:

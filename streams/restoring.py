@@ -60,6 +60,7 @@ async def restore(
     consumers: Sequence[ConsumerInfo],
     *,
     replicas: int = 1,
+    bounded: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> int:
     """Store the messages under their own sequences; the first one that was stored now.
@@ -68,7 +69,8 @@ async def restore(
     that what was acknowledged does not come again. Raises `NotEmpty`, and LogError where somebody
     else writes meanwhile; then nothing more is stored.
     """
-    done = await persist(partial(_begin, wire, what, replicas), _DEADLINE_S)
+    made = topology.log_stream(replicas=replicas, bounded=bounded)
+    done = await persist(partial(_begin, wire, what, made), _DEADLINE_S)
     start, known = done + 1, _Known(what.last_time_ns)
     async for group in messages(done):
         for part in _parts(group):
@@ -80,17 +82,14 @@ async def restore(
     return start
 
 
-async def _begin(wire: Connection, what: Restoring, replicas: int) -> int:
+async def _begin(wire: Connection, what: Restoring, made: topology.Config) -> int:
     """The stream, new or half filled by an earlier try; the sequence that was stored last."""
     said = {
         topology.RESTORED_SEQUENCE: str(what.last),
         topology.RESTORED_FROM: what.origin,
     }
-    wanted = {
-        **topology.log_stream(replicas=replicas),
-        "first_seq": what.first,
-        "metadata": said,
-    }
+    metadata = {**made.get("metadata", {}), **said}
+    wanted = {**made, "first_seq": what.first, "metadata": metadata}
     try:
         info = await api(wire, f"STREAM.INFO.{STREAM}")
     except ApiError as error:
@@ -98,9 +97,9 @@ async def _begin(wire: Connection, what: Restoring, replicas: int) -> int:
             raise
         await api(wire, f"STREAM.CREATE.{STREAM}", wanted)
         return what.first - 1
-    metadata: Mapping[str, str] = info["config"].get("metadata") or {}
+    there: Mapping[str, str] = info["config"].get("metadata") or {}
     last: int = info["state"]["last_seq"]
-    if all(metadata.get(name) == value for name, value in said.items()) and last <= what.last:
+    if all(there.get(name) == value for name, value in said.items()) and last <= what.last:
         return max(last, what.first - 1)
     if info["state"]["messages"] or last:
         raise NotEmpty(
@@ -197,7 +196,12 @@ async def durable_consumers(wire: Connection) -> list[ConsumerInfo]:
         )
         listed = page.get("consumers") or []
         found += [
-            ConsumerInfo(one["name"], one["ack_floor"]["stream_seq"], one["config"])
+            ConsumerInfo(
+                one["name"],
+                one["ack_floor"]["stream_seq"],
+                one["config"],
+                one["num_pending"] + one["num_ack_pending"],
+            )
             for one in listed
         ]
         if not listed or len(found) >= page["total"]:

@@ -68,6 +68,8 @@ class ConsumerInfo(msgspec.Struct, frozen=True):
     acknowledged: int
     #: As JetStream describes it.
     config: dict[str, Any]
+    #: How many messages it had still to deal with.
+    waiting: int = 0
 
 
 class ArchiveManifest(msgspec.Struct, frozen=True):

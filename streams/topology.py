@@ -45,6 +45,8 @@ READERS_OF_A_CLIENT = 16
 #: The server counts headers into a message's size; ours are ten short lines.
 HEADER_BYTES = 8 * 1024
 
+#: What the stream of a log says of itself whose beginning may be removed.
+BOUNDED = "dataplane.bounded"
 #: What a restored log's stream says of itself.
 RESTORED_SEQUENCE, RESTORED_FROM = "dataplane.restored_sequence", "dataplane.restored_from"
 
@@ -60,8 +62,12 @@ def log_stream(
     replicas: int = 1,
     max_bytes: int | None = None,
     duplicate_window_s: float = DUPLICATE_WINDOW_S,
+    bounded: bool = False,
 ) -> Config:
-    """The log: nothing in it can be deleted, expire or be rolled up, and full is an error."""
+    """The log: nothing in it can be deleted, expire or be rolled up, and full is an error.
+
+    From one that is `bounded` coordinators may remove the beginning, once it is archived.
+    """
     return {
         "name": name,
         "subjects": list(LOG_SUBJECTS),
@@ -80,13 +86,14 @@ def log_stream(
         # had to cut off the block's end after a crash: nobody can read that block again.
         "compression": "none",
         "deny_delete": True,
-        "deny_purge": True,
+        "deny_purge": not bounded,
         "allow_direct": True,
         "allow_atomic": True,
         # Each of these three lets a publisher erase what was said.
         "allow_rollup_hdrs": False,
         "allow_msg_ttl": False,
         "allow_msg_schedules": False,
+        **({"metadata": {BOUNDED: "yes"}} if bounded else {}),
     }
 
 
@@ -139,10 +146,16 @@ def streams(
     replicas: int = 1,
     max_bytes: int | None = None,
     duplicate_window_s: float = DUPLICATE_WINDOW_S,
+    bounded: bool = False,
 ) -> list[Config]:
     """Every stream of the data plane."""
     return [
-        log_stream(replicas=replicas, max_bytes=max_bytes, duplicate_window_s=duplicate_window_s),
+        log_stream(
+            replicas=replicas,
+            max_bytes=max_bytes,
+            duplicate_window_s=duplicate_window_s,
+            bounded=bounded,
+        ),
         bucket_stream(NODES_BUCKET, replicas=replicas, ttl_s=NODES_TTL_S, storage="memory"),
         bucket_stream(KEYS_BUCKET, replicas=replicas),
         bucket_stream(LEASE_BUCKET, replicas=replicas),
@@ -171,7 +184,10 @@ def drift(wanted: Config, existing: Config) -> list[str]:
     """One sentence for each field in which a stream or consumer is not what was wanted."""
     name = wanted["name"]
     sentences = []
+    said = existing.get("metadata") or {}
     for field, want in wanted.items():
+        if field == "metadata" or (field == "deny_purge" and want and BOUNDED in said):
+            continue  # others have bounded it: who does not remove anything need not know
         have = existing.get(field, _UNSAID.get(type(want)))
         if isinstance(want, list) and isinstance(have, list):
             want, have = sorted(want), sorted(have)

@@ -84,19 +84,19 @@ async def jetstream_log(nats_server: Server) -> AsyncIterator[JetStreamLog]:
 
 
 @asynccontextmanager
-async def empty_log(url: str) -> AsyncIterator[JetStreamLog]:
+async def empty_log(url: str, *, bounded: bool = False) -> AsyncIterator[JetStreamLog]:
     """A log with nothing in it; for fixtures that choose what they need while they run."""
     log = await JetStreamLog.connect(url, name="test")
     await wipe(log)
-    await eventually(lambda: _made(log))
+    await eventually(lambda: _made(log, bounded))
     yield log
     await log.close()
 
 
-async def _made(log: JetStreamLog) -> bool:
+async def _made(log: JetStreamLog, bounded: bool) -> bool:
     """The server answers a deletion before it has removed the files, and trips over them."""
     try:
-        return await log.ensure_topology() == []
+        return await log.ensure_topology(bounded=bounded) == []
     except LogUnavailable:
         return False
 

@@ -74,7 +74,7 @@ class Agent:
         )
         self._outbox = Outbox(config.state_dir / "outbox")
         self._presence = Presence(bus, self.node, "agent")
-        self._observer = Observer(log, config, self._inventory)
+        self._observer = Observer(log, bus, config, self._inventory)
         self._scrubber = Scrubber(
             config.node,
             self._inventory,

@@ -19,10 +19,11 @@ from dataplane.agent.reconciling import Reconciler
 from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
 from dataplane.crashpoints import reach
+from dataplane.held import held_by
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
-from streams.log import Delivery, Log, LogError
-from streams.values import ALL_CONFIGS, config_key_in
+from streams.log import Bus, Delivery, Log, LogError
+from streams.values import ALL_CONFIGS, DataEntry, config_key_in
 
 #: How long the answer to a trigger waits for files that are being written, of its limit.
 PATIENCE = 0.5
@@ -31,8 +32,9 @@ PATIENCE = 0.5
 class Observer:
     """Reports of one node's inventory."""
 
-    def __init__(self, log: Log, config: DataPlaneConfig, inventory: Inventory) -> None:
+    def __init__(self, log: Log, bus: Bus, config: DataPlaneConfig, inventory: Inventory) -> None:
         self._log = log
+        self._bus = bus
         self._config = config
         self.node = config.node
         self._inventory = inventory
@@ -42,11 +44,16 @@ class Observer:
         """Ask the log what this node has received, so that nothing of it is ever taken for ours.
 
         What was pushed here is said by who pushed; the inventory was told of it before. Only where
-        it has forgotten everything, everybody's words are read.
+        it has forgotten everything, everybody's words are read. Where the log has forgotten too, a
+        coordinator is asked; raises a `LogError` where none answers.
         """
         state = await self._log.state()
-        received: dict[str, events.TransferSucceeded] = {}
-        speakers = "*" if await self._forgot() else self.node
+        received: dict[str, DataEntry] = {}
+        forgot = await self._forgot()
+        if forgot and state.first_sequence > 1:
+            known = await held_by(self._bus, self.node)
+            received = {e.path: e for e in known.entries if e.primary_location != self.node}
+        speakers = "*" if forgot else self.node
         subject = f"dp.node.{speakers}.TRANSFER_SUCCEEDED.>"
         if state.last_sequence == 0:
             return
@@ -56,8 +63,8 @@ class Observer:
                 for recorded in batch:
                     event = recorded.event
                     if isinstance(event, events.TransferSucceeded) and event.target == self.node:
-                        received[event.entry.path] = event
-        await self._inventory.adopt([event.entry for event in received.values()])
+                        received[event.entry.path] = event.entry
+        await self._inventory.adopt(received.values())
 
     async def _forgot(self) -> bool:
         """Whether there are files here and the inventory knows of none."""
@@ -79,7 +86,7 @@ class Observer:
 
     async def reconcile(self) -> None:
         """Compare log and disk from time to time, for ever."""
-        reconciler = Reconciler(self._log, self.node, self._inventory)
+        reconciler = Reconciler(self._log, self._bus, self.node, self._inventory)
         while True:
             await asyncio.sleep(self._config.policy().schedule.reconcile_s)
             with contextlib.suppress(LogError):

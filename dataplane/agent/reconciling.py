@@ -15,9 +15,10 @@ from contextlib import aclosing
 import msgspec
 
 from adapters.files.inventory import Inventory
+from dataplane.held import held_by
 from streams import events
 from streams.codec import Fact, fact_id, node_fact, split_entries
-from streams.log import Log
+from streams.log import Bus, Log
 from streams.values import DataEntry
 
 logger = logging.getLogger(__name__)
@@ -42,10 +43,14 @@ class Difference(msgspec.Struct, frozen=True):
 
 
 class Believed:
-    """What the log says one node holds, read on from where it was left."""
+    """What the log says one node holds, read on from where it was left.
 
-    def __init__(self, log: Log, node: str) -> None:
+    What was said before the log begins, a coordinator knows.
+    """
+
+    def __init__(self, log: Log, bus: Bus, node: str) -> None:
         self._log = log
+        self._bus = bus
         self._node = node
         #: Up to where the log was read.
         self.sequence = 0
@@ -53,9 +58,14 @@ class Believed:
 
     async def catch_up(self) -> None:
         """Read what was said since the last time."""
-        until = (await self._log.state()).last_sequence
+        state = await self._log.state()
+        until = state.last_sequence
         if until <= self.sequence:
             return
+        if self.sequence + 1 < state.first_sequence:
+            known = await held_by(self._bus, self._node)
+            self.paths = {entry.path: entry.checksum for entry in known.entries}
+            self.sequence = known.sequence
         subjects = [
             f"dp.node.{self._node}.FILES_OBSERVED.>",
             f"dp.node.{self._node}.FILES_REMOVED.>",
@@ -88,11 +98,11 @@ class Believed:
 class Reconciler:
     """One node's log and disk."""
 
-    def __init__(self, log: Log, node: str, inventory: Inventory) -> None:
+    def __init__(self, log: Log, bus: Bus, node: str, inventory: Inventory) -> None:
         self._log = log
         self._node = node
         self._inventory = inventory
-        self._believed = Believed(log, node)
+        self._believed = Believed(log, bus, node)
 
     async def reconcile(self) -> Difference:
         """Say what log and disk disagree on; what was said. The inventory has just been scanned

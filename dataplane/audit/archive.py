@@ -6,16 +6,17 @@ is missing or damaged is told by name; it is never passed over.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 
 import msgspec
 
 from adapters.blobs import Blobs
-from adapters.transport import EntryMissing
+from adapters.transport import EntryMissing, TransportError
 from streams.jetstream import JetStreamLog
+from streams.joined import JoinedLog
 from streams.kept import ArchivedLog
-from streams.log import LogError, LogState, StoredLog
+from streams.log import LogError, LogState, NoLongerHeld, StoredLog
 from streams.restoring import Restoring, durable_consumers, restore
 from streams.segments import (
     MANIFEST_NAME,
@@ -128,11 +129,51 @@ async def prove(blobs: Blobs, progress: Callable[[SegmentInfo], None] = lambda _
     )
 
 
+def joined(log: StoredLog, blobs: Blobs) -> JoinedLog:
+    """The live log, and what it holds no more from its archive, as one."""
+
+    async def archive() -> StoredLog:
+        try:
+            return await archived(blobs)
+        except (TransportError, OSError) as error:
+            first = (await log.state()).first_sequence
+            raise NoLongerHeld(
+                f"the log begins at {first}; what comes before is in the archive, but {error}"
+            ) from error
+
+    return JoinedLog(log, archive)
+
+
+async def compare(blobs: Blobs, log: StoredLog, first: int, last: int) -> None:
+    """Hold the archive against the log, message by message: `first` to `last` are in both.
+
+    Raises ArchiveMismatch with the first that is not, and ArchiveDamaged.
+    """
+    kept = await archived(blobs)
+    ours, theirs = (each_message(one.messages(after=first - 1, until=last)) for one in (log, kept))
+    async with aclosing(ours), aclosing(theirs):
+        for sequence in range(first, last + 1):
+            mine, archived_one = await anext(ours, None), await anext(theirs, None)
+            if mine is None or mine.sequence != sequence or mine != archived_one:
+                raise ArchiveMismatch(f"{blobs.where} does not hold message {sequence} as the log")
+
+
+async def each_message(
+    batches: AsyncGenerator[list[Stored], None],
+) -> AsyncGenerator[Stored, None]:
+    """One by one what comes in batches."""
+    async with aclosing(batches):
+        async for batch in batches:
+            for message in batch:
+                yield message
+
+
 async def bring_back(
     blobs: Blobs,
     log: JetStreamLog,
     *,
     replicas: int = 1,
+    bounded: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> LogState:
     """Restore the archived log onto an empty bus, consumers and all; the state of the log then.
@@ -149,7 +190,8 @@ async def bring_back(
         manifest.last_sequence,
         manifest.segments[-1].last_time_ns,
     )
-    await put_back(log, _log_of(blobs, manifest), what, manifest.consumers, replicas, progress)
+    source = _log_of(blobs, manifest)
+    await put_back(log, source, what, manifest.consumers, replicas, progress, bounded=bounded)
     return await log.state()
 
 
@@ -160,14 +202,24 @@ async def put_back(
     consumers: tuple[ConsumerInfo, ...] = (),
     replicas: int = 1,
     progress: Callable[[int], None] = lambda _: None,
+    *,
+    bounded: bool = False,
 ) -> None:
     """Store what a kept log holds on an empty bus; see `streams.restoring.restore`."""
 
     def behind(after: int) -> AsyncIterator[list[Stored]]:
         return source.messages(after=after, until=what.last)
 
-    await restore(log.connection, what, behind, consumers, replicas=replicas, progress=progress)
-    await log.ensure_topology(replicas=replicas)
+    await restore(
+        log.connection,
+        what,
+        behind,
+        consumers,
+        replicas=replicas,
+        bounded=bounded,
+        progress=progress,
+    )
+    await log.ensure_topology(replicas=replicas, bounded=bounded)
 
 
 async def _check_one_history(

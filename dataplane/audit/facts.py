@@ -13,7 +13,7 @@ import msgspec
 from dataplane.audit.replay import speaks_of
 from streams.codec import Recorded
 from streams.events import EVENT_TYPES
-from streams.log import Log
+from streams.log import ReadingLog
 from streams.subjects import type_filter
 
 _FIRST_WINDOW, _MOST_WINDOW = 500, 20_000
@@ -47,7 +47,9 @@ class FactPage(msgspec.Struct, frozen=True):
     before: int
 
 
-async def newest(log: Log, wanted: FactFilter, *, before: int = 0, limit: int = 50) -> FactPage:
+async def newest(
+    log: ReadingLog, wanted: FactFilter, *, before: int = 0, limit: int = 50
+) -> FactPage:
     """The newest facts with a sequence below `before`, or of all."""
     top = (before or (await log.state()).last_sequence + 1) - 1
     kind = EVENT_TYPES.get(wanted.type)
@@ -65,7 +67,7 @@ async def newest(log: Log, wanted: FactFilter, *, before: int = 0, limit: int = 
     return FactPage(page, top + 1 if top else 0)
 
 
-async def _between(log: Log, after: int, until: int, subjects: list[str]) -> list[Recorded]:
+async def _between(log: ReadingLog, after: int, until: int, subjects: list[str]) -> list[Recorded]:
     facts: list[Recorded] = []
     async with aclosing(log.read(after=after, until=until, subjects=subjects)) as batches:
         async for batch in batches:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from adapters.blobs import Blobs, blobs_at
 from dataplane.api import open_log
-from dataplane.audit.archive import archived
+from dataplane.audit.archive import archived, joined
 from dataplane.audit.exporting import open_exported
 from dataplane.config import ConfigError, DataPlaneConfig
 from streams.codec import Recorded
@@ -64,14 +64,19 @@ class ReadOnly:
 async def open_source(place: str, config: DataPlaneConfig) -> AsyncIterator[ReadOnly]:
     """The log at a place: ``nats``, a file of JSON Lines, an archive's directory or ``s3://…``.
 
-    Raises ConfigError where there is none, and what the log raises.
+    What the live log holds no more comes from the configured archive. Raises ConfigError where
+    there is none, and what the log raises.
     """
     if place == LIVE:
-        log = ReadOnly(await open_log(config))
+        live = await open_log(config)
+        blobs = archive_of(config)
+        log = ReadOnly(live if blobs is None else joined(live, blobs))
         try:
             yield log
         finally:
             await log.close()
+            if blobs is not None:
+                await blobs.close()
         return
     found = _kept_at(place, config)
     if isinstance(found, KeptLog):
@@ -81,6 +86,13 @@ async def open_source(place: str, config: DataPlaneConfig) -> AsyncIterator[Read
         yield ReadOnly(await archived(found))
     finally:
         await found.close()
+
+
+def archive_of(config: DataPlaneConfig) -> Blobs | None:
+    """Where the log of this configuration is archived; None for nowhere."""
+    if not config.archive:
+        return None
+    return blobs_at(config.archive, endpoint_url=config.s3_endpoint, region=config.s3_region)
 
 
 def _kept_at(place: str, config: DataPlaneConfig) -> KeptLog | Blobs:

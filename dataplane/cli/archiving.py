@@ -86,7 +86,8 @@ def archive_restore(place: Place = "", as_json: Json = False) -> None:
         log = await open_log(config)
         with _blobs(place, config) as blobs:
             try:
-                state = await bring_back(blobs, log, replicas=config.replicas)
+                bounded = config.log_max_age_seconds > 0
+                state = await bring_back(blobs, log, replicas=config.replicas, bounded=bounded)
             finally:
                 await log.close()
                 await blobs.close()

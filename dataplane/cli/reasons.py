@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.text import Text
 
-from dataplane.api import DataPlane
+from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
 from dataplane.cli.app import WHY, Json, app, config_of, open_catalog, run
 from dataplane.evidence import facts_about
@@ -49,8 +49,8 @@ def _answer(path: str, node: str) -> Explanation:
         config_key = known.config_key if known else config_key_in(path)
 
         async def history() -> list[Recorded]:
-            async with DataPlane.connect(config=config) as plane:
-                return await facts_about(await plane.log(), path, config_key)
+            async with open_source(LIVE, config) as log:
+                return await facts_about(log, path, config_key)
 
         facts = run(history())
         with catalog.view() as view:

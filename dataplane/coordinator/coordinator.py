@@ -12,6 +12,9 @@ import logging
 import time
 from contextlib import suppress
 
+import msgspec
+
+from dataplane.audit.archiving import ArchiveKeeper
 from dataplane.clocks import ClockWatch
 from dataplane.config import DataPlaneConfig
 from dataplane.coordinator.bridge import DURABLE
@@ -29,7 +32,7 @@ from projections.projector import Projector
 from projections.snapshot import Snapshots
 from streams import events
 from streams.codec import fact_id, node_fact
-from streams.log import Answering, Bus, Log, LogError
+from streams.log import Answering, Bus, Log, LogError, ReadingLog
 
 logger = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
@@ -40,22 +43,33 @@ WATCH_S = 5.0
 class Coordinator:
     """Decides for the cluster. `start`, then `run` in a task until cancelled, then `stop`."""
 
-    def __init__(self, log: Log, bus: Bus, config: DataPlaneConfig) -> None:
+    def __init__(
+        self, log: Log, bus: Bus, config: DataPlaneConfig, keeper: ArchiveKeeper | None = None
+    ) -> None:
+        """With a `keeper` it keeps the log's archive, and reads there what the log has no more."""
         self._log = log
+        self._keeper = keeper
+        whole: ReadingLog = keeper.log if keeper else log
         self._bus = bus
         self._config = config
         self._presence = Presence(bus, config.node, "coordinator")
         self.lease = Lease(bus, holder_of(config.views_dir, config.node))
-        self.projector = Projector(log, config.views_dir, snapshots_of(config))
+        self.projector = Projector(whole, config.views_dir, snapshots_of(config))
         self.leading = Leading(log, bus, config, self.projector, leads=lambda: self.lease.held)
-        self.queries = Queries(log, bus, self.projector, config)
+        self.queries = Queries(log, bus, self.projector, config, whole=whole)
         self.provisioner = Provisioner(log, bus, self.projector, config)
         self._service: Answering | None = None
         self._clock_problem = ""
         #: Set when it begins or ceases to lead: that is told at once, not with the next heartbeat.
         self._news = asyncio.Event()
         self.monitor = Monitor(
-            log, bus, self.projector, self.queries, config, leads=lambda: self.lease.held
+            log,
+            bus,
+            self.projector,
+            self.queries,
+            config,
+            leads=lambda: self.lease.held,
+            whole=whole,
         )
         self.web = WebServer(self.monitor, config) if config.web_enabled else None
 
@@ -77,6 +91,9 @@ class Coordinator:
             group.create_task(self._watch_progress(), name="progress")
             group.create_task(self.monitor.run(), name="monitor")
             group.create_task(self.provisioner.run(), name="provisioner")
+            if self._keeper is not None:
+                archiving = self._keeper.run(self.projector, leads=lambda: self.lease.held)
+                group.create_task(archiving, name="archive")
 
     async def stop(self) -> None:
         """Let go of the lease, so that another leads at once, and of the views."""
@@ -86,6 +103,8 @@ class Coordinator:
         if self._service is not None:
             await self._service.close()
         await self.projector.close()
+        if self._keeper is not None:
+            await self._keeper.close()
 
     async def _say_if_rolled_back(self) -> None:
         """The log lost its end since these views were folded: that must not pass in silence."""
@@ -156,6 +175,7 @@ class Coordinator:
                         "term": self.lease.term,
                         "set_back": len(self.leading.bridge.troubles)
                         + len(self.leading.dispatcher.suspects.troubles),
+                        "archive": msgspec.to_builtins(self._keeper.state) if self._keeper else {},
                     }
                 )
             except LogError as error:

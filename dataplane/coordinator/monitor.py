@@ -22,7 +22,7 @@ from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.codec import Recorded
-from streams.log import Bus, Log
+from streams.log import Bus, Log, ReadingLog
 
 logger = logging.getLogger(__name__)
 #: A glance is looked at again after this, and after so many times what it cost.
@@ -43,9 +43,13 @@ class Monitor:
         config: DataPlaneConfig,
         *,
         leads: Callable[[], bool] = lambda: True,
+        whole: ReadingLog | None = None,
     ) -> None:
-        """Raises ConfigError where `otel_endpoint` needs what is not installed."""
-        self.log = log
+        """`whole` is the log from its first fact on, where that is no longer on the bus.
+
+        Raises ConfigError where `otel_endpoint` needs what is not installed."""
+        self.log: ReadingLog = whole or log
+        self._live = log
         self.queries = queries
         self.config = config
         self.metrics = Metrics()
@@ -54,14 +58,14 @@ class Monitor:
         self.recent: deque[Recorded] = deque(maxlen=_RECENT)
         self._projector = projector
         exporter = exporter_of(config.otel_endpoint)
-        self._tracer = Tracer(log, projector, exporter, leads=leads) if exporter else None
+        self._tracer = Tracer(self.log, projector, exporter, leads=leads) if exporter else None
         self._glance: Overview | None = None
         self._look_again_at = 0.0
         self._looking = asyncio.Lock()
 
     async def run(self) -> None:
         """Follow the log and what moves, for ever."""
-        await self.metrics.begin(self.log)
+        await self.metrics.begin(self._live)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="follow")
             group.create_task(self.motion.run(), name="motion")
@@ -84,7 +88,7 @@ class Monitor:
 
     async def _follow(self) -> None:
         after = self._projector.checkpoint.sequence
-        reading = self.log.read(after=after)
+        reading = self._live.read(after=after)
         async with aclosing(reading) as batches:
             async for batch in batches:
                 for fact in batch:

@@ -20,6 +20,7 @@ from dataplane.config import DataPlaneConfig
 from dataplane.evidence import facts_about
 from dataplane.explain import Asked, Explanation, explain
 from dataplane.health import HealthCheckResult, cluster_health
+from dataplane.held import HeldPage
 from dataplane.overview import Overview, overview
 from dataplane.planner import SyncPlanner
 from dataplane.presence import present
@@ -38,7 +39,7 @@ from dataplane.waiting import transfer_lines
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.codec import Recorded
-from streams.log import Bus, Log
+from streams.log import Bus, Log, ReadingLog
 from streams.micro import Question, Service, ServiceRefusal
 from streams.values import DataType, config_key_in
 
@@ -48,6 +49,8 @@ VERSION = "1.0.0"
 PREFIX = "dp.query"
 #: An answer with more lines than this would not fit a message.
 MOST_LINES = 1_000
+#: Entries of one page; each is a few hundred bytes.
+HELD_PAGE = 400
 T = TypeVar("T")
 
 
@@ -103,6 +106,13 @@ class AskWhy(Ask, frozen=True):
 
     path: str
     node: str
+
+
+class AskHeld(Ask, frozen=True):
+    """What a node holds by these views, page by page: behind `after`, as the last page named it."""
+
+    node: str
+    after: str = ""
 
 
 class Reading(msgspec.Struct):
@@ -201,6 +211,21 @@ def why(ask: AskWhy, known: Reading) -> Explanation:
     return explain(Asked(ask.path, ask.node, known.view, known.facts, policy, known.now))
 
 
+def held(ask: AskHeld, known: Reading) -> HeldPage:
+    """A page of entries, and the point of the log at which that is so."""
+    found = 0
+
+    def enough() -> bool:
+        nonlocal found
+        found += 1
+        return found >= HELD_PAGE
+
+    entries, after = known.view.catalog.held_page(ask.node, bytes.fromhex(ask.after), enough)
+    return HeldPage(
+        known.view.checkpoint.sequence, tuple(entries), "" if after is None else after.hex()
+    )
+
+
 Answer = Callable[[Any, Reading], Any]
 #: Endpoint to the class of its question, of its answer, and who answers it.
 QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
@@ -212,6 +237,7 @@ QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
     "chains": (AskChains, list[ChainLine], chains),
     "links": (AskLinks, list[LinkLine], links),
     "overview": (AskOverview, Overview, glance),
+    "held": (AskHeld, HeldPage, held),
     "why": (AskWhy, Explanation, why),
 }
 
@@ -233,7 +259,17 @@ def understand(name: str, said: bytes | dict[str, str]) -> Ask:
 class Queries:
     """Answers questions from the views of this coordinator."""
 
-    def __init__(self, log: Log, bus: Bus, projector: Projector, config: DataPlaneConfig) -> None:
+    def __init__(
+        self,
+        log: Log,
+        bus: Bus,
+        projector: Projector,
+        config: DataPlaneConfig,
+        *,
+        whole: ReadingLog | None = None,
+    ) -> None:
+        """`whole` is the log from its first fact on, where that is no longer on the bus."""
+        self._whole: ReadingLog = whole or log
         self._log, self._bus, self._projector = log, bus, projector
         self._config, self._policy = config, config.policy()
 
@@ -253,7 +289,7 @@ class Queries:
         if isinstance(ask, AskWhy):
             known = await self.read(lambda known: known.view.catalog.get(ask.path))
             config_key = known.config_key if known else config_key_in(ask.path)
-            facts = await facts_about(self._log, ask.path, config_key)
+            facts = await facts_about(self._whole, ask.path, config_key)
         return await self.read(lambda known: respond(ask, known), facts)
 
     async def read(self, work: Callable[[Reading], T], facts: Sequence[Recorded] = ()) -> T:

@@ -22,7 +22,7 @@ from dataplane.tracing import ENDS, Span, spans_of
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.codec import Recorded
-from streams.log import Log
+from streams.log import ReadingLog
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import ReadableSpan
@@ -45,7 +45,7 @@ class Tracer:
 
     def __init__(
         self,
-        log: Log,
+        log: ReadingLog,
         projector: Projector,
         exporter: Exporter,
         *,

@@ -10,7 +10,7 @@ from dataplane.overview import Overview, overview
 from projections.cluster import ClusterView
 from projections.snapshot import Snapshots
 from projections.travel import PointNotHeld, past
-from streams.log import Log
+from streams.log import ReadingLog
 
 #: Moments that are remembered: who moves the slider comes back to some.
 _KEPT = 16
@@ -19,7 +19,7 @@ _KEPT = 16
 class PastGlances:
     """Glances at moments of the past. The past does not change, so each is folded once."""
 
-    def __init__(self, log: Log, config: DataPlaneConfig) -> None:
+    def __init__(self, log: ReadingLog, config: DataPlaneConfig) -> None:
         self._log, self._policy = log, config.policy()
         self._snapshots = Snapshots(config.snapshots_dir)
         self._kept: OrderedDict[int, Overview] = OrderedDict()

@@ -20,6 +20,7 @@ from streams.log import (
     Guard,
     Log,
     LogUnavailable,
+    NoLongerHeld,
     SequenceConflict,
 )
 from streams.memory import MemoryLog
@@ -46,12 +47,13 @@ class Bench:
 @pytest.fixture(params=["memory", "jetstream"])
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
     """Each implementation in turn, empty."""
+    bounded = request.cls is TestShortened
     async with AsyncExitStack() as stack:
         if request.param == "memory":
             yield _in_memory(stack)
         else:
             url = request.getfixturevalue("nats_server").url
-            log = await stack.enter_async_context(empty_log(url))
+            log = await stack.enter_async_context(empty_log(url, bounded=bounded))
             yield _on_jetstream(log, url, stack)
 
 
@@ -629,3 +631,58 @@ async def _has(log: Log, count: int) -> bool:
 async def _is(log: Log, **wanted: int) -> bool:
     state = await log.consumer("d")
     return state is not None and all(getattr(state, k) == v for k, v in wanted.items())
+
+
+class TestShortened:
+    """A log whose beginning was removed."""
+
+    @pytest.fixture
+    async def shortened(self, bench: Bench) -> Log:
+        """Six facts, of which the first three are gone."""
+        for number in range(1, 7):
+            await bench.log.publish(trigger(number, config="hex8_2p" if number % 2 else "sq8_2p"))
+        await bench.log.remove_before(4)  # type: ignore[attr-defined]
+        return bench.log
+
+    async def test_it_begins_later_and_counts_on(self, shortened: Log) -> None:
+        """Sequences stay what they were; what is gone is not there under any other."""
+        state = await shortened.state()
+        assert (state.first_sequence, state.last_sequence) == (4, 6)
+        assert [fact.sequence for fact in await everything(shortened)] == [4, 5, 6]
+        assert await shortened.get(3) is None
+        assert (await shortened.get(4)) is not None
+        assert (await shortened.publish(trigger(7))).sequence == 7
+
+    async def test_a_read_from_before_is_told(self, shortened: Log) -> None:
+        """What is gone is never passed over in silence: not by who reads all, nor by a filter."""
+        with pytest.raises(NoLongerHeld, match="begins at 4"):
+            await ids(shortened, after=1)
+        with pytest.raises(NoLongerHeld):
+            await ids(shortened, after=2, subjects=["dp.node.*.*.hex8_2p"])
+        assert [fact.sequence for fact in await everything(shortened, after=3)] == [4, 5, 6]
+        only = await everything(shortened, subjects=["dp.node.*.*.sq8_2p"])
+        assert [fact.sequence for fact in only] == [4, 6]
+
+    async def test_a_reader_it_overtakes_is_told(self, bench: Bench) -> None:
+        """Also one that had begun before."""
+        for number in range(1, 1202):
+            await bench.log.publish(trigger(number))
+        reading = bench.log.read()
+        assert (await anext(reading))[0].sequence == 1
+        await bench.log.remove_before(1200)  # type: ignore[attr-defined]
+        seen = 0
+        with pytest.raises(NoLongerHeld):
+            async for batch in reading:
+                seen = batch[-1].sequence
+        assert seen < 1200
+
+    async def test_a_guard_goes_on_guarding(self, bench: Bench) -> None:
+        """Who saw a chain's last fact may go on behind it, though it is gone; who did not, not."""
+        log = bench.log
+        first = (await log.append([decision("c", 1)], fresh("c"))).sequence
+        await log.publish(trigger(1))
+        await log.remove_before(first + 1)  # type: ignore[attr-defined]
+        assert await log.last(chain_filter("c")) is None
+        await log.append([decision("c", 2)], fresh("c", first))
+        with pytest.raises(SequenceConflict):
+            await log.append([decision("c", 3)], fresh("c", first))

@@ -19,9 +19,10 @@ from dataplane.audit.archive import (
     manifest_at,
     prove,
 )
-from dataplane.audit.archiving import keep_archive
+from dataplane.audit.archiving import ArchiveKeeper
 from dataplane.audit.exporting import export_log, import_log, open_exported
 from dataplane.config import DataPlaneConfig
+from projections.projector import Projector
 from streams.codec import chain_fact, node_fact
 from streams.events import FilesRemoved, SelfplayNeeded
 from streams.jetstream import JetStreamLog
@@ -274,15 +275,19 @@ async def test_the_archive_keeps_up_by_itself_and_goes_on_after_trouble(
     place.write_text("in the way")
     config = DataPlaneConfig(node="coord", archive=str(place), archive_interval=0.05)
     await fill(log, 2)
-    keeping = asyncio.create_task(keep_archive(log, config))
+    keeper = ArchiveKeeper(log, config)
+    keeping = asyncio.create_task(keeper.run(Projector(log, tmp_path), leads=lambda: False))
     await eventually(lambda: "was not archived" in caplog.text)
+    assert keeper.state.problem and not keeper.state.at
     place.unlink()
     blobs = DirectoryBlobs(place)
     for count in (0, 2):
         await fill(log, count)
         await eventually(lambda: _holds_all(blobs, log))
+    await eventually(lambda: keeper.state.at > 0 and not keeper.state.problem)
     keeping.cancel()
     await asyncio.gather(keeping, return_exceptions=True)
+    await keeper.close()
     await prove(blobs)
 
 

@@ -130,7 +130,6 @@ def consumer(name: str, action: str = "create") -> bytes:
 API = "$JS.API"
 FORBIDDEN_TO_ALL: list[tuple[str, bytes]] = [
     (f"{API}.STREAM.DELETE.DATAPLANE", b""),
-    (f"{API}.STREAM.PURGE.DATAPLANE", b""),
     (f"{API}.STREAM.UPDATE.DATAPLANE", b'{"name":"DATAPLANE"}'),
     (f"{API}.STREAM.MSG.DELETE.DATAPLANE", b'{"seq":1}'),
 ]
@@ -164,6 +163,7 @@ _OTHERS: list[tuple[str, bytes]] = [
     ("$JS.ACK.DATAPLANE.bridge.1.1.1.1.0", b"+ACK"),
     ("$JS.ACK.DATAPLANE.task_train-1.1.1.1.1.0", b"+ACK"),
     (f"{API}.STREAM.CREATE.MINE", b'{"name":"MINE","subjects":["mine"]}'),
+    (f"{API}.STREAM.PURGE.DATAPLANE", b""),
     (f"{API}.STREAM.DELETE.KV_DP_NODES", b""),
     (f"{API}.STREAM.PURGE.KV_DP_KEYS", b""),
     (f"{API}.STREAM.SNAPSHOT.DATAPLANE", b"{}"),

@@ -12,7 +12,7 @@ from adapters.files.inventory import Inventory
 from adapters.files.places import OWN_DIRECTORY
 from dataplane.agent.observing import Observer
 from dataplane.config import DataPlaneConfig
-from streams.memory import MemoryLog
+from streams.memory import MemoryBus, MemoryLog
 from tests.conftest import eventually
 
 
@@ -27,7 +27,8 @@ async def test_a_watching_agent_sweeps_up_what_is_old(
         file.parent.mkdir(parents=True)
         file.write_bytes(b"x")
     inventory = Inventory(tmp_path, "gpu-1", rescan_s=0.05)
-    observer = Observer(MemoryLog(), DataPlaneConfig(node="gpu-1", data_dir=tmp_path), inventory)
+    config = DataPlaneConfig(node="gpu-1", data_dir=tmp_path)
+    observer = Observer(MemoryLog(), MemoryBus(), config, inventory)
     watching = asyncio.create_task(observer.watch())
     await eventually(lambda: not any(file.exists() for file in old))
     watching.cancel()

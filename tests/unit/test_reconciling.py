@@ -13,9 +13,10 @@ import pytest
 from adapters.files.inventory import Inventory
 from dataplane.agent import reconciling
 from dataplane.agent.reconciling import Reconciler
+from dataplane.held import HeldPage
 from streams import events
 from streams.codec import node_fact
-from streams.memory import MemoryLog
+from streams.memory import MemoryBus, MemoryLog
 from tests.spec import entry
 from tests.unit.test_inventory import NODE, put, received, told
 
@@ -26,6 +27,7 @@ class Node:
     def __init__(self, root: Path) -> None:
         self.root = root
         self.log = MemoryLog()
+        self.bus = MemoryBus()
         self.inventory = Inventory(root, NODE)
         self._said = 0
 
@@ -72,7 +74,7 @@ async def test_where_log_and_disk_agree_nothing_is_said(there: Node) -> None:
     await there.inventory.landed(entry, entry.path)
     await there.say(_arrived(entry.path, entry.checksum, said_by="gpu-1"), by="gpu-1")
     before = (await there.log.state()).last_sequence
-    assert not await Reconciler(there.log, NODE, there.inventory).reconcile()
+    assert not await Reconciler(there.log, there.bus, NODE, there.inventory).reconcile()
     assert (await there.log.state()).last_sequence == before
 
 
@@ -81,7 +83,7 @@ async def test_files_that_went_with_the_index_are_lost(there: Node) -> None:
     (there.root / "models/a.pth").unlink()
     await there.lose_index()
     await there.scanned()
-    reconciler = Reconciler(there.log, NODE, there.inventory)
+    reconciler = Reconciler(there.log, there.bus, NODE, there.inventory)
     found = await reconciler.reconcile()
     assert {path for path, _ in found.lost} == {"models/a.pth"}
     last = await there.log.last("dp.node.gpu-7.FILES_REMOVED.>")
@@ -93,7 +95,7 @@ async def test_files_that_went_with_the_index_are_lost(there: Node) -> None:
 async def test_files_of_which_this_log_never_heard_are_dark(there: Node) -> None:
     """The index says they were told: that was another log."""
     there.log = MemoryLog()
-    reconciler = Reconciler(there.log, NODE, there.inventory)
+    reconciler = Reconciler(there.log, there.bus, NODE, there.inventory)
     found = await reconciler.reconcile()
     assert {path for path, _ in found.dark} == {"models/a.pth", "models/b.pth"}
     assert not await reconciler.reconcile()
@@ -104,7 +106,7 @@ async def test_a_difference_that_passes_is_not_said(there: Node) -> None:
     entry = received(b"games", "games/gpu-1/x.jsonl")
     put(there.root / entry.path, b"games")
     await there.inventory.landed(entry, entry.path)
-    reconciler = Reconciler(there.log, NODE, there.inventory)
+    reconciler = Reconciler(there.log, there.bus, NODE, there.inventory)
     first = await reconciler._difference()
     assert {path for path, _ in first.dark} == {entry.path}
     await there.say(_arrived(entry.path, entry.checksum))
@@ -116,3 +118,22 @@ def _arrived(path: str, checksum: str, said_by: str = NODE) -> events.TransferSu
     return events.TransferSucceeded(
         transfer="t", node=said_by, source="gpu-1", target=NODE, entry=what, attempt=1
     )
+
+
+async def test_what_the_log_no_longer_holds_a_coordinator_knows(there: Node) -> None:
+    """Neither is a file that was said long ago said again, nor is one that is lost overlooked."""
+    said = await there.inventory.held()
+    end = (await there.log.state()).last_sequence
+    for n in range(3):
+        await there.say(events.NodeRecovered(node="gpu-9", reason=str(n)))
+    await there.log.remove_before(end + 2)
+    pages = {"": ((said[0],), "00aa"), "00aa": ((said[1], entry("models/c.pth")), "")}
+
+    async def answer(subject: str, body: bytes) -> bytes:
+        entries, after = pages[msgspec.json.decode(body)["after"]]
+        return msgspec.json.encode(HeldPage(end + 1, entries, after))
+
+    await there.bus.answer("dp.query.held", answer)
+    difference = await Reconciler(there.log, there.bus, NODE, there.inventory).reconcile()
+    assert difference.lost == {("models/c.pth", entry("models/c.pth").checksum)}
+    assert not difference.dark
