@@ -232,10 +232,10 @@ def succeeded_with(
 def succeeded(target: str = "", path: str = "", *, moved: int | None = None) -> Callable[..., Any]:
     """Transfers that are under way, all or those to a target or of a path, succeed."""
 
-    def facts(story: Story) -> Iterable[Event]:
+    def facts(story: Story) -> Iterable[Said]:
         for row in story.under_way(target, path):
             size = row.entry.size_bytes if moved is None else moved
-            yield events.TransferSucceeded(
+            event = events.TransferSucceeded(
                 transfer=row.id,
                 node=row.executor,
                 source=row.source,
@@ -245,6 +245,7 @@ def succeeded(target: str = "", path: str = "", *, moved: int | None = None) -> 
                 bytes_transferred=size,
                 games=row.entry.games,
             )
+            yield Said(event, chain=story.assigned_for(row))
 
     return facts
 
@@ -412,6 +413,14 @@ class Story:
             for row in self.view.in_flight()
             if target in ("", row.target) and path in ("", row.entry.path)
         ]
+
+    def assigned_for(self, row: TransferRow) -> str:
+        """The chain for which a transfer was assigned the last time."""
+        return next(
+            fact.chain
+            for fact in reversed(self.facts)
+            if isinstance(fact.event, events.TransferAssigned) and fact.event.transfer == row.id
+        )
 
     def digests(self) -> dict[str, str]:
         """What the views are, as digests."""

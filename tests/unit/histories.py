@@ -26,6 +26,7 @@ from streams.values import (
     Trait,
 )
 from tests.spec import (
+    T0,
     Raw,
     Said,
     Story,
@@ -88,6 +89,13 @@ def _trigger(name: str, b: int, number: int) -> Event:
             deadline=float(number),
         ),
         events.NodeTerminating(node=name),
+        events.TrainingExpected(
+            config_key="hex8_2p",
+            node=name,
+            expected_at=float(number),
+            until=T0 + number,
+            paths=(npz().path, model().path),
+        ),
     ]
     return triggers[number % len(triggers)]
 

@@ -50,6 +50,7 @@ from tests.unit.triggers import (
     TRAINERS,
     VAULT,
     completed,
+    expected,
     needed,
     offline,
     orphaned,
@@ -721,6 +722,7 @@ TRIGGERS = st.sampled_from(
         requested("n1", "ghost"),
         requested(),
         terminating("n0"),
+        *(expected(name) for name in NAMES),
     ]
 )
 CLUSTERS = st.lists(

@@ -32,6 +32,17 @@ def started(name: str = "train-1", *data_types: DataType) -> Event:
     return events.TrainingStarted(config_key="hex8_2p", node=name, data_types=data_types)
 
 
+def expected(name: str = "train-1", *paths: str) -> Event:
+    """A node will probably begin to train; it may lack these, or games and a training set."""
+    return events.TrainingExpected(
+        config_key="hex8_2p",
+        node=name,
+        expected_at=0.0,
+        until=0.0,
+        paths=paths or ("games/n1/hex8_2p.db", "npz/hex8_2p.npz"),
+    )
+
+
 def completed(model_path: str, checkpoint_path: str = "", name: str = "train-1") -> Event:
     """A training run ends."""
     return events.TrainingCompleted(
