@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
+from msgspec.structs import replace
 
 from dataplane.policy import Policy
 from projections.catalog import entry_key
@@ -45,6 +46,10 @@ class KnownAtDeletion(Protocol):
 
     def open_transfers_of(self, node: str, path: str) -> Sequence[TransferRow]:
         """Transfers that bring something under a path to a node, or fetch it from there."""
+
+
+#: Of what a place says of a copy it was to prove, as many characters are kept.
+PROOF_CHARACTERS = 300
 
 
 class Keep(msgspec.Struct, frozen=True):
@@ -115,7 +120,11 @@ def settle(
     ]
     wanted = policy.disk.min_verified_copies
     if len(_places((proof.node for proof in proven), known.node)) < wanted:
-        failed = "; ".join(f"{proof.node}: {proof.reason}" for proof in proofs if not proof.proven)
+        failed = "; ".join(
+            f"{proof.node}: {proof.reason[:PROOF_CHARACTERS]}"
+            for proof in proofs
+            if not proof.proven
+        )
         reason = f"{len(proven)} of {wanted} copies elsewhere are proven ({failed})"
         return refused(row, row.checksum, Keep("unproven", reason), proofs)
     event = events.DeletionGranted(
@@ -123,7 +132,7 @@ def settle(
         checksum=row.checksum,
         node=row.node,
         request=row.id,
-        proofs=tuple(proven),
+        proofs=tuple(map(_brief, proven)),
     )
     return _said(row, event, row.checksum)
 
@@ -151,7 +160,7 @@ def refused(row: DeletionRow, checksum: str, why: Keep, proofs: Sequence[Proof] 
         rule=why.rule,
         reason=why.reason[:1000],
         checksum=checksum,
-        proofs=tuple(proofs),
+        proofs=tuple(map(_brief, proofs)),
     )
     return _said(row, event, checksum)
 
@@ -230,6 +239,11 @@ def _places(names: Iterable[str], node: Callable[[str], NodeRow | None]) -> set[
         group = row.description.nfs_group if row else ""
         places.add(f"nfs:{group}" if group else name)
     return places
+
+
+def _brief(proof: Proof) -> Proof:
+    """A proof whose words, which are a node's own, fit into a message with those of others."""
+    return replace(proof, reason=proof.reason[:PROOF_CHARACTERS])
 
 
 def _said(row: DeletionRow, event: events.Event, checksum: str) -> Fact:

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from dataplane.policy import Disk, Policy
+from dataplane.policy import Policy
 from projections.cluster import ClusterView
 from projections.links import BreakerRule, BreakerState, breaker
 from projections.nodes import NodeRow
@@ -23,8 +23,6 @@ LAG_LIMIT = 1_000
 STALL_LIMIT_S = 30.0
 #: A chain that has been open for this long is worth an operator's look.
 OLD_CHAIN_S = 900.0
-#: A disk as full as this is to be written to no more (K21).
-STOP_PRODUCTION_FROM = Disk().stop_production_from
 
 
 class HealthCheckResult(msgspec.Struct, frozen=True):
@@ -52,11 +50,12 @@ def coordinator_health(
     last_sequence: int,
     now: float,
     stalled_s: float,
+    policy: Policy,
     troubles: tuple[str, ...] = (),
 ) -> CoordinatorHealth:
     """Judge a coordinator by how far its views are, its oldest chain and its loops."""
     lag = max(0, last_sequence - view.checkpoint.sequence)
-    problems = view_problems(view, now)
+    problems = [text for _, text in _named_problems(view, now, policy)]
     if lag > LAG_LIMIT:
         problems.append(f"views are {lag} facts behind the log")
     if stalled_s > STALL_LIMIT_S:
@@ -66,12 +65,8 @@ def coordinator_health(
     return CoordinatorHealth(status, "; ".join(problems) or "all well", lag, tuple(problems))
 
 
-def view_problems(view: ClusterView, now: float) -> list[str]:
-    """What the views themselves show to be wrong."""
-    return [text for _, text in _named_problems(view, now)]
-
-
-def _named_problems(view: ClusterView, now: float) -> list[tuple[str, str]]:
+def _named_problems(view: ClusterView, now: float, policy: Policy) -> list[tuple[str, str]]:
+    """What the views themselves show to be wrong, by name and in words."""
     problems = []
     oldest = next((row for row in view.open_chains() if not row.ahead), None)
     if oldest is not None and now - oldest.opened_at > OLD_CHAIN_S:
@@ -82,17 +77,17 @@ def _named_problems(view: ClusterView, now: float) -> list[tuple[str, str]]:
     if unsaid:
         text = f"{unsaid} messages could not be understood and were not yet reported"
         problems.append(("unreported", text))
-    full = [_full_disk(row) for row in view.nodes() if row.online]
+    full = [_full_disk(row, policy) for row in view.nodes() if row.online]
     return problems + [("disk-full", text) for text in full if text]
 
 
-def _full_disk(row: NodeRow) -> str:
+def _full_disk(row: NodeRow, policy: Policy) -> str:
     """What a node with a full disk should do (K21); "" if it is not that full."""
     disk = row.description
     if not disk.disk_total_bytes:
         return ""
     used = 1 - disk.disk_free_bytes / disk.disk_total_bytes
-    if used < STOP_PRODUCTION_FROM:
+    if used < policy.disk.stop_production_from:
         return ""
     return f"{row.name}'s disk is {used:.0%} full: production there is to stop"
 
@@ -127,7 +122,7 @@ def cluster_health(
         found.fatal("bus-away", "the bus can't be reached")
     elif lag > LAG_LIMIT:
         found.problem("views-behind", f"views are {lag} facts behind the log")
-    for reason, text in _named_problems(view, now):
+    for reason, text in _named_problems(view, now, policy):
         found.problem(reason, text)
     if late := _late_backup(view, now, policy):
         found.problem("backup-late", late)

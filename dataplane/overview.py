@@ -35,8 +35,6 @@ from streams.values import DataEntry
 
 #: Rows of each kind that are shown; how many there are is counted all the same.
 MOST_ROWS = 100
-#: K21: from these shares of a disk on, background data stops, and all production.
-DISK_WARNING, DISK_CRITICAL = 0.85, 0.93
 #: A chain that failed is an alert for so long.
 FAILED_LATELY_S = 3600.0
 _ENDED_LOOKED_AT = 200
@@ -164,7 +162,7 @@ def overview(
         alerts=tuple(
             _by_severity(
                 [
-                    *_node_alerts(nodes, silent_matters=beats is not None),
+                    *_node_alerts(nodes, policy, silent_matters=beats is not None),
                     *_chain_alerts(open_chains, ended, now),
                     *_link_alerts(links),
                     *_data_alerts(totals, beats),
@@ -269,7 +267,9 @@ def _by_severity(alerts: list[Alert]) -> list[Alert]:
     return sorted(alerts, key=lambda alert: alert.severity is not Severity.CRITICAL)
 
 
-def _node_alerts(nodes: Iterable[NodeLine], *, silent_matters: bool) -> Iterable[Alert]:
+def _node_alerts(
+    nodes: Iterable[NodeLine], policy: Policy, *, silent_matters: bool
+) -> Iterable[Alert]:
     for node in nodes:
         facts = {"node": node.node}
         if not node.planned_for:
@@ -278,8 +278,8 @@ def _node_alerts(nodes: Iterable[NodeLine], *, silent_matters: bool) -> Iterable
         elif silent_matters and node.seen_s_ago is None:
             yield Alert(Severity.WARNING, f"no heartbeat from {node.node}", facts)
         used = 1 - node.disk_free_bytes / node.disk_total_bytes if node.disk_total_bytes else 0.0
-        if used >= DISK_WARNING:
-            full = used >= DISK_CRITICAL
+        if used >= policy.disk.cleanup_from:
+            full = used >= policy.disk.stop_production_from
             severity = Severity.CRITICAL if full else Severity.WARNING
             yield Alert(severity, f"the disk of {node.node} is {used:.0%} full", facts)
 

@@ -76,11 +76,15 @@ def put_back(root: Path) -> None:
 def _put_back(root: Path, aside: Path) -> None:
     """Give a file its name again with all that stood beside it, or leave all of it aside.
 
-    The file itself gets its name last and leaves last: if it has its name, all is back.
+    The file itself gets its name last and leaves last: if it has its name, all is back. It also
+    was moved last: what is aside without it still stands beside it, or went with its writer.
     """
     files = [path for path in aside.rglob("*") if path.is_file()]
     beside = [file for file in files if file.name.endswith(SIDE_FILES)]
     itself = [file for file in files if file not in beside]
+    if not itself:
+        for file in beside:
+            file.unlink()
     if len(itself) != 1:
         return
     homes = {file: root / file.relative_to(aside) for file in (*beside, *itself)}
@@ -118,11 +122,25 @@ def _look(seen: Print) -> tuple[int, int, int, int]:
 
 
 def _move(root: Path, aside: Path, local: str) -> None:
-    """Move a file aside, and what stands beside a database."""
-    (root / local).rename(aside / local)
+    """Move a file aside, and what stands beside a database.
+
+    Whenever it is killed, all of a database is in one of both places: its journals get a second
+    name aside, then it moves, and only then do they lose their first. Raises Kept, or OSError.
+    """
+    beside = []
     for suffix in SIDE_FILES:
         with contextlib.suppress(FileNotFoundError):
-            (root / (local + suffix)).rename(aside / (local + suffix))
+            try:
+                os.link(root / (local + suffix), aside / (local + suffix))
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                raise Kept(f"{local}{suffix} can't be moved aside: {error}") from error
+            beside.append(local + suffix)
+    (root / local).rename(aside / local)
+    for name in beside:
+        # A writer that closed it meanwhile has removed them.
+        (root / name).unlink(missing_ok=True)
 
 
 def _delete(doomed: Path) -> int:

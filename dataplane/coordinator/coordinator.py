@@ -52,6 +52,7 @@ class Coordinator:
         whole: ReadingLog = keeper.log if keeper else log
         self._bus = bus
         self._config = config
+        self._policy = config.policy()
         self._presence = Presence(bus, config.node, "coordinator")
         self.lease = Lease(bus, holder_of(config.views_dir, config.node))
         self.projector = Projector(whole, config.views_dir, snapshots_of(config))
@@ -124,7 +125,11 @@ class Coordinator:
         """What this process knows to be wrong and no view tells."""
         bridge, dispatcher = self.leading.bridge, self.leading.dispatcher
         said = [self.projector.rolled_back, bridge.full, dispatcher.problem, self._clock_problem]
-        found = (*bridge.troubles.described(), *dispatcher.suspects.troubles.described())
+        found = (
+            *bridge.troubles.described(),
+            *dispatcher.suspects.troubles.described(),
+            *self.leading.deleter.troubles.described(),
+        )
         return (*found, *filter(None, said))
 
     async def _lead(self) -> None:
@@ -151,6 +156,7 @@ class Coordinator:
                 last_sequence=state.last_sequence,
                 now=time.time(),
                 stalled_s=self._stalled_s(),
+                policy=self._policy,
                 troubles=self._troubles(),
             )
 

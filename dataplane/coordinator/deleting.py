@@ -15,6 +15,7 @@ from contextlib import suppress
 
 import msgspec
 
+from dataplane.coordinator.trouble import Troubles
 from dataplane.deletion import Keep, copies_chain, done, refused, reserve, settle, witnesses
 from dataplane.policy import Policy
 from dataplane.proving import prove_all
@@ -108,6 +109,8 @@ class Deleter:
         self._tried: dict[str, int] = {}
         self._turn = 0
         self.errors = 0
+        #: Deletions that could not be taken further, and when they are tried again.
+        self.troubles = Troubles("deletion {} could not go on")
         projector.on_commit.append(self._changed.set)
 
     async def run(self) -> None:
@@ -126,7 +129,10 @@ class Deleter:
             rows = {row.id: row for row in ClusterView(reader).open_deletions()}
         self._driving = {id: task for id, task in self._driving.items() if not task.done()}
         self._tried = {id: turn for id, turn in self._tried.items() if id in rows}
-        waiting = [id for id in rows if id not in self._driving]
+        self.troubles.only(rows)
+        now = self._clock()
+        idle = [id for id in rows if id not in self._driving]
+        waiting = [id for id in idle if not self.troubles.must_wait(id, now)]
         waiting.sort(key=lambda id: self._tried.get(id, 0))
         for id in waiting[: AT_ONCE - len(self._driving)]:
             self._turn += 1
@@ -138,6 +144,7 @@ class Deleter:
         try:
             while row.open:
                 await self._step(row)
+                self.troubles.over(row.id)
                 with self._projector.store.read() as reader:
                     now = ClusterView(reader).deletion(row.id)
                 if now is None or now.state is row.state:
@@ -145,11 +152,13 @@ class Deleter:
                 row = now
         except (LogError, TimeoutError) as error:
             self.errors += 1
+            self.troubles.failed(row.id, error, self._clock())
             logger.warning("deletion %s waits: %s", row.id, error)
             return
         except ValueError as error:
             # What no message can hold is in the way of no other deletion.
             self.errors += 1
+            self.troubles.failed(row.id, error, self._clock())
             logger.error("deletion %s can't be decided: %s", row.id, error)
             return
         # There is room for another one.

@@ -216,17 +216,40 @@ async def test_a_node_that_never_answers_is_no_longer_allowed_to(cluster: Cluste
     assert cluster.holders == set(NAMES)
 
 
-async def test_deletion_that_no_message_can_hold_is_in_the_way_of_no_other(
+async def test_endless_words_of_a_node_end_no_loop_and_hold_up_no_deletion(
     cluster: Cluster,
 ) -> None:
-    """A proof's reason is a node's own words; the loop outlives them."""
+    """A proof's reason is a node's own words: of them a message holds the beginning."""
     cluster.words = "x" * MAX_MESSAGE_BYTES
-    deleter = await cluster.coordinator("one")
+    await cluster.coordinator("one")
     await cluster.tell(wants("gpu-2"))
-    await eventually(lambda: deleter.errors > 0, PATIENCE_S)
-    cluster.words = ""
     [end] = await cluster.ends(1)
     assert isinstance(end, events.DeletionDone)
+    cluster.holders.clear()
+    await cluster.tell(wants("gpu-3"))
+    [_, end] = await cluster.ends(2)
+    assert isinstance(end, events.DeletionRefused)
+    assert end.proofs
+
+
+async def test_deletion_that_can_not_go_on_is_tried_ever_later_and_said(cluster: Cluster) -> None:
+    """P18: not each second; and health says which one it is, and what stops it."""
+    cluster.log.refuses = ("d-gpu-2",)
+    await cluster.tell(wants("gpu-2"))
+    deleter = await cluster.coordinator("one")
+    await eventually(lambda: deleter.errors == 1, PATIENCE_S)
+    [(id, trouble)] = deleter.troubles.items()
+    assert (id, trouble.tries) == ("d-gpu-2", 1)
+    for tries in (2, 3):
+        assert deleter.troubles.must_wait(id, cluster.clock())
+        cluster.ahead_s += 60.0
+        await eventually(lambda tries=tries: deleter.errors == tries, PATIENCE_S)
+    [said] = deleter.troubles.described()
+    assert said.startswith("deletion d-gpu-2 could not go on 3 times: LogUnavailable")
+    cluster.log.refuses = ()
+    cluster.ahead_s += 60.0
+    await cluster.ends(1)
+    await eventually(lambda: not deleter.troubles.items(), PATIENCE_S)
 
 
 @pytest.mark.parametrize("days", [1, -1])
@@ -292,7 +315,7 @@ async def test_a_deletion_under_way_is_not_begun_again(cluster: Cluster) -> None
     await share_others(cluster)
     await cluster.tell(wants("gpu-1", OTHERS.path))
     deleter = await cluster.coordinator("one")
-    await eventually(lambda: deleter.errors >= 5 and bool(asked), PATIENCE_S)
+    await eventually(lambda: deleter.errors >= 2 and bool(asked), PATIENCE_S)
     assert asked == {OTHERS.path: 1}
     slow.set()
     await cluster.ends(1)

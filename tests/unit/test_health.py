@@ -53,6 +53,7 @@ def coordinator(story: Story, *, behind: int = 0, stalled_s: float = 0.0) -> Coo
         last_sequence=len(story.facts) + behind,
         now=story.now,
         stalled_s=stalled_s,
+        policy=story.policy,
     )
 
 
@@ -62,6 +63,7 @@ def cluster(story: Story, **changes: Any) -> HealthCheckResult:
         "now": story.now,
         "last_sequence": len(story.facts),
         "present": ALL_THERE,
+        "policy": story.policy,
     }
     return cluster_health(story.view, **{**given_, **changes})
 
@@ -211,6 +213,20 @@ def test_full_disk_degrades_and_its_tier_is_shown() -> None:
     assert result.details["disks"]["train-1"]["tier"] == "stop production"
     half = {**ALL_THERE, "agent.train-1": {"disk_free_bytes": 500}}
     assert cluster(story, present=half).details["disks"]["train-1"]["tier"] == "free"
+
+
+def test_k21_the_policys_tier_counts_not_its_default() -> None:
+    """K21: whoever lets disks fill further is not told that production is to stop."""
+    full = (trainer(disk_total_bytes=1_000, disk_free_bytes=50), player())
+    story = given(*full).under(disk={"stop_production_from": 0.96})
+    assert cluster(story).status == "healthy"
+    assert coordinator(story).status == "healthy"
+    story = given(*full).under(
+        disk={"stop_background_from": 0.5, "cleanup_from": 0.6, "stop_production_from": 0.94}
+    )
+    assert coordinator(story).problems == (
+        "train-1's disk is 95% full: production there is to stop",
+    )
 
 
 LOST = events.DataSyncFailed(config_key="all", source_node="")

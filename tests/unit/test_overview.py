@@ -99,6 +99,15 @@ def test_a_full_disk_is_critical() -> None:
     assert (alert.severity, alert.text) == (Severity.CRITICAL, "the disk of gpu-1 is 94% full")
 
 
+def test_k21_alerts_of_disks_follow_the_policys_tiers() -> None:
+    """K21: what is full is the policy's to say."""
+    story = given(node("gpu-1", disk_total_bytes=100, disk_free_bytes=6))
+    lax = policy_of(disk={"cleanup_from": 0.95, "stop_production_from": 0.96})
+    assert texts(seen(story, policy=lax)) == []
+    lax = policy_of(disk={"stop_production_from": 0.95})
+    assert [alert.severity for alert in seen(story, policy=lax).alerts] == [Severity.WARNING]
+
+
 def test_a_silent_node_is_an_alert_now_and_not_in_the_past() -> None:
     """A look at the past has no heartbeats."""
     story = given(*CLUSTER)

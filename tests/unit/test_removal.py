@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from adapters.files import removal
+from adapters.files import removal, sqlite
 from adapters.files.inventory import Inventory
 from adapters.files.removal import Kept, put_back
+from dataplane.demo.gamedb import count_games
 from streams.values import DataEntry
 from tests.unit.test_inventory import NODE, play, put, settle, told
+from tests.unit.test_sqlite import written
 
 
 @pytest.fixture
@@ -166,3 +170,52 @@ def test_putting_back_goes_on_where_it_was_killed(root: Path) -> None:
     names = sorted(file.name for file in (root / "games").iterdir())
     assert names == ["a.db", "a.db-wal", "b.db"]
     assert not list(trash.iterdir())
+
+
+class Killed(BaseException):
+    """What a kill -9 is to the code it hits."""
+
+
+@pytest.mark.parametrize("step", range(6))
+@pytest.mark.parametrize("begun_anew", [False, True], ids=["left alone", "begun anew"])
+def test_killed_while_it_moves_a_database_aside_it_loses_no_journal(
+    root: Path, monkeypatch: pytest.MonkeyPatch, step: int, begun_anew: bool
+) -> None:
+    """What is committed is in the journal alone: all of it is in one place whenever it was killed,
+    also if somebody begins a new database under its name, for which SQLite clears old journals.
+    """
+    file = written(root / "a.db", "WAL", 3, killed=True)
+    sqlite.snapshot(file, root / "before.db")
+    committed = count_games(root / "before.db")
+    assert sqlite.side_file(file, "-wal").stat().st_size
+    aside = root / ".dataplane/trash/one"
+    aside.mkdir(parents=True)
+    with monkeypatch.context() as patched, pytest.raises(Killed):
+        killed_at(step, patched)
+        removal._move(root, aside, "a.db")
+        raise Killed
+    begun_anew = begun_anew and not file.exists()
+    if begun_anew:
+        play(file, 1)
+    put_back(root)
+    there = aside / "a.db" if begun_anew else file
+    sqlite.snapshot(there, root / "seen.db")
+    assert count_games(root / "seen.db") == committed
+    assert there is not file or not list((root / ".dataplane/trash").iterdir())
+
+
+def killed_at(step: int, patched: pytest.MonkeyPatch) -> None:
+    """The process dies at a call that changes the disk, after so many."""
+    calls = itertools.count()
+
+    def dying(call: Callable[..., Any]) -> Callable[..., Any]:
+        def die(*arguments: Any, **named: Any) -> Any:
+            if next(calls) >= step:
+                raise Killed
+            return call(*arguments, **named)
+
+        return die
+
+    patched.setattr(os, "link", dying(os.link))
+    for name in ("rename", "unlink"):
+        patched.setattr(Path, name, dying(getattr(Path, name)))
