@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import msgspec
 
 from streams import events
-from streams.codec import Recorded
+from streams.codec import Recorded, chain_of_trigger
 from streams.events import CHAIN_TRIGGERS
 from streams.values import SyncPriority, TargetOutcome
 
@@ -270,6 +270,27 @@ def deletions_leave_enough(minimum: int) -> Law:
     return law
 
 
+def every_deletion_ends_once(facts: Sequence[Recorded]) -> Iterator[str]:
+    """Whoever asked for a deletion hears what came of it; and a copy goes once."""
+    asked: dict[str, events.DeletionRequested] = {}
+    heard: set[str] = set()
+    done: Counter[str] = Counter()
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.DeletionRequested):
+            asked[chain_of_trigger(recorded.id)] = event
+        elif isinstance(event, events.DeletionRefused):
+            heard.add(event.request)
+        elif isinstance(event, events.DeletionDone):
+            heard.add(event.request)
+            done[event.request] += 1
+    for request, event in asked.items():
+        if request not in heard:
+            yield f"deletion {request} of {event.path} from {event.node} has not ended"
+        elif done[request] > 1:
+            yield f"deletion {request} of {event.path} has ended {done[request]} times"
+
+
 def nothing_acknowledged_is_lost(ids: Sequence[str]) -> Law:
     """The law that what a publisher was told is stored is in the log."""
 
@@ -290,6 +311,7 @@ ALWAYS: tuple[Law, ...] = (
     every_announcement_is_made_once,
     every_outcome_is_proven,
     no_games_are_overstated,
+    every_deletion_ends_once,
 )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -88,6 +88,33 @@ def examined(copy: CopyAudit, data_dir: Path) -> CopyAudit:
         except sqlite3.Error as error:
             copy.problem = f"is no sound database: {error}"
     return copy
+
+
+def gone(facts: Sequence[Recorded], data_dir: Callable[[str], Path]) -> list[str]:
+    """Copies that were deleted, that nobody brought again, and that still lie there."""
+    deleted: dict[tuple[str, str], str] = {}
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.DeletionDone) and event.deleted:
+            deleted[event.node, event.path] = event.checksum
+        elif isinstance(event, events.TransferSucceeded | events.TransferAssigned):
+            # Of one that was only assigned the bytes may lie there, and nobody counts on them.
+            deleted.pop((event.target, event.entry.path), None)
+        elif isinstance(event, events.FilesObserved):
+            for entry in event.entries:
+                deleted.pop((event.node, entry.path), None)
+    return [
+        f"{path} on {node} was deleted, and still lies there"
+        for (node, path), checksum in deleted.items()
+        if _lies(data_dir(node) / PathRules().local(path, node), checksum)
+    ]
+
+
+def _lies(local: Path, checksum: str) -> bool:
+    try:
+        return checksum_of(local) == checksum
+    except OSError:
+        return False
 
 
 def checksum_of(file: Path) -> str:

@@ -28,7 +28,10 @@ from dataplane.prove.cluster import (
     points_of,
 )
 from dataplane.prove.scene import Scene
+from dataplane.prove.servers import leader_of
 from streams.identity import PathRules
+from streams.jetstream import JetStreamLog
+from streams.values import S3_NODE
 
 #: Processes that may be away or paused at once.
 _MOST_AWAY = 2
@@ -58,9 +61,17 @@ class Adversary:
     """Does one thing after another until cancelled; `undo` then."""
 
     def __init__(
-        self, cluster: ProveCluster, scene: Scene, seed: int, *, gap_s: float, damage: bool
+        self,
+        cluster: ProveCluster,
+        scene: Scene,
+        log: JetStreamLog,
+        seed: int,
+        *,
+        gap_s: float,
+        damage: bool,
     ) -> None:
         self._cluster = cluster
+        self._log = log
         self._scene = scene
         self._rng = random.Random(f"adversary {seed}")
         self._gap_s = gap_s
@@ -103,6 +114,8 @@ class Adversary:
             choices.append((1, self._fill))
         if self._damage:
             choices.append((2, self._flip))
+        if self._cluster.replicas > 1:
+            choices.append((2, self._kill_leader))
         weights = [weight for weight, _ in choices]
         return self._rng.choices([act for _, act in choices], weights)[0]
 
@@ -118,7 +131,7 @@ class Adversary:
         if any(name.startswith("nats-") for name in self._away):
             # A second server away takes the quorum, which proves nothing about the rest.
             alive = [target for target in alive if kind_of(target.name) != "nats-server"]
-        wanted = kinds or ("nats-server", "coordinator", "agent", "agent", "player")
+        wanted = kinds or ("nats-server", "coordinator", "agent", "agent", "player", "s3-server")
         kind = self._rng.choice(wanted)
         of_kind = [target for target in alive if kind_of(target.name) == kind]
         busy = [target for target in of_kind if self._during(target.name)]
@@ -131,6 +144,8 @@ class Adversary:
             return "playing"
         if kind == "agent":
             return scene.work_of(name)
+        if kind == "s3-server":
+            return scene.work_of(S3_NODE)
         if kind == "coordinator" and name in self._away:
             return ""
         return f"{len(scene.open)} chains were open" if scene.open else ""
@@ -145,6 +160,20 @@ class Adversary:
             self._cluster.armed.pop(target.name, None)
             self._cluster.kills.append(Kill(target.name, kind, "random", during, time.time()))
             await self._start_later(target)
+
+    async def _kill_leader(self) -> None:
+        """Kill the one of the nats-servers that every append goes through."""
+        leader = await leader_of(self._log)
+        found = [one for one in self._cluster.servers if one.name == leader]
+        away = any(name.startswith("nats-") for name in self._away)
+        if not found or away or len(self._away) >= _MOST_AWAY or found[0].status != "running":
+            return
+        during = self._during(leader)
+        with self._keeping_away(leader):
+            await found[0].kill()
+            kill = Kill(leader, "nats-server", "leader of the log", during, time.time())
+            self._cluster.kills.append(kill)
+            await self._start_later(found[0])
 
     async def _start_later(self, target: Target) -> None:
         """Start it after a while, often told to die at a point it will come by."""

@@ -16,10 +16,14 @@ from typing import Protocol, Self
 
 import msgspec
 
+from dataplane.config import DataPlaneConfig
 from dataplane.crashpoints import POINTS
+from dataplane.demo.bucket import DemoBucket
 from dataplane.demo.children import Child, Layout, environment_of
+from dataplane.demo.s3_server import installed
+from dataplane.policy import Policy
 from dataplane.prove.cable import Cable
-from dataplane.prove.servers import BusServer, clustered, single
+from dataplane.prove.servers import BucketServer, BusServer, clustered, single
 from streams.values import Role, Trait
 
 CONFIG_KEYS = ("hex8_2p", "square8_2p")
@@ -41,6 +45,12 @@ SETTINGS: dict[str, object] = {
     "web_enabled": False,
     "scrub_interval": 5,
     "scrub_limit_mbps": 400,
+    "policy__s3__min_games": 2,
+    "policy__s3__storage_class": "",
+    "policy__schedule__replication_s": 10,
+    "policy__schedule__s3_cycle_s": 30,
+    "policy__schedule__cleanup_s": 3,
+    "policy__breakers__transport_open_s": 10,
 }
 
 
@@ -101,6 +111,9 @@ class ProveCluster:
         self.armed: dict[str, str] = {}
         self._mounted: list[Path] = []
         self.small_disk = ""
+        #: The bucket; None where its server is not installed.
+        self.bucket = DemoBucket(layout.root / "s3") if installed() else None
+        self._bucket_server = BucketServer("s3-1", self.bucket) if self.bucket else None
 
     @property
     def url(self) -> str:
@@ -109,12 +122,31 @@ class ProveCluster:
 
     def targets(self) -> Iterator[Target]:
         """Every process that can be put under fire."""
-        yield from self.servers
+        yield from self._all_servers()
         yield from self.children.values()
 
+    def _all_servers(self) -> list[BusServer | BucketServer]:
+        bucket = self._bucket_server
+        return [*self.servers, bucket] if bucket is not None else [*self.servers]
+
     async def __aenter__(self) -> Self:
-        await asyncio.gather(*(server.start() for server in self.servers))
+        await asyncio.gather(*(server.start() for server in self._all_servers()))
         return self
+
+    def policy(self) -> Policy:
+        """What the coordinators decide by."""
+        tables: dict[str, dict[str, object]] = {}
+        for name, value in SETTINGS.items():
+            if name.startswith("policy__"):
+                _, concern, field = name.split("__")
+                tables.setdefault(concern, {})[field] = value
+        plain = {k: v for k, v in SETTINGS.items() if not k.startswith("policy__")}
+        return DataPlaneConfig.from_values(
+            {**plain, **self._of_bucket(), "policy": tables}
+        ).policy()
+
+    def _of_bucket(self) -> dict[str, object]:
+        return self.bucket.settings() if self.bucket is not None else {}
 
     async def __aexit__(
         self,
@@ -125,7 +157,7 @@ class ProveCluster:
         try:
             await self.stop_children()
         finally:
-            await asyncio.gather(*(server.stop() for server in self.servers))
+            await asyncio.gather(*(server.stop() for server in self._all_servers()))
             self.unmount()
 
     async def start_data_plane(self) -> None:
@@ -220,6 +252,7 @@ class ProveCluster:
     def _add(self, name: str, command: list[str], node: str, **settings: object) -> Child:
         settings = {
             **SETTINGS,
+            **self._of_bucket(),
             "node": node,
             "nats_url": self.url,
             "replicas": self.replicas,
@@ -228,7 +261,10 @@ class ProveCluster:
             **settings,
         }
         directory = self.layout.root.resolve() / node
-        child = Child(name, command, directory, self.layout.log(name), environment_of(settings))
+        env = environment_of(settings)
+        if self.bucket is not None:
+            env |= self.bucket.credentials()
+        child = Child(name, command, directory, self.layout.log(name), env)
         self.children[name] = child
         return child
 
@@ -263,11 +299,13 @@ def is_player(name: str) -> bool:
 
 
 def kind_of(name: str) -> str:
-    """What kind of process this is: nats-server, coordinator, agent or player."""
+    """What kind of process this is: nats-server, s3-server, coordinator, agent or player."""
     if is_player(name):
         return "player"
     if name.startswith("nats-"):
         return "nats-server"
+    if name.startswith("s3-"):
+        return "s3-server"
     return "coordinator" if name.startswith("coordinator-") else "agent"
 
 

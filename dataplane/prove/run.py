@@ -19,11 +19,12 @@ import msgspec
 
 from dataplane.cli.show import console, errors, print_json
 from dataplane.demo.children import Layout
+from dataplane.demo.s3_server import S3ServerFailed
 from dataplane.prove import bundle
 from dataplane.prove.adversary import Adversary
 from dataplane.prove.cluster import COORDINATORS, ProveCluster
 from dataplane.prove.scene import Scene, Watcher
-from dataplane.prove.verdict import Verdict, judge
+from dataplane.prove.verdict import Figures, Verdict, judge
 from dataplane.prove.workload import Workload
 from streams.codec import Recorded
 from streams.jetstream import JetStreamLog
@@ -91,7 +92,7 @@ def run_proof(
     with _directory(keep) as directory:
         try:
             report = asyncio.run(_interruptible(options, directory, keep, quiet=as_json))
-        except (ProofFailed, ServerFailed, LogError, OSError) as error:
+        except (ProofFailed, ServerFailed, S3ServerFailed, LogError, OSError) as error:
             errors.print(f"the proof can't go on: {error}", style="red", markup=False)
             return 1
         except asyncio.CancelledError:
@@ -143,9 +144,9 @@ async def _prove(
     options: Options, cluster: ProveCluster, log: JetStreamLog, keep: Path | None, *, quiet: bool
 ) -> Report:
     watcher = Watcher(log)
-    workload = Workload(cluster, log, options.seed)
+    workload = Workload(cluster, watcher.scene, log, options.seed)
     adversary = Adversary(
-        cluster, watcher.scene, options.seed, gap_s=options.gap_s, damage=options.damage
+        cluster, watcher.scene, log, options.seed, gap_s=options.gap_s, damage=options.damage
     )
     following = asyncio.create_task(watcher.follow())
     tending: asyncio.Task[None] | None = None
@@ -169,7 +170,9 @@ async def _prove(
                 task.cancel()
     await cluster.stop_children()
     acknowledged = [*workload.acknowledged, *cluster.published()]
-    verdict, facts = await judge(log, cluster, acknowledged, adversary.deeds, adversary.flips)
+    verdict, facts = await judge(
+        log, cluster, acknowledged, adversary.deeds, adversary.flips, options.seed
+    )
     if not settled:
         verdict.problems.append(f"the cluster did not come to rest within {_SETTLE_LIMIT_S:g} s")
     where = ""
@@ -225,9 +228,7 @@ async def _settle(watcher: Watcher, cluster: ProveCluster, adversary: Adversary)
     """Wait until nothing is owed any more; whether that came about in time."""
     end = time.monotonic() + _SETTLE_LIMIT_S
     while time.monotonic() < end:
-        calm = await watcher.until(
-            lambda scene: not scene.open and not scene.moving, end - time.monotonic()
-        )
+        calm = await watcher.until(lambda scene: scene.calm, end - time.monotonic())
         before = watcher.scene.sequence
         await asyncio.sleep(_QUIET_S)
         damage_known = not _unseen(watcher.scene, adversary)
@@ -266,6 +267,7 @@ def _keep(
 
 def _print_report(report: Report) -> None:
     figures = report.verdict.figures
+    whys = figures.whys
     failures = ", ".join(f"{count} {why}" for why, count in figures.failures.items())
     servers = "3 nats-servers" if report.replicas > 1 else "1 nats-server"
     lines = [
@@ -284,6 +286,12 @@ def _print_report(report: Report) -> None:
         "besides     " + ", ".join(f"{count} {what}" for what, count in figures.deeds.items()),
         f"damage      {figures.flips} copies damaged: {figures.flips_reported} reported, "
         f"{figures.flips_repaired} of them repaired; {figures.flips_replaced} replaced before that",
+        f"deletions   {figures.deletions} asked for: {figures.deleted} deleted, kept "
+        + (", ".join(f"{count} {rule}" for rule, count in figures.kept.items()) or "none"),
+        _bucket_line(figures),
+        f"why         {whys.asked} files on nodes: {whys.trigger} answers end in a trigger, "
+        f"{whys.rule} in a rule, {whys.fault} in a fault, {whys.report} in a node's report, "
+        f"{len(whys.unknown)} in nothing",
         f"log         {figures.facts} facts, {figures.acknowledged} acknowledged ones all there",
     ]
     for line in lines:
@@ -294,6 +302,12 @@ def _print_report(report: Report) -> None:
         console.print("passed: nothing lost, nothing doubled, no wrong byte", style="bold green")
     else:
         console.print(f"FAILED; to look into it: {report.bundle}", style="bold red")
+
+
+def _bucket_line(figures: Figures) -> str:
+    if not figures.with_bucket:
+        return "bucket      none: pip install 'dataplane[demo]' brings an S3 server"
+    return f"bucket      {figures.stored_checked} of the copies checked lie there"
 
 
 def _seconds(value: float | None) -> str:

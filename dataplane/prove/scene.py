@@ -8,12 +8,13 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from streams import events
-from streams.codec import Recorded
+from streams.codec import Recorded, chain_of_trigger
 from streams.events import CHAIN_TRIGGERS, FILE_TRIGGERS
 from streams.log import Log
 from streams.values import S3_NODE
 
 _ENDS = (events.DataSyncCompleted, events.DataSyncFailed)
+_DELETION_ENDS = (events.DeletionDone, events.DeletionRefused)
 
 
 @dataclass
@@ -28,6 +29,8 @@ class Scene:
     #: Received copies by node and path: the checksum.
     copies: dict[tuple[str, str], str] = field(default_factory=dict)
     registered: dict[str, int] = field(default_factory=dict)
+    #: Deletions that have not ended: the node, by request.
+    deleting: dict[str, str] = field(default_factory=dict)
     #: Copies that were said to be damaged.
     damaged: set[tuple[str, str, str]] = field(default_factory=set)
     sequence: int = 0
@@ -57,6 +60,10 @@ class Scene:
             self.damaged.add((event.node, event.path, event.checksum))
             if self.copies.get((event.node, event.path)) == event.checksum:
                 del self.copies[event.node, event.path]
+        elif isinstance(event, events.DeletionRequested):
+            self.deleting[chain_of_trigger(recorded.id)] = event.node
+        elif isinstance(event, _DELETION_ENDS):
+            self.deleting.pop(event.request, None)
         elif isinstance(event, events.FilesRemoved):
             for path in event.paths:
                 self.copies.pop((event.node, path), None)
@@ -64,13 +71,20 @@ class Scene:
             name = event.description.name
             self.registered[name] = self.registered.get(name, 0) + 1
 
+    @property
+    def calm(self) -> bool:
+        """Whether nothing is owed, under way or to be deleted."""
+        return not self.open and not self.moving and not self.deleting
+
     def work_of(self, node: str) -> str:
-        """What an agent has under way, in words; "" if nothing."""
+        """What an agent, or the bucket, has under way, in words; "" if nothing."""
         for order in self.moving.values():
             if order.executor == node:
                 return f"receiving {order.entry.path}"
             if node in (order.source, order.target):
                 return f"serving {order.entry.path}"
+        if node in self.deleting.values():
+            return "asked to delete"
         asked = [chain for chain, name in self.asked.items() if name == node]
         return f"asked what it holds by {len(asked)} chains" if asked else ""
 

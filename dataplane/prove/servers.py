@@ -1,4 +1,4 @@
-"""The bus under fire: one nats-server, or three that replicate to each other."""
+"""The servers under fire: one nats-server, or three that replicate, and that of the bucket."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ import signal
 import socket
 from pathlib import Path
 
+from dataplane.demo.bucket import DemoBucket
+from streams.codec import STREAM
+from streams.jetstream import JetStreamLog
+from streams.log import LogError
 from streams.server import HOST, EmbeddedServer, default_config
+from streams.wire import api
 
 CLUSTER_NAME = "prove"
 
@@ -60,6 +65,70 @@ class BusServer:
         """Let it go on."""
         if self._server.running:
             os.kill(self.pid, signal.SIGCONT)
+
+
+class BucketServer:
+    """The S3 server: what it was told is stored outlives its death."""
+
+    def __init__(self, name: str, bucket: DemoBucket) -> None:
+        self.name = name
+        self.status = "not started"
+        self._bucket = bucket
+        self._server = bucket.server
+        self._starting: asyncio.Task[None] | None = None
+
+    @property
+    def pid(self) -> int:
+        """The process id; 0 if it was never started."""
+        return self._server.pid
+
+    @property
+    def ended(self) -> int | None:
+        """1 if it ended by itself."""
+        return 1 if self.status == "running" and not self._server.running else None
+
+    async def start(self, **_: str) -> None:
+        """Start it, with what it held if it was started before, and wait until it answers."""
+        if self._starting is None or self._starting.done():
+            self._starting = asyncio.create_task(self._start())
+        # A thread can't be cancelled: whoever starts it next waits for the one that is at it.
+        await asyncio.shield(self._starting)
+
+    async def _start(self) -> None:
+        if self.status == "not started":
+            await self._bucket.start()
+        else:
+            await asyncio.to_thread(self._server.start_again)
+        self.status = "running"
+
+    async def kill(self) -> int:
+        """End it by SIGKILL."""
+        self.status = "killed"
+        await asyncio.to_thread(self._server.stop)
+        return self.pid
+
+    async def stop(self) -> None:
+        """End it. It has no other way than to be killed."""
+        self.status = "stopped"
+        await asyncio.to_thread(self._server.stop)
+
+    def pause(self) -> None:
+        """Stop its clock."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on."""
+        if self._server.running:
+            os.kill(self.pid, signal.SIGCONT)
+
+
+async def leader_of(log: JetStreamLog) -> str:
+    """The name of the server that leads the log's stream; "" if nobody knows."""
+    try:
+        info = await api(log.connection, f"STREAM.INFO.{STREAM}")
+    except LogError:
+        return ""
+    return str((info.get("cluster") or {}).get("leader") or "")
 
 
 def single(store: Path, log_file: Path) -> list[BusServer]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,17 +13,20 @@ import msgspec
 from dataplane import laws
 from dataplane.audit.replay import verify
 from dataplane.demo.audit import quantile, read_all
-from dataplane.demo.disks import CopyAudit, copies, examined
+from dataplane.demo.disks import CopyAudit, copies, examined, gone
 from dataplane.prove.adversary import Deed, Flip
 from dataplane.prove.cluster import COORDINATORS, SETTINGS, Kill, ProveCluster
+from dataplane.prove.whys import Whys, ask_why
 from streams import events
 from streams.codec import Recorded
 from streams.log import Log
+from streams.values import S3_NODE
 
 #: After its limit, how long it may take until a sweep, of a leader that is not being killed just
 #: then, has said that a chain is overdue.
 _OVERDUE_SLACK_S = 45.0
-_MINIMUM_COPIES = 2
+#: What nats-server says of a store it can't read.
+_DAMAGE = re.compile(r"Critical write error|Error recreating stream|corrupt")
 
 
 class Figures(msgspec.Struct, frozen=True):
@@ -50,6 +54,16 @@ class Figures(msgspec.Struct, frozen=True):
     restarts_by_themselves: int
     acknowledged: int
     copies_checked: int
+    #: Whether there was a bucket, and how many of those copies lie in it.
+    with_bucket: bool
+    stored_checked: int
+    deletions: int
+    deleted: int
+    #: Copies that stayed, by the rule that kept them.
+    kept: dict[str, int]
+    #: Lines of the nats-servers' logs that speak of a store nobody can read.
+    store_damage: int
+    whys: Whys
     flips: int
     flips_reported: int
     #: Of those, how many were replaced by a good copy afterwards.
@@ -72,7 +86,7 @@ class Verdict(msgspec.Struct, frozen=True):
         return not self.problems
 
 
-def run_laws(acknowledged: Sequence[str]) -> tuple[laws.Law, ...]:
+def run_laws(acknowledged: Sequence[str], minimum_copies: int = 2) -> tuple[laws.Law, ...]:
     """All laws, with the limits that the processes were given."""
     limit_s = float(str(SETTINGS["chain_limit_seconds"]))
     return (
@@ -81,7 +95,7 @@ def run_laws(acknowledged: Sequence[str]) -> tuple[laws.Law, ...]:
         laws.budgets_are_kept(
             int(str(SETTINGS["max_in_flight"])), int(str(SETTINGS["max_concurrent_syncs"]))
         ),
-        laws.deletions_leave_enough(_MINIMUM_COPIES),
+        laws.deletions_leave_enough(minimum_copies),
         laws.nothing_acknowledged_is_lost(acknowledged),
     )
 
@@ -92,21 +106,36 @@ async def judge(
     acknowledged: Sequence[str],
     deeds: Sequence[Deed],
     flips: Sequence[Flip],
+    seed: int,
 ) -> tuple[Verdict, list[Recorded]]:
     """The verdict, and the facts it was taken from. Nobody may write any more."""
-    facts = await read_all(log)
-    found = [
-        await asyncio.to_thread(examined, copy, cluster.layout.data(copy.target))
-        for copy in copies(facts)
-    ]
+    facts, policy = await read_all(log), cluster.policy()
+    found = await asyncio.to_thread(_examined, facts, cluster)
+    whys = await asyncio.to_thread(ask_why, facts, policy, seed)
     problems = [
-        *laws.broken(facts, run_laws(acknowledged)),
+        *laws.broken(facts, run_laws(acknowledged, policy.disk.min_verified_copies)),
         *(f"{copy.path} on {copy.target}: {copy.problem}" for copy in found if copy.problem),
+        *gone(facts, cluster.layout.data),
         *await _view_problems(log, [cluster.layout.state(name) for name in COORDINATORS]),
+        *(f"why has no answer: {one}" for one in whys.unknown),
     ]
     if not any(kill.during for kill in cluster.kills):
         problems.append("no kill has hit anything at work: this run proves nothing")
-    return Verdict(problems, _figures(facts, found, cluster, acknowledged, deeds, flips)), facts
+    figures = _figures(facts, found, whys, cluster, acknowledged, deeds, flips)
+    return Verdict(problems, figures), facts
+
+
+def _examined(facts: Sequence[Recorded], cluster: ProveCluster) -> list[CopyAudit]:
+    """Every copy that the log says somebody received, held against what lies there. Blocks."""
+    problem_with = cluster.bucket.examination() if cluster.bucket else None
+    found = []
+    for copy in copies(facts, stored=problem_with is not None):
+        if copy.target != S3_NODE:
+            examined(copy, cluster.layout.data(copy.target))
+        elif problem_with is not None:
+            copy.problem = copy.problem or problem_with(copy.path, copy.checksum)
+        found.append(copy)
+    return found
 
 
 async def _view_problems(log: Log, states: Sequence[Path]) -> list[str]:
@@ -121,6 +150,7 @@ async def _view_problems(log: Log, states: Sequence[Path]) -> list[str]:
 def _figures(
     facts: Sequence[Recorded],
     found: Sequence[CopyAudit],
+    whys: Whys,
     cluster: ProveCluster,
     acknowledged: Sequence[str],
     deeds: Sequence[Deed],
@@ -131,6 +161,8 @@ def _figures(
     doubled = sum(max(0, chain.ends - 1) + max(0, chain.announced - 1) for chain in chains)
     there = {recorded.id for recorded in facts}
     reported, repaired = _flips_seen(facts, flips)
+    told = [one.event for one in facts]
+    kept = [one for one in told if isinstance(one, events.DeletionRefused)]
     return Figures(
         chains=len(chains),
         completed=sum(chain.completed > 0 for chain in chains),
@@ -152,6 +184,13 @@ def _figures(
         restarts_by_themselves=cluster.restarts,
         acknowledged=len(set(acknowledged)),
         copies_checked=len(found),
+        with_bucket=cluster.bucket is not None,
+        stored_checked=sum(copy.target == S3_NODE for copy in found),
+        deletions=sum(isinstance(one, events.DeletionRequested) for one in told),
+        deleted=sum(isinstance(one, events.DeletionDone) and one.deleted for one in told),
+        kept=dict(sorted(Counter(one.rule for one in kept).items())),
+        store_damage=_damage(cluster),
+        whys=whys,
         flips=len(flips),
         flips_reported=reported,
         flips_repaired=repaired,
@@ -176,6 +215,11 @@ def _flips_seen(facts: Sequence[Recorded], flips: Sequence[Flip]) -> tuple[int, 
                 repaired.add(place)
     seen = [flip for flip in flips if (flip.node, flip.path, flip.checksum) in reported]
     return len(seen), sum((flip.node, flip.path) in repaired for flip in seen)
+
+
+def _damage(cluster: ProveCluster) -> int:
+    files = (cluster.layout.root / "logs").glob("nats-*.log")
+    return sum(len(_DAMAGE.findall(file.read_text(errors="replace"))) for file in files)
 
 
 def _place(kill: Kill) -> str:

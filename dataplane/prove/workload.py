@@ -1,4 +1,5 @@
-"""What the cluster is given to do besides self-play: promotions, orphans, nodes that vanish.
+"""What the cluster is given to do besides self-play: promotions, orphans, deletions, nodes that
+vanish.
 
 Every id is kept that the log has acknowledged: none of them may be lost.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from dataplane.demo import gamedb, hex
 from dataplane.prove.cluster import CONFIG_KEYS, ProveCluster
+from dataplane.prove.scene import Scene
 from streams import events
 from streams.codec import fact_id, node_fact
 from streams.events import Event
@@ -26,21 +28,33 @@ _MODEL_BYTES = 150_000
 class Workload:
     """Says triggers on behalf of the nodes, after having written what they speak of."""
 
-    def __init__(self, cluster: ProveCluster, log: Log, seed: int) -> None:
+    def __init__(self, cluster: ProveCluster, scene: Scene, log: Log, seed: int) -> None:
         self._cluster = cluster
+        self._scene = scene
         self._log = log
         self._rng = random.Random(f"workload {seed}")
         self._number = 0
+        self._copies: list[tuple[str, str]] = []
         #: Ids that the log has acknowledged.
         self.acknowledged: list[str] = []
 
     async def run(self) -> None:
         """Say one trigger after the other, for ever."""
-        makers = (self._promote, self._orphan, self._terminate, self._train, self._need)
+        makers = (
+            self._promote,
+            self._orphan,
+            self._delete,
+            self._terminate,
+            self._train,
+            self._delete,
+            self._need,
+        )
         while True:
             await asyncio.sleep(_GAP_S * self._rng.uniform(0.5, 1.5))
             self._number += 1
             maker = makers[self._number % len(makers)]
+            # Read here: another thread must not read what the log changes meanwhile.
+            self._copies = sorted(self._scene.copies)
             node, event = await asyncio.to_thread(maker)
             fact = node_fact(event, node, fact_id("workload", self._number))
             # Whether the log has what it did not acknowledge is open: it is asked nothing of it.
@@ -77,6 +91,15 @@ class Workload:
         """A node says that it is about to vanish; everything only it holds must leave."""
         node = self._rng.choice(self._cluster.players)
         return node, events.NodeTerminating(node=node, reason="said to prove what follows")
+
+    def _delete(self) -> tuple[str, Event]:
+        """Somebody wants room: whether a copy goes is for the rules to say."""
+        if not self._copies:
+            return self._train()
+        node, path = self._rng.choice(self._copies)
+        return node, events.DeletionRequested(
+            path=path, node=node, reason="said to prove what follows", requester=node
+        )
 
     def _train(self) -> tuple[str, Event]:
         node = self._rng.choice(self._cluster.trainers)

@@ -23,3 +23,7 @@ def test_nothing_is_lost_or_doubled_and_no_byte_is_wrong_under_fire(tmp_path: Pa
     assert (figures["lost"], figures["doubled"], figures["wrong_bytes"]) == (0, 0, 0)
     assert figures["chains"] > 0 and figures["kills_at_work"] > 0
     assert report["verdict"]["problems"] == []
+    assert figures["with_bucket"] and figures["stored_checked"] > 0
+    whys = figures["whys"]
+    answered = whys["trigger"] + whys["rule"] + whys["fault"] + whys["report"]
+    assert (answered, whys["unknown"]) == (500, [])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
 from dataplane import laws
+from dataplane.demo.disks import checksum_of, gone
 from dataplane.prove import bundle
 from streams import events
-from streams.codec import Recorded, decode, encode, fact_id, node_fact
+from streams.codec import Recorded, chain_of_trigger, decode, encode, fact_id, node_fact
 from streams.values import Proof, SyncPriority, TargetOutcome
 from tests.spec import T0, decided, entry, games_of, given, opens, played, player, ran, trainer
 
@@ -113,6 +115,37 @@ def test_deletion_without_enough_proofs_is_found() -> None:
     assert len(list(law(deletion(proven[1], Proof(node="n3", proven=False))))) == 1
 
 
+def test_deletion_that_nobody_hears_of_or_that_is_done_twice_is_found() -> None:
+    """Refused or done is an end; of two that are done one is too many."""
+    asked = events.DeletionRequested(path=GAMES.path, node="n1")
+    request = chain_of_trigger(recorded(asked)[0].id)
+    same = {"path": GAMES.path, "node": "n1", "request": request}
+    done = events.DeletionDone(deleted=True, checksum=GAMES.checksum, **same)
+    kept = events.DeletionRefused(rule="unproven", reason="rotten", **same)
+
+    def problems(*said: events.Event) -> list[str]:
+        return list(laws.every_deletion_ends_once(recorded(asked, *said)))
+
+    assert problems(done) == problems(kept) == []
+    assert ["has not ended" in one for one in problems()] == [True]
+    assert ["2 times" in one for one in problems(done, done)] == [True]
+
+
+def test_copy_that_was_deleted_and_still_lies_there_is_found(tmp_path: Path) -> None:
+    """Unless it was brought again; what else lies there under its name is none."""
+    file = tmp_path / "n2" / GAMES.path
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"games")
+    lies = replace(GAMES, checksum=checksum_of(file))
+    same = {"path": lies.path, "node": "n2", "request": "r", "checksum": lies.checksum}
+    done = recorded(events.DeletionDone(deleted=True, **same))
+    again = recorded(events.DeletionDone(deleted=True, **same), assigned("t", "n1", "n2"))
+    assert len(gone(done, tmp_path.joinpath)) == 1
+    assert gone(again, tmp_path.joinpath) == []
+    file.write_bytes(b"more games")
+    assert gone(done, tmp_path.joinpath) == []
+
+
 @pytest.mark.parametrize(("games", "left_out", "broken"), [(15, 1, 0), (16, 1, 1), (15, 0, 1)])
 def test_games_in_files_that_were_left_out_are_no_overstatement(
     games: int, left_out: int, broken: int
@@ -147,7 +180,7 @@ def test_bundle_of_a_failure_is_judged_again_from_itself_alone(
     facts: list[Recorded], tmp_path: Path
 ) -> None:
     """The same facts, the same problems, and views folded anew."""
-    rest = [fact for fact in facts if fact.type != "DATA_SYNC_COMPLETED"]
+    rest = list(takewhile(lambda fact: fact.type != "DATA_SYNC_COMPLETED", facts))
     seed = bundle.Seed("dataplane prove --seed 1", 1, ["a problem"], ["gone"])
     bundle.write(tmp_path / "b", rest, seed, [])
     again, kept = bundle.read(tmp_path / "b")
@@ -155,5 +188,8 @@ def test_bundle_of_a_failure_is_judged_again_from_itself_alone(
     assert [(fact.sequence, fact.id, fact.event) for fact in again] == [
         (fact.sequence, fact.id, fact.event) for fact in rest
     ]
-    problems = laws.broken(again, laws.ALWAYS)
+    problems, digests = bundle.judge_again(tmp_path / "b")
     assert any("has not ended" in problem for problem in problems)
+    assert "event gone was acknowledged and is not in the log" in problems
+    assert "catalog" in digests
+    assert bundle.judge_again(tmp_path / "b") == (problems, digests)
