@@ -258,13 +258,23 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             values |= _from_file(file)
         elif path is not None:
             raise ConfigError(f"{path}: no such file")
-        values = over(values, _from_environment(environment))
-        values = over(values, {name: v for name, v in arguments.items() if v is not None})
-        return cls.from_values(values, where=str(file) if file.exists() else "configuration")
+        said = _from_environment(environment)
+        given = {name: value for name, value in arguments.items() if value is not None}
+        said_by = {name: ENVIRONMENT_PREFIX + name.upper() for name in said if name != "policy"}
+        said_by |= {name: _OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in given}
+        where = str(file) if file.exists() else "configuration"
+        return cls.from_values(over(over(values, said), given), where, said_by)
 
     @classmethod
-    def from_values(cls, values: Mapping[str, Any], where: str = "") -> DataPlaneConfig:
-        """A configuration from field names and values. Raises ConfigError naming the field."""
+    def from_values(
+        cls, values: Mapping[str, Any], where: str = "", said_by: Mapping[str, str] | None = None
+    ) -> DataPlaneConfig:
+        """A configuration from field names and values. Raises ConfigError naming the field.
+
+        It also names `where` the values are from; `said_by` has the fields that come from
+        elsewhere: the variable or the option that says them.
+        """
+        said_by = said_by or {}
         known = {field.encode_name for field in msgspec.structs.fields(cls)}
         for name in values:
             if name not in known:
@@ -274,11 +284,18 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         try:
             config = msgspec.convert(dict(values), cls, strict=False, dec_hook=_decode_path)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"{where}: {error}{_hint(str(error))}") from None
+            raise ConfigError(_refusal(error, values, where, said_by)) from None
+        node = f"{said_by.get('node', where)}: node {config.node!r}"
         if not is_token(config.node):
-            raise ConfigError(f"{where}: node {config.node!r} must be 1 to 64 of A-Z a-z 0-9 _ -")
+            raise ConfigError(f"{node} must be 1 to 64 of A-Z a-z 0-9 _ -")
         if config.node == S3_NODE:
-            raise ConfigError(f"{where}: node {S3_NODE!r} is what the bucket is called")
+            raise ConfigError(f"{node} is what the bucket is called")
+        for url in config.nats_url.split(","):
+            if url.strip() and not _BUS_URL.fullmatch(url.strip()):
+                raise ConfigError(
+                    f"{said_by.get('nats_url', where)}: {url.rpartition('@')[2]!r} is no URL like "
+                    "nats://10.0.0.1:4222 or tls://…; several are comma separated"
+                )
         try:
             policy = config.policy()
         except PolicyError as error:
@@ -416,12 +433,34 @@ def _read_if_there(path: Path) -> str:
         return ""
 
 
-def _hint(error: str) -> str:
-    """The allowed values of an enumerated field that got another one."""
-    for name, kind in (("roles", Role), ("traits", Trait), ("transports", Transport)):
-        if f"$.{name}" in error:
-            return f"; {name} may be: {', '.join(kind)}"
-    return ""
+def _refusal(
+    error: msgspec.ValidationError,
+    values: Mapping[str, Any],
+    where: str,
+    said_by: Mapping[str, str],
+) -> str:
+    """What is wrong with which field, who said it, and what it may be."""
+    found = re.search(r"\$\.([a-z0-9_]+)", str(error))
+    name = found[1] if found else ""
+    hint = f"; {name} may be: {', '.join(_ENUMERATED[name])}" if name in _ENUMERATED else ""
+    if name in said_by:
+        # Whoever typed it at a prompt finds it by what he typed.
+        hint = f", it is {shown(name, values[name])}{hint}"
+    return f"{said_by.get(name, where)}: {error}{hint}"
+
+
+def shown(name: str, value: Any) -> str:
+    """A field's value for an error's text, where it is no secret."""
+    if name in _SECRET:
+        return "[secret]"
+    return repr(",".join(map(str, value)) if isinstance(value, list | tuple) else str(value))
+
+
+#: Options that are not called as their field is.
+_OPTIONS = {"nats_url": "--nats", "path": "--config"}
+_ENUMERATED = {"roles": Role, "traits": Trait, "transports": Transport}
+_SECRET = ("nats_password", "web_token")
+_BUS_URL = re.compile(r"(nats|tls|ws|wss)://[^\s/]+(/\S*)?|[^\s/:]+:\d+")
 
 
 TEMPLATE = """\

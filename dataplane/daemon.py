@@ -10,10 +10,10 @@ import asyncio
 import contextlib
 import ctypes
 import enum
-import fcntl
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
@@ -24,9 +24,10 @@ from dataplane.api import open_log
 from dataplane.audit.archiving import ArchiveKeeper
 from dataplane.catalog import Catalog
 from dataplane.config import DataPlaneConfig
+from dataplane.holding import DirectoryInUse, hold
 from streams.jetstream import JetStreamLog
 from streams.log import LogUnavailable, PermissionDenied
-from streams.server import EmbeddedServer, ServerFailed
+from streams.server import HOST, EmbeddedServer, ServerFailed
 
 if TYPE_CHECKING:
     from dataplane.agent.agent import Agent
@@ -157,7 +158,7 @@ async def _patiently_connect(config: DataPlaneConfig) -> JetStreamLog:
 
 
 def run_parts(config: DataPlaneConfig, parts: Iterable[Part]) -> int:
-    """Run roles in this process until SIGTERM or SIGINT; the exit status."""
+    """Run roles in this process until SIGTERM or SIGINT; the exit status, as of a command."""
     _die_with_parent()
     # The digest threads give the event loop its turn ten times sooner than by default.
     sys.setswitchinterval(0.0005)
@@ -165,7 +166,10 @@ def run_parts(config: DataPlaneConfig, parts: Iterable[Part]) -> int:
 
 
 async def _until_told(work: Coroutine[Any, Any, None]) -> int:
-    """Run until a signal cancels it: 0; or until it fails: 1, with the reason logged."""
+    """Run until a signal cancels it: 0; or until it fails, with the reason logged.
+
+    3 where what it needs is out of reach or taken, 1 for an error of ours.
+    """
     task = asyncio.create_task(work)
     pulse = asyncio.create_task(_beat_pulse())
     loop = asyncio.get_running_loop()
@@ -177,37 +181,13 @@ async def _until_told(work: Coroutine[Any, Any, None]) -> int:
         return 0
     except (LogUnavailable, PermissionDenied, ServerFailed, DirectoryInUse, OSError) as error:
         logger.error("%s", error)
-        return 1
+        return 3
     except BaseExceptionGroup as errors:
         logger.error("stopped by an error", exc_info=errors)
         return 1
     finally:
         pulse.cancel()
     return 0
-
-
-class DirectoryInUse(Exception):
-    """Another process of the data plane works on this directory."""
-
-
-def hold(directory: Path) -> IO[str]:
-    """Keep `directory` for this process until the result is closed, or the process ends.
-
-    Raises DirectoryInUse, with the directory and who has it.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / "lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.seek(0)
-        holder = lock.read().strip() or "another process"
-        lock.close()
-        raise DirectoryInUse(f"{directory} is in use by {holder}") from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()}")
-    lock.flush()
-    return lock
 
 
 class Supervisor:
@@ -240,6 +220,7 @@ class Supervisor:
             yield config.nats_url
             return
         server = EmbeddedServer(config.state_dir / "nats", port=config.nats_port)
+        check_free(config.nats_port)
         await server.start_async()
         config.bus_file.write_text(server.url)
         logger.info("bus on %s, its log in %s", server.url, server.store_dir)
@@ -314,6 +295,20 @@ def _last_beat(pulse: Path) -> int:
         return 0
 
 
+def check_free(port: int) -> None:
+    """Raises ServerFailed, with what to do about it, where somebody listens on a bus's port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise ServerFailed(
+                f"no bus can be started on {HOST}:{port}: {error.strerror}. If what listens there "
+                f"is your bus, use it: --nats nats://{HOST}:{port}; else choose another port: "
+                "nats_port in dataplane.toml"
+            ) from None
+
+
 async def _keep_server_alive(server: EmbeddedServer) -> None:
     while True:
         status = await server.wait()
@@ -338,7 +333,7 @@ def supervise(config: DataPlaneConfig, environment: Mapping[str, str] | None = N
         lock = hold(config.state_dir)
     except DirectoryInUse as error:
         logger.error("%s", error)
-        return 1
+        return 3
     with lock:
         return asyncio.run(_until_told(Supervisor(config, environment=environment).run()))
 

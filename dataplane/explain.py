@@ -247,11 +247,16 @@ def _nobody_has_it(asked: Asked) -> str:
     for fact, event in asked.told(events.FileQuarantined):
         assert isinstance(event, events.FileQuarantined)
         return f"it was set aside on {event.node} at {clock(fact.time)}: {event.reason}"
+    nobody = "no node ever reported such a file"
     rules = asked.policy.paths
     producer = rules.producer(asked.path)
-    if producer and asked.view.node(producer) is None and rules.logical(asked.path, "x"):
-        return f"no node ever reported such a file, and its producer {producer} never joined"
-    return "no node ever reported such a file"
+    if not producer or asked.view.node(producer) is not None:
+        return nobody
+    # Only where a node has that name is it known to be a producer, and not just a directory.
+    if asked.path.count("/") < 2:
+        mine = rules.logical(asked.path, asked.node)
+        return f"{nobody}, and it names no producer: what {asked.node} keeps there is {mine}"
+    return f"{nobody}, and no node {producer} ever joined, if that is to be its producer"
 
 
 def _open_transfer(asked: Asked, current: DataEntry) -> TransferRow | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -163,7 +163,7 @@ def overview(
             _by_severity(
                 [
                     *_node_alerts(nodes, policy, silent_matters=beats is not None),
-                    *_chain_alerts(open_chains, ended, now),
+                    *_chain_alerts(open_chains, ended, [node.node for node in nodes], now),
                     *_link_alerts(links),
                     *_data_alerts(totals, beats),
                 ]
@@ -285,9 +285,12 @@ def _node_alerts(
 
 
 def _chain_alerts(
-    open_chains: Iterable[ChainRow], ended: Iterable[ChainRow], now: float
+    open_chains: Iterable[ChainRow], ended: Iterable[ChainRow], joined: Collection[str], now: float
 ) -> Iterable[Alert]:
     for row in open_chains:
+        if row.status is ChainStatus.WAITING_FOR_FILES and row.node not in joined:
+            text = f"{row.trigger} of {row.config_key} waits for {row.node}, which never joined"
+            yield Alert(Severity.WARNING, text, {"chain": row.id})
         if now - row.opened_at > OLD_CHAIN_S and not row.ahead:
             age = f"{now - row.opened_at:.0f} s"
             text = f"{row.trigger} of {row.config_key} has been {row.status} for {age}"

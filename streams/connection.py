@@ -453,6 +453,7 @@ def _explain(arguments: Mapping[str, Any], why: list[str], cause: Exception) -> 
     """Turn what the library said into what an operator can act on; no password is in it."""
     where = ", ".join(without_secret(server) for server in arguments["servers"])
     said = "; ".join(dict.fromkeys(filter(None, why))) or repr(cause)
+    said = re.sub(r"\[Errno \d+\] ", "", said)
     refused = re.search("authori[sz]ation|authentication", said, re.IGNORECASE)
     if refused or isinstance(cause, nkeys.NkeysError):
         user = arguments["user"]

@@ -68,6 +68,11 @@ class EmbeddedServer:
         return self._process.pid if self._process else None
 
     @property
+    def has_run(self) -> bool:
+        """Whether streams of an earlier run are in its store."""
+        return any(self.store_dir.glob("jetstream")) or any(self.store_dir.glob("*/jetstream"))
+
+    @property
     def running(self) -> bool:
         """Whether the process lives; says nothing about its health."""
         return self._process is not None and self._process.poll() is None

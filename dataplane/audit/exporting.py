@@ -72,13 +72,17 @@ async def import_log(path: Path, log: JetStreamLog, *, replicas: int = 1) -> Log
 
 
 def open_exported(path: Path) -> KeptLog:
-    """The log in a file. Raises FileUnreadable, and ConfigError where pyarrow is missing."""
+    """The log in a file. Raises FileUnreadable; ConfigError for no file, or without pyarrow."""
+    if not path.is_file():
+        raise ConfigError(f"{path}: there is no such file")
     return ParquetLog(path) if path.suffix == _PARQUET else FileLog(path)
 
 
 @contextmanager
 def _written(path: Path) -> Iterator[Callable[[list[Stored]], None]]:
     """What takes messages; the file is there once all has been taken."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"{path}: there is no directory {path.parent}")
     partial = path.with_name(f".{path.name}.partial")
     try:
         if path.suffix == _PARQUET:

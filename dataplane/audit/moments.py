@@ -31,8 +31,17 @@ def moment_of(text: str, what: str, now: float | None = None) -> float | int:
 
 
 async def point_of(log: ReadingLog, text: str, what: str) -> int:
-    """The last sequence at or before what is written; see `moment_of`."""
-    moment = moment_of(text, what)
+    """The last sequence at or before what is written; see `moment_of`.
+
+    Raises ConfigError naming `what` where it lies beyond the log's end, or is still to come.
+    """
+    now = time.time()
+    moment = moment_of(text, what, now)
     if isinstance(moment, int):
-        return min(moment, (await log.state()).last_sequence)
+        last = (await log.state()).last_sequence
+        if moment > last:
+            raise ConfigError(f"{what} {text!r}: the log ends at {last}")
+        return moment
+    if moment > now:
+        raise ConfigError(f"{what} {text!r} is still to come")
     return await sequence_at(log, moment)

@@ -14,14 +14,14 @@ from typing import Any
 import msgspec
 
 from projections.chains import ChainRow
-from projections.fold import TABLES, Checkpoint, checkpoint, view_digests
+from projections.fold import TABLES, WANTED_VERSIONS, Checkpoint, checkpoint, view_digests
 from projections.projector import Projector
-from projections.store import Reader, Store, StoreReader
+from projections.store import Reader, Store, StoreError, StoreReader
 from projections.transfers import transfer_id
 from projections.travel import Difference, differences
 from streams import events
 from streams.codec import Recorded
-from streams.log import LogState, ReadingLog
+from streams.log import ReadingLog
 
 #: A chain's facts are looked for up to so many facts behind its end.
 _BEHIND = 200
@@ -145,7 +145,7 @@ async def verify(log: ReadingLog, views_dir: Path) -> Verdict:
     """Refold the log into a fresh store up to where the live views are, and compare the two.
 
     The live views are copied first, because they go on meanwhile. Raises ValueError where they
-    are of another log.
+    are of another log, and StoreError where they are of another version of this program.
     """
     with tempfile.TemporaryDirectory(prefix="dataplane-verify-") as directory:
         live_dir, fresh_dir = Path(directory) / "live", Path(directory) / "fresh"
@@ -154,7 +154,8 @@ async def verify(log: ReadingLog, views_dir: Path) -> Verdict:
         try:
             with live.read() as reader:
                 point = checkpoint(reader)
-            _check_same_log(await log.state(), point, views_dir)
+            _check_same_version(point, views_dir)
+            await _check_same_log(log, point, views_dir)
             projector = Projector(log, fresh_dir)
             await projector.start(until=point.sequence)
             try:
@@ -166,16 +167,40 @@ async def verify(log: ReadingLog, views_dir: Path) -> Verdict:
             live.close()
 
 
-def _check_same_log(state: LogState, point: Checkpoint, views_dir: Path) -> None:
-    if point.created not in ("", state.created, state.origin):
+def _check_same_version(point: Checkpoint, views_dir: Path) -> None:
+    ours = {name: point.versions.get(name, 0) for name in WANTED_VERSIONS}
+    other = [
+        f"{name} {ours[name] or 'none'}, here {wanted}"
+        for name, wanted in WANTED_VERSIONS.items()
+        if ours[name] != wanted
+    ]
+    if other:
+        raise StoreError(
+            f"the views in {views_dir} were folded by another version of this program "
+            f"({'; '.join(other)}): verify them with that one, or start a coordinator of this one, "
+            "which folds them anew"
+        )
+
+
+async def _check_same_log(log: ReadingLog, point: Checkpoint, views_dir: Path) -> None:
+    """A log is known by when it was made; an exported one, which does not say, by its facts."""
+    state = await log.state()
+    if state.first_sequence > 1:
         raise ValueError(
-            f"the views in {views_dir} are of another log than this one: they are of the one made "
-            f"{point.created}, this was made {state.created}"
+            f"this log begins at {state.first_sequence}: views are the fold of a whole one"
         )
     if point.sequence > state.last_sequence:
         raise ValueError(
-            f"the views in {views_dir} are of another log than this one, or of one that goes on: "
-            f"they are at {point.sequence}, it ends at {state.last_sequence}"
+            f"the views in {views_dir} are at {point.sequence} and this log ends at "
+            f"{state.last_sequence}: it is an earlier copy, or another log"
+        )
+    if point.created in ("", state.created, state.origin):
+        return
+    there = await log.get(point.sequence)
+    if there is None or there.id != point.event_id:
+        raise ValueError(
+            f"the views in {views_dir} are of another log than this one: at {point.sequence} they "
+            f"have seen event {point.event_id}, this one has {there.id if there else 'none'}"
         )
 
 

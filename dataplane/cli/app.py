@@ -1,8 +1,4 @@
-"""The ``dataplane`` command itself: options that every command takes, errors, exit statuses.
-
-Exit status: 0 done; 1 it failed, or what was asked about is not well; 2 the call or the
-configuration is wrong; 3 the bus can't be reached; 4 there are no views here; 5 the bus refused.
-"""
+"""The ``dataplane`` command itself: options that every command takes, errors, exit statuses."""
 
 from __future__ import annotations
 
@@ -18,22 +14,31 @@ from typing import Annotated, Any
 import typer
 from rich.logging import RichHandler
 
-from adapters.transport import TransportError
+from adapters.transport import Refused, TransportError, Unreachable
 from dataplane.catalog import Catalog
 from dataplane.cli import show
 from dataplane.config import CONFIG_FILE, ConfigError, DataPlaneConfig
 from dataplane.logs import JsonFormatter, PlainFormatter, protect, redacted
-from projections.store import StoreError, StoreMissing
+from projections.cluster import ClusterView
+from projections.store import StoreError
+from streams.kept import FileUnreadable
 from streams.log import LogError, LogUnavailable, PermissionDenied
 from streams.values import DataType
+
+#: What each exit status means, for every command.
+EXIT_STATUS = {
+    0: "yes, or done",
+    1: "no: it is not so, not well, failed, or did not end in time",
+    2: "the call, the configuration or a file it names is wrong; the text says which word",
+    3: "nobody could be asked: bus, views, bucket or address are out of reach or refuse",
+}
 
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Where the cluster's data is, where it should go, and what became of it.",
-    epilog="Exit status: 0 done, 1 failed or unwell, 2 wrong call or configuration, "
-    "3 bus out of reach, 4 no views here, 5 refused by the bus.",
+    epilog="Exit status: " + "; ".join(f"{code} {what}" for code, what in EXIT_STATUS.items()),
 )
 #: What `--help` calls the groups of commands.
 RUN = "Run it"
@@ -135,15 +140,30 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 
 
+def check_joined(view: ClusterView, node: str, what: str = "NODE") -> None:
+    """Raises ConfigError, naming those that did, unless such a node ever joined."""
+    if view.node(node) is None:
+        known = ", ".join(row.name for row in view.nodes()) or "none"
+        raise ConfigError(f"{what} {node!r} never joined; known: {known}")
+
+
+#: The first that fits counts.
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (ConfigError, 2),
-    (PermissionDenied, 5),
+    (FileUnreadable, 2),
+    (FileNotFoundError, 2),
+    (FileExistsError, 2),
+    (IsADirectoryError, 2),
+    (NotADirectoryError, 2),
+    (PermissionError, 2),
+    (PermissionDenied, 3),
     (LogUnavailable, 3),
-    (StoreMissing, 4),
+    (StoreError, 3),
+    (Unreachable, 3),
+    (Refused, 3),
     (LogError, 1),
-    (StoreError, 1),
     (TimeoutError, 1),
-    (OSError, 1),
+    (OSError, 3),
     (TransportError, 1),
     (ValueError, 2),
 )
@@ -154,8 +174,15 @@ def main() -> None:
     try:
         app()
     except tuple(kind for kind, _ in _STATUS) as error:
-        text = redacted(str(error) or type(error).__name__)
+        text = redacted(_said_by(error))
         show.errors.print(f"dataplane: {text}", style="red", highlight=False, markup=False)
         raise SystemExit(next(code for kind, code in _STATUS if isinstance(error, kind))) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _said_by(error: Exception) -> str:
+    """An error in words; the system's without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror[0].lower()}{error.strerror[1:]}"
+    return str(error) or type(error).__name__

@@ -138,6 +138,8 @@ def import_command(
     as_json: Json = False,
 ) -> None:
     """Put an exported log onto an empty bus, with its sequences, ids, headers and times."""
+    if not path.is_file():
+        raise ConfigError(f"PATH {path}: there is no such file")
 
     async def work() -> None:
         config = config_of()

@@ -13,6 +13,7 @@ from dataplane.audit.replay import Verdict, timeline, verify
 from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
 from dataplane.cli.app import BACK, From, Json, app, config_of, run
+from dataplane.cli.looking import whole_id
 from dataplane.config import ConfigError
 from dataplane.schema import asyncapi
 from streams.events import EVENT_TYPES
@@ -36,12 +37,14 @@ def replay(
         raise ConfigError(f"--type {type_name!r} is none of {', '.join(EVENT_TYPES)}")
     if follow and until:
         raise ConfigError("--follow goes on for ever: it takes no --until")
+    chain = whole_id(chain) if chain else ""
     for text, what in ((since, "--since"), (until, "--until")):
         if text:
             moment_of(text, what)
 
-    async def read() -> None:
-        async with open_source(source, config_of()) as log:
+    async def read() -> int:
+        shown = 0
+        async with open_source(source, config_of(), growing=follow) as log:
             facts = timeline(
                 log,
                 after=await _before(log, since) if since else 0,
@@ -55,8 +58,13 @@ def replay(
             async with contextlib.aclosing(facts):
                 async for recorded in facts:
                     show.print_timeline(recorded, as_json=as_json)
+                    shown += 1
+        return shown
 
-    run(read())
+    if not run(read()):
+        if chain:
+            raise ConfigError(f"--chain {chain!r}: this stretch of the log has no such chain")
+        show.errors.print("no such fact in this stretch of the log")
 
 
 async def _before(log: ReadingLog, since: str) -> int:

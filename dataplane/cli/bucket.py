@@ -23,7 +23,7 @@ To = Annotated[Path, typer.Option("--to", help="Directory; what stands there rig
 
 @app.command(rich_help_panel=SAFE)
 def backup(
-    wait: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 600.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the end.")] = 600.0,
     as_json: Json = False,
 ) -> None:
     """Ask for all that belongs in the bucket and is not there, and wait until it is."""

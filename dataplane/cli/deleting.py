@@ -10,8 +10,9 @@ import typer
 
 from dataplane.api import DataPlane, Published
 from dataplane.cli import show
-from dataplane.cli.app import SAFE, Json, app, config_of, run
+from dataplane.cli.app import SAFE, Json, app, check_joined, config_of, run
 from dataplane.words import size
+from projections.store import StoreMissing
 from streams import events
 from streams.codec import chain_of_trigger
 from streams.log import Log
@@ -27,13 +28,16 @@ def delete(
     node: Annotated[str, typer.Argument(help="The node whose copy is to go.")],
     checksum: Annotated[str, typer.Option(help="Only if it holds exactly this.")] = "",
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "asked for by an operator",
-    wait: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 120.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the end.")] = 120.0,
     as_json: Json = False,
 ) -> None:
     """Delete a copy, if enough others are proven. Exit status 1 if it stays."""
 
     async def ask() -> tuple[Published, End | None]:
         async with DataPlane.connect(config=config_of()) as plane:
+            # Where there are no views here, who has some refuses it.
+            with contextlib.suppress(StoreMissing), plane.catalog.view() as view:
+                check_joined(view, node)
             event = events.DeletionRequested(
                 path=path,
                 node=node,

@@ -11,7 +11,7 @@ import typer
 from dataplane.api import DataPlane
 from dataplane.audit.moments import moment_of
 from dataplane.cli import show
-from dataplane.cli.app import SAFE, Json, app, config_of, run
+from dataplane.cli.app import SAFE, Json, app, check_joined, config_of, run
 from dataplane.config import ConfigError
 from dataplane.draining import Drain, Verdict
 from dataplane.words import clock, size
@@ -21,7 +21,9 @@ from dataplane.words import clock, size
 def drain(
     node: Annotated[str, typer.Argument(help="The node that is to go.")],
     wait: Annotated[bool, typer.Option("--wait", help="Until it may go, or can't.")] = False,
-    timeout: Annotated[float, typer.Option(help="With --wait: at most so many seconds.")] = 3600.0,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="With --wait: at most so many seconds.")
+    ] = 3600.0,
     deadline: Annotated[str, typer.Option(help="When it goes: 10m from now, or a time.")] = "",
     copies: Annotated[int, typer.Option(min=1, help="Other places that must hold all.")] = 1,
     as_json: Json = False,
@@ -32,9 +34,7 @@ def drain(
     async def work() -> Verdict:
         async with DataPlane.connect(config=config_of()) as plane:
             with plane.catalog.view() as view:
-                if view.node(node) is None:
-                    known = ", ".join(row.name for row in view.nodes()) or "none"
-                    raise ConfigError(f"NODE {node!r} never joined; known: {known}")
+                check_joined(view, node)
             draining = Drain(plane, node, copies=copies, deadline=when)
             return await (draining.wait(timeout) if wait else draining.look())
 

@@ -22,20 +22,27 @@ from rich.progress import (
 from dataplane.agent.progress import ProgressMessage
 from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import LOOK, Json, app, config_of, open_catalog, run
-from dataplane.rows import link_line
+from dataplane.cli.app import LOOK, Json, app, check_joined, config_of, open_catalog, run
+from dataplane.rows import link_line, plain
 from streams.subjects import PROGRESS_SUBJECTS
 
 
 @app.command(rich_help_panel=LOOK)
-def links(node: str = "", as_json: Json = False) -> None:
+def links(
+    node: Annotated[str, typer.Option(help="Only this one.")] = "", as_json: Json = False
+) -> None:
     """How each node can be reached, by each transport: outcomes, speed, and what is shut for now.
 
-    A line without a transport is the node as a whole.
+    "(as a whole)" is the node by whatever transport: while that is open nothing is tried at all.
     """
     now = time.time()
     with open_catalog() as catalog, catalog.view() as view:
-        rows = [link_line(row, now) for row in view.links() if node in ("", row.node)]
+        if node:
+            check_joined(view, node, "--node")
+        lines = [link_line(row, now) for row in view.links() if node in ("", row.node)]
+    rows = [plain(line) for line in lines]
+    if not as_json:
+        rows = [{**row, "transport": row["transport"] or "(as a whole)"} for row in rows]
     columns = [
         "node",
         "transport",
@@ -52,7 +59,7 @@ def links(node: str = "", as_json: Json = False) -> None:
 @app.command(rich_help_panel=LOOK)
 def watch(
     node: Annotated[str, typer.Option(help="Only to or from this node.")] = "",
-    seconds: Annotated[float, typer.Option(help="End after so long; 0 goes on.")] = 0.0,
+    seconds: Annotated[float, typer.Option(min=0, help="End after so long; 0 goes on.")] = 0.0,
     as_json: Json = False,
 ) -> None:
     """Transfers as they move, until Ctrl-C: how far, how fast, how long yet."""

@@ -22,6 +22,7 @@ from dataplane.cli.app import (
     Json,
     TypeOption,
     app,
+    check_joined,
     config_of,
     open_catalog,
     run,
@@ -31,7 +32,8 @@ from dataplane.config import ConfigError
 from dataplane.rows import EntryLine, chain_line, entry_line, node_line
 from dataplane.waiting import transfer_lines
 from projections.store import StoreMissing
-from streams.log import LogError
+from streams.codec import Recorded
+from streams.log import LogError, LogUnavailable
 
 catalog_app = typer.Typer(no_args_is_help=True, help="What is where.")
 app.add_typer(catalog_app, name="catalog", rich_help_panel=LOOK)
@@ -51,12 +53,7 @@ def status(as_json: Json = False) -> None:
     else:
         show.console.print(f"{health.status}: {health.message}", highlight=False)
         for name, value in health.details.items():
-            text = (
-                ", ".join(f"{k} {v}" for k, v in value.items())
-                if isinstance(value, dict)
-                else value
-            )
-            show.console.print(f"  {name:<14} {text}", highlight=False)
+            show.console.print(f"  {name:<14} {show.words(value)}", highlight=False, markup=False)
     raise typer.Exit(0 if health.healthy else 1)
 
 
@@ -97,6 +94,9 @@ def catalog_ls(
 ) -> None:
     """Every entry that somebody holds."""
     with open_catalog() as catalog:
+        if node:
+            with catalog.view() as view:
+                check_joined(view, node, "--node")
         found = catalog.entries(node=node, config_key=config_key, data_type=data_type)
     _print_entries([entry_line(entry) for entry in found], as_json)
 
@@ -115,9 +115,7 @@ def missing(node: str, data_type: TypeOption = None, as_json: Json = False) -> N
     """What belongs on a node and is not there."""
     with open_catalog() as catalog:
         with catalog.view() as view:
-            if view.node(node) is None:
-                known = ", ".join(row.name for row in view.nodes()) or "none"
-                raise ConfigError(f"NODE {node!r} never joined; known: {known}")
+            check_joined(view, node)
         found = catalog.get_missing_on_node(node, data_type)
     rows = [entry_line(entry) for entry in found]
     _print_entries(rows, as_json, empty=f"{node} has all that belongs there")
@@ -150,7 +148,8 @@ def plans(as_json: Json = False) -> None:
 
 @app.command(rich_help_panel=LOOK)
 def chains(
-    last: Annotated[int, typer.Option(help="How many ended ones.")] = 20, as_json: Json = False
+    last: Annotated[int, typer.Option(min=0, help="How many ended ones.")] = 20,
+    as_json: Json = False,
 ) -> None:
     """Open chains, then those that ended last."""
     with open_catalog() as catalog, catalog.view() as view:
@@ -182,16 +181,22 @@ def chain(
 
     The beginning of an id is enough where only one chain begins so.
     """
-    id = _whole_id(id)
-
-    async def history() -> Any:
-        async with open_source(source, config_of()) as log:
-            return await chain_history(log, id)
-
-    facts = run(history())
+    id = whole_id(id)
     row = None
     with open_catalog() as catalog, contextlib.suppress(StoreMissing), catalog.view() as view:
         row = view.chain(id)
+
+    async def history() -> list[Recorded]:
+        try:
+            async with open_source(source, config_of()) as log:
+                return await chain_history(log, id)
+        except LogUnavailable as error:
+            if row is None:
+                raise
+            show.errors.print(f"its facts can't be read: {error}", markup=False)
+            return []
+
+    facts = run(history())
     if not facts and row is None:
         raise ConfigError(f"there is no chain {id!r}")
     if as_json:
@@ -203,7 +208,7 @@ def chain(
         show.console.print(show.step_line(step), soft_wrap=True)
 
 
-def _whole_id(beginning: str) -> str:
+def whole_id(beginning: str) -> str:
     """The id of the one chain in the views that begins so; what was given if it is none or many."""
     with open_catalog() as catalog, contextlib.suppress(StoreMissing), catalog.view() as view:
         if view.chain(beginning) is None:

@@ -9,7 +9,7 @@ import typer
 
 from dataplane.cli import show
 from dataplane.cli.app import RUN, DataDir, Json, Nats, Node, app, arguments, config_of
-from dataplane.config import CONFIG_FILE, TEMPLATE, ConfigError, default_node
+from dataplane.config import CONFIG_FILE, TEMPLATE, ConfigError, DataPlaneConfig, default_node
 from dataplane.daemon import Part, run_parts, supervise
 
 
@@ -29,6 +29,8 @@ def init(
 def up(node: Node = None, data_dir: DataDir = None) -> None:
     """Run a bus, a coordinator and an agent on this machine, and keep them alive."""
     config = config_of(node=node, data_dir=data_dir)
+    for line in about_to_run(config):
+        show.errors.print(line, highlight=False, markup=False, soft_wrap=True)
     raise typer.Exit(supervise(config, _as_environment(node=node, data_dir=data_dir)))
 
 
@@ -68,6 +70,22 @@ def demo(
     from dataplane.demo.run import run_demo
 
     raise typer.Exit(run_demo(nodes=nodes, rounds=rounds, keep=keep, as_json=as_json))
+
+
+def about_to_run(config: DataPlaneConfig) -> list[str]:
+    """What `up` is going to listen to and to write, before it does."""
+    port = config.nats_port or "a free port"
+    bus = config.nats_url.rpartition("@")[2] or f"one of its own on 127.0.0.1:{port}"
+    page = f"{config.web_host}:{config.web_port or 'a free port'}"
+    lines = [
+        f"node {config.node} ({', '.join(config.roles)})",
+        f"bus: {bus}; page: {page if config.web_enabled else 'none'}",
+        f"log, views and outbox in {config.state_dir.resolve()}",
+        f"games, models and the like in {config.data_dir.resolve()}",
+    ]
+    if arguments.get("path") is None and not Path(CONFIG_FILE).exists():
+        lines.append(f"no {CONFIG_FILE} here, so all this is default; dataplane init writes one")
+    return lines
 
 
 def _as_environment(**own: Any) -> dict[str, str]:

@@ -10,12 +10,12 @@ from rich.text import Text
 
 from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
-from dataplane.cli.app import WHY, Json, app, config_of, open_catalog, run
+from dataplane.cli.app import WHY, Json, app, check_joined, config_of, open_catalog, run
 from dataplane.evidence import facts_about
 from dataplane.explain import Asked, Explanation, explain
 from dataplane.words import clock
 from streams.codec import Recorded
-from streams.values import config_key_in
+from streams.values import S3_NODE, config_key_in
 
 LogicalPath = Annotated[str, typer.Argument(metavar="PATH", help="As the catalog names it.")]
 
@@ -35,7 +35,7 @@ def why(path: LogicalPath, node: str, as_json: Json = False) -> None:
 def why_not(path: LogicalPath, node: str, as_json: Json = False) -> None:
     """Why a file is not on a node: which rule, failure or wait keeps it from there.
 
-    Exit status 1 if it is there; then it says why.
+    Exit status 0 if that is so; 1 if it is there, and then it says why.
     """
     answer = _answer(path, node)
     _print(answer, as_json)
@@ -45,6 +45,9 @@ def why_not(path: LogicalPath, node: str, as_json: Json = False) -> None:
 def _answer(path: str, node: str) -> Explanation:
     config = config_of()
     with open_catalog() as catalog:
+        if not (node == S3_NODE and config.s3_enabled):
+            with catalog.view() as view:
+                check_joined(view, node)
         known = catalog.get(path)
         config_key = known.config_key if known else config_key_in(path)
 

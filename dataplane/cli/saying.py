@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Annotated, Any
 
@@ -12,11 +13,17 @@ from dataplane.api import DataPlane, Published, SyncResult
 from dataplane.cli import show
 from dataplane.cli.app import SAY, Json, Node, app, config_of, run
 from dataplane.config import ConfigError
+from dataplane.coordinator.queries import PREFIX
 from dataplane.words import size
+from projections.store import StoreMissing
 from streams.codec import lift, unknown_fields
-from streams.events import CHAIN_TRIGGERS, EVENT_TYPES
+from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS, Event, speaker_of
+from streams.log import LogError
 from streams.subjects import Place, place_of
 from streams.values import ALL_CONFIGS, DataType, SyncPriority
+
+#: How long a coordinator may take to say who joined.
+_ASK_S = 2.0
 
 
 @app.command(rich_help_panel=SAY)
@@ -24,7 +31,7 @@ def publish(
     type_name: Annotated[str, typer.Argument(metavar="TYPE", help="Such as SELFPLAY_COMPLETE.")],
     payload: Annotated[str, typer.Argument(help="JSON; - reads standard input.")] = "{}",
     node: Node = None,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for the chain's end.")] = 0.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the chain's end.")] = 0.0,
     id: Annotated[str | None, typer.Option(help="The same id is stored once.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -48,6 +55,7 @@ def publish(
     async def say() -> tuple[Published, SyncResult | None]:
         async with DataPlane.connect(config=config) as plane:
             published = await plane.publish(event, id=id)
+            await _warn_if_nobody_answers(plane, event)
             if wait <= 0 or published.queued or not isinstance(event, CHAIN_TRIGGERS):
                 return published, None
             return published, await (await plane.handle(published)).wait(wait)
@@ -63,13 +71,41 @@ def publish(
     raise typer.Exit(0 if result is None or result.success else 1)
 
 
+async def _warn_if_nobody_answers(plane: DataPlane, event: Event) -> None:
+    """Say at once that a chain waits for a node that never joined, which it does to its limit."""
+    node = speaker_of(event)
+    if type(event) not in FILE_TRIGGERS or not node:
+        return
+    joined = await _joined(plane)
+    if joined is not None and node not in joined:
+        limit = plane.config.answer_limit_seconds
+        show.errors.print(
+            f"warning: no node {node} ever joined (known: {', '.join(joined) or 'none'}); the "
+            f"chain waits {limit:.0f} s for it to say what it holds, and then fails",
+            style="yellow",
+            highlight=False,
+            markup=False,
+        )
+
+
+async def _joined(plane: DataPlane) -> list[str] | None:
+    """Who ever joined, by the views here, else by a coordinator; None if nobody can be asked."""
+    with contextlib.suppress(StoreMissing), plane.catalog.view() as view:
+        return [row.name for row in view.nodes()]
+    with contextlib.suppress(LogError):
+        bus = (await plane.log()).bus
+        answer = msgspec.json.decode(await bus.request(f"{PREFIX}.nodes", b"", _ASK_S))
+        return [row["node"] for row in answer]
+    return None
+
+
 @app.command(rich_help_panel=SAY)
 def sync(
     config_key: Annotated[str, typer.Argument(help="Such as hex8_2p.")],
     targets: Annotated[list[str], typer.Argument(help="Nodes that are to get it.")],
     data_type: Annotated[DataType, typer.Option("--type")] = DataType.GAMES,
     priority: SyncPriority = SyncPriority.NORMAL,
-    wait: Annotated[float, typer.Option(help="Seconds to wait for the end.")] = 60.0,
+    wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the end.")] = 60.0,
     as_json: Json = False,
 ) -> None:
     """Ask for data on nodes, and wait until it is there."""

@@ -47,6 +47,21 @@ def emit(
     console.print(table)
 
 
+def words(value: Any) -> str:
+    """A value that may hold others, in words: ``used 12 %, tier free``; "-" for nothing."""
+    if isinstance(value, Mapping):
+        return ", ".join(_named(name, inner) for name, inner in value.items()) or "-"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(words, value)) or "-"
+    return "-" if value is None or value == "" else str(value)
+
+
+def _named(name: str, value: Any) -> str:
+    if name.endswith("_bytes") and isinstance(value, int):
+        return f"{name.removesuffix('_bytes')} {size(value)}"
+    return f"{name} ({words(value)})" if isinstance(value, Mapping) else f"{name} {words(value)}"
+
+
 def print_json(value: Any) -> None:
     """One JSON document on standard output."""
     print(json.dumps(msgspec.to_builtins(value), indent=2, ensure_ascii=False))

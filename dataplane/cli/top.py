@@ -6,6 +6,7 @@ It asks a coordinator over the bus, so it runs on any machine that reaches the b
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Annotated
 
 import msgspec
@@ -17,11 +18,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dataplane.api import DataPlane
+from dataplane.catalog import Catalog
 from dataplane.cli import show
 from dataplane.cli.app import LOOK, Json, app, config_of, run
+from dataplane.config import DataPlaneConfig
 from dataplane.coordinator.queries import PREFIX
 from dataplane.motion import Motion, Moving, Traffic
-from dataplane.overview import Overview, Severity
+from dataplane.overview import Overview, Severity, overview
 from dataplane.rows import ChainLine, TransferLine
 from dataplane.words import rate, size, span
 from streams.log import Bus, LogUnavailable
@@ -49,12 +52,36 @@ def top(
     interval: Annotated[float, typer.Option(min=0.2, help="Seconds between looks.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Watch the cluster: alerts, nodes, what moves, open chains. Ctrl-C ends it."""
-    run(_watch(once or as_json, interval, as_json))
+    """Watch the cluster: alerts, nodes, what moves, open chains. Ctrl-C ends it.
+
+    Where no coordinator answers it shows what the views on this machine last knew.
+    """
+    config = config_of()
+    try:
+        run(_watch(config, once or as_json, interval, as_json))
+    except LogUnavailable as error:
+        known = last_known(config)
+        show.errors.print(f"no coordinator answers: {error}", markup=False, highlight=False)
+        if as_json:
+            show.print_json(known)
+        else:
+            show.console.print(draw(known, None, _ROWS))
 
 
-async def _watch(once: bool, interval: float, as_json: bool) -> None:
-    async with DataPlane.connect(config=config_of()) as plane:
+def last_known(config: DataPlaneConfig) -> Overview:
+    """The picture by this machine's own views. Raises StoreMissing where there are none."""
+    catalog = Catalog(config)
+    try:
+        with catalog.view() as view:
+            return overview(
+                view, now=time.time(), beats={}, last_sequence=None, policy=config.policy()
+            )
+    finally:
+        catalog.close()
+
+
+async def _watch(config: DataPlaneConfig, once: bool, interval: float, as_json: bool) -> None:
+    async with DataPlane.connect(config=config) as plane:
         bus = (await plane.log()).bus
         if as_json:
             show.print_json(await glance(bus))
@@ -94,9 +121,10 @@ async def _follow(bus: Bus, motion: Motion, interval: float) -> None:
             await asyncio.sleep(interval)
 
 
-def draw(seen: Overview, motion: Motion, rows: int) -> Group:
+def draw(seen: Overview, motion: Motion | None, rows: int) -> Group:
     """The whole picture, with at most so many `rows` of each kind."""
-    moving, traffic = motion.now(), motion.traffic()
+    moving = motion.now() if motion else {}
+    traffic = motion.traffic() if motion else {}
     parts: list[RenderableType] = [_title(seen)]
     for alert in seen.alerts[:rows]:
         style = "bold red" if alert.severity is Severity.CRITICAL else "yellow"

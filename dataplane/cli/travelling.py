@@ -19,7 +19,7 @@ from dataplane.catalog import Catalog
 from dataplane.cli import app as shared
 from dataplane.cli import looking, show
 from dataplane.cli.app import BACK, From, Json, app, config_of, run
-from dataplane.config import DataPlaneConfig
+from dataplane.config import ConfigError, DataPlaneConfig
 from projections.cluster import ClusterView
 from projections.snapshot import Snapshots
 from projections.store import Reader
@@ -93,11 +93,13 @@ def diff(
     async def compare() -> list[Change]:
         async with open_source(source, config_of()) as log:
             one, other = await point_of(log, first, "T1"), await point_of(log, second, "T2")
-            start = await Snapshots(config_of().snapshots_dir).nearest(log, min(one, other))
-            async with past(log, min(one, other), start=start) as there:
+            if one > other:
+                raise ConfigError(f"T1 {first!r} is later than T2 {second!r}: the earlier is first")
+            start = await Snapshots(config_of().snapshots_dir).nearest(log, one)
+            async with past(log, one, start=start) as there:
                 since = there.checkpoint.time
                 before = picture(ClusterView(there.reader))
-                await there.go_on(max(one, other))
+                await there.go_on(other)
                 return list(changes(before, picture(ClusterView(there.reader), since)))
 
     found = run(compare())

@@ -288,15 +288,21 @@ def _children(parent: int, word: str) -> list[int]:
 
 
 async def test_up_says_that_its_port_is_taken(tmp_path: Path, own_server: EmbeddedServer) -> None:
-    """A second bus on the same port: a clear line and status 1, no hanging."""
+    """A second bus on the same port: what to do about it and status 3, no hanging.
+
+    Before that it says where it would listen and what it would write.
+    """
     own_server.start()
     environment = {"DATAPLANE_NATS_PORT": str(own_server.port), "PATH": "/usr/bin:/bin"}
     up = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "dataplane", "up", cwd=tmp_path, env=environment, stderr=-1
     )
     _, said = await asyncio.wait_for(up.communicate(), 60)
-    assert up.returncode == 1
-    assert b"address already in use" in said
+    assert up.returncode == 3
+    port = own_server.port
+    assert f"bus: one of its own on 127.0.0.1:{port}".encode() in said
+    assert f"outbox in {tmp_path}/.dataplane".encode() in said
+    assert f"use it: --nats nats://127.0.0.1:{port}".encode() in said
 
 
 async def test_second_up_in_one_directory_is_refused(tmp_path: Path) -> None:
@@ -312,7 +318,7 @@ async def test_second_up_in_one_directory_is_refused(tmp_path: Path) -> None:
     await until((tmp_path / ".dataplane" / "nats_url").exists, "the bus to run")
     second = await up()
     _, said = await asyncio.wait_for(second.communicate(), 60)
-    assert second.returncode == 1
+    assert second.returncode == 3
     assert f"in use by process {first.pid}".encode() in said
     first.terminate()
     assert await first.wait() == 0

@@ -109,7 +109,7 @@ CASES: dict[str, tuple[tuple[Any, ...], str, str, tuple[str, ...]]] = {
         (trainer(),),
         "games/gpu-9/hex8_2p.db",
         "train-1",
-        ("its producer gpu-9 never joined",),
+        ("no node gpu-9 ever joined, if that is to be its producer",),
     ),
     "a file that was set aside": (
         (

@@ -55,6 +55,14 @@ def test_the_map_counts_current_entries_by_configuration_type_and_node() -> None
     assert (row.copies_least, row.under_replicated) == (2, 0)
 
 
+def test_a_chain_that_waits_for_a_node_that_never_joined_is_an_alert_at_once() -> None:
+    """Nobody waits a minute to hear that a name was mistyped."""
+    story = given(*CLUSTER, opens("c1", played("gpu-9")))
+    assert "SELFPLAY_COMPLETE of hex8_2p waits for gpu-9, which never joined" in texts(seen(story))
+    story = given(*CLUSTER, opens("c1", played("gpu-1")))
+    assert not [text for text in texts(seen(story)) if "never joined" in text]
+
+
 def test_all_is_well_says_nothing() -> None:
     """No alert where a chain has ended and every copy is there."""
     glance = seen(given(*CLUSTER, ran("c1", played(), games_of("gpu-1"))))
