@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
 
@@ -16,7 +16,8 @@ import msgspec
 
 from dataplane.budget import GRANT_S, Grant, Grants, Share, first_rate, limits_of, share_of
 from dataplane.chain import exhausted
-from dataplane.execution import KnownWays, Way, choose
+from dataplane.execution import TO_SSH, KnownWays, Way, can_be_reached, choose
+from dataplane.liveness import SILENT
 from dataplane.ordering import at_risk, expected_end, in_turn, starved
 from dataplane.policy import Policy
 from dataplane.slots import Slots, Wait
@@ -277,11 +278,13 @@ def unanswered(
     policy: Policy,
     now: float,
     teller: str,
+    silent: Container[str] = (),
 ) -> list[Fact]:
-    """Attempts whose executor stayed away beyond their time, or went offline; said by `teller`.
+    """Attempts whose executor stayed away beyond their time, or is gone; said by `teller`.
 
-    Who pushes or relays can be replaced as soon as it is offline, a target can't: it has its whole
-    time to come back. So has who was offline already when it was asked, for want of anybody else.
+    Who pushes or relays can be replaced as soon as it is offline. A target that is offline has its
+    whole time to come back, unless it is known to be dead: no heartbeat took it out, or, being out
+    for another reason, it is `silent` now. So has who was offline already when it was asked.
     """
     facts = []
     for transfer in in_flight:
@@ -293,6 +296,12 @@ def unanswered(
         elif executor is not None and _left(executor, transfer):
             error = f"{executor.name} went offline: {executor.reason}"
             facts.append(_given_up(transfer, teller, error, retryable=True))
+        elif executor is not None and _dead(executor, silent):
+            error = f"{executor.name} is gone: {executor.reason}"
+            # Whoever holds the entry may still reach the machine. Should the node come back before
+            # its chain has ended, what it does by this assignment counts all the same.
+            others = any(can_be_reached(executor, t) for t in TO_SSH if t in transfer.transports)
+            facts.append(_given_up(transfer, teller, error, retryable=others))
     return facts
 
 
@@ -300,6 +309,12 @@ def _left(executor: NodeRow, transfer: TransferRow) -> bool:
     """Whether who was to bring something to another node has gone since."""
     gone = not executor.online and executor.since >= transfer.assigned_at
     return gone and executor.name != transfer.target
+
+
+def _dead(executor: NodeRow, silent: Container[str]) -> bool:
+    """Whether an executor will not answer: it was taken out, and nobody hears of it."""
+    unheard = executor.reason.startswith(SILENT) or executor.name in silent
+    return not executor.online and unheard
 
 
 def _peers(

@@ -6,6 +6,7 @@ same facts with the same ids, so that being asked twice, or by two coordinators,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from adapters.s3.layout import manifest_key, under
 from dataplane.duties import distributed, drained, may_end_empty, said_of_the_plan, too_late
 from dataplane.policy import Policy
 from projections.chains import ChainRow, ChainStatus, Need, planned
-from projections.transfers import TransferRow, TransferState
+from projections.transfers import ENTRY_MISSING, TransferRow, TransferState, transfer_id
 from streams import events
 from streams.codec import LIST_BYTES, Fact, chain_fact, split_entries
 from streams.values import S3_NODE, Held, Refusal, SyncPlan, TargetOutcome, added
@@ -26,12 +27,17 @@ T = TypeVar("T")
 #: chain of more outcomes says how many were left out.
 OUTCOMES_NAMED = 400
 ERROR_CHARACTERS = 1_000
+#: What nobody holds any more is planned again as what has taken its place, so many versions long: a
+#: file that changes faster than it can be fetched must not keep its chain open for ever.
+MOST_VERSIONS = 5
+
+Plan = Callable[[events.Event, float], events.SyncPlanned]
 
 
 def owed(
     chain: ChainRow,
     transfers: Mapping[str, TransferRow],
-    plan: Callable[[events.Event, float], events.SyncPlanned],
+    plan: Plan,
     policy: Policy,
     now: float,
     cause: str = "",
@@ -51,7 +57,8 @@ def owed(
     if chain.status is ChainStatus.READY:
         return _plan(chain, plan(chain.event(), chain.opened_at), policy, now, cause)
     if chain.status is ChainStatus.MOVING:
-        return _end(chain, transfers, policy, now, cause)
+        again = _planned_again(chain, transfers, plan, cause)
+        return again or _end(chain, transfers, policy, now, cause)
     if chain.status is ChainStatus.COMPLETED and not chain.announced_at:
         # Written together with the end; owed alone only if an older program wrote the end.
         return _announcement(chain, [], policy, cause)
@@ -107,6 +114,70 @@ def _plan(
     return [*facts, chain_fact(started, chain.id, cause)]
 
 
+def _planned_again(
+    chain: ChainRow, transfers: Mapping[str, TransferRow], plan: Plan, cause: str
+) -> list[Fact]:
+    """SYNC_PLANNED of what has taken the place of contents that a source holds no more.
+
+    It is planned for the targets that wait for them and for nothing else. Empty where nothing has:
+    then another holder is asked, or the transfer fails in the end.
+    """
+    lost = {
+        (need.target, need.path)
+        for need in _last_of_each_place(chain.needs)
+        if _is_lost(transfers.get(need.transfer), chain)
+    }
+    lost -= {place for place, n in Counter(map(_place, chain.needs)).items() if n >= MOST_VERSIONS}
+    if not lost:
+        return []
+    decision = plan(chain.event(), chain.opened_at)
+    known = {need.transfer for need in chain.needs}
+    plans = [
+        replace(one, target_nodes=(target,), entries=entries)
+        for one in decision.plans
+        for target in one.target_nodes
+        if (
+            entries := tuple(
+                entry
+                for entry in one.entries
+                if (target, entry.path) in lost and transfer_id(entry, target) not in known
+            )
+        )
+    ]
+    if not plans:
+        return []
+    to_nodes = [one for one in plans if one.target_nodes != (S3_NODE,)]
+    paths = {entry.path for one in to_nodes for entry in one.entries} - set(chain.announces)
+    announces = tuple(path for path in decision.announces if path in paths)
+    again = events.SyncPlanned(
+        config_key=chain.config_key,
+        source_node=chain.source_node,
+        plans=tuple(plans),
+        announces=announces,
+    )
+    return [
+        chain_fact(part, chain.id, cause, "again", len(chain.needs), index)
+        for index, part in enumerate(_parts(again))
+    ]
+
+
+def _is_lost(transfer: TransferRow | None, chain: ChainRow) -> bool:
+    """Whether the last attempt at a transfer found that its source holds the content no more."""
+    if transfer is None or transfer.state is not TransferState.PENDING:
+        return False
+    failures = transfer.failures_since(chain.planned_sequence)
+    return bool(failures) and failures[-1].error_class == ENTRY_MISSING
+
+
+def _place(need: Need) -> tuple[str, str]:
+    return need.target, need.path
+
+
+def _last_of_each_place(needs: Sequence[Need]) -> list[Need]:
+    """What is still meant of a plan that was made again: of each place the version named last."""
+    return list({_place(need): need for need in needs}.values())
+
+
 def _parts(decision: events.SyncPlanned) -> list[events.SyncPlanned]:
     """A plan cut so that each part fits into a message; the last one completes it."""
     plans = [
@@ -141,7 +212,8 @@ def _end(
     Games are announced once the nodes have them: a bucket that is slow, or away, holds up nobody
     who trains.
     """
-    outcomes = [(need, _outcome(chain, need, transfers, policy)) for need in chain.needs]
+    needs = _last_of_each_place(chain.needs)
+    outcomes = [(need, _outcome(chain, need, transfers, policy)) for need in needs]
     if too_late(chain, policy, now):
         outcomes = [(need, outcome or _not_in_time(need)) for need, outcome in outcomes]
     open_needs = [need for need, outcome in outcomes if outcome is None]
@@ -161,7 +233,7 @@ def _end(
         return [*stored, *announced, *_overdue(chain, policy, now, cause, waiting)]
     if failed:
         names = ", ".join(sorted({outcome.target for outcome in failed}))
-        reason = f"{len(failed)} of {len(chain.needs)} copies are missing on {names}"
+        reason = f"{len(failed)} of {len(needs)} copies are missing on {names}"
         return [*stored, _failure(chain, arrived, failed, now, reason, cause), *announced]
     if blocking:
         return [*stored, _failure(chain, arrived, [], now, "; ".join(blocking), cause)]
@@ -180,7 +252,8 @@ def _stored(
     cause: str,
 ) -> list[Fact]:
     """S3_BACKUP_COMPLETED, once all that the chain wanted in the bucket is there and is named."""
-    wanted = [need for need in chain.needs if need.target == S3_NODE]
+    needs = _last_of_each_place(chain.needs)
+    wanted = [need for need in needs if need.target == S3_NODE]
     there = [outcome for outcome in arrived if outcome.target == S3_NODE]
     if chain.backed_up_at or not wanted or len(there) < len(wanted):
         return []

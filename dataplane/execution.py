@@ -75,11 +75,13 @@ def choose(
         source = ranked[0]
         return Way(transfer.target, source, transfer.transports, source)
 
-    def badness(way: Way) -> tuple[bool, int, int, int, int]:
+    def badness(way: Way) -> tuple[bool, bool, int, int, int, int]:
         by_source = [f for f in transfer.failures if f.source == way.source]
         same_way = [f for f in by_source if f.executor == way.executor]
+        executor = known.node(way.executor)
         return (
             _is_open(known.link(way.remote), policy.breakers, now),
+            executor is not None and not executor.online,
             sum(f.error_class in SOURCE_FAILED for f in by_source),
             sum(f.error_class in WAY_FAILED for f in same_way),
             way.detour,
@@ -146,7 +148,9 @@ def _ways(
 
 def _direct(transfer: TransferRow, holders: Sequence[str], known: KnownWays) -> Iterator[Way]:
     target = known.node(transfer.target)
-    pushed = _usable(target, (t for t in transfer.transports if t in PUSHING))
+    # Where no agent is, nobody serves files; over SSH its machine may still take some.
+    sending = TO_SSH if target is not None and not target.online else PUSHING
+    pushed = _usable(target, (t for t in transfer.transports if t in sending))
     for holder in holders:
         if holder == S3_NODE:
             yield Way(transfer.target, S3_NODE, (Transport.S3,), S3_NODE)

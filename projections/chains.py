@@ -114,7 +114,7 @@ class ChainsView:
     """Folds triggers, answers, decisions and results into chains."""
 
     name = "chains"
-    version = 4
+    version = 5
     tables = ("chains", "chains_open", "chains_ended", "announced", "chain_triggers")
 
     def __init__(self) -> None:
@@ -206,7 +206,10 @@ class ChainsView:
 
 
 def planned(row: ChainRow, event: events.SyncPlanned, time: float, sequence: int = 0) -> ChainRow:
-    """A chain with what one SYNC_PLANNED adds to it; a large plan comes in several."""
+    """A chain with what one SYNC_PLANNED adds to it; a large plan comes in several.
+
+    One that moves already is as old as its first plan, whatever is planned again.
+    """
     needs = tuple(
         Need(
             transfer_id(entry, target),
@@ -220,15 +223,16 @@ def planned(row: ChainRow, event: events.SyncPlanned, time: float, sequence: int
         for target in plan.target_nodes
         for entry in plan.entries
     )
+    again = row.status is ChainStatus.MOVING
     return replace(
         row,
         status=ChainStatus.MOVING if event.last_part else row.status,
-        planned_at=time,
-        planned_sequence=sequence,
+        planned_at=row.planned_at if again else time,
+        planned_sequence=row.planned_sequence if again else sequence,
         needs=row.needs + needs,
         held=row.held + event.held,
         refusals=row.refusals + event.refusals,
-        source_node=event.source_node,
+        source_node=row.source_node if again else event.source_node,
         announces=row.announces + event.announces,
     )
 

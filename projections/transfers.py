@@ -19,6 +19,9 @@ from streams import events
 from streams.codec import Recorded, fact_id
 from streams.values import S3_NODE, DataEntry, SyncPlan, SyncPriority, Transport, added
 
+#: The class of an attempt that found its source without the content.
+ENTRY_MISSING = "EntryMissing"
+
 
 class TransferState(enum.StrEnum):
     """Where a transfer stands."""

@@ -26,6 +26,7 @@ from projections.chains import ChainRow, place_of
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from projections.store import StoreError
+from projections.transfers import ENTRY_MISSING
 from streams import events
 from streams.appending import place_guards
 from streams.codec import Fact, Recorded, chain_fact, encode
@@ -272,6 +273,9 @@ def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str
         return [chain for chain in waiting if not _goes_on(view, chain, target, policy)]
     if isinstance(recorded.event, events.TransferFailed):
         row = view.transfer(recorded.event.transfer)
+        if row is not None and recorded.event.error_class == ENTRY_MISSING:
+            # It may be to be planned again as what has taken its place, whatever else goes on.
+            return list(row.chains)
         if row is None or not exhausted(row, policy, 0):
             # It is tried again: whoever waits for it goes on waiting.
             return []

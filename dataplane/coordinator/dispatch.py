@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
@@ -67,6 +67,8 @@ class Dispatcher:
         self._clock = clock
         self._leads = leads
         self._changed = asyncio.Event()
+        #: Nodes of which no heartbeat has been heard for a while.
+        self.silent: Set[str] = frozenset()
         self.assigned = 0
         self.errors = 0
         #: What can't be reckoned with, and what is wrong with admission as a whole: "" if nothing.
@@ -181,7 +183,7 @@ class Dispatcher:
         )
         for fact in (*admission.assignments, *admission.risks.values()):
             encode(fact, now)
-        late = unanswered(in_flight, known.node, self._policy, now, self._node)
+        late = unanswered(in_flight, known.node, self._policy, now, self._node, self.silent)
         if self._granter is not None:
             self._granter.divide(in_flight, known.node)
         return admission, late

@@ -21,6 +21,7 @@ from dataplane.presence import present
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.log import Bus, Log, LogError
+from streams.topology import NODES_TTL_S
 
 logger = logging.getLogger(__name__)
 LIVENESS_S = 5.0
@@ -89,6 +90,9 @@ class Leading:
                     silent_since.setdefault(node.name, now)
                 for name in there:
                     silent_since.pop(name, None)
+                self.dispatcher.silent = {
+                    name for name, since in silent_since.items() if now - since >= NODES_TTL_S
+                }
                 limit_s = self._config.offline_after_seconds
                 for fact in verdicts(
                     nodes, there, silent_since, limit_s=limit_s, now=now, teller=self._config.node
@@ -97,4 +101,5 @@ class Leading:
             except LogError as error:
                 # Nobody was heard because nobody could be: that is no node's fault.
                 silent_since.clear()
+                self.dispatcher.silent = frozenset()
                 logger.debug("heartbeats can't be read: %s", error)

@@ -14,13 +14,22 @@ from hypothesis import strategies as st
 
 from dataplane.admission import MOST_AT_ONCE, MOST_LOOKED_AT, admit, unanswered
 from dataplane.policy import MEGABYTE, Policy
+from projections.chains import ChainStatus
 from projections.links import LinkRow
 from projections.nodes import NodeRow
 from projections.transfers import Failure, TransferRow, TransferState, transfer_id
 from streams import events
 from streams.codec import Fact
 from streams.subjects import matches
-from streams.values import DataEntry, Endpoint, NodeDescription, SyncPriority, Trait, Transport
+from streams.values import (
+    DataEntry,
+    Endpoint,
+    NodeDescription,
+    Role,
+    SyncPriority,
+    Trait,
+    Transport,
+)
 from tests.spec import (
     T0,
     after,
@@ -530,7 +539,7 @@ def test_unanswered_attempt_is_a_failure_after_its_time_and_its_grace() -> None:
         ("train-1", T0 + 1, False),
         ("gpu-1", T0 - 1, False),
     ],
-    ids=["pusher", "relay", "target", "was away before"],
+    ids=["pusher", "relay", "target that still beats", "was away before"],
 )
 def test_who_pushes_or_relays_and_goes_offline_is_not_waited_for(
     executor: str, offline_at: float, given_up: bool
@@ -538,14 +547,66 @@ def test_who_pushes_or_relays_and_goes_offline_is_not_waited_for(
     """It is tried again by others at once; a target can't be replaced."""
     out = row(state=TransferState.ASSIGNED, attempt=1, executor=executor, assigned_at=T0)
     out = msgspec.structs.replace(out, timeout_s=600.0)
-    gone = NodeRow(NodeDescription(name=executor), T0, False, "no heartbeat", offline_at)
+    gone = NodeRow(NodeDescription(name=executor), T0, False, "taken out", offline_at)
     there = msgspec.structs.replace(gone, online=True)
     assert unanswered([out], lambda _: there, Policy(), T0 + 2, "boss") == []
     facts = unanswered([out], lambda _: gone, Policy(), T0 + 2, "boss")
     assert [fact.event.error for fact in facts] == [  # type: ignore[attr-defined]
-        f"{executor} went offline: no heartbeat"
+        f"{executor} went offline: taken out"
     ] * given_up
     assert all(fact.event.retryable for fact in facts)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("offline_at", [T0 + 1, T0 - 1], ids=["since", "before"])
+@pytest.mark.parametrize(
+    ("reason", "silent"), [("no heartbeat for 300 s", ()), ("spot is gone", ("train-1",))]
+)
+@pytest.mark.parametrize("ssh_host", ["", "10.0.0.7"])
+def test_a_target_that_is_known_to_be_dead_is_not_waited_for(
+    offline_at: float, reason: str, silent: tuple[str, ...], ssh_host: str
+) -> None:
+    """P1: long before the attempt's time is over; tried again only if others reach its machine."""
+    out = row(state=TransferState.ASSIGNED, attempt=1, executor="train-1", assigned_at=T0)
+    out = msgspec.structs.replace(out, timeout_s=600.0, transports=(Transport.RSYNC,))
+    endpoint = Endpoint(node="train-1", ssh_host=ssh_host)
+    about = NodeDescription(name="train-1", endpoint=endpoint)
+    gone = NodeRow(about, T0, False, reason, offline_at)
+    (fact,) = unanswered([out], lambda _: gone, Policy(), T0 + 2, "boss", silent)
+    assert isinstance(fact.event, events.TransferFailed)
+    assert fact.event.error == f"train-1 is gone: {reason}"
+    assert fact.event.retryable == bool(ssh_host)
+    back = msgspec.structs.replace(gone, online=True)
+    assert unanswered([out], lambda _: back, Policy(), T0 + 2, "boss", silent) == []
+
+
+def test_chain_whose_targets_are_dead_ends_without_waiting_for_each_of_them() -> None:
+    """P1: what is still to be assigned to a dead node takes no attempt's time each."""
+    games = [entry(f"games/gpu-1/hex8_2p_{n}.db") for n in range(20)]
+    story = given(trainer(), player(), opens("c1", played()), answers("c1", "gpu-1", *games))
+    story.tell(said_what_is_owed, events.HostOffline(node="train-1", reason="no heartbeat"))
+    began = story.now
+    for _ in range(20):
+        story.tell(assigned, lambda story: story.gives_up(), said_what_is_owed)
+    assert story.now == began
+    assert story.chain("c1").status is ChainStatus.FAILED
+    assert not story.under_way()
+
+
+def test_what_a_dead_node_was_to_fetch_is_pushed_to_its_machine() -> None:
+    """A machine whose agent is gone may still take files over SSH."""
+    there = Endpoint(node="train-1", http_url="http://train-1:8770", ssh_host="10.0.0.7")
+    about = NodeDescription(name="train-1", roles=(Role.TRAINING,), endpoint=there)
+    trains = events.NodeRegistered(description=about)
+    story = given(trains, player(), opens("c1", played()))
+    story.under(transports={"small_file": ["p2p", "rsync"]})
+    story.tell(answers("c1", "gpu-1", games_of("gpu-1")), said_what_is_owed, assigned)
+    assert [one.executor for one in story.under_way()] == ["train-1"]
+    story.tell(events.HostOffline(node="train-1", reason="no heartbeat for 300 s"))
+    story.tell(lambda story: story.gives_up(), after(5), assigned)
+    assert [one.executor for one in story.under_way()] == ["gpu-1"]
+    assert story.gives_up() == []
+    story.tell(succeeded(), said_what_is_owed)
+    assert story.chain("c1").status is ChainStatus.COMPLETED
 
 
 def test_transfer_of_a_pusher_that_went_offline_goes_on_from_another_holder() -> None:

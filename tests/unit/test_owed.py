@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 
+from dataplane.chain import MOST_VERSIONS
+from dataplane.coordinator.bridge import _moved_on
 from projections.chains import ChainStatus
 from streams import events
 from streams.codec import MAX_MESSAGE_BYTES, Fact, encode
@@ -699,6 +701,76 @@ def test_p1_refusal_of_a_trigger_that_names_thousands_of_paths_fits_into_a_messa
 def ids(facts: list[Fact]) -> list[str]:
     """What makes two facts the same message."""
     return [fact.id for fact in facts]
+
+
+SECOND = games_of("gpu-1", "second", games=600)
+LOST = (*MOVING, holds("gpu-1", SECOND), failed(error_class="EntryMissing"))
+
+
+def test_what_a_source_holds_no_more_is_planned_again_as_what_has_taken_its_place() -> None:
+    """P1: at once, not after all retries; the chain completes with the content that counts now."""
+    story = given(*LOST)
+    [again] = [fact.event for fact in story.owes("c1")["c1"]]
+    assert isinstance(again, SyncPlanned)
+    assert [(plan.target_nodes, plan.entries[0].checksum) for plan in again.plans] == [
+        (("train-1",), SECOND.checksum)
+    ]
+    story.tell(said_what_is_owed, assigned)
+    assert story.owes("c1") == {"c1": []}
+    assert [one.entry.checksum for one in story.under_way()] == [SECOND.checksum]
+    story.tell(succeeded(), said_what_is_owed)
+    end = story.facts[-2].event
+    assert isinstance(end, DataSyncCompleted)
+    assert [(one.target, one.checksum) for one in end.targets] == [("train-1", SECOND.checksum)]
+    assert end.games_synced == 600
+    assert isinstance(story.facts[-1].event, NewGamesAvailable)
+
+
+def test_only_what_was_lost_is_planned_again() -> None:
+    """A target that has what was planned, or gets it now, is left alone."""
+    story = given(trainer("train-2"), *READY, said_what_is_owed, assigned)
+    story.tell(succeeded("train-2"), holds("gpu-1", SECOND), failed(error_class="EntryMissing"))
+    story.tell(said_what_is_owed, assigned)
+    assert [(one.target, one.entry.checksum) for one in story.under_way()] == [
+        ("train-1", SECOND.checksum)
+    ]
+    story.tell(succeeded(), said_what_is_owed)
+    end = next(one.event for one in story.facts[::-1] if isinstance(one.event, DataSyncCompleted))
+    assert {(one.target, one.checksum) for one in end.targets} == {
+        ("train-1", SECOND.checksum),
+        ("train-2", GAMES.checksum),
+    }
+
+
+def test_what_is_lost_and_has_no_later_version_is_tried_again_and_fails_in_the_end() -> None:
+    """Another holder may have it; nobody else is planned for."""
+    story = given(*MOVING, failed(error_class="EntryMissing"))
+    assert story.owes("c1") == {"c1": []}
+    for _ in range(story.policy.retries.max_retries):
+        story.tell(after(60), assigned, failed(error_class="EntryMissing"))
+    story.tell(said_what_is_owed)
+    assert story.chain("c1").status is ChainStatus.FAILED
+
+
+def test_p1_a_file_that_changes_faster_than_it_can_be_fetched_ends_its_chain() -> None:
+    """After so many versions it is said that it failed, and why."""
+    story = given(*MOVING)
+    for number in range(MOST_VERSIONS):
+        story.tell(holds("gpu-1", games_of("gpu-1", f"version {number}")))
+        story.tell(failed(error_class="EntryMissing"), said_what_is_owed, after(60), assigned)
+    assert len(story.chain("c1").needs) == MOST_VERSIONS
+    for _ in range(story.policy.retries.max_retries + 1):
+        story.tell(failed(error_class="EntryMissing"), said_what_is_owed, after(60), assigned)
+    assert story.chain("c1").status is ChainStatus.FAILED
+    assert "EntryMissing" in story.facts[-1].event.failed[0].error  # type: ignore[union-attr]
+
+
+def test_what_was_lost_is_looked_at_although_more_is_under_way() -> None:
+    """The chain is asked at the first such failure, however many transfers it waits for."""
+    others = [entry(f"games/gpu-1/hex8_2p_{n}.db") for n in range(3)]
+    story = given(*OPENED, answers("c1", "gpu-1", GAMES, *others), said_what_is_owed, assigned)
+    story.tell(failed(path=GAMES.path, error_class="EntryMissing"))
+    assert _moved_on(story.view, story.facts[-1], story.policy) == ["c1"]
 
 
 def test_p11_pending_work_is_read_from_the_log_again() -> None:
