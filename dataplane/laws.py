@@ -207,10 +207,10 @@ def budgets_are_kept(max_total: int, max_per_node: int) -> Law:
                 brought -= _wanted(event)
             elif isinstance(event, events.TransferSucceeded):
                 # Whichever attempt of whichever transfer brought it: what is there need not be
-                # brought again, and an order that still stands for it moves nothing.
-                running.pop(event.transfer, None)
+                # brought again, and an order that still stands for it, or for a version before
+                # it, moves nothing.
                 brought.add(_moved(event))
-                running = {id: one for id, one in running.items() if _moved(one) not in brought}
+                running = {id: one for id, one in running.items() if not _spared(one, event)}
             elif isinstance(event, events.TransferFailed):
                 order = running.get(event.transfer)
                 if order is not None and order.attempt == event.attempt:
@@ -237,6 +237,15 @@ def budgets_are_kept(max_total: int, max_per_node: int) -> Law:
 def _moved(event: events.TransferAssigned | events.TransferSucceeded) -> tuple[str, str, str]:
     """What is brought: path, checksum and target."""
     return event.entry.path, event.entry.checksum, event.target
+
+
+def _spared(order: events.TransferAssigned, arrived: events.TransferSucceeded) -> bool:
+    """Whether an order has nothing left to move, now that this has arrived."""
+    if order.transfer == arrived.transfer or _moved(order) == _moved(arrived):
+        return True
+    place = arrived.entry.path, arrived.target
+    older = order.entry.version < arrived.entry.version
+    return (order.entry.path, order.target) == place and older
 
 
 def _wanted(event: events.SyncPlanned) -> set[tuple[str, str, str]]:

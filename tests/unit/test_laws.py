@@ -99,6 +99,20 @@ def test_budget_that_is_exceeded_is_found() -> None:
     assert list(laws.budgets_are_kept(1, 1)(recorded(assigned("t1", "a", "b"), urgent))) == []
 
 
+@pytest.mark.parametrize("later", [0, 1], ids=["older order", "order for a later version"])
+def test_order_for_what_another_transfer_has_brought_takes_no_slot(later: int) -> None:
+    """An order that was thought lost brings its entry late; only what is later is still to move."""
+    brought = replace(GAMES, version=5)
+    late = events.TransferSucceeded(
+        transfer="t0", node="b", source="a", target="b", entry=brought, attempt=1
+    )
+    wanted = replace(GAMES, version=4 + 2 * later, checksum="sha256:" + "0" * 64)
+    order = replace(assigned("t1", "a", "b"), entry=wanted)
+    after = replace(assigned("t2", "a", "b"), entry=games_of("gpu-2"))
+    problems = list(laws.budgets_are_kept(1, 1)(recorded(order, late, after)))
+    assert bool(problems) is bool(later), problems
+
+
 def test_deletion_without_enough_proofs_is_found() -> None:
     """Proven copies elsewhere count, the deleted one and unproven ones do not."""
     law = laws.deletions_leave_enough(2)
