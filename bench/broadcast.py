@@ -39,17 +39,31 @@ def run(size_mb: int, nodes: int, mbps: float, rounds: int, seed: int, base: Pat
         limit_s = size * 8 / (mbps * 1e6)
         for way in ("p2p", "pull"):
             found = [machines.spread(way, size, seed + number) for number in range(rounds)]
-            took = [seconds / limit_s for seconds, _ in found]
             what = "peer to peer" if way == "p2p" else "all pull from the source"
+            took = [spread.seconds / limit_s for spread in found]
             report.add(f"{what}: until the last has it", took, "x size/bandwidth")
-            copies = [sent / size for _, sent in found]
+            came = [spread.fetched_s / limit_s for spread in found]
+            report.add("  of it: until all bytes are there", came, "x size/bandwidth")
+            copies = [spread.sent_bytes / size for spread in found]
             report.add(f"{what}: what the source sent", copies, "copies")
+            report.add("  CPU of the receivers together", [one.cpu_s for one in found], "s")
     report.notes.append(
         f"Each link is {mbps:g} Mbit/s each way; headers alone make {_HEADERS} x of size/bandwidth "
         "the bound, and are counted in what the source sent. The last has it when its digest is "
         "proven and the file is on its disk."
     )
     return report
+
+
+class Spread(msgspec.Struct):
+    """A file that came to all machines."""
+
+    #: Until the last one has it, proven and on its disk; and until the last one has all bytes.
+    seconds: float
+    fetched_s: float
+    #: By the source, with headers.
+    sent_bytes: int
+    cpu_s: float
 
 
 class _Machines:
@@ -69,8 +83,8 @@ class _Machines:
             self._processes[name] = self._start(stack, name, [sys.executable, *words])
         self._urls = {name: self._answer(name)["url"] for name in names}
 
-    def spread(self, way: str, size: int, seed: int) -> tuple[float, int]:
-        """Seconds until the last machine has a new file, and bytes that the source sent."""
+    def spread(self, way: str, size: int, seed: int) -> Spread:
+        """Bring a new file to all machines."""
         file = self._place / "file.bin"
         entry = make_file(file, size >> 20, seed)
         entry = msgspec.structs.replace(entry, path=f"models/{way}-{seed}.bin")
@@ -80,12 +94,16 @@ class _Machines:
         targets = self._names[1:]
         for name in targets:
             self._tell(name, entry, way=way, nodes=self._urls)
-        for name in targets:
-            self._answer(name)
+        answers = [self._answer(name) for name in targets]
         took = time.perf_counter() - began
         for name in targets:
             (self._place / name / entry.path).unlink()
-        return took, self._network.sent_bytes("source") - before
+        return Spread(
+            seconds=took,
+            fetched_s=max(answer["fetched_s"] for answer in answers),
+            sent_bytes=self._network.sent_bytes("source") - before,
+            cpu_s=sum(answer["cpu_s"] for answer in answers),
+        )
 
     def _start(self, stack: ExitStack, name: str, command: list[str]) -> subprocess.Popen[str]:
         process = subprocess.Popen(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +54,14 @@ async def serve(name: str, address: str, bus: str, directory: Path) -> None:
         source, me = endpoints[0], Endpoint(node=name, http_url=server.url)
         peers = tuple(one for one in endpoints[1:] if one.node != name)
         request = Request("bench", entry, source, me, peers=peers if order["way"] == "p2p" else ())
+        began, cpu = time.perf_counter(), time.process_time()
         landing = await Landing.open(directory, entry, "bench", entry.path)
         came = await ways[order["way"]].fetch(request, landing, Throttle(), lambda *_: None)
+        fetched_s = time.perf_counter() - began
         await landing.commit()
         held[entry.checksum] = directory / entry.path
-        _say({"came": came})
+        cpu_s = time.process_time() - cpu
+        _say({"came": came, "fetched_s": fetched_s, "cpu_s": cpu_s})
     if log is not None:
         await log.close()
 

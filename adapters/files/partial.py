@@ -24,7 +24,7 @@ from adapters.workers import DIGESTS, DISK, SOCKETS, finish, settled
 #: its host: a third of the speed at 256 KiB. Where it has not, digesting takes longer anyway.
 PIECE_BYTES = 32 << 10
 #: So much is flushed at a time while more comes, that little is left to be flushed in the end.
-FLUSH_BYTES = 64 << 20
+FLUSH_BYTES = 32 << 20
 #: Blocks of one transfer: those being filled, written and digested.
 BLOCKS = 4
 

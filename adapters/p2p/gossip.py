@@ -61,15 +61,13 @@ def subject_of(checksum: str) -> str:
 def pieces_in(block_map: BlockMap, have: bytes) -> bytes:
     """The pieces of which all blocks are there, a bit each; `have` is a byte for each block."""
     step = piece_blocks_of(block_map.size_bytes)
-    bits = 0
+    pieces = bytearray(-(-len(have) // (8 * step)))
     for number, first in enumerate(range(0, len(have), step)):
         if 0 not in have[first : first + step]:
-            bits |= 1 << number
-    count = -(-len(have) // step)
-    return bits.to_bytes(-(-count // 8), "little")
+            pieces[number >> 3] |= 1 << (number & 7)
+    return bytes(pieces)
 
 
-def numbers_in(pieces: bytes, count: int) -> set[int]:
-    """The numbers of the pieces that a peer says it has, of `count`."""
-    bits = int.from_bytes(pieces[: -(-count // 8)], "little")
-    return {number for number in range(count) if bits >> number & 1}
+def bits_in(pieces: bytes, count: int) -> int:
+    """The pieces that a peer says it has, of `count`: a bit each, the lowest first."""
+    return int.from_bytes(pieces[: -(-count // 8)], "little") & ((1 << count) - 1)

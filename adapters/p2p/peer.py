@@ -19,6 +19,8 @@ from adapters.transport import EntryMissing, Interrupted, Refused, Stalled
 _ERROR_TEXT = 300
 #: Larger pieces cost more to make room for than to ask for.
 _PIECE_BYTES = 256 << 10
+#: A reader is woken for so many bytes, not for each packet, as long as more than these are to come.
+WAKE_BYTES = 32 << 10
 
 
 class Peer:
@@ -43,6 +45,7 @@ class Peer:
         #: The last answer, as far as it was read.
         self.answer: http.client.HTTPResponse | None = None
         self._socket: socket.socket | None = None
+        self._woken_for = 1
         self._aborted = False
 
     def ask(
@@ -76,6 +79,7 @@ class Peer:
     def fill(self, view: memoryview) -> None:
         """Fill `view` with the next bytes of the answer. Raises `Stalled` or `Interrupted`."""
         with self._reading() as answer:
+            self._wake_for(WAKE_BYTES if (answer.length or 0) - len(view) >= WAKE_BYTES else 1)
             count = 0
             while count < len(view):
                 came = answer.readinto(view[count:])
@@ -139,6 +143,15 @@ class Peer:
             with contextlib.suppress(OSError):
                 opened.shutdown(socket.SHUT_RDWR)
 
+    def _wake_for(self, count: int) -> None:
+        """Wait for so many bytes from now on; of TLS nobody knows how many make a record."""
+        opened = self._socket
+        if count == self._woken_for or opened is None or isinstance(opened, ssl.SSLSocket):
+            return
+        with contextlib.suppress(OSError):
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, count)
+        self._woken_for = count
+
     def _asked(
         self, url: str, method: str, headers: Mapping[str, str], body: bytes | None
     ) -> http.client.HTTPResponse:
@@ -148,6 +161,8 @@ class Peer:
         if self._connection is None:
             self._connection = connect(url, self._connect_s, self._context)
             self._socket = self._connection.sock
+            self._woken_for = 1
+        self._wake_for(1)
         if self._aborted:
             raise ConnectionAbortedError("given up")
         self._connection.sock.settimeout(self.stall_s)

@@ -1,15 +1,16 @@
 """Which piece to ask of whom, where many nodes fetch one content at once.
 
 The source is to give each piece once: of n receivers, the k-th takes from it every n-th piece, and
-all else from those who have it, the rarest first. Pure: it is told what happens and when, asks
-nobody and waits for nothing.
+all else from those who have it, the rarest first. Sets of pieces are whole numbers with a bit for
+each, the lowest first. Pure: it is told what happens and when, asks nobody and waits for nothing.
 """
 
 from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
 
 import msgspec
 
@@ -24,8 +25,9 @@ NEARLY_DONE = 0.9
 IDLE_S = 1.0
 #: A piece that has been on its way for so long may be asked for once more, of somebody else.
 LATE_S = 2.0
-#: How many pieces are looked at for the rarest.
-_LOOKED_AT = 256
+#: The rarest is looked for among the first of what a peer could give, so many pieces for each peer:
+#: the digest of the whole follows close behind what comes. With few, a slow peer slows all.
+_LOOKED_AT = 8
 
 
 class Kind(enum.Enum):
@@ -41,7 +43,7 @@ class Known(msgspec.Struct):
     """A peer as it is known now."""
 
     kind: Kind
-    pieces: set[int]
+    pieces: int = 0
     whole: bool = False
     heard_at: float = 0.0
     #: In a row, without a sound block in between.
@@ -57,10 +59,14 @@ class Swarm:
     def __init__(self, me: str, count: int, lacking: Iterable[int], seed: int = 0) -> None:
         self._me = me
         self._count = count
-        self._lacking = set(lacking)
+        self._lacking = bits(lacking)
+        self._all = (1 << count) - 1
         self._peers: dict[str, Known] = {}
+        #: How many receivers have each piece.
+        self._copies = [0] * count
         #: Pieces being asked for: since when, and of whom.
         self._asked: dict[int, dict[str, float]] = {}
+        self._asked_bits = 0
         #: How long a piece usually takes.
         self._usual_s = 0.0
         self._random = random.Random(f"{me} {seed}")
@@ -70,26 +76,42 @@ class Swarm:
         """Whether nothing is lacking any more."""
         return not self._lacking
 
+    @property
+    def nearly_done(self) -> bool:
+        """Whether so little is lacking that nobody waits for others any more."""
+        return self._lacking.bit_count() <= (1 - NEARLY_DONE) * self._count
+
+    @property
+    def here(self) -> int:
+        """The pieces that are here."""
+        return self._all & ~self._lacking
+
     def joins(self, node: str, kind: Kind, now: float) -> None:
         """A peer is expected to take part."""
         if node not in self._peers and (node != self._me or kind is Kind.SOURCE):
             whole = kind is Kind.SOURCE
-            self._peers[node] = Known(kind, set(), whole=whole, heard_at=now)
+            self._peers[node] = Known(kind, whole=whole, heard_at=now)
 
-    def heard(self, node: str, pieces: set[int], whole: bool, now: float) -> None:
-        """A peer says what it has."""
+    def heard(self, node: str, pieces: int, whole: bool, now: float) -> bool:
+        """A peer says what it has; whether something of it is lacking here."""
         self.joins(node, Kind.RECEIVER, now)
         known = self._peers.get(node)
-        if known is not None:
-            known.pieces, known.whole = pieces, known.whole or whole
-            known.heard_at = now
+        if known is None:
+            return False
+        self._has_now(known, pieces & self._all, known.whole or whole)
+        known.heard_at = now
+        return bool(self._wanted(known))
 
     def got(self, piece: int, now: float) -> None:
         """A piece is here."""
-        if piece in self._lacking:
-            self._lacking.discard(piece)
+        if self._lacking >> piece & 1:
+            self._lacking ^= 1 << piece
             took_s = now - min(self._asked.get(piece, {"": now}).values())
             self._usual_s += (took_s - self._usual_s) / 8
+
+    def lacks(self, piece: int) -> bool:
+        """Whether a piece is not here yet."""
+        return bool(self._lacking >> piece & 1)
 
     def next(self, node: str, now: float) -> int | None:
         """The piece to ask of a peer now; None if there is none. It counts as asked for."""
@@ -102,25 +124,25 @@ class Swarm:
             return None
         known.idle_since = None
         known.asked += 1
-        self._asked.setdefault(piece, {})[node] = now
+        self._ask(node, piece, now)
         return piece
 
     def extend(self, node: str, piece: int, now: float) -> bool:
         """Whether a peer may be asked for this piece too, right behind one it is asked for."""
         known = self._peers[node]
-        if piece not in self._lacking or piece in self._asked or not self._has(known, piece):
+        if piece in self._asked or not self._wanted(known) >> piece & 1:
             return False
         if known.kind is Kind.SOURCE and self._receivers(now):
             return False
-        self._asked.setdefault(piece, {})[node] = now
+        self._ask(node, piece, now)
         return True
 
     def settled(self, node: str, piece: int) -> None:
         """A peer is no longer asked for a piece, whatever came of it."""
         asked = self._asked.get(piece, {})
         asked.pop(node, None)
-        if not asked:
-            self._asked.pop(piece, None)
+        if not asked and self._asked.pop(piece, None) is not None:
+            self._asked_bits ^= 1 << piece
 
     def sound(self, node: str) -> None:
         """Something came from a peer that was right."""
@@ -139,14 +161,12 @@ class Swarm:
             source = known.kind is Kind.SOURCE
             known.away_until = float("inf") if source else now + AWAY_S
             known.failures = 0
-            known.pieces = set()
-            known.whole = known.whole and source
+            self._has_now(known, 0, known.whole and source)
 
     def lost(self, node: str, piece: int) -> None:
         """A peer does not have a piece it was thought to have."""
         known = self._peers[node]
-        known.pieces.discard(piece)
-        known.whole = False
+        self._has_now(known, self._pieces(known) & ~(1 << piece), False)
 
     def hopeful(self, now: float) -> bool:
         """Whether anybody may still give what is lacking."""
@@ -160,60 +180,67 @@ class Swarm:
     def _choose(self, node: str, known: Known, now: float) -> int | None:
         if known.kind is Kind.SOURCE:
             return self._from_source(node, known, now)
-        free = [p for p in self._wanted(known) if p not in self._asked]
+        free = self._wanted(known) & ~self._asked_bits
         return self._rarest(free) if free else self._late(node, known, now)
 
     def _from_source(self, node: str, known: Known, now: float) -> int | None:
         receivers = self._receivers(now)
-        free = [p for p in self._wanted(known) if p not in self._asked]
+        free = self._wanted(known) & ~self._asked_bits
         if not receivers:
-            return min(free) if free else self._late(node, known, now)
+            return _lowest(free) if free else self._late(node, known, now)
         order = sorted([*receivers, self._me])
-        mine = order.index(self._me)
-        owned = [p for p in free if p % len(order) == mine]
+        owned = free & every(len(order), order.index(self._me), self._count)
         if owned:
-            return self._rarest(owned)
-        nearly = len(self._lacking) <= (1 - NEARLY_DONE) * self._count
+            # All take theirs in order, so what is there of the whole has few gaps everywhere.
+            return _lowest(owned)
         idle = known.idle_since is not None and now - known.idle_since > IDLE_S
-        if nearly or idle:
+        if self.nearly_done or idle:
             # Nobody has it yet, or nobody gives it.
-            nowhere = [p for p in free if not self._copies(p)]
-            if nowhere or not idle:
-                return self._rarest(nowhere)
-            return self._rarest(free)
+            nowhere = bits(piece for piece in numbers(free) if not self._copies[piece])
+            return self._rarest(nowhere if nowhere or not idle else free)
         return None
 
     def _late(self, node: str, known: Known, now: float) -> int | None:
         """A piece that somebody else was asked for long ago."""
+        patience_s, wanted = max(LATE_S, 3 * self._usual_s), self._wanted(known)
         late = [
             piece
-            for piece in self._wanted(known)
-            if node not in self._asked.get(piece, {node: 0.0})
-            and len(self._asked[piece]) == 1
-            and now - max(self._asked[piece].values()) > max(LATE_S, 3 * self._usual_s)
+            for piece, asked in self._asked.items()
+            if wanted >> piece & 1
+            and node not in asked
+            and len(asked) == 1
+            and now - max(asked.values()) > patience_s
         ]
         return self._random.choice(late) if late else None
 
-    def _wanted(self, known: Known) -> set[int]:
-        return self._lacking if known.whole else self._lacking & known.pieces
+    def _ask(self, node: str, piece: int, now: float) -> None:
+        self._asked.setdefault(piece, {})[node] = now
+        self._asked_bits |= 1 << piece
 
-    def _has(self, known: Known, piece: int) -> bool:
-        return known.whole or piece in known.pieces
+    def _has_now(self, known: Known, pieces: int, whole: bool) -> None:
+        """Count anew what a peer has."""
+        before = self._pieces(known)
+        known.pieces, known.whole = pieces, whole
+        after = self._pieces(known)
+        if known.kind is Kind.RECEIVER:
+            for piece in numbers(before ^ after):
+                self._copies[piece] += 1 if after >> piece & 1 else -1
 
-    def _rarest(self, pieces: list[int]) -> int | None:
+    def _pieces(self, known: Known) -> int:
+        return self._all if known.whole else known.pieces
+
+    def _wanted(self, known: Known) -> int:
+        return self._lacking & self._pieces(known)
+
+    def _rarest(self, pieces: int) -> int | None:
         if not pieces:
             return None
-        some = pieces
-        if len(pieces) > _LOOKED_AT:
-            some = self._random.sample(pieces, _LOOKED_AT)
+        first = _lowest(pieces)
+        window = (1 << _LOOKED_AT * len(self._peers)) - 1
+        some = [first + piece for piece in numbers(pieces >> first & window)]
+        fewest = min(self._copies[piece] for piece in some)
         # Of the rarest any: all who look at the same peers would take the same one.
-        return min(some, key=lambda piece: (self._copies(piece), self._random.random()))
-
-    def _copies(self, piece: int) -> int:
-        """How many receivers have it."""
-        return sum(
-            self._has(known, piece) for known in self._peers.values() if known.kind is Kind.RECEIVER
-        )
+        return self._random.choice([piece for piece in some if self._copies[piece] == fewest])
 
     def _receivers(self, now: float) -> list[str]:
         """Who else fetches, as far as is known."""
@@ -225,3 +252,32 @@ class Swarm:
 
     def _lives(self, known: Known, now: float) -> bool:
         return known.away_until <= now and (known.whole or now - known.heard_at <= SILENT_S)
+
+
+def bits(pieces: Iterable[int]) -> int:
+    """A set of pieces."""
+    found = bytearray()
+    for piece in pieces:
+        found.extend(bytes(max(0, (piece >> 3) + 1 - len(found))))
+        found[piece >> 3] |= 1 << (piece & 7)
+    return int.from_bytes(found, "little")
+
+
+def numbers(pieces: int) -> Iterator[int]:
+    """The pieces of a set, the lowest first."""
+    # Taking bits from a long number one by one would copy it as often.
+    for at, byte in enumerate(pieces.to_bytes(-(-pieces.bit_length() // 8), "little")):
+        while byte:
+            low = byte & -byte
+            byte ^= low
+            yield 8 * at + low.bit_length() - 1
+
+
+@lru_cache(maxsize=64)
+def every(step: int, first: int, count: int) -> int:
+    """The pieces `first`, `first + step` and so on, below `count`."""
+    return bits(range(first, count, step))
+
+
+def _lowest(pieces: int) -> int:
+    return (pieces & -pieces).bit_length() - 1

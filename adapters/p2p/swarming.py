@@ -18,7 +18,7 @@ from adapters.files.blocks import piece_blocks_of
 from adapters.files.scattered import Scattered
 from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
 from adapters.p2p.asking import Asking
-from adapters.p2p.gossip import Gossip, Having, numbers_in, pieces_in, subject_of
+from adapters.p2p.gossip import Gossip, Having, bits_in, subject_of
 from adapters.p2p.peer import Peer
 from adapters.p2p.swarm import Kind, Swarm
 from adapters.transport import (
@@ -44,6 +44,9 @@ TWO_CONNECTIONS_BYTES = 8 << 20
 MOST_BAD = 3
 TELL_GAP_S, TELL_AT_LEAST_S = 0.02, 1.0
 _LOOK_S = 0.2
+#: Bells that are no peer's.
+_TELLING = "\0telling"
+_WATCHING = "\0watching"
 _HAVE_BYTES = 1 << 20
 
 
@@ -59,7 +62,8 @@ class Swarming:
         self._count = -(-self._map.count // self._step)
         lacking = [n for n in range(self._count) if not self._is_here(n)]
         self._swarm = Swarm(self._request.target.node, self._count, lacking)
-        self._changed = asyncio.Event()
+        #: Rung for a peer's worker when there may be something to ask it for.
+        self._bells: dict[str, asyncio.Event] = {}
         self._workers: dict[str, list[asyncio.Task[None]]] = {}
         self._errors: dict[str, TransportError] = {}
         self._bad: dict[tuple[str, int], int] = {}
@@ -95,7 +99,7 @@ class Swarming:
             silent = not self._bringing and now - self._progressed_at > self._request.stall_s
             if silent or not self._swarm.hopeful(now):
                 raise self._failure()
-            await self._news()
+            await self._rung(_WATCHING)
 
     def _failure(self) -> TransportError:
         """Why nothing comes any more: the source's own reason first."""
@@ -119,16 +123,18 @@ class Swarming:
                 for number in range(connections)
             ]
 
-    async def _news(self) -> None:
-        """Wait until something changed, or a moment."""
+    async def _rung(self, who: str) -> None:
+        """Wait until a bell was rung, or a moment. Few are rung: there are many words."""
+        bell = self._bells.setdefault(who, asyncio.Event())
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOOK_S):
-                await self._changed.wait()
+                await bell.wait()
+        bell.clear()
 
-    def _tell_all(self) -> None:
-        """Wake all who wait for news."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+    def _ring(self, *whom: str) -> None:
+        for one in whom:
+            if one in self._bells:
+                self._bells[one].set()
 
     # One peer
 
@@ -141,7 +147,7 @@ class Swarming:
             while not self._swarm.done:
                 piece = self._swarm.next(peer.node, time.monotonic())
                 if piece is None:
-                    await self._news()
+                    await self._rung(peer.node)
                 else:
                     await self._try(peer, self._run_from(peer, piece))
 
@@ -152,9 +158,9 @@ class Swarming:
             self._heard(peer.node, having)
 
     def _heard(self, node: str, having: Having) -> None:
-        pieces = set() if having.whole else numbers_in(having.pieces, self._count)
-        self._swarm.heard(node, pieces, having.whole, time.monotonic())
-        self._tell_all()
+        pieces = 0 if having.whole else bits_in(having.pieces, self._count)
+        if self._swarm.heard(node, pieces, having.whole, time.monotonic()):
+            self._ring(node)
 
     def _run_from(self, peer: Peer, piece: int) -> list[int]:
         """A piece and those right behind it that may be asked for together."""
@@ -190,7 +196,9 @@ class Swarming:
             self._bringing -= 1
             for piece in run:
                 self._swarm.settled(node, piece)
-            self._tell_all()
+            if any(self._swarm.lacks(piece) for piece in run):
+                # Others may be asked for it now.
+                self._ring(*self._bells)
 
     def _is_liar(self, node: str, run: list[int]) -> bool:
         return any(self._bad.get((node, piece), 0) >= MOST_BAD for piece in run)
@@ -270,7 +278,11 @@ class Swarming:
         for piece in pieces:
             if self._is_here(piece):
                 self._swarm.got(piece, time.monotonic())
-        self._tell_all()
+        self._ring(_TELLING)
+        if self._swarm.done:
+            self._ring(*self._bells)
+        elif self._swarm.nearly_done:
+            self._ring(self._request.source.node)
 
     def _is_here(self, piece: int) -> bool:
         return self._scattered.holds(piece * self._step, self._step)
@@ -296,14 +308,14 @@ class Swarming:
         told, told_at = b"", 0.0
         while target.http_url:
             whole = self._scattered.whole
-            pieces = b"" if whole else pieces_in(self._map, self._scattered.have())
+            pieces = b"" if whole else self._swarm.here.to_bytes(-(-self._count // 8), "little")
             now = time.monotonic()
             if pieces != told or whole or now - told_at > TELL_AT_LEAST_S:
                 told, told_at = pieces, now
                 having = Having(target.node, target.http_url, whole, pieces)
                 gossip.tell(subject, having.encode())
             await asyncio.sleep(TELL_GAP_S)
-            await self._news()
+            await self._rung(_TELLING)
 
 
 def _check(peer: Peer, checksum: str, span: str) -> None:

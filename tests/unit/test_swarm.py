@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.p2p.swarm import AWAY_S, IDLE_S, LATE_S, SILENT_S, Kind, Swarm
+from adapters.p2p.swarm import AWAY_S, IDLE_S, LATE_S, SILENT_S, Kind, Swarm, bits
 
 SOURCE = "source"
 
@@ -46,16 +46,16 @@ def test_p12_each_receiver_asks_the_source_for_its_own_share() -> None:
 def test_rarest_piece_of_a_peer_goes_first() -> None:
     """What few have may be gone soon, and is what others will ask us for."""
     made = swarm(others=("a", "c"))
-    made.heard("a", {2, 5}, False, 0.0)
-    made.heard("c", {5}, False, 0.0)
+    made.heard("a", bits([2, 5]), False, 0.0)
+    made.heard("c", bits([5]), False, 0.0)
     assert made.next("a", 0.0) == 2
 
 
 def test_piece_under_way_is_not_asked_for_twice_at_once() -> None:
     """Of two who have it one is asked."""
     made = swarm(others=("a", "c"))
-    made.heard("a", {5}, False, 0.0)
-    made.heard("c", {5}, False, 0.0)
+    made.heard("a", bits([5]), False, 0.0)
+    made.heard("c", bits([5]), False, 0.0)
     assert made.next("a", 0.0) == 5
     assert made.next("c", 0.0) is None
 
@@ -63,8 +63,8 @@ def test_piece_under_way_is_not_asked_for_twice_at_once() -> None:
 def test_late_piece_is_asked_of_somebody_else_too() -> None:
     """A slow peer does not hold up the end."""
     made = swarm(others=("a", "c"))
-    made.heard("a", {5}, False, 0.0)
-    made.heard("c", {5}, False, LATE_S)
+    made.heard("a", bits([5]), False, 0.0)
+    made.heard("c", bits([5]), False, LATE_S)
     assert made.next("a", 0.0) == 5
     assert made.next("c", LATE_S + 0.1) == 5
 
@@ -74,7 +74,7 @@ def test_nearly_done_others_shares_are_asked_of_the_source() -> None:
     made = swarm(count=20, others=("a",))
     for piece in range(18):
         made.got(piece, 0.0)
-    made.heard("a", {18}, False, 0.0)
+    made.heard("a", bits([18]), False, 0.0)
     assert asked(made, SOURCE) == [19]
 
 
@@ -89,7 +89,7 @@ def test_who_idles_asks_the_source_for_what_others_were_to_bring() -> None:
     """A receiver that is alive and slow does not hold up the others for ever."""
     made = swarm("b", 40, ("a",))
     assert len(asked(made, SOURCE)) == 20
-    made.heard("a", set(), False, IDLE_S)
+    made.heard("a", 0, False, IDLE_S)
     assert made.next(SOURCE, IDLE_S + 0.1) is not None
 
 
@@ -116,13 +116,13 @@ def test_sound_block_forgives_failures() -> None:
 def test_receiver_that_fails_is_left_alone_for_a_while(silent: bool, failures: int) -> None:
     """At once if it is silent: that costs seconds each time."""
     made = swarm(others=("a",))
-    made.heard("a", {5}, False, 0.0)
+    made.heard("a", bits([5]), False, 0.0)
     for _ in range(failures):
         assert made.next("a", 1.0) == 5
         made.settled("a", 5)
         made.failed("a", 1.0, silent=silent)
     assert made.next("a", 2.0) is None
-    made.heard("a", {5}, False, 1.0 + AWAY_S)
+    made.heard("a", bits([5]), False, 1.0 + AWAY_S)
     assert made.next("a", 1.1 + AWAY_S) == 5
 
 
@@ -168,6 +168,6 @@ def test_p12_everybody_gets_everything_and_the_source_gives_it_about_once(
         for name in names:
             for other, made in swarms.items():
                 if other != name:
-                    made.heard(name, set(here[name]), len(here[name]) == count, now)
+                    made.heard(name, bits(here[name]), len(here[name]) == count, now)
     assert all(pieces == set(range(count)) for pieces in here.values())
     assert given_by[SOURCE] <= 1.3 * count + nodes
