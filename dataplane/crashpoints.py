@@ -14,6 +14,7 @@ from collections import Counter
 POINTS = (
     "agent.observed",
     "agent.fetching",
+    "agent.gathered",
     "agent.landed",
     "agent.reported",
     "agent.pushing",

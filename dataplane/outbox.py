@@ -115,14 +115,19 @@ class Outbox:
 
         Where the disk takes nothing it is sent all the same: that the disk is full is itself news.
         """
-        try:
-            path = await finish(lambda: self.put(fact))
-        except OSError as error:
-            logger.error("outbox: %s is sent without being stored: %s", fact.id, error)
-            return await log.publish(fact)
+        path = await finish(lambda: self.store(fact))
         receipt = await log.publish(fact)
-        self.done(path)
+        if path is not None:
+            self.done(path)
         return receipt
+
+    def store(self, fact: Fact) -> Path | None:
+        """As `put`; None, and a word in this process's log, where the disk does not take it."""
+        try:
+            return self.put(fact)
+        except OSError as error:
+            logger.error("outbox: %s can't be stored: %s", fact.id, error)
+            return None
 
 
 def _sync_directory(directory: Path) -> None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -138,15 +139,32 @@ class Inventory:
         If the process dies between commit and `landed`, a later scan still knows the file for a
         received one. Durable on return.
         """
+        await self.expect_all({local: entry})
+
+    async def expect_all(self, entries: Mapping[str, DataEntry]) -> None:
+        """As `expect`, of several by local path at about the price of one."""
         await self._known.ready()
-        await self._known.expect(local, entry)
+        await self._known.expect(entries)
 
     async def landed(self, entry: DataEntry, local: str) -> None:
         """Record a received replica that was committed at `local`. Durable on return."""
+        if await self.all_landed({local: entry}):
+            raise FileNotFoundError(f"{local} is gone again")
+
+    async def all_landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
+        """As `landed`, of several by local path; return those that are gone again."""
         await self._known.ready()
-        seen = await finish(lambda: print_of(self._root / local))
-        await self._known.put({local: self._reader.received(local, entry, seen)})
-        await self._known.expect(local, None)
+        rows = await finish(lambda: self._landed(entries))
+        await self._known.put(rows)
+        await self._known.expect(dict.fromkeys(entries))
+        return entries.keys() - rows.keys()
+
+    def _landed(self, entries: Mapping[str, DataEntry]) -> dict[str, Row | None]:
+        found: dict[str, Row | None] = {}
+        for local, entry in entries.items():
+            with suppress(FileNotFoundError):
+                found[local] = self._reader.received(local, entry, print_of(self._root / local))
+        return found
 
     async def adopt(self, entries: Iterable[DataEntry]) -> tuple[DataEntry, ...]:
         """Learn again what was received, from the log, after the index was lost.
@@ -371,9 +389,8 @@ class Inventory:
                 if self._known.rows.get(one.local) is one.old:
                     changes |= self._consequences(one)
             await self._known.put(changes)
-            for one in batch:
-                if one.row is not None and one.row.received:
-                    await self._known.expect(one.local, None)
+            received = [one for one in batch if one.row is not None and one.row.received]
+            await self._known.expect({one.local: None for one in received})
         return waiting
 
     def _read_batch(self, due: list[str], first: int) -> list[Reading]:

@@ -75,13 +75,17 @@ class Known:
         await self._save("superseded", _difference(before, self.contents.superseded))
         await self._save("rows", changes)
 
-    async def expect(self, local: str, entry: DataEntry | None) -> None:
-        """Remember that `entry` will appear at `local`, or that nothing will. Durable on return."""
-        if entry is not None:
-            self.expected[local] = Expected(local, entry)
-        elif self.expected.pop(local, None) is None:
-            return
-        await self._save("expected", {local: self.expected.get(local)})
+    async def expect(self, entries: Mapping[str, DataEntry | None]) -> None:
+        """Remember that entries will appear at their local paths, or, where there is none, that
+        nothing will. Durable on return.
+        """
+        changes: dict[str, Expected | None] = {}
+        for local, entry in entries.items():
+            if entry is not None:
+                changes[local] = self.expected[local] = Expected(local, entry)
+            elif self.expected.pop(local, None) is not None:
+                changes[local] = None
+        await self._save("expected", changes)
 
     async def sweep(self) -> None:
         """Remove snapshots that nobody needs any more."""

@@ -36,6 +36,7 @@ from dataplane.agent.observing import Observer
 from dataplane.agent.progress import Progress
 from dataplane.agent.reaching import reached
 from dataplane.agent.relaying import Relaying
+from dataplane.agent.saying import Saying
 from dataplane.agent.scrub import Scrubber
 from dataplane.agent.transfers import TransportManager, quarantine_fact
 from dataplane.agent.transports import content_path, locate_subject, make_transports
@@ -73,6 +74,7 @@ class Agent:
             rescan_s=config.manifest_refresh_interval,
         )
         self._outbox = Outbox(config.state_dir / "outbox")
+        self._saying = Saying(log, self._outbox)
         self._presence = Presence(bus, self.node, "agent")
         self._observer = Observer(log, bus, config, self._inventory)
         self._scrubber = Scrubber(
@@ -173,6 +175,9 @@ class Agent:
         await self._custody.stop()
         for answering in self._answering:
             await answering.close()
+        if self._manager is not None:
+            await self._manager.close()
+        await self._saying.close()
         for transport in self._transports.values():
             await transport.close()
         if self._server is not None:
@@ -362,7 +367,7 @@ class Agent:
                 id = fact_id("quarantined", recorded.id)
                 facts.append(node_fact(quarantined, self.node, id, chain=recorded.chain))
         for fact in facts:
-            await self._outbox.publish(self._log, fact)
+            await self._saying.say(fact)
         manager.said(order.transfer)
         reach("agent.reported")
 

@@ -6,18 +6,17 @@ not told of before.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-
-import msgspec
 
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed, Landing
 from adapters.files.partial import disk_errors
 from adapters.throttle import Throttle
-from adapters.transport import Fetches, NeverReplaced, Progress, Request, Superseded
+from adapters.transport import Fetches, FetchesMany, NeverReplaced, Progress, Request, Superseded
 from dataplane.agent.attempt import Attempt, through
+from dataplane.agent.receipts import Receipts
+from dataplane.agent.together import Together
 from dataplane.agent.transports import CONNECT_TIMEOUT_S, NAMING_FILES
 from dataplane.crashpoints import reach
 from streams import events
@@ -48,6 +47,7 @@ class Fetching:
         self._stall_s = stall_s
         self._content_path = content_path
         self._receipts = Receipts(receipts)
+        self._together = Together(root, inventory, self._receipts, rules)
 
     async def bring(
         self,
@@ -63,15 +63,12 @@ class Fetching:
         with disk_errors():
             there = await self.there(order.entry)
         if there is not None:
-            return attempt.succeeded(there.games, self._receipts.read(order.transfer).moved)
+            return attempt.succeeded(there.games, self._receipts.read(order.transfer))
 
         async def fetch(transport: Fetches) -> Landed:
             return await self._fetch(transport, order, attempt, throttle, progress)
 
         landed = await through(order, self._transports, fetch)
-        reach("agent.landed")
-        with disk_errors():
-            await self._inventory.landed(order.entry, self.local(order.entry))
         return attempt.succeeded(landed.games)
 
     async def there(self, entry: DataEntry) -> DataEntry | None:
@@ -124,6 +121,8 @@ class Fetching:
             stall_s=self._stall_s,
             connect_s=CONNECT_TIMEOUT_S,
         )
+        if isinstance(transport, FetchesMany) and self._together.suits(request):
+            return await self._with_others(transport, request, attempt, throttle, progress)
         landing = await Landing.open(self._root, entry, order.transfer, local, rules=self._rules)
         try:
             with attempt.measure(
@@ -135,40 +134,33 @@ class Fetching:
                 # ours nor the bytes unmoved.
                 with disk_errors():
                     await self._inventory.expect(entry, local)
-                    self._receipts.write(order.transfer, attempt.moved + measured.moved)
-                return await landing.commit()
+                    self._receipts.write({order.transfer: attempt.moved + measured.moved})
+                landed = await landing.commit()
         finally:
             await landing.abort()
+        reach("agent.landed")
+        with disk_errors():
+            await self._inventory.landed(entry, local)
+        return landed
 
+    async def _with_others(
+        self,
+        transport: FetchesMany,
+        request: Request,
+        attempt: Attempt,
+        throttle: Throttle,
+        progress: Progress,
+    ) -> Landed:
+        """As `_fetch`, together with whatever else is wanted of this source now."""
+        size = request.entry.size_bytes
+        with attempt.measure(transport.name, request.source.node, lambda: 0) as measured:
+            reach("agent.fetching")
+            await throttle.take(size)
+            landed = await self._together.bring(transport, request, attempt.moved)
+            measured.moved = size
+        progress(size, size)
+        return landed
 
-class _Receipt(msgspec.Struct, frozen=True):
-    """What a transfer had moved when its file was about to appear."""
-
-    moved: int = 0
-
-
-class Receipts:
-    """Notes from before a file appears until its result is in the log.
-
-    They outlive a killed process, not a power failure: then the bytes count as not moved.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-
-    def write(self, transfer: str, moved: int) -> None:
-        """So many bytes were moved; the file appears next. Raises OSError."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        (self._directory / transfer).write_bytes(msgspec.json.encode(_Receipt(moved)))
-
-    def read(self, transfer: str) -> _Receipt:
-        """What was noted; nothing moved if nothing was."""
-        try:
-            return msgspec.json.decode((self._directory / transfer).read_bytes(), type=_Receipt)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return _Receipt()
-
-    def remove(self, transfer: str) -> None:
-        """The note is needed no more; one that can't go does no harm."""
-        with contextlib.suppress(OSError):
-            (self._directory / transfer).unlink()
+    async def close(self) -> None:
+        """Give up what is on its way."""
+        await self._together.close()

@@ -99,6 +99,10 @@ class TransportManager:
             self.running -= 1
             self.bytes_moved += attempt.moved
 
+    async def close(self) -> None:
+        """Give up what is on its way."""
+        await self._fetching.close()
+
     def said(self, transfer: str) -> None:
         """The result of a transfer is in the log: what was kept in case of a crash can go."""
         self._fetching.said(transfer)

@@ -66,6 +66,7 @@ async def test_selfplay_reaches_every_training_node(cluster: LocalCluster) -> No
 AGENT_POINTS = [
     ("gpu-7", Role.SELFPLAY, "agent.observed"),
     ("train-1", Role.TRAINING, "agent.fetching"),
+    ("train-1", Role.TRAINING, "agent.gathered"),
     ("train-1", Role.TRAINING, "agent.landed"),
     ("train-1", Role.TRAINING, "agent.reported"),
 ]

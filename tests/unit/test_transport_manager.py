@@ -24,7 +24,7 @@ from adapters.transport import (
     TransportError,
     Unreachable,
 )
-from dataplane.agent.fetching import Receipts
+from dataplane.agent.receipts import Receipts
 from dataplane.agent.transfers import TransportManager
 from streams import events
 from streams.values import DataEntry, DataType, Transport
@@ -157,7 +157,7 @@ async def test_disk_that_takes_no_receipt_fails_the_transfer_and_not_the_agent(
 ) -> None:
     """It is an answer like any other: an order that ends the agent would come again for ever."""
 
-    def refuse(receipts: Receipts, transfer: str, moved: int) -> None:
+    def refuse(receipts: Receipts, moved: dict[str, int]) -> None:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Receipts, "write", refuse)
