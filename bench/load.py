@@ -169,11 +169,13 @@ async def _read(log: JetStreamLog, begun: int, seen: Seen) -> Told:
                     opened[fact.id] = fact.time
                     told.first_at = told.first_at or fact.time
                     told.last_at = fact.time
+                elif fact.chain not in opened:
+                    continue  # nobody played for it: a sweep's
                 elif isinstance(fact.event, events.NewGamesAvailable):
                     told.chains_s.append(fact.time - opened.pop(fact.chain))
                 elif isinstance(fact.event, events.DataSyncFailed):
                     told.failed += 1
-                    opened.pop(fact.chain, None)
+                    del opened[fact.chain]
     told.facts, told.unended = len(told.lags_s), len(opened)
     return told
 

@@ -30,6 +30,7 @@ class Provisioner:
     def __init__(self, log: Log, bus: Bus, projector: Projector, config: DataPlaneConfig) -> None:
         self._log, self._bus, self._projector = log, bus, projector
         self._replicas = config.replicas
+        self._bounded = config.log_max_age_seconds > 0
         self._provided: set[str] = set()
         self._changed = asyncio.Event()
         projector.on_commit.append(self._changed.set)
@@ -54,7 +55,7 @@ class Provisioner:
         try:
             await present(self._bus)
         except LogError:
-            await self._log.ensure_topology(replicas=self._replicas)
+            await self._log.ensure_topology(replicas=self._replicas, bounded=self._bounded)
         if not self._provided:
             await signing_key(self._bus)
         with self._projector.store.read() as reader:
