@@ -23,6 +23,8 @@ LAG_LIMIT = 1_000
 STALL_LIMIT_S = 30.0
 #: A chain that has been open for this long is worth an operator's look.
 OLD_CHAIN_S = 900.0
+#: An archive that missed so many of its cycles is behind.
+ARCHIVE_CYCLES = 3
 
 
 class HealthCheckResult(msgspec.Struct, frozen=True):
@@ -127,6 +129,8 @@ def cluster_health(
     if late := _late_backup(view, now, policy):
         found.problem("backup-late", late)
     _judge_presence(found, view, present)
+    short = _short(found, view, present or {}, now, policy)
+    archive = _archive(found, present or {}, now, last_sequence)
     disks = _disks(view, present or {}, policy)
     breakers = _open_breakers(view, now, policy)
     for name, state in (consumers or {}).items():
@@ -137,6 +141,9 @@ def cluster_health(
         | {
             "disks": disks,
             "breakers": breakers,
+            "under_replicated": short,
+            "archive": archive,
+            "s3": _backup(view, now, policy),
             "consumers": msgspec.to_builtins(dict(consumers or {})),
         }
     )
@@ -215,6 +222,10 @@ def _details(
         "oldest_chain": {}
         if oldest is None
         else {"id": oldest.id, "age_s": round(now - oldest.opened_at, 1), "status": oldest.status},
+        "last_copies": {
+            config_key: {"age_s": round(now - row.time, 1), "path": row.path, "on": row.target}
+            for config_key, row in view.last_copies().items()
+        },
         "leader": next((key for key in coordinators if present[key].get("leads")), ""),
         "views": {key: present[key].get("lag") for key in coordinators},
         "pending_syncs": counts["transfers_pending"] + counts["transfers_in_flight"],
@@ -231,6 +242,69 @@ def _prestage(view: ClusterView, now: float) -> dict[str, Any]:
     return {
         **msgspec.to_builtins(staging),
         "hit_rate": None if rate is None else round(rate, 3),
+    }
+
+
+def _short(
+    found: _Findings,
+    view: ClusterView,
+    present: Mapping[str, dict[str, Any]],
+    now: float,
+    policy: Policy,
+) -> dict[str, Any]:
+    """What has too few copies, by the last survey of who leads; {} before there was one."""
+    surveys = (beat.get("sweeps", {}) for beat in present.values() if beat.get("leads"))
+    last: dict[str, Any] = max(surveys, key=lambda survey: survey.get("last_at", 0.0), default={})
+    if not last.get("last_at"):
+        return {}
+    path, since = last["oldest_short"], last["oldest_short_at"]
+    age_s = round(now - since, 1) if path else 0.0
+    # A cluster of two nodes can't keep three copies; that is no fault of an entry.
+    enough = sum(row.online for row in view.nodes()) >= policy.replication.minimum
+    if enough and age_s >= policy.replication.critical_after_s:
+        text = f"{path} has had too few copies for {age_s:.0f} s, and {last['short'] - 1} more"
+        found.problem("under-replicated", text)
+    return {
+        "paths": last["short"],
+        "oldest": path,
+        "oldest_age_s": age_s,
+        "surveyed_age_s": round(now - last["last_at"], 1),
+    }
+
+
+def _archive(
+    found: _Findings, present: Mapping[str, dict[str, Any]], now: float, last_sequence: int | None
+) -> dict[str, Any]:
+    """How far the archive is behind the log, as who keeps it says; {} where nobody does."""
+    keepers = [beat for beat in present.values() if beat.get("archive")]
+    if not keepers:
+        return {}
+    best = max(keepers, key=lambda beat: float(beat["archive"]["at"]))
+    said = best["archive"]
+    age_s = now - (said["at"] or best.get("started", now))
+    if age_s > max(ARCHIVE_CYCLES * said["interval_s"], STALL_LIMIT_S):
+        why = f": {said['problem']}" if said["problem"] else ""
+        found.problem("archive-behind", f"the log was last archived {age_s:.0f} s ago{why}")
+    if held := said["held"]:
+        text = f"the log can't be shortened before {held['sequence']}: {held['reason']}"
+        found.problem("log-held", text)
+    lag = None if last_sequence is None else max(0, last_sequence - said["sequence"])
+    return {
+        "sequence": said["sequence"],
+        "lag": lag,
+        "age_s": round(age_s, 1),
+        "problem": said["problem"],
+    }
+
+
+def _backup(view: ClusterView, now: float, policy: Policy) -> dict[str, Any]:
+    """When the bucket last had all that belongs there, and since when something waits for it."""
+    last = view.last_sweep(SweepKind.S3)
+    if not policy.s3.enabled or last is None:
+        return {}
+    return {
+        "complete_age_s": round(now - last.completed_at, 1) if last.completed_at else None,
+        "waiting_s": round(now - last.unmet_since, 1) if last.unmet_since else 0.0,
     }
 
 

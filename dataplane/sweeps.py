@@ -88,6 +88,8 @@ class Survey:
         self.short_since: dict[bytes, float] = {}
         self.looked_at = 0
         self.short = 0
+        #: What has been short of copies for longest, and since when; ("", 0.0) if nothing is.
+        self.oldest: tuple[str, float] = ("", 0.0)
         self.unbacked = 0
         self.backups: list[str] = []
         self.alerts: list[events.ReplicationAlert] = []
@@ -127,6 +129,8 @@ class Survey:
         entry = known.entry(row.entry)
         if entry is None or self._policy.paths.ownership(entry.path) is Ownership.MERGED:
             return
+        if not self.oldest[0] or since < self.oldest[1]:
+            self.oldest = (entry.path, since)
         severity = severity_of(entry, copies, self._now - since, rule)
         if severity and len(self.alerts) < MOST_ALERTS:
             said = known.last_alert(entry.path)

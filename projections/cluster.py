@@ -28,7 +28,7 @@ from projections.standing import StandingRow
 from projections.store import Reader
 from projections.sweeps import AlertRow, SweepRow
 from projections.trainings import StagedRow, Staging, TrainingRow
-from projections.transfers import Totals, TransferRow
+from projections.transfers import CopyRow, Totals, TransferRow
 from streams.values import DataEntry, DataType, SweepKind, Transport
 
 
@@ -158,6 +158,10 @@ class ClusterView:
     def totals(self) -> Totals:
         """Transfers and bytes since the log began."""
         return transfers.totals(self._reader)
+
+    def last_copies(self) -> dict[str, CopyRow]:
+        """The last proven copy of each configuration."""
+        return transfers.last_copies(self._reader)
 
     def last_assigned_sequence(self) -> int:
         """What guards the next assignment."""

@@ -94,10 +94,21 @@ class Totals(Row, frozen=True):
     failures: int = 0
 
 
+class CopyRow(Row, frozen=True):
+    """The last proven copy of something of a configuration."""
+
+    #: By the log's clock, seconds since 1970.
+    time: float
+    path: str
+    target: str
+
+
 #: So much later than its priority stands what may only take what is spare.
 SPARE_RANKS = len(SyncPriority)
 _TRANSFER = unpacker(TransferRow)
 _TOTALS = unpacker(Totals)
+_COPY = unpacker(CopyRow)
+_COPIED = b"copied "
 
 
 def transfer_id(entry: DataEntry, target: str) -> str:
@@ -109,7 +120,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 7
+    version = 8
     tables = (
         "transfers",
         *queue.TABLES,
@@ -206,6 +217,8 @@ class TransfersView:
         moved = added(before.bytes, event.bytes_transferred)
         after = Totals(before.transfers + 1, moved, before.failures)
         tx.put("transfers_meta", b"totals", after)
+        copy = CopyRow(recorded.time, event.entry.path, event.target)
+        tx.put("transfers_meta", _COPIED + event.entry.config_key.encode(), copy)
         row = get_transfer(tx, event.transfer)
         if row is not None and row.state is not TransferState.SUCCEEDED:
             done = replace(
@@ -333,6 +346,12 @@ def open_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
 def superseded_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
     """Transfers that some chain still names and that a later version has made needless."""
     return list(_at_place(reader, "superseded", target, path))
+
+
+def last_copies(reader: Reader) -> dict[str, CopyRow]:
+    """The last proven copy of each configuration."""
+    found = reader.scan("transfers_meta", _COPIED)
+    return {key[len(_COPIED) :].decode(): _COPY.decode(value) for key, value in found}
 
 
 def totals(reader: Reader) -> Totals:

@@ -181,6 +181,7 @@ class Coordinator:
                         "term": self.lease.term,
                         "set_back": len(self.leading.bridge.troubles)
                         + len(self.leading.dispatcher.suspects.troubles),
+                        "sweeps": msgspec.to_builtins(self.leading.sweeper.state),
                         "archive": msgspec.to_builtins(self._keeper.state) if self._keeper else {},
                     }
                 )

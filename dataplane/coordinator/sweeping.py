@@ -40,6 +40,9 @@ class Sweeps(msgspec.Struct):
     surveys: int = 0
     looked_at: int = 0
     short: int = 0
+    #: What has been short of copies for longest, and since when.
+    oldest_short: str = ""
+    oldest_short_at: float = 0.0
     unbacked: int = 0
     took_s: float = 0.0
     last_at: float = 0.0
@@ -112,6 +115,7 @@ class Sweeper:
         self._short_since = survey.short_since
         self.state.surveys += 1
         self.state.looked_at, self.state.short = survey.looked_at, survey.short
+        self.state.oldest_short, self.state.oldest_short_at = survey.oldest
         self.state.unbacked, self.state.last_at = survey.unbacked, now
         self.state.took_s = time.monotonic() - began
         return survey

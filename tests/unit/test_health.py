@@ -16,6 +16,7 @@ from dataplane.health import (
     cluster_health,
     coordinator_health,
 )
+from dataplane.policy import Policy
 from streams import events
 from streams.log import ConsumerState
 from streams.values import SweepKind
@@ -254,9 +255,12 @@ def test_k19_backup_that_missed_two_cycles_degrades_until_one_completes() -> Non
     story.tell(backup_ends(2, LOST), after(1), backup_due(3))
     result = cluster(story, policy=bucket)
     assert (result.status, result.details["reasons"]) == ("degraded", ["backup-late"])
+    assert result.details["s3"] == {"complete_age_s": None, "waiting_s": 200.0}
     assert cluster(story).healthy, "there is no bucket"
     story.tell(backup_ends(3, DONE), after(150))
-    assert cluster(story, policy=bucket).healthy
+    result = cluster(story, policy=bucket)
+    assert result.healthy
+    assert result.details["s3"] == {"complete_age_s": 150.0, "waiting_s": 0.0}
 
 
 def test_k19_backup_for_which_nothing_waits_any_more_is_not_late() -> None:
@@ -302,3 +306,103 @@ def test_clock_that_jumps_is_named_for_a_while() -> None:
     assert watch.look(1_616.0, 25.0) != ""
     assert watch.look(1_611.0 + NAMED_S, 20.0 + NAMED_S) == ""
     assert watch.look(1_611.0, 25.0 + NAMED_S) == "this machine's clock jumped 905 s back"
+
+
+# Copies, the bucket, the archive
+
+THREE = (trainer(), player(), trainer("train-2"))
+ALL_THREE = ALL_THERE | {"agent.train-2": {}}
+
+
+def survey(story: Story, **found: Any) -> dict[str, dict[str, Any]]:
+    """Heartbeats of a cluster whose leader has just looked at all copies."""
+    said = {"last_at": story.now, "short": 0, "oldest_short": "", "oldest_short_at": 0.0, **found}
+    return ALL_THREE | {"coordinator.boss": {"leads": True, "sweeps": said}}
+
+
+def test_what_has_had_too_few_copies_for_long_degrades() -> None:
+    """K8: named, with its age; what is short for a moment is not."""
+    story = given(*THREE)
+    limit = Policy().replication.critical_after_s
+    for age, healthy in ((limit - 1, True), (limit, False)):
+        short = {"short": 3, "oldest_short": "games/a.db", "oldest_short_at": story.now - age}
+        result = cluster(story, present=survey(story, **short))
+        assert result.healthy is healthy
+        assert result.details["under_replicated"]["oldest_age_s"] == age
+    assert f"games/a.db has had too few copies for {limit:.0f} s, and 2 more" in result.message
+    assert result.details["reasons"] == ["under-replicated"]
+
+
+def test_a_cluster_too_small_for_the_minimum_is_not_ill_for_it() -> None:
+    """Two nodes can't keep three copies; how it stands is in the details all the same."""
+    story = given(*CLUSTER)
+    beats = survey(story, short=1, oldest_short="games/a.db", oldest_short_at=1.0)
+    result = cluster(story, present={k: beats[k] for k in ALL_THERE})
+    assert result.healthy
+    assert result.details["under_replicated"]["paths"] == 1
+
+
+def test_before_the_first_survey_nothing_is_said_of_copies() -> None:
+    """Nobody has looked; who does not lead does not look."""
+    story = given(*THREE)
+    assert cluster(story, present=survey(story, last_at=0.0)).details["under_replicated"] == {}
+    beats = survey(story, short=1, oldest_short="games/a.db", oldest_short_at=1.0)
+    beats["coordinator.boss"]["leads"] = False
+    assert cluster(story, present=beats).details["under_replicated"] == {}
+
+
+def test_the_last_proven_copy_of_each_configuration_is_told() -> None:
+    """What, where, and how long ago by the log's clock."""
+    story = given(*CLUSTER, ran("c1", played(), games_of("gpu-1")), after(50.0))
+    entry = games_of("gpu-1")
+    copies = cluster(story).details["last_copies"]
+    assert set(copies) == {entry.config_key}
+    said = copies[entry.config_key]
+    assert (said["path"], said["on"]) == (entry.path, "train-1")
+    assert 50.0 <= said["age_s"] < 60.0
+    assert cluster(given(*CLUSTER)).details["last_copies"] == {}
+
+
+def kept(story: Story, *, age_s: float, started_s: float = 0.0, **said: Any) -> HealthCheckResult:
+    """The verdict where a coordinator archives every 100 s and did so last `age_s` ago."""
+    at = story.now - age_s if age_s else 0.0
+    archive = {"sequence": 1, "at": at, "interval_s": 100.0, "problem": "", "held": None, **said}
+    beat = {"archive": archive, "started": story.now - started_s}
+    return cluster(story, present=ALL_THERE | {"coordinator.boss": beat})
+
+
+def test_an_archive_that_missed_its_cycles_degrades() -> None:
+    """With the reason, and how far behind the log it is."""
+    story = given(*CLUSTER)
+    result = kept(story, age_s=300.0)
+    assert result.healthy
+    assert result.details["archive"]["lag"] == len(story.facts) - 1
+    result = kept(story, age_s=301.0, problem="no space left")
+    assert result.message == "the log was last archived 301 s ago: no space left"
+    assert result.details["reasons"] == ["archive-behind"]
+    assert cluster(story).details["archive"] == {}
+
+
+def test_an_archive_not_yet_begun_counts_from_its_keepers_start() -> None:
+    """Who has just started is not late."""
+    story = given(*CLUSTER)
+    assert kept(story, age_s=0.0, started_s=300.0).healthy
+    assert not kept(story, age_s=0.0, started_s=301.0).healthy
+
+
+def test_of_several_keepers_the_freshest_counts() -> None:
+    """They keep one archive."""
+    story = given(*CLUSTER)
+    archive = {"sequence": 1, "interval_s": 100.0, "problem": "", "held": None}
+    late = {"archive": archive | {"at": 1.0}, "leads": True}
+    fresh = {"archive": archive | {"at": story.now}}
+    beats = ALL_THERE | {"coordinator.boss": late, "coordinator.second": fresh}
+    assert cluster(story, present=beats).healthy
+
+
+def test_what_keeps_the_log_from_its_bound_is_named() -> None:
+    """An operator must know whom to ask."""
+    held = {"sequence": 7, "reason": "the consumer exporter has not acknowledged it"}
+    result = kept(given(*CLUSTER), age_s=1.0, held=held)
+    assert result.status == "degraded"
+    assert "before 7: the consumer exporter has not acknowledged it" in result.message

@@ -107,12 +107,14 @@ def test_what_has_too_few_copies_is_repaired_and_said_in_time() -> None:
     """K8: a repair after a minute, a warning after 15, critical after 60, each said once."""
     story = given(player("gpu-1"), *STORES, holds("gpu-1", GAMES), copied(GAMES.path, "store-1"))
     assert surveyed(story).repairs(5) == []
+    assert surveyed(story).oldest == ("", 0.0)
     story.tell(after(MINUTE))
     survey = surveyed(story)
     assert (survey.short, survey.repairs(5), survey.alerts) == (1, [GAMES.path], [])
     story.tell(after(15 * MINUTE))
     [alert] = surveyed(story).alerts
     assert (alert.severity, alert.copies, alert.wanted) == ("warning", 2, 3)
+    assert surveyed(story).oldest == (GAMES.path, T0)
     story.tell(decided("alert-x", alert))
     assert not surveyed(story).alerts
     story.tell(after(45 * MINUTE))
