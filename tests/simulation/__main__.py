@@ -6,7 +6,9 @@ import argparse
 import concurrent.futures
 import sys
 import time
+from functools import partial
 
+from tests.simulation.schedule import drawn, drawn_with_custody
 from tests.simulation.search import Summary, search
 
 _PIECE = 250
@@ -18,15 +20,19 @@ def main() -> int:
     parser.add_argument("--schedules", type=int, default=1_000)
     parser.add_argument("--seed", type=int, default=0, help="the first")
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument(
+        "--custody", action="store_true", help="copies come and go: sweeper and deleter take part"
+    )
     given = parser.parse_args()
     began = time.monotonic()
     pieces = [
         range(start, min(start + _PIECE, given.seed + given.schedules))
         for start in range(given.seed, given.seed + given.schedules, _PIECE)
     ]
+    draw = drawn_with_custody if given.custody else drawn
     total, found = Summary(0, 0, 0, 0, 0.0, []), []
     with concurrent.futures.ProcessPoolExecutor(given.processes) as pool:
-        for one in pool.map(search, pieces):
+        for one in pool.map(partial(search, draw=draw), pieces):
             total = Summary(
                 total.schedules + one.schedules,
                 total.chains + one.chains,

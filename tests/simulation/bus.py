@@ -5,11 +5,19 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from streams.codec import Fact
 from streams.log import Guard, LogUnavailable, Receipt
-from streams.memory import MemoryDeliveries, MemoryDelivery, MemoryLog, _Store
+from streams.memory import (
+    MemoryAnswering,
+    MemoryBus,
+    MemoryDeliveries,
+    MemoryDelivery,
+    MemoryLog,
+    _Store,
+)
 
 
 class Faults:
@@ -95,6 +103,54 @@ class FaultyLog(MemoryLog):
             self.faults.share and self.faults.rng.random() < self.faults.share / 2
         ):
             raise LogUnavailable("the bus is away")
+
+
+class FaultyBus:
+    """One process's questions to others, and its answers, which die with it."""
+
+    def __init__(self, bus: MemoryBus, log: FaultyLog) -> None:
+        self._bus, self._log = bus, log
+        self._answering: list[asyncio.Task[bytes]] = []
+
+    async def request(self, subject: str, body: bytes, timeout_s: float = 5.0) -> bytes:
+        """The question may get lost, or the answer to what was done."""
+        await self._log._on_the_way()
+        try:
+            async with asyncio.timeout(timeout_s):
+                answer = await self._bus.request(subject, body, timeout_s)
+        except TimeoutError:
+            raise LogUnavailable(f"no answer from {subject}") from None
+        await self._log._on_the_way_back()
+        return answer
+
+    async def answer(self, subject: str, answerer: Any, *, queue: str = "") -> MemoryAnswering:
+        """Whoever asks does not do the work: it goes on if he dies, and ends with this process."""
+
+        async def answered(subject: str, body: bytes) -> bytes:
+            await self._log._going.wait()
+            task = asyncio.create_task(answerer(subject, body))
+            self._answering = [one for one in self._answering if not one.done()] + [task]
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                if task.cancelled():
+                    raise LogUnavailable("who was asked has died") from None
+                task.add_done_callback(_looked_at)
+                raise
+
+        return await self._bus.answer(subject, answered, queue=queue)
+
+    async def die(self) -> None:
+        """What was being answered is left undone."""
+        for task in self._answering:
+            task.cancel()
+        with suppress(asyncio.CancelledError):
+            await asyncio.gather(*self._answering, return_exceptions=True)
+
+
+def _looked_at(task: asyncio.Task[bytes]) -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 class FaultyDeliveries(MemoryDeliveries):

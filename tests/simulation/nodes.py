@@ -19,33 +19,33 @@ from streams.events import FILE_TRIGGERS, Event, type_name
 from streams.log import Delivery, LogError
 from streams.subjects import Place
 from streams.values import DataEntry, DataType, Endpoint, NodeDescription, Role, Trait
-from tests.simulation.bus import FaultyLog
+from tests.simulation.bus import FaultyBus, FaultyLog
+from tests.simulation.custody import Keeping
+from tests.simulation.disk import Disk
 
 ACK_WAIT_S = 6.0
-
-
-class Disk:
-    """What a node keeps: by path, the entry it holds; and which of them are its own."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, DataEntry] = {}
-        self.own: dict[str, DataEntry] = {}
-        #: What was said of own files, by path.
-        self.said: dict[str, str] = {}
 
 
 class Node:
     """One node of the cluster, its disk, and the agent that runs on it now and then."""
 
-    def __init__(self, name: str, role: Role, disks: dict[str, Disk], rng: random.Random) -> None:
+    def __init__(
+        self,
+        name: str,
+        role: Role,
+        disks: dict[str, Disk],
+        rng: random.Random,
+        keeping: Keeping | None = None,
+    ) -> None:
+        self._keeping = keeping
         self.name = name
         self.role = role
         self.disk = disks[name]
         self._disks = disks
         self._rng = rng
 
-    def description(self) -> NodeDescription:
-        """The node in its own words."""
+    def description(self, *, full: bool = False) -> NodeDescription:
+        """The node in its own words; with a disk that is to be cleaned up if `full`."""
         traits = (Trait.EXTERNAL_STORAGE,) if self.role is Role.STORAGE else (Trait.GPU,)
         return NodeDescription(
             name=self.name,
@@ -53,14 +53,13 @@ class Node:
             traits=traits,
             endpoint=Endpoint(node=self.name, http_url=f"http://{self.name}:1"),
             disk_total_bytes=10**12,
-            disk_free_bytes=9 * 10**11,
+            disk_free_bytes=10**11 if full else 9 * 10**11,
         )
 
     def write(self, path: str, data_type: DataType, config_key: str, content: str) -> None:
         """Write a file of the node's own, as a player or trainer does."""
         checksum = "sha256:" + hashlib.sha256(content.encode()).hexdigest()
-        before = self.disk.own.get(path)
-        games = (before.games or 0) + 20 if before else 20
+        games = self.disk.played[path] = self.disk.played.get(path, 0) + 20
         entry = DataEntry(
             path=path,
             data_type=data_type,
@@ -71,13 +70,15 @@ class Node:
         )
         self.disk.own[path] = self.disk.files[path] = entry
 
-    async def run(self, log: FaultyLog) -> None:
+    async def run(self, log: FaultyLog, bus: FaultyBus | None = None) -> None:
         """The agent, until it is cancelled, which is how it dies."""
         subjects = [f"dp.{Place.NODE}.{self.name}.{type_name(cls)}.>" for cls in FILE_TRIGGERS]
         async with asyncio.TaskGroup() as group:
             group.create_task(self._serve(log, f"observe_{self.name}", subjects, self._answer))
             orders = [f"dp.{Place.TASK}.{self.name}.>"]
             group.create_task(self._serve(log, f"task_{self.name}", orders, self._obey))
+            if self._keeping is not None and bus is not None:
+                group.create_task(self._keeping.run(log, bus))
 
     async def _serve(
         self, log: FaultyLog, durable: str, subjects: list[str], act: Callable[..., object]
@@ -109,6 +110,7 @@ class Node:
         fact = node_fact(observed, self.name, id, chain=trigger.chain, cause=trigger.id)
         await log.publish(fact)
         self.disk.said |= {entry.path: entry.checksum for entry in changed}
+        self.disk.reported |= {entry.path for entry in changed}
         await delivery.ack()
 
     async def _obey(self, log: FaultyLog, delivery: Delivery) -> None:
@@ -116,6 +118,8 @@ class Node:
         if isinstance(order.event, events.TransferAssigned):
             result = await self._transfer(order.event)
             await self._say(log, result, order)
+            if isinstance(result, events.TransferSucceeded):
+                self.disk.reported.add(result.entry.path)
         await delivery.ack()
 
     async def _transfer(self, order: events.TransferAssigned) -> Event:

@@ -36,10 +36,13 @@ class Schedule(msgspec.Struct, frozen=True):
     #: The share of words with the bus that go wrong.
     share: float
     steps: tuple[Step, ...]
+    #: Whether copies are asked to be deleted, missed and made again: sweeper and deleter take part.
+    custody: bool = False
 
     def __str__(self) -> str:
         lines = [f"  {s.at:5.1f} s  {s.what} {s.name} {s.config_key}".rstrip() for s in self.steps]
-        return "\n".join([f"seed {self.seed}, faults {self.share:.2f}", *lines])
+        besides = ", with custody" if self.custody else ""
+        return "\n".join([f"seed {self.seed}, faults {self.share:.2f}{besides}", *lines])
 
 
 #: Triggers, and how often each is drawn.
@@ -51,6 +54,8 @@ _BREAKS = {
     "agent-dies": 4,
     "bus-is-away": 2,
 }
+#: What besides is drawn where copies come and go.
+_KEEPS = {"deletes": 6, "fills": 2, "loses": 3}
 
 
 def drawn(seed: int) -> Schedule:
@@ -60,6 +65,22 @@ def drawn(seed: int) -> Schedule:
     breaks = [_broken(rng) for _ in range(rng.randint(0, 6))]
     share = rng.choice((0.0, 0.02, 0.1, 0.25))
     return Schedule(seed, share, tuple(sorted((*says, *breaks))))
+
+
+def drawn_with_custody(seed: int) -> Schedule:
+    """A schedule in which files are played first, then copies come and go."""
+    rng = random.Random(f"custody {seed}")
+    plain = drawn(seed)
+    early = [_said(rng)._replace(at=round(rng.uniform(0.5, 10.0), 2)) for _ in range(3)]
+    keeps = [_kept(rng) for _ in range(rng.randint(2, 8))]
+    return Schedule(seed, plain.share, tuple(sorted((*plain.steps, *early, *keeps))), custody=True)
+
+
+def _kept(rng: random.Random) -> Step:
+    what = rng.choices(list(_KEEPS), list(_KEEPS.values()))[0]
+    at = round(rng.uniform(8.0, 1.5 * TROUBLE_S), 2)
+    length_s = round(rng.uniform(5.0, 40.0), 2)
+    return Step(at, what, rng.choice(NODES), rng.choice(CONFIG_KEYS), length_s)
 
 
 def _said(rng: random.Random) -> Step:

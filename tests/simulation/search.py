@@ -39,14 +39,19 @@ class Summary(msgspec.Struct, frozen=True):
 
 
 def search(
-    seeds: Iterable[int], *, run_one: Run = run, most: int = 3, shrink: bool = True
+    seeds: Iterable[int],
+    *,
+    draw: Callable[[int], Schedule] = drawn,
+    run_one: Run = run,
+    most: int = 3,
+    shrink: bool = True,
 ) -> Summary:
     """Run a schedule for each seed; stop after `most` that break a promise."""
     began = time.monotonic()
     schedules = chains = facts = steps = 0
     found: list[Found] = []
     for seed in seeds:
-        schedule = drawn(seed)
+        schedule = draw(seed)
         outcome = judged(schedule, run_one)
         schedules += 1
         chains += outcome.chains

@@ -8,20 +8,23 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from dataplane.coordinator import bridge as bridge_module
+from dataplane.coordinator import deleting
 from dataplane.coordinator.bridge import Decision, EventBridge
+from dataplane.coordinator.deleting import Deleter
 from dataplane.coordinator.dispatch import Dispatcher
 from projections.transfers import TransferState
 from streams.codec import Fact
 from streams.log import Receipt
+from streams.values import DataEntry, Proof
 from tests.simulation.clock import VirtualLoop
-from tests.simulation.schedule import Schedule, Step, drawn
+from tests.simulation.schedule import Schedule, Step, drawn, drawn_with_custody
 from tests.simulation.search import Found, search
 from tests.simulation.world import run
 
@@ -42,6 +45,12 @@ def test_no_schedule_breaks_a_promise() -> None:
     assert not found, "\n\n".join(map(str, found))
 
 
+def test_no_schedule_in_which_copies_come_and_go_breaks_a_promise() -> None:
+    """Sweeper and deleter take part: never is a copy deleted without enough others on the disks."""
+    found = search(range(SCHEDULES // 3), draw=drawn_with_custody).found
+    assert not found, "\n\n".join(map(str, found))
+
+
 def test_schedules_that_once_broke_a_promise_break_none() -> None:
     """What was found once must not come back."""
     broken = {seed: run(drawn(seed)).problems for seed in REGRESSIONS}
@@ -51,6 +60,7 @@ def test_schedules_that_once_broke_a_promise_break_none() -> None:
 def test_same_seed_does_the_same() -> None:
     """A finding can be looked at again: facts, steps and virtual time are equal."""
     assert run(drawn(7)) == run(drawn(7))
+    assert run(drawn_with_custody(7)) == run(drawn_with_custody(7))
 
 
 def test_schedules_differ_and_do_much() -> None:
@@ -63,9 +73,11 @@ def test_schedules_differ_and_do_much() -> None:
 # A simulation that can't fail proves nothing: each of these handlers is broken, and found.
 
 
-def first_found(*, shrink: bool = False) -> Found:
-    """The first schedule that breaks a promise."""
-    (found,) = search(range(400), most=1, shrink=shrink).found
+def first_found(
+    *, shrink: bool = False, draw: Callable[[int], Schedule] = drawn, first: int = 0
+) -> Found:
+    """The first schedule from a seed on that breaks a promise."""
+    (found,) = search(range(first, first + 400), draw=draw, most=1, shrink=shrink).found
     return found
 
 
@@ -129,6 +141,29 @@ def test_end_that_is_said_without_looking_is_caught(monkeypatch: pytest.MonkeyPa
     assert any("no transfer before it has proven that" in one for one in found.problems)
     # The report is small enough to be read: one trigger, and no fault at all.
     assert len(found.smallest.steps) == 1 and found.smallest.share == 0.0
+
+
+def test_deleter_that_believes_the_catalog_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks nobody for a proof: what the log says is fine, what is on the disks is not."""
+
+    async def prove_all(bus: object, nodes: Sequence[str], entry: DataEntry) -> list[Proof]:
+        return [Proof(node=node, proven=True, checksum=entry.checksum) for node in nodes]
+
+    monkeypatch.setattr(deleting, "prove_all", prove_all)
+    found = first_found(draw=drawn_with_custody)
+    assert any("of the others only" in problem for problem in found.problems), found.problems
+
+
+def test_deleter_that_ignores_its_guards_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies of an entry then go at once, each on the word of the other."""
+
+    async def append(self: Deleter, facts: Sequence[Fact], guard: object) -> None:
+        receipt = await self._log.append([_with_id_of_its_own(fact) for fact in facts])
+        await self._projector.wait_for(receipt.sequence)
+
+    monkeypatch.setattr(Deleter, "_append", append)
+    found = first_found(draw=drawn_with_custody)
+    assert any("deleted" in one or "has ended" in one for one in found.problems), found.problems
 
 
 def _as_if_arrived(row: Any) -> Any:

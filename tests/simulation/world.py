@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
@@ -13,10 +14,12 @@ from typing import Any
 import msgspec
 
 from dataplane import laws
-from dataplane.coordinator import dispatch
+from dataplane.coordinator import deleting, dispatch, sweeping
 from dataplane.coordinator.bridge import EventBridge
+from dataplane.coordinator.deleting import Deleter
 from dataplane.coordinator.dispatch import Dispatcher
-from dataplane.policy import Bandwidth, Chains, Policy, Quality, Retries
+from dataplane.coordinator.sweeping import Sweeper
+from dataplane.policy import Bandwidth, Chains, Policy, Quality, Replication, Retries, Schedule
 from projections.cluster import ClusterView
 from projections.fold import TABLES, checkpoint, fold, view_digests
 from projections.projector import Projector
@@ -24,11 +27,15 @@ from streams import events
 from streams.codec import Recorded, fact_id, node_fact
 from streams.events import Event
 from streams.log import LogError
+from streams.memory import MemoryBus
 from streams.values import DataType, Role
-from tests.simulation.bus import Faults, FaultyLog
+from tests.simulation import schedule as schedules
+from tests.simulation.bus import Faults, FaultyBus, FaultyLog
 from tests.simulation.clock import VirtualLoop
-from tests.simulation.nodes import Disk, Node
-from tests.simulation.schedule import COORDINATORS, NODES, PLAYERS, TRAINERS, Schedule, Step
+from tests.simulation.custody import Keeping, Overseer
+from tests.simulation.disk import Disk
+from tests.simulation.nodes import Node
+from tests.simulation.schedule import COORDINATORS, NODES, PLAYERS, TRAINERS, Step
 from tests.simulation.store import MemoryStore
 
 T0 = 1_700_000_000.0
@@ -37,6 +44,8 @@ POLICY = Policy(
     quality=Quality(min_games=0),
     retries=Retries(attempt_base_s=20.0, max_retries=6, backoff_max_s=8.0),
     chains=Chains(answer_limit_s=60.0, limit_s=90.0),
+    replication=Replication(warn_after_s=15.0, cooldown_s=30.0),
+    schedule=Schedule(replication_s=10.0, cleanup_s=10.0),
 )
 SWEEP_S = 5.0
 #: Unanswered attempts are looked for more rarely than by the real dispatcher: time costs steps.
@@ -48,6 +57,7 @@ LAWS = (
     *laws.ALWAYS,
     laws.late_chains_are_named(POLICY.chains.limit_s, _OVERDUE_SLACK_S),
     laws.budgets_are_kept(POLICY.bandwidth.max_total, POLICY.bandwidth.max_per_node),
+    laws.deletions_leave_enough(POLICY.disk.min_verified_copies),
 )
 
 
@@ -83,7 +93,16 @@ class SimProjector(Projector):
 class SimCoordinator:
     """A coordinator's loops. Two of them decide at once: that one leads is left out on purpose."""
 
-    def __init__(self, name: str, log: FaultyLog, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        name: str,
+        log: FaultyLog,
+        clock: Callable[[], float],
+        bus: MemoryBus | None,
+        unrest: asyncio.Event,
+    ) -> None:
+        self._bus = bus
+        self._unrest = unrest
         self.name = name
         self.views = MemoryStore(TABLES)
         self._first_log = log
@@ -102,6 +121,21 @@ class SimCoordinator:
             group.create_task(bridge.run())
             group.create_task(dispatcher.run())
             group.create_task(self._sweep(bridge))
+            if self._bus is not None:
+                bus = FaultyBus(self._bus, log)
+                deleter = Deleter(log, bus, projector, POLICY, clock=self._clock)  # type: ignore[arg-type]
+                group.create_task(deleter.run())
+                sweeper = Sweeper(log, projector, POLICY, self.name, clock=self._clock)
+                group.create_task(self._survey(sweeper))
+
+    async def _survey(self, sweeper: Sweeper) -> None:
+        """Look at all there is, while there is unrest: a cluster at rest need not be looked at."""
+        while True:
+            await asyncio.sleep(POLICY.schedule.replication_s)
+            if self._unrest.is_set():
+                with contextlib.suppress(LogError, TimeoutError):
+                    await sweeper.survey_and_say()
+                    await sweeper.clean_up()
 
     async def _sweep(self, bridge: EventBridge) -> None:
         while True:
@@ -113,7 +147,7 @@ class SimCoordinator:
 class World:
     """Everybody, and what happens to them."""
 
-    def __init__(self, schedule: Schedule, loop: VirtualLoop) -> None:
+    def __init__(self, schedule: schedules.Schedule, loop: VirtualLoop) -> None:
         self._schedule = schedule
         self._loop = loop
         self._rng = random.Random(f"world {schedule.seed}")
@@ -122,13 +156,26 @@ class World:
         disks = {name: Disk() for name in NODES}
         roles = dict.fromkeys(PLAYERS, Role.SELFPLAY)
         roles |= dict.fromkeys(TRAINERS, Role.TRAINING) | {"vault": Role.STORAGE}
-        self.nodes = {name: Node(name, roles[name], disks, self._rng) for name in NODES}
+        self._bus = MemoryBus() if schedule.custody else None
+        self.overseer = Overseer(disks, POLICY, self.log._store.messages)
+        self.nodes = {
+            name: Node(name, roles[name], disks, self._rng, self._keeping(name, disks))
+            for name in NODES
+        }
+        self._unrest = asyncio.Event()
+        self._unrest.set()
         self.coordinators = {
-            name: SimCoordinator(name, self.log.another(), self._clock) for name in COORDINATORS
+            name: SimCoordinator(name, self.log.another(), self._clock, self._bus, self._unrest)
+            for name in COORDINATORS
         }
         self._running: dict[str, asyncio.Task[None]] = {}
         self._saying: set[asyncio.Task[None]] = set()
         self._numbers = 0
+
+    def _keeping(self, name: str, disks: dict[str, Disk]) -> Keeping | None:
+        if not self._schedule.custody:
+            return None
+        return Keeping(name, disks[name], self.overseer, POLICY, self._rng, self._clock)
 
     def _clock(self) -> float:
         return T0 + self._loop.time()
@@ -149,6 +196,7 @@ class World:
         facts = self.log._store.messages
         problems = [] if settled else [f"it did not come to rest within {PATIENCE_S:g} s"]
         problems += laws.broken(facts, LAWS)
+        problems += self.overseer.problems
         problems += self._views_problems(facts) + self._disk_problems(facts)
         chains = len(laws.chains(facts))
         return Outcome(problems, chains, len(facts), self._loop.steps, self._loop.time())
@@ -166,6 +214,19 @@ class World:
             log.pause()
             await asyncio.sleep(step.length_s)
             log.resume()
+        elif step.what == "loses":
+            if (path := self._some_path(step)) is not None:
+                self.overseer.take(step.name, path, self._clock())
+        elif step.what == "deletes":
+            event = events.DeletionRequested(path=self._some_path(step) or "none", node=step.name)
+            self._say_event(event, step.name)
+        elif step.what == "fills":
+            for full in (True, False):
+                event = events.NodeRegistered(
+                    description=self.nodes[step.name].description(full=full), changed=True
+                )
+                self._say_event(event, step.name)
+                await asyncio.sleep(step.length_s)
         else:
             await self._kill(step.name)
             if step.what == "views-are-lost":
@@ -173,11 +234,21 @@ class World:
             await asyncio.sleep(step.length_s)
             self._start(step.name)
 
+    def _some_path(self, step: Step) -> str | None:
+        """One of those that a node holds, of a configuration."""
+        files = self.nodes[step.name].disk.files
+        paths = sorted(p for p, entry in files.items() if entry.config_key == step.config_key)
+        return self._rng.choice(paths) if paths else None
+
     def _say(self, step: Step) -> None:
-        """A node does something and says so, again until the log has it."""
+        """A node does something and says so."""
+        event = _TRIGGERS[step.what](self.nodes[step.name], step.config_key, self._numbers + 1)
+        self._say_event(event, step.name)
+
+    def _say_event(self, event: Event, name: str) -> None:
+        """A node says something, again until the log has it."""
         self._numbers += 1
-        event = _TRIGGERS[step.what](self.nodes[step.name], step.config_key, self._numbers)
-        fact = node_fact(event, step.name, fact_id("said", self._numbers))
+        fact = node_fact(event, name, fact_id("said", self._numbers))
 
         async def say() -> None:
             log = self.log.another()
@@ -199,8 +270,12 @@ class World:
             work = self._keep_alive(self.coordinators[name].run)
         else:
             node = self.nodes[name]
-            work = self._keep_alive(lambda: node.run(self.log.another()))
+            work = self._keep_alive(lambda: self._run_node(node))
         self._running[name] = asyncio.create_task(work)
+
+    async def _run_node(self, node: Node) -> None:
+        log = self.log.another()
+        await node.run(log, FaultyBus(self._bus, log) if self._bus is not None else None)
 
     async def _keep_alive(self, run: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """What a supervisor does: a process that ends by an error of the bus begins anew."""
@@ -221,6 +296,7 @@ class World:
 
     async def _settle(self) -> bool:
         """Whether the log has stood still, with every chain ended and every view up to it."""
+        self._unrest.clear()
         deadline, before = self._loop.time() + PATIENCE_S, -1
         while self._loop.time() < deadline:
             await asyncio.sleep(2 * SWEEP_S)
@@ -238,7 +314,7 @@ class World:
             with one.views.read() as reader:
                 view = ClusterView(reader)
                 counts = view.counts()
-                if view.checkpoint.sequence < end:
+                if view.checkpoint.sequence < end or list(view.open_deletions()):
                     return False
             if counts["chains_open"] or counts["transfers_in_flight"]:
                 return False
@@ -271,13 +347,20 @@ class World:
                 place = event.target, event.entry.path
                 if place not in newest or event.entry.version >= newest[place].version:
                     newest[place] = event.entry
+            elif isinstance(event, events.FilesRemoved):
+                for path in event.paths:
+                    newest.pop((event.node, path), None)
         return [
             f"{path} on {name} is not {entry.checksum}"
             for (name, path), entry in newest.items()
             if path not in self.nodes[name].disk.own
-            and self.nodes[name].disk.files.get(path) != entry
-            and self.nodes[name].disk.files[path].checksum != entry.checksum
+            and _checksum_at(self.nodes[name].disk, path) != entry.checksum
         ]
+
+
+def _checksum_at(disk: Disk, path: str) -> str:
+    there = disk.files.get(path)
+    return there.checksum if there else ""
 
 
 def _plays(node: Node, config_key: str, number: int) -> Event:
@@ -322,10 +405,12 @@ _TRIGGERS: dict[str, Callable[[Node, str, int], Event]] = {
 }
 
 
-def run(schedule: Schedule) -> Outcome:
+def run(schedule: schedules.Schedule) -> Outcome:
     """Run a schedule in a loop of its own."""
     logging.disable(logging.CRITICAL)
-    real_tick_s, dispatch.TICK_S = dispatch.TICK_S, TICK_S
+    real = dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S
+    # A page takes as long as it takes: how long is no part of what a seed says.
+    dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S = TICK_S, TICK_S, math.inf
     loop = VirtualLoop(random.Random(f"order {schedule.seed}"))
     try:
         return loop.run_until_complete(World(schedule, loop).run())
@@ -335,7 +420,7 @@ def run(schedule: Schedule) -> Outcome:
             task.cancel()
         loop.run_until_complete(_ended(left))
         logging.disable(logging.NOTSET)
-        dispatch.TICK_S = real_tick_s
+        dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S = real
         loop.close()
 
 

@@ -1,0 +1,20 @@
+"""A node's disk, which outlives the process."""
+
+from __future__ import annotations
+
+from streams.values import DataEntry
+
+
+class Disk:
+    """What a node keeps: by path, the entry it holds; and which of them are its own."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, DataEntry] = {}
+        self.own: dict[str, DataEntry] = {}
+        #: What was said of own files, by path.
+        self.said: dict[str, str] = {}
+        #: Paths that the node has said it holds, and has not said are gone.
+        self.reported: set[str] = set()
+        #: Games that were ever written under a path: a player counts on though its file is gone.
+        self.played: dict[str, int] = {}
+        self.looks = 0
