@@ -69,9 +69,11 @@ class Overseer:
             )
 
     def _holds(self, name: str, entry: DataEntry, proven: set[str]) -> bool:
-        """The content that was proven, or a later version."""
+        """The content that was proven, or a later version; what its producer has is the latest."""
         there = self._disks[name].files.get(entry.path)
-        return there is not None and (there.checksum in proven or there.version > entry.version)
+        if there is None or there.checksum in proven:
+            return there is not None
+        return there.version > entry.version or entry.path in self._disks[name].own
 
 
 class SimInventory:
