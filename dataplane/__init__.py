@@ -29,6 +29,7 @@ from dataplane.api import (
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.health import HealthCheckResult
+from dataplane.outbox import NotKept
 from dataplane.planner import CommandRejected, SyncPlanner
 from projections.catalog import DataCatalog
 from projections.store import StoreMissing
@@ -141,6 +142,7 @@ __all__ = [
     "NodeRecovered",
     "NodeRegistered",
     "NodeTerminating",
+    "NotKept",
     "OrphanGamesDetected",
     "Part",
     "PermissionDenied",

@@ -18,11 +18,12 @@ from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
+from adapters.workers import finish
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.coordinator.bridge import DURABLE
 from dataplane.health import HealthCheckResult, cluster_health
-from dataplane.outbox import Outbox
+from dataplane.outbox import NotKept, Outbox
 from dataplane.presence import present
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, node_fact
@@ -197,15 +198,24 @@ class DataPlane:
         With the same `id` it is stored once, however often it is published: give one, made from
         what was done, where a program that runs again would say the same thing again. If the bus
         can't be reached the event waits in the outbox, and this node's agent, or the next
-        publication, sends it. Raises ValueError, naming the field, before anything is stored.
+        publication, sends it. Raises ValueError, naming the field, before anything is stored, and
+        NotKept where neither the bus nor this machine's disk takes it.
         """
         if not isinstance(event, Event):
             raise TypeError(f"publish() takes an event such as SelfplayComplete, not {event!r}")
         node = events.speaker_of(event) or self.config.node
         event_id = id or uuid.uuid4().hex
         fact = node_fact(event, node, event_id)
-        path = self._outbox.put(fact)
         chain = chain_of_trigger(event_id) if isinstance(event, CHAIN_TRIGGERS) else ""
+        try:
+            path = await finish(lambda: self._outbox.put(fact))
+        except OSError as full:
+            # The bus may take it all the same; then it is as durable as it can be.
+            try:
+                receipt = await (await self.log()).publish(fact)
+            except LogUnavailable as away:
+                raise NotKept(f"the outbox takes nothing ({full}), and {away}") from full
+            return Published(event_id, chain, receipt.sequence)
         try:
             receipt = await (await self.log()).publish(fact)
         except LogUnavailable:

@@ -25,6 +25,7 @@ from dataplane.audit.archiving import ArchiveKeeper
 from dataplane.catalog import Catalog
 from dataplane.config import DataPlaneConfig
 from dataplane.holding import DirectoryInUse, hold
+from dataplane.presence import NameTaken
 from streams.jetstream import JetStreamLog
 from streams.log import LogUnavailable, PermissionDenied
 from streams.server import HOST, EmbeddedServer, ServerFailed
@@ -182,6 +183,9 @@ async def _until_told(work: Coroutine[Any, Any, None]) -> int:
     except (LogUnavailable, PermissionDenied, ServerFailed, DirectoryInUse, OSError) as error:
         logger.error("%s", error)
         return 3
+    except NameTaken as error:
+        logger.error("%s", error)
+        return 1
     except BaseExceptionGroup as errors:
         logger.error("stopped by an error", exc_info=errors)
         return 1

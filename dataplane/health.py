@@ -192,6 +192,9 @@ def _judge_presence(
         if beat.get("set_back"):
             count = beat["set_back"]
             found.problem("undecided", f"{count} chains could not be decided by {name}")
+    for name, beat in present.items():
+        if name.startswith("agent.") and beat.get("problem"):
+            found.problem("agent-unwell", f"{name.removeprefix('agent.')}: {beat['problem']}")
     missing = [
         row.name for row in view.nodes() if row.online and f"agent.{row.name}" not in present
     ]

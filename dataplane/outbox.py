@@ -17,9 +17,13 @@ import msgspec
 
 from adapters.workers import finish
 from streams.codec import Fact, decode, encode, fact_id
-from streams.log import Log, LogFull, LogUnavailable, PermissionDenied, Receipt
+from streams.log import Log, LogError, LogFull, LogUnavailable, PermissionDenied, Receipt
 
 logger = logging.getLogger(__name__)
+
+
+class NotKept(LogError):
+    """Neither the bus nor this machine's disk took an event: it is said nowhere. Say it again."""
 
 
 class _Letter(msgspec.Struct, frozen=True):

@@ -234,6 +234,9 @@ class Bus(Protocol):
         A value never written before may be written twice by one call, and is taken for one.
         """
 
+    async def kv_delete(self, bucket: str, key: str) -> None:
+        """Take a value away; harmless if there is none."""
+
     async def kv_all(self, bucket: str) -> dict[str, bytes]:
         """All values of a bucket by key."""
 

@@ -21,6 +21,17 @@ from streams.values import DataEntry
 SHAPE = 1
 
 
+#: What says nothing of the file: there is no room, or the disk does not do what it should.
+_OF_THE_DISK = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+}
+
+
 class State(enum.StrEnum):
     """Whether a known file is still what it was."""
 
@@ -93,13 +104,26 @@ class Index:
             self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", kept)
 
     def recreate(self, tables: Mapping[str, Mapping[str, msgspec.Struct]]) -> None:
-        """Throw the file away and write it anew from what is known."""
+        """Put a file that is written anew from what is known in the place of this one.
+
+        Until it is whole, this one stays: a full disk must not cost what was remembered.
+        """
+        fresh = self._path.with_name(self._path.name + ".new")
+        _remove(fresh)
+        try:
+            with contextlib.closing(Index(fresh)) as other:
+                for table, records in tables.items():
+                    other.change(table, records)
+                other._db.execute("PRAGMA journal_mode = DELETE").fetchone()
+        except BaseException:
+            with contextlib.suppress(OSError):
+                _remove(fresh)
+            raise
         with contextlib.suppress(sqlite3.Error):
             self._db.close()
-        _remove(self._path)
+        remove_side_files(self._path)
+        fresh.replace(self._path)
         self._db = self._opened()
-        for table, records in tables.items():
-            self.change(table, records)
 
     def exists(self) -> bool:
         """Whether the file is still where it was opened."""
@@ -117,7 +141,9 @@ class Index:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
             return self._sound()
-        except (sqlite3.DatabaseError, msgspec.DecodeError):
+        except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
+            if (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _OF_THE_DISK:
+                raise
             _remove(self._path)
             return self._sound()
 

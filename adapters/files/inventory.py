@@ -66,6 +66,8 @@ class Counts(msgspec.Struct, frozen=True):
     waiting: int = 0
     scanned_at: float = 0.0
     scan_s: float = 0.0
+    #: Why a restart would forget what is known; "" if it would not.
+    forgetful: str = ""
 
 
 class Inventory:
@@ -329,7 +331,7 @@ class Inventory:
 
     def counts(self) -> Counts:
         """The inventory as of the last scan, in numbers."""
-        return self._counts
+        return msgspec.structs.replace(self._counts, forgetful=self._known.problem)
 
     async def watch(self, stop: asyncio.Event) -> AsyncIterator[None]:
         """Yield whenever something changed, and at least every `rescan_s`, until `stop` is set."""

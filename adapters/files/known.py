@@ -1,11 +1,13 @@
 """What is known of the files of a data root: in memory, and in the index for after a restart.
 
-It never looks at data files itself and decides nothing.
+It never looks at data files itself and decides nothing. Where the index can't be written, what is
+known stays in memory and is written once it can be; `problem` says so meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from adapters.files.removal import put_back
 from adapters.workers import finish
 from streams.values import DataEntry
 
+logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
@@ -32,6 +35,8 @@ class Known:
         self.rows: dict[str, Row] = {}
         self.contents = Contents(root, keep_snapshots_s)
         self.expected: dict[str, Expected] = {}
+        #: Why a restart would forget what is known; "" if it would not.
+        self.problem = ""
         self._root = root
         self._clock = clock
         self._local_of: dict[str, str] = {}
@@ -62,7 +67,10 @@ class Known:
         return (row for row in self.rows.values() if row.state is State.HERE)
 
     async def put(self, changes: Mapping[str, Row | None]) -> None:
-        """Set rows by local path, or forget those that are None. Durable on return."""
+        """Set rows by local path, or forget those that are None. Durable on return, if it can be.
+
+        What a restart forgets of it is found again: by reading the files, or in the log.
+        """
         before = dict(self.contents.superseded)
         for local, new in changes.items():
             old = self.rows.pop(local, None)
@@ -77,7 +85,9 @@ class Known:
 
     async def expect(self, entries: Mapping[str, DataEntry | None]) -> None:
         """Remember that entries will appear at their local paths, or, where there is none, that
-        nothing will. Durable on return.
+        nothing will.
+
+        Durable on return; raises OSError where it can't be, for then no file must appear.
         """
         changes: dict[str, Expected | None] = {}
         for local, entry in entries.items():
@@ -86,6 +96,11 @@ class Known:
             elif self.expected.pop(local, None) is not None:
                 changes[local] = None
         await self._save("expected", changes)
+        coming = [local for local, entry in entries.items() if entry is not None]
+        if coming and self.problem and not await self._write_anew():
+            for local in coming:
+                self.expected.pop(local, None)
+            raise OSError(self.problem)
 
     async def sweep(self) -> None:
         """Remove snapshots that nobody needs any more."""
@@ -95,10 +110,10 @@ class Known:
         await self._save("superseded", _difference(before, self.contents.superseded))
 
     async def mend(self) -> None:
-        """Write the index anew if somebody removed it."""
+        """Write the index anew if somebody removed it, or if it could not be written lately."""
         index = self._index
-        if index is not None and not await self._in_thread(index.exists):
-            await self._write_anew(index)
+        if index is not None and (self.problem or not await self._in_thread(index.exists)):
+            await self._write_anew()
 
     def _open(self) -> Index:
         index = Index(self._root / OWN_DIRECTORY / "inventory.sqlite")
@@ -112,20 +127,31 @@ class Known:
 
     async def _save(self, table: str, changes: Mapping[str, msgspec.Struct | None]) -> None:
         index = self._index
-        if index is None or not changes:
+        # What could not be written lately is written anew as a whole, not with every change.
+        if index is None or not changes or self.problem:
             return
         try:
             await self._in_thread(lambda: index.change(table, changes))
-        except sqlite3.DatabaseError:
-            await self._write_anew(index)
+        except sqlite3.Error:
+            await self._write_anew()
 
-    async def _write_anew(self, index: Index) -> None:
+    async def _write_anew(self) -> bool:
+        """Write all that is known; whether that was possible."""
+        index = self._index
+        assert index is not None
         tables: dict[str, dict[str, msgspec.Struct]] = {
             "rows": dict(self.rows),
             "superseded": dict(self.contents.superseded),
             "expected": dict(self.expected),
         }
-        await self._in_thread(lambda: index.recreate(tables))
+        try:
+            await self._in_thread(lambda: index.recreate(tables))
+        except (sqlite3.Error, OSError) as error:
+            self.problem = f"the inventory's index can't be written: {error}"
+            logger.warning("%s", self.problem)
+            return False
+        self.problem = ""
+        return True
 
     async def _in_thread(self, function: Callable[[], T]) -> T:
         return await finish(function, executor=self._thread)

@@ -19,6 +19,7 @@ import msgspec
 
 from adapters.files.inventory import Inventory
 from adapters.files.maps import MapStore
+from adapters.files.places import OWN_DIRECTORY
 from adapters.http import tls
 from adapters.http.receiving import Receiver
 from adapters.http.signing import Signer
@@ -45,7 +46,7 @@ from dataplane.consumers import tasks_of
 from dataplane.coordinator.granting import GrantKeeper
 from dataplane.crashpoints import reach
 from dataplane.outbox import Outbox
-from dataplane.presence import Presence, signing_key
+from dataplane.presence import Presence, instance_of, signing_key
 from dataplane.proving import answer_proofs
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, node_fact
@@ -75,7 +76,8 @@ class Agent:
         )
         self._outbox = Outbox(config.state_dir / "outbox")
         self._saying = Saying(log, self._outbox)
-        self._presence = Presence(bus, self.node, "agent")
+        place = config.data_dir / OWN_DIRECTORY
+        self._presence = Presence(bus, self.node, "agent", instance_of(place))
         self._observer = Observer(log, bus, config, self._inventory)
         self._scrubber = Scrubber(
             config.node,
@@ -102,7 +104,11 @@ class Agent:
         self._answering: list[Answering] = []
 
     async def start(self) -> None:
-        """Open the inventory, serve files, and say that the node is there."""
+        """Open the inventory, serve files, and say that the node is there.
+
+        Raises NameTaken where another agent speaks for the node.
+        """
+        await self._presence.claim()
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
         around = Around(
@@ -183,6 +189,7 @@ class Agent:
         if self._server is not None:
             await self._server.stop()
         await self._inventory.close()
+        await self._presence.leave()
 
     async def _serve(self, around: Around, port: int) -> FileServer:
         cert, key = self._config.http_tls_cert, self._config.http_tls_key
@@ -307,6 +314,7 @@ class Agent:
                     "roles": list(self._config.roles),
                     "disk_free_bytes": shutil.disk_usage(self._config.data_dir).free,
                     "files": counts.files,
+                    "problem": counts.forgetful or self._observer.problem,
                     "transfers_running": manager.running if manager else 0,
                     "bytes_moved": manager.bytes_moved if manager else 0,
                 }

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
+from collections.abc import Iterator
 from contextlib import aclosing
 
 from adapters.files.inventory import Inventory, Scan
@@ -25,6 +27,7 @@ from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
 from streams.log import Bus, Delivery, Log, LogError
 from streams.values import ALL_CONFIGS, DataEntry, config_key_in
 
+logger = logging.getLogger(__name__)
 #: How long the answer to a trigger waits for files that are being written, of its limit.
 PATIENCE = 0.5
 
@@ -39,6 +42,8 @@ class Observer:
         self.node = config.node
         self._inventory = inventory
         self._reporting = asyncio.Lock()
+        #: What keeps it from saying what is here; "" if nothing does.
+        self.problem = ""
 
     async def remember_received(self) -> None:
         """Ask the log what this node has received, so that nothing of it is ever taken for ours.
@@ -76,11 +81,13 @@ class Observer:
     async def watch(self) -> None:
         """Report what changes by itself, without a trigger."""
         async for _ in self._inventory.watch(asyncio.Event()):
-            with contextlib.suppress(LogError):
-                async with self._reporting:
-                    await self._report(await self._inventory.scan())
-            for sweep in (sweep_partials, sweep_quarantine):
-                await asyncio.to_thread(sweep, self._config.data_dir, time.time())
+            with self._disk_may_fail():
+                with contextlib.suppress(LogError):
+                    async with self._reporting:
+                        await self._report(await self._inventory.scan())
+                for sweep in (sweep_partials, sweep_quarantine):
+                    await asyncio.to_thread(sweep, self._config.data_dir, time.time())
+                self.problem = ""
             # A live database changes all the time; triggers do not wait for this.
             await asyncio.sleep(self._config.policy().schedule.event_gap_s)
 
@@ -89,7 +96,7 @@ class Observer:
         reconciler = Reconciler(self._log, self._bus, self.node, self._inventory)
         while True:
             await asyncio.sleep(self._config.policy().schedule.reconcile_s)
-            with contextlib.suppress(LogError):
+            with self._disk_may_fail(), contextlib.suppress(LogError):
                 async with self._reporting:
                     await self._report(await self._inventory.scan())
                     await reconciler.reconcile()
@@ -100,9 +107,20 @@ class Observer:
         try:
             async for delivery in deliveries:
                 async with kept_alive(delivery), left_to_redelivery(delivery):
-                    await self._answer(delivery)
+                    # Where the disk fails it comes again; who asks does not wait for ever.
+                    with self._disk_may_fail():
+                        await self._answer(delivery)
         finally:
             await deliveries.close()
+
+    @contextlib.contextmanager
+    def _disk_may_fail(self) -> Iterator[None]:
+        """A disk that fails ends no agent: it serves what it can, says so, and looks again."""
+        try:
+            yield
+        except OSError as error:
+            self.problem = f"the data directory can't be looked through: {error}"
+            logger.warning("%s", self.problem)
 
     async def _answer(self, delivery: Delivery) -> None:
         trigger = delivery.recorded

@@ -230,6 +230,14 @@ def test_k21_the_policys_tier_counts_not_its_default() -> None:
     )
 
 
+def test_agent_that_says_what_is_wrong_with_it_degrades() -> None:
+    """P18: a node whose disk fails is there, and not well."""
+    there = {**ALL_THERE, "agent.gpu-1": {"problem": "its index can't be written"}}
+    result = cluster(given(*CLUSTER), present=there)
+    assert result.details["reasons"] == ["agent-unwell"]
+    assert result.message == "gpu-1: its index can't be written"
+
+
 LOST = events.DataSyncFailed(config_key="all", source_node="")
 DONE = events.DataSyncCompleted(config_key="all", source_node="")
 

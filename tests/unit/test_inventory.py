@@ -16,6 +16,7 @@ import pytest
 
 from adapters.files import sqlite
 from adapters.files.digest import Stopped
+from adapters.files.index import Index
 from adapters.files.inventory import Inventory, Scan
 from adapters.files.landing import Landing
 from streams.values import DataEntry, DataType
@@ -556,6 +557,47 @@ async def test_a_damaged_index_is_built_anew(make: Make, root: Path, damage: byt
     again = make()
     assert len((await told(again)).changed) == 1
     assert (await again.scan()).changed == ()
+
+
+async def test_p18_an_index_that_can_not_be_written_ends_nothing_and_is_said(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk: scans go on, health is told, and once there is room nothing was forgotten."""
+    settle(put(root / "models/canonical_x.pth", b"\x80one"))
+    inventory = make()
+    await told(inventory)
+    settle(put(root / "models/canonical_y.pth", b"\x80two"))
+    with monkeypatch.context() as full:
+        full.setattr(Index, "change", takes_nothing)
+        assert paths(await told(inventory)) == ["models/canonical_y.pth"]
+        assert (await inventory.scan()).changed == ()
+        assert "disk is full" in inventory.counts().forgetful
+        with pytest.raises(OSError, match="disk is full"):
+            await inventory.expect(received(b"games", "games/gpu-1/hex8_2p.db"), "games/x.db")
+    assert (await inventory.scan()).changed == ()
+    assert inventory.counts().forgetful == ""
+    await inventory.close()
+    assert (await make().scan()).changed == ()
+
+
+async def test_an_index_that_can_not_be_written_anew_stays_as_it_was(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was remembered before the disk was full is remembered after a restart."""
+    settle(put(root / "models/canonical_x.pth", b"\x80one"))
+    inventory = make()
+    await told(inventory)
+    settle(put(root / "models/canonical_y.pth", b"\x80two"))
+    with monkeypatch.context() as full:
+        full.setattr(Index, "change", takes_nothing)
+        await told(inventory)
+        await inventory.close()
+    assert paths(await make().scan()) == ["models/canonical_y.pth"]
+
+
+def takes_nothing(*_: object) -> None:
+    """What SQLite raises on a full disk."""
+    raise sqlite3.OperationalError("database or disk is full")
 
 
 async def test_an_index_that_is_deleted_while_in_use_is_written_again(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dataplane import DataPlane, DataPlaneConfig, NotKept
 from dataplane.outbox import Outbox
 from streams import events
 from streams.codec import MAX_MESSAGE_BYTES, Fact, Recorded, node_fact
@@ -126,6 +127,34 @@ async def test_event_is_stored_beside_the_event_loop(
     monkeypatch.setattr(os, "fsync", slow)
     await outbox.publish(MemoryLog(), fact(1))
     assert threads and threading.current_thread() not in threads
+
+
+async def test_client_says_that_neither_disk_nor_bus_took_an_event(tmp_path: Path) -> None:
+    """By its own error, which names both; never as if it had been stored."""
+    (tmp_path / "outbox").write_text("no directory")
+    config = DataPlaneConfig(nats_url="nats://127.0.0.1:1", state_dir=tmp_path, node="gpu-7")
+    async with DataPlane.connect(config=config) as dp:
+        with pytest.raises(NotKept, match=r"outbox.*127\.0\.0\.1:1"):
+            await dp.publish(played("gpu-7"))
+
+
+async def test_client_stores_beside_its_callers_event_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P20: a slow disk holds up nobody but who publishes."""
+    threads: list[threading.Thread] = []
+    put = Outbox.put
+
+    def noting(self: Outbox, fact: Fact) -> Path:
+        threads.append(threading.current_thread())
+        return put(self, fact)
+
+    monkeypatch.setattr(Outbox, "put", noting)
+    config = DataPlaneConfig(nats_url="nats://127.0.0.1:1", state_dir=tmp_path, node="gpu-7")
+    async with DataPlane.connect(config=config) as dp:
+        assert (await dp.publish(played("gpu-7"))).queued
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 async def test_events_are_sent_oldest_first_as_they_were_said(outbox: Outbox) -> None:
