@@ -13,6 +13,7 @@ import msgspec
 from projections.chains import ChainRow
 from projections.links import LinkRow, breaker
 from projections.nodes import NodeRow
+from projections.trainings import TrainingRow, expected
 from projections.transfers import TransferRow
 from streams.values import DataEntry
 
@@ -126,6 +127,27 @@ class LinkLine(msgspec.Struct, frozen=True, kw_only=True):
     opens_again_in_s: float | None
 
 
+class TrainingLine(msgspec.Struct, frozen=True, kw_only=True):
+    """When a node trains a configuration, by its history, and what was brought ahead of that."""
+
+    node: str
+    config_key: str
+    #: That are remembered.
+    starts: int
+    last_started_at: float
+    #: null where no start is to be expected.
+    expected_at: float | None
+    #: Seconds from start to start, or with `after_end` from the end of a run to the next start.
+    rhythm_s: float | None
+    after_end: bool
+    #: From 0 to 1.
+    confidence: float | None
+    #: Bytes that were brought ahead: in all, found by a start, and come for nothing.
+    staged_bytes: int
+    hit_bytes: int
+    wasted_bytes: int
+
+
 def plain(line: msgspec.Struct) -> dict[str, Any]:
     """A line as a dictionary, tuples as lists."""
     row: dict[str, Any] = msgspec.to_builtins(line)
@@ -234,4 +256,23 @@ def link_line(row: LinkRow, now: float) -> LinkLine:
         last_error_at=row.last_error_at or None,
         opens_until=state.until or None,
         opens_again_in_s=round(left, 1) if left > 0 else None,
+    )
+
+
+def training_line(row: TrainingRow, now: float) -> TrainingLine:
+    """A node and configuration, with the start that is expected at `now`."""
+    start = expected(row, now)
+    rhythm = start.rhythm if start else None
+    return TrainingLine(
+        node=row.node,
+        config_key=row.config_key,
+        starts=len(row.starts),
+        last_started_at=row.starts[-1] if row.starts else 0.0,
+        expected_at=start.at if start else None,
+        rhythm_s=round(rhythm.seconds, 3) if rhythm else None,
+        after_end=rhythm.after_end if rhythm else False,
+        confidence=round(rhythm.confidence, 3) if rhythm else None,
+        staged_bytes=row.staged_bytes,
+        hit_bytes=row.hit_bytes,
+        wasted_bytes=row.wasted_bytes,
     )

@@ -245,15 +245,18 @@ class DataCatalog:
         self, *, node: str = "", config_key: str = "", data_type: DataType | None = None
     ) -> Iterator[DataEntry]:
         """Entries that somebody holds: on one node, of one configuration, of one type, or all."""
+        for key in self._keys(node, config_key, data_type):
+            entry = self._entry(key)
+            if entry is not None and data_type in (None, entry.data_type):
+                yield entry
+
+    def _keys(self, node: str, config_key: str, data_type: DataType | None) -> Iterator[bytes]:
         table, prefix = ("held", text_key(node)) if node else ("by_config", b"")
         if config_key:
             prefix += text_key(config_key)
             if data_type:
                 prefix += text_key(data_type)
-        for key, _ in self._reader.scan(table, prefix):
-            entry = self._entry(key[-16:])
-            if entry is not None and data_type in (None, entry.data_type):
-                yield entry
+        return (key[-16:] for key, _ in self._reader.scan(table, prefix))
 
     def held_page(
         self, node: str, after: bytes, enough: Callable[[], bool]
@@ -297,12 +300,23 @@ class DataCatalog:
         return found, None
 
     def current(
-        self, *, node: str = "", config_key: str = "", data_type: DataType | None = None
+        self,
+        *,
+        node: str = "",
+        config_key: str = "",
+        data_type: DataType | None = None,
+        authority: str = "",
     ) -> Iterator[DataEntry]:
-        """As `entries`, but only versions that count."""
-        for entry in self.entries(node=node, config_key=config_key, data_type=data_type):
-            if self.is_current(entry):
-                yield entry
+        """As `entries`, but only versions that count; with `authority`, of paths that are its."""
+        for key in self._keys(node, config_key, data_type):
+            row = _entry_row(self._reader, key)
+            if row is None or data_type not in (None, row.data_type):
+                continue
+            path_row = _path_row(self._reader, digest_key(row.path))
+            # Who holds it is read last: most of what does not count is passed over before.
+            counts = path_row is not None and path_row.current == key
+            if path_row is not None and counts and authority in ("", path_row.authority):
+                yield self._whole(key, row, path_row)
 
     def is_current(self, entry: DataEntry) -> bool:
         """Whether an entry is the version of its path that counts."""
@@ -322,6 +336,11 @@ class DataCatalog:
         """What a node holds under a path."""
         key = self._reader.get("node_path", text_key(node) + digest_key(path))
         return None if key is None else self._entry(key)
+
+    def holds(self, node: str, entry: DataEntry) -> bool:
+        """Whether a node holds exactly this content under its path; by one look."""
+        held = self._reader.get("node_path", text_key(node) + digest_key(entry.path))
+        return held == entry_key(entry.path, entry.checksum)
 
     def get_replication_factor(self, path: str) -> int:
         """How many nodes hold the current version of a path; 0 for a path nobody knows."""
@@ -355,12 +374,13 @@ class DataCatalog:
         row = _entry_row(self._reader, key)
         if row is None:
             return None
-        path_row = _path_row(self._reader, digest_key(row.path))
-        locations = tuple(k[16:].decode() for k, _ in self._reader.scan("holders", key))
+        return self._whole(key, row, _path_row(self._reader, digest_key(row.path)))
+
+    def _whole(self, key: bytes, row: EntryRow, path_row: PathRow | None) -> DataEntry:
         return DataEntry(
             **msgspec.structs.asdict(row),
             primary_location=path_row.authority if path_row else "",
-            locations=locations,
+            locations=tuple(k[16:].decode() for k, _ in self._reader.scan("holders", key)),
         )
 
 

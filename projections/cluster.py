@@ -64,10 +64,12 @@ class ClusterView:
         self, *, node: str, config_key: str, data_type: DataType, authority_only: bool = True
     ) -> list[DataEntry]:
         """Current entries; with `node`, those it is the authority of, or all that it holds."""
-        found = self.catalog.current(node=node, config_key=config_key, data_type=data_type)
-        if not node or not authority_only:
-            return list(found)
-        return [entry for entry in found if entry.primary_location == node]
+        authority = node if authority_only else ""
+        return list(
+            self.catalog.current(
+                node=node, config_key=config_key, data_type=data_type, authority=authority
+            )
+        )
 
     def current_at(self, path: str) -> DataEntry | None:
         """The current version of a path that somebody holds."""
@@ -77,6 +79,10 @@ class ClusterView:
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
         return self.catalog.held_by(node, path)
+
+    def holds(self, node: str, entry: DataEntry) -> bool:
+        """Whether a node holds exactly this content under its path."""
+        return self.catalog.holds(node, entry)
 
     def current_of(self, path: str) -> DataEntry | None:
         """The version of a path that counts, with those who hold it."""

@@ -8,7 +8,7 @@ things look is `show`.
 # isort: off
 from dataplane.cli import processes, proving
 from dataplane.cli import saying
-from dataplane.cli import looking, top, links, rejecting
+from dataplane.cli import looking, top, links, trainings, rejecting
 from dataplane.cli import reasons, policies
 from dataplane.cli import auditing, travelling, archiving
 from dataplane.cli import bucket, draining, deleting, merging, keys
@@ -34,5 +34,6 @@ __all__ = [
     "rejecting",
     "saying",
     "top",
+    "trainings",
     "travelling",
 ]

@@ -124,7 +124,7 @@ _STYLES = {
 def _cell(column: str, value: Any) -> str:
     if value is None:
         return "-"
-    if column in ("size_bytes", "bytes", "disk_free_bytes"):
+    if column.endswith("bytes"):
         return size(value)
     if isinstance(value, float) and (column.endswith("_at") or column in ("time", "mtime")):
         return clock(value)

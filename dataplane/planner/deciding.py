@@ -187,27 +187,23 @@ class Draft:
             most = self._known.policy.replication.minimum
             precious = _less_precious(entry, len(lasting))
             self._hold_where_it_lasts(entry, lasting[:most], targets)
-        have = len(lasting) if rule.only_endangered else self._count_held(entry, targets)
+        view = self._known.view
+        holding = {target.name for target in targets if view.holds(target.name, entry)}
+        have = len(lasting) if rule.only_endangered else len(holding)
         chosen: list[tuple[int, str, DataEntry, NodeRow]] = []
         passed_over = []
         for target in targets:
             if (target.name, entry.path) in self._settled:
                 continue
-            if have + len(chosen) >= most and not self._holds(target, entry):
+            if target.name in holding:
+                self._settled.add((target.name, entry.path))
+                self.held.append(_held(target.name, entry))
+            elif have + len(chosen) >= most:
                 passed_over.append(target.name)
-                continue
-            source = self._settle(rule, entry, target, last_copy=not lasting)
-            if source:
+            elif source := self._settle(rule, entry, target, last_copy=not lasting):
                 chosen.append((precious, source, entry, target))
         self._say_how_many(rule, entry, have + len(chosen), most, passed_over)
         return chosen
-
-    def _count_held(self, entry: DataEntry, targets: Sequence[NodeRow]) -> int:
-        return sum(self._holds(target, entry) for target in targets)
-
-    def _holds(self, target: NodeRow, entry: DataEntry) -> bool:
-        there = self._known.view.held_by(target.name, entry.path)
-        return there is not None and there.checksum == entry.checksum
 
     def _hold_where_it_lasts(
         self, entry: DataEntry, lasting: Sequence[str], targets: Sequence[NodeRow]
@@ -230,12 +226,9 @@ class Draft:
             self._short.setdefault((have, most), []).append(entry.path)
 
     def _settle(self, rule: Rule, entry: DataEntry, target: NodeRow, *, last_copy: bool) -> str:
-        """From whom a target gets an entry; "" if it holds it or a rule refuses, which is noted."""
+        """From whom a target gets an entry it lacks; "" if a rule refuses, which is noted."""
         self._settled.add((target.name, entry.path))
         there = self._known.view.held_by(target.name, entry.path)
-        if there is not None and there.checksum == entry.checksum:
-            self.held.append(_held(target.name, there))
-            return ""
         refusal = _keeps_its_own(self._known, target.name, there, entry)
         if refusal is None and self._known.policy.paths.ownership(entry.path) is Ownership.MERGED:
             refusal = Refusal(
@@ -388,8 +381,8 @@ def _legible(refusal: Refusal) -> Refusal:
     return replace(refusal, reason=refusal.reason[:REASON_CHARACTERS])
 
 
-def _held(target: str, there: DataEntry) -> Held:
-    return Held(target=target, path=there.path, checksum=there.checksum, games=there.games)
+def _held(target: str, entry: DataEntry) -> Held:
+    return Held(target=target, path=entry.path, checksum=entry.checksum, games=entry.games)
 
 
 def _list(refusals: Sequence[Refusal]) -> str:

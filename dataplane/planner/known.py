@@ -36,6 +36,9 @@ class PlanningView(Protocol):
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
 
+    def holds(self, node: str, entry: DataEntry) -> bool:
+        """Whether a node holds exactly this content under its path."""
+
     def was_announced(self, entry: DataEntry) -> bool:
         """Whether exporters were told of this content before."""
 
