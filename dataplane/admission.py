@@ -94,10 +94,16 @@ def admit(
     chosen: list[tuple[TransferRow, Way]] = []
 
     def start(transfer: TransferRow) -> None:
-        if len(chosen) < MOST_AT_ONCE and slots.hold(transfer) is None:
-            way = choose(transfer, known.sources(transfer), known, policy, now)
-            if slots.take(transfer, way.source):
-                chosen.append((transfer, way))
+        if len(chosen) == MOST_AT_ONCE:
+            return
+        if slots.hold(transfer) is not None:
+            slots.claim(transfer)
+            return
+        way = choose(transfer, known.sources(transfer), known, policy, now)
+        if slots.take(transfer, way.source):
+            chosen.append((transfer, way))
+        else:
+            slots.claim(transfer, way.source)
 
     favoured = {one.id for one in weighed if first(one)}
     after_all: list[TransferRow] = []
@@ -174,8 +180,8 @@ class _Candidates:
         if self._slots.none_left(critical=True):
             return []
         found: dict[str, TransferRow] = {}
-        limits = self._policy.bandwidth
-        most = max(WEIGHED, WEIGHED_PER_SLOT * min(limits.max_total, MOST_AT_ONCE))
+        most = max(WEIGHED, WEIGHED_PER_SLOT * min(self._policy.bandwidth.max_total, MOST_AT_ONCE))
+        parts = most * self._slots.parts
         only_critical = self._slots.none_left(critical=False)
         looked_at = 0
         for transfer in pending:
@@ -183,10 +189,12 @@ class _Candidates:
                 continue
             looked_at += 1
             critical = transfer.priority is SyncPriority.CRITICAL
-            if looked_at > MOST_LOOKED_AT or len(found) >= most or (only_critical > critical):
+            enough = parts <= 0 or len(found) >= 2 * MOST_AT_ONCE
+            if looked_at > MOST_LOOKED_AT or enough or (only_critical > critical):
                 break
             if self._may_start(transfer):
                 found[transfer.id] = transfer
+                parts -= self._slots.takes(transfer)
         if not only_critical:
             for transfer in islice(_aging(oldest), WEIGHED):
                 if not starved(transfer, self._now):
@@ -208,7 +216,7 @@ class _Candidates:
             if wait.until:
                 self._wake.append(wait.until)
             return False
-        self._at[target] += 1
+        self._at[target] += self._slots.takes(transfer)
         enough = WEIGHED_PER_SLOT * self._slots.free_at(target)
         if target != S3_NODE and self._at[target] > enough:
             # Enough of it to choose from; the others must be seen, too.

@@ -14,7 +14,8 @@ from streams.log import Deliveries, Log
 from streams.permissions import node_durables
 from streams.subjects import Place
 
-MAX_TASKS = 64
+#: As many small files as all slots of a node hold, and what is not small beside them.
+MAX_TASKS = 1024
 MAX_TRIGGERS = 64
 
 

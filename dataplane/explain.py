@@ -14,6 +14,7 @@ import msgspec
 from dataplane.planner import SyncPlanner
 from dataplane.planner.targets import exclusion
 from dataplane.policy import Policy, Rule
+from dataplane.slots import Slots
 from dataplane.words import clock, size
 from projections.cluster import ClusterView
 from projections.nodes import NodeRow
@@ -288,17 +289,16 @@ def _under_way(asked: Asked, row: TransferRow) -> str:
 
 def _behind(asked: Asked, row: TransferRow) -> str:
     """What a pending transfer waits behind, in figures."""
-    bandwidth, flying = asked.policy.bandwidth, asked.view.in_flight()
-    here = sum(asked.node in (one.target, one.source) for one in flying)
-    there = sum(row.source in (one.target, one.source) for one in flying)
+    bandwidth, slots = asked.policy.bandwidth, Slots(asked.policy, asked.view.in_flight())
+    here, there = slots.used(asked.node), slots.used(row.source)
     if newer := asked.view.newer_versions(row):
         return f"waiting for the later version {newer[-1].entry.checksum[:14]}…"
     if here >= bandwidth.max_per_node:
         return f"waiting: {asked.node} has {here} of {bandwidth.max_per_node} transfers"
     if there >= bandwidth.max_per_node:
         return f"waiting: {row.source} has {there} of {bandwidth.max_per_node} transfers"
-    if len(flying) >= bandwidth.max_total:
-        return f"waiting: the cluster has {len(flying)} of {bandwidth.max_total} transfers"
+    if slots.used() >= bandwidth.max_total:
+        return f"waiting: the cluster has {slots.used()} of {bandwidth.max_total} transfers"
     target = asked.view.node(asked.node)
     if target is not None and not target.online:
         return f"waiting: {asked.node} is offline: {target.reason or 'it said so'}"

@@ -1,10 +1,13 @@
 """How much is under way, by node and in all: transfers, and the room they have set aside.
 
-It must never let anybody exceed a cap, but for the one slot more that CRITICAL work finds.
+Small files travel together, so several of them share a slot: slots are counted in parts, of which a
+small one takes one and any other all of them. It must never let anybody exceed a cap, but for the
+one slot more that CRITICAL work finds.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable
 
@@ -13,7 +16,7 @@ import msgspec
 from dataplane.policy import GIGABYTE, Policy
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
-from streams.values import S3_NODE, SyncPriority
+from streams.values import S3_NODE, SMALL_BYTES, SyncPriority
 
 #: What a running transfer may hold in memory, whatever the size of its file.
 MEMORY_BYTES = 64 << 20
@@ -28,6 +31,11 @@ class Wait(msgspec.Struct, frozen=True):
     until: float = 0.0
 
 
+def parts_of(size_bytes: int, small_per_slot: int) -> int:
+    """How many parts of a slot a file takes, of `small_per_slot`."""
+    return 1 if size_bytes <= SMALL_BYTES else small_per_slot
+
+
 class Slots:
     """What is taken, and whether more fits."""
 
@@ -39,74 +47,106 @@ class Slots:
     ) -> None:
         self._policy = policy
         self._node = node
-        #: The bucket has no limit of its own: it counts for nobody.
-        self._by_node: Counter[str] = Counter()
+        #: Parts of a slot, and of all slots: everything below is counted in parts.
+        self.parts = policy.bandwidth.small_per_slot
+        self._most_per_node = policy.bandwidth.max_per_node * self.parts
+        self._most = policy.bandwidth.max_total * self.parts
+        #: What is taken at each node, and in all under "". The bucket has no limit of its own: it
+        #: counts for nobody.
+        self._taken: Counter[str] = Counter()
+        #: Where something waits for a whole slot: the parts that are left there are kept for it.
+        self._claimed: set[str] = set()
         self._lesser: Counter[str] = Counter()
         self._bytes: Counter[str] = Counter()
         #: Of them, what only takes what is spare; in all under "".
         self._spare: Counter[str] = Counter()
         self._places: set[tuple[str, str]] = set()
-        self._total = 0
         for row in in_flight:
             self._count(row, row.source)
 
     def full(self, transfer: TransferRow) -> bool:
         """Whether the target has no slot for it; then it does not stand in others' way."""
-        most = self._policy.bandwidth.max_per_node + _extra(transfer)
-        return self._by_node[transfer.target] >= most
+        return not self._fits(transfer, transfer.target)
 
     def free_at(self, target: str) -> int:
-        """How many more may go to a target, with the one for CRITICAL work."""
-        return max(0, self._policy.bandwidth.max_per_node + 1 - self._by_node[target])
+        """How many parts more may go to a target, with the slot for CRITICAL work."""
+        return max(0, self._most_per_node + self.parts - self._taken[target])
+
+    def used(self, where: str = "") -> int:
+        """How many slots are taken at a node, or in all; those begun count whole."""
+        return math.ceil(self._taken[where] / self.parts)
+
+    def takes(self, transfer: TransferRow) -> int:
+        """How many parts of a slot a transfer takes."""
+        return parts_of(transfer.entry.size_bytes, self.parts)
 
     def none_left(self, *, critical: bool) -> bool:
         """Whether nothing of a class can start any more, wherever it goes."""
-        return self._total >= self._policy.bandwidth.max_total + critical
+        return self._taken[""] >= self._most + critical * self.parts
 
     def only_critical(self, target: str) -> bool:
         """Whether CRITICAL work has all that is under way in the cluster, or at a busy target."""
         if not self._lesser[""]:
             return True
-        return self._by_node[target] > 0 and not self._lesser[target]
+        return self._taken[target] > 0 and not self._lesser[target]
 
     def hold(self, transfer: TransferRow) -> Wait | None:
         """Why a transfer can't start as things stand; None if it can, by its source allowing."""
         bandwidth = self._policy.bandwidth
         if (transfer.target, transfer.entry.path) in self._places:
             return Wait("slot", f"{transfer.target} gets another version of this path now")
-        if self.none_left(critical=bool(_extra(transfer))):
-            return Wait("slot", f"{self._total} of {bandwidth.max_total} transfers are under way")
+        if not self._fits(transfer, ""):
+            have = self.used()
+            return Wait("slot", f"{have} of {bandwidth.max_total} transfers are under way")
         if self.full(transfer):
-            have = self._by_node[transfer.target]
+            have = self.used(transfer.target)
             reason = f"{transfer.target} has {have} of {bandwidth.max_per_node} transfers"
             return Wait("slot", reason)
-        if transfer.spare_only and (wait := self._no_spare(transfer.target)) is not None:
+        if transfer.spare_only and (wait := self._no_spare(transfer, transfer.target)) is not None:
             return wait
         return self._no_room(transfer)
 
     def take(self, transfer: TransferRow, source: str) -> bool:
         """Count a transfer in if it fits; two versions never move to one place at once."""
-        most = self._policy.bandwidth.max_per_node + _extra(transfer)
-        if self._by_node[source] >= most or self.hold(transfer) is not None:
+        if not self._fits(transfer, source):
             return False
-        if transfer.spare_only and self._no_spare(source) is not None:
+        if self.hold(transfer) is not None:
+            return False
+        if transfer.spare_only and self._no_spare(transfer, source) is not None:
             return False
         self._count(transfer, source)
         return True
 
+    def claim(self, transfer: TransferRow, source: str = "") -> None:
+        """Keep what is left for a transfer that finds no whole slot, or small ones would always be
+        in its way.
+        """
+        if self.takes(transfer) == self.parts:
+            places = {"", transfer.target, source}
+            self._claimed |= {where for where in places if not self._fits(transfer, where)}
+
     def _count(self, transfer: TransferRow, source: str) -> None:
-        self._total += 1
+        takes = self.takes(transfer)
         self._places.add((transfer.target, transfer.entry.path))
         self._bytes[transfer.target] += self._reserved(transfer)
         nodes = {transfer.target, source} - {S3_NODE}
         # One that goes from a node to itself takes two of its slots: it reads and it writes.
-        self._by_node.update(name for name in (transfer.target, source) if name != S3_NODE)
+        for name in (transfer.target, source, ""):
+            if name != S3_NODE:
+                self._taken[name] += takes
         if transfer.spare_only:
-            self._spare.update({*nodes, ""})
+            self._spare.update(dict.fromkeys({*nodes, ""}, takes))
         if transfer.priority is not SyncPriority.CRITICAL:
             self._lesser.update({*nodes, ""})
 
-    def _no_spare(self, name: str) -> Wait | None:
+    def _fits(self, transfer: TransferRow, where: str) -> bool:
+        takes, critical = self.takes(transfer), transfer.priority is SyncPriority.CRITICAL
+        if where in self._claimed and takes < self.parts and not critical:
+            return False
+        most = self._most_per_node if where else self._most
+        return self._taken[where] + takes <= most + critical * self.parts
+
+    def _no_spare(self, transfer: TransferRow, name: str) -> Wait | None:
         """Why what only takes what is spare finds no slot at a node; None if it does.
 
         The rest of the slots is always left to others, be they in use or not.
@@ -117,8 +157,8 @@ class Slots:
         )
         for where, slots in limits.items():
             most = int(share * slots)
-            if self._spare[where] >= most:
-                have, at = self._spare[where], where or "the cluster"
+            if self._spare[where] + self.takes(transfer) > most * self.parts:
+                have, at = math.ceil(self._spare[where] / self.parts), where or "the cluster"
                 return Wait("spare", f"{at} has {have} of {most} transfers that may be spared")
         return None
 
@@ -143,12 +183,8 @@ class Slots:
                 return Wait("disk-space", f"{row.name} has {has:.2f} GB left of {needs:.2f} GB")
         free = disk.memory_free_bytes
         if disk.memory_total_bytes and free is not None:
-            needs_bytes = MEMORY_BYTES * (self._by_node[transfer.target] + 1)
+            needs_bytes = MEMORY_BYTES * (self.used(transfer.target) + 1)
             if free < needs_bytes:
                 reason = f"{row.name} has {free >> 20} MiB of memory free"
                 return Wait("memory", f"{reason}, {needs_bytes >> 20} MiB are needed")
         return None
-
-
-def _extra(transfer: TransferRow) -> int:
-    return 1 if transfer.priority is SyncPriority.CRITICAL else 0

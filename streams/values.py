@@ -29,6 +29,8 @@ Count = Annotated[int, Meta(ge=0, le=MOST_COUNTED)]
 ALL_CONFIGS = "all"
 #: The bucket as a place that holds and receives entries. It is no node: it never registers.
 S3_NODE = "s3"
+#: Files up to this size travel together, and share what there is for transfers at once.
+SMALL_BYTES = 256 << 10
 BOARDS = ("hex8", "square8", "square19", "hexagonal")
 _CONFIG_IN_NAME = re.compile(rf"(?<![A-Za-z0-9])((?:{'|'.join(BOARDS)})_[234]p)(?![A-Za-z0-9])")
 

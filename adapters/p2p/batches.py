@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adapters.transport import Refused
+from streams.values import SMALL_BYTES
 
-#: What is larger is worth a request of its own.
-SMALL_BYTES = 256 << 10
 #: Contents in one batch, and bytes: no one waits long for what another asked.
 MOST_FRAMES = 1000
 BATCH_BYTES = 32 << 20

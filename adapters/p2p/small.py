@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from adapters.files.digest import named
 from adapters.http.signing import BATCH_ROUTE
 from adapters.p2p.asking import Around
-from adapters.p2p.batches import ABSENT, FRAME, SMALL_BYTES, encode_list
+from adapters.p2p.batches import ABSENT, FRAME, encode_list
 from adapters.p2p.peer import Peer
 from adapters.transport import (
     EntryMissing,
@@ -22,6 +22,7 @@ from adapters.transport import (
     Unreachable,
 )
 from adapters.workers import PEERS, finish
+from streams.values import SMALL_BYTES
 
 #: So much of an answer is held at a time, at least.
 _HELD_BYTES = 1 << 20

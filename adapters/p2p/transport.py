@@ -10,12 +10,11 @@ from collections.abc import Sequence
 
 from adapters.files.landing import Landing
 from adapters.p2p.asking import Around, Asking
-from adapters.p2p.batches import SMALL_BYTES
 from adapters.p2p.gathering import Gathering
 from adapters.p2p.small import fetch_small
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request, Take, TransportError, Unreachable
-from streams.values import Transport
+from streams.values import SMALL_BYTES, Transport
 
 
 class P2PTransport:

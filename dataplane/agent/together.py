@@ -16,13 +16,12 @@ from adapters.files.group import Group, Wanted
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed
 from adapters.files.partial import disk_errors
-from adapters.p2p.batches import SMALL_BYTES
 from adapters.transport import FetchesMany, Interrupted, Request, TransportError
 from adapters.workers import finish
 from dataplane.agent.receipts import Receipts
 from dataplane.crashpoints import reach
 from streams.identity import PathRules
-from streams.values import Transport
+from streams.values import SMALL_BYTES, Transport
 
 #: Entries of one group, and their bytes: nobody waits long for what others wanted.
 MOST = 500

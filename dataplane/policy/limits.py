@@ -89,6 +89,8 @@ class Bandwidth(Concern, frozen=True):
     #: Transfers at once from or to one node, and in all. CRITICAL work finds one slot more.
     max_per_node: AtLeastOne = 5
     max_total: AtLeastOne = 12
+    #: Small files (`SMALL_BYTES`) that take one slot together: they travel together, too.
+    small_per_slot: AtLeastOne = 100
 
 
 class Disk(Concern, frozen=True):

@@ -93,7 +93,9 @@ def run_laws(acknowledged: Sequence[str], minimum_copies: int = 2) -> tuple[laws
         *laws.ALWAYS,
         laws.late_chains_are_named(limit_s, _OVERDUE_SLACK_S),
         laws.budgets_are_kept(
-            int(str(SETTINGS["max_in_flight"])), int(str(SETTINGS["max_concurrent_syncs"]))
+            int(str(SETTINGS["max_in_flight"])),
+            int(str(SETTINGS["max_concurrent_syncs"])),
+            int(str(SETTINGS["policy__bandwidth__small_per_slot"])),
         ),
         laws.deletions_leave_enough(minimum_copies),
         laws.nothing_acknowledged_is_lost(acknowledged),

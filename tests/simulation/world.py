@@ -40,7 +40,8 @@ from tests.simulation.store import MemoryStore
 
 T0 = 1_700_000_000.0
 POLICY = Policy(
-    bandwidth=Bandwidth(max_per_node=1, max_total=2),
+    # Its files are small: each is to take a slot of its own.
+    bandwidth=Bandwidth(max_per_node=1, max_total=2, small_per_slot=1),
     quality=Quality(min_games=0),
     retries=Retries(attempt_base_s=20.0, max_retries=6, backoff_max_s=8.0),
     chains=Chains(answer_limit_s=60.0, limit_s=90.0),

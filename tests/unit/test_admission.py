@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import msgspec
@@ -22,6 +22,7 @@ from streams import events
 from streams.codec import Fact
 from streams.subjects import matches
 from streams.values import (
+    SMALL_BYTES,
     DataEntry,
     Endpoint,
     NodeDescription,
@@ -105,10 +106,13 @@ def row(
     version: int = 1,
     failures: Sequence[Failure] = (),
     what: DataEntry | None = None,
+    size_bytes: int = MEGABYTE,
     **more: Any,
 ) -> TransferRow:
     """A pending transfer that one chain waits for."""
-    what = what or entry(f"games/{source}/{name}.db", f"version {version}", version=version)
+    if what is None:
+        named = f"games/{source}/{name}.db"
+        what = entry(named, f"version {version}", version=version, size_bytes=size_bytes)
     given: dict[str, Any] = {
         "id": transfer_id(what, target),
         "entry": what,
@@ -200,13 +204,16 @@ def test_order_of_the_queue_is_kept() -> None:
     assert order.transfer == pending[0].id
 
 
-SMALL = policy_of(bandwidth={"max_per_node": 2, "max_total": 4})
+SMALL = policy_of(bandwidth={"max_per_node": 2, "max_total": 4, "small_per_slot": 3})
 
 
 @settings(max_examples=80, deadline=None)
 @sampled(data=st.data())
 def test_p12_caps_are_never_exceeded(data: st.DataObject) -> None:
-    """Whatever comes and ends, caps hold, but for one CRITICAL more a node and in all."""
+    """Whatever comes and ends, caps hold, but for one CRITICAL more a node and in all.
+
+    Three small ones take no more than one that is not small.
+    """
     nodes = [f"n{n}" for n in range(5)]
     pending: list[TransferRow] = []
     flight: list[TransferRow] = []
@@ -214,14 +221,20 @@ def test_p12_caps_are_never_exceeded(data: st.DataObject) -> None:
         fresh = data.draw(
             st.lists(
                 st.builds(
-                    lambda target, source, name, priority, version: row(
-                        target, source, name=name, priority=priority, version=version
+                    lambda target, source, name, priority, version, size: row(
+                        target,
+                        source,
+                        name=name,
+                        priority=priority,
+                        version=version,
+                        size_bytes=size,
                     ),
                     st.sampled_from(nodes),
                     st.sampled_from(nodes),
                     st.sampled_from("abc"),
                     st.sampled_from(SyncPriority),
                     st.just(n),
+                    st.sampled_from([0, SMALL_BYTES, SMALL_BYTES + 1]),
                 ),
                 max_size=6,
                 unique_by=lambda one: one.id,
@@ -242,18 +255,73 @@ def test_p12_caps_are_never_exceeded(data: st.DataObject) -> None:
 def check_caps(flight: Sequence[TransferRow], policy: Policy) -> None:
     """No cap is exceeded, and no place is written twice at once."""
 
-    def busiest(rows: Sequence[TransferRow]) -> int:
-        ends = Counter(end for one in rows for end in (one.target, one.source))
-        return max(ends.values(), default=0)
+    def slots(row: TransferRow) -> Fraction:
+        small = row.entry.size_bytes <= SMALL_BYTES
+        return Fraction(1, policy.bandwidth.small_per_slot if small else 1)
+
+    def busiest(rows: Sequence[TransferRow]) -> Fraction:
+        ends = [end for one in rows for end in (one.target, one.source)]
+        return max((busy(rows, end) for end in ends), default=Fraction())
+
+    def busy(rows: Sequence[TransferRow], end: str) -> Fraction:
+        return sum((slots(one) for one in rows if end in (one.target, one.source)), Fraction())
 
     lesser = [one for one in flight if one.priority is not CRITICAL]
     elsewhere = [one for one in flight if one.source != one.target]
-    assert len(flight) <= policy.bandwidth.max_total + 1
-    assert len(lesser) <= policy.bandwidth.max_total
+    assert sum(map(slots, flight)) <= policy.bandwidth.max_total + 1
+    assert sum(map(slots, lesser)) <= policy.bandwidth.max_total
     assert busiest(elsewhere) <= policy.bandwidth.max_per_node + 1
     assert busiest([one for one in elsewhere if one in lesser]) <= policy.bandwidth.max_per_node
     places = [(one.target, one.entry.path) for one in flight]
     assert len(places) == len(set(places))
+
+
+# Small files
+
+
+def test_small_ones_share_slots() -> None:
+    """Five slots of a node take hundreds of them, and no more."""
+    many = [row(name=f"s{n}", size_bytes=20_000) for n in range(700)]
+    flight: list[TransferRow] = []
+    for _ in range(5):
+        admission = admit(many, flight, Known(many), Policy(), T0)
+        started = {fact.event.transfer for fact in admission.assignments}  # type: ignore[attr-defined]
+        flight += [one for one in many if one.id in started]
+        many = [one for one in many if one.id not in started]
+    bandwidth = Policy().bandwidth
+    assert len(flight) == bandwidth.max_per_node * bandwidth.small_per_slot
+
+
+@pytest.mark.parametrize("target", ["train-1", "train-2"])
+def test_small_ones_never_keep_a_large_one_waiting_for_ever(target: str) -> None:
+    """What comes first and needs a whole slot, of its target or its source, is left the parts that
+    come free.
+    """
+    policy = policy_of(bandwidth={"max_per_node": 2, "max_total": 9, "small_per_slot": 4})
+    flight = [row(name=f"f{n}", size_bytes=1_000) for n in range(8)]
+    large = row(target, name="large", queued_sequence=1)
+    rounds = 0
+    while large not in flight:
+        # One of them ends, and another one comes, again and again.
+        flight.pop(0)
+        small = [row(name=f"s{rounds}-{n}", size_bytes=1_000) for n in range(3)]
+        pending = [large, *small]
+        started = {
+            fact.event.transfer  # type: ignore[attr-defined]
+            for fact in admit(pending, flight, Known(pending), policy, T0).assignments
+        }
+        flight += [one for one in pending if one.id in started]
+        rounds += 1
+        assert rounds < 8
+
+
+def test_critical_small_ones_are_not_held_up_by_a_large_one() -> None:
+    """Parts that are kept for a whole slot are not kept from CRITICAL work."""
+    policy = policy_of(bandwidth={"max_per_node": 2, "small_per_slot": 4})
+    flight = [row(name=f"f{n}", size_bytes=1_000) for n in range(5)]
+    pending = [row(name="urgent", size_bytes=1_000, priority=CRITICAL), row(name="large")]
+    found = admit(pending, flight, Known(pending), policy, T0).assignments
+    assert [fact.event.transfer for fact in found] == [pending[0].id]  # type: ignore[attr-defined]
 
 
 # Training-critical data
@@ -447,7 +515,7 @@ def test_assignment_says_all_that_its_executor_needs() -> None:
         priority=HIGH,
         deadline=T0 + 50,
         attempt=2,
-        timeout_s=60.002,
+        timeout_s=62.0,
         grant_s=60.0,
     )
 
@@ -631,7 +699,7 @@ def test_unanswered_attempt_is_told_once_by_its_id() -> None:
 def test_slot_of_an_unanswered_attempt_comes_free() -> None:
     """P1: nodes that vanish do not hold the cluster's slots for ever."""
     story = given(trainer("train-1"), trainer("train-2"), player()).under(
-        bandwidth={"max_total": 1}
+        bandwidth={"max_total": 1, "small_per_slot": 1}
     )
     story.tell(opens("c1", played()), answers("c1", "gpu-1", games_of("gpu-1")))
     story.tell(said_what_is_owed, assigned, assigned)

@@ -331,7 +331,7 @@ def test_every_wait_has_a_reason() -> None:
 
 def test_plans_say_why_each_transfer_waits_and_when_it_would_be_there() -> None:
     """Running ones first, then what waits; nothing is left without a word."""
-    limits = Policy(bandwidth=Bandwidth(max_per_node=1))
+    limits = Policy(bandwidth=Bandwidth(max_per_node=1, small_per_slot=1))
     story = given(player("gpu-1"), trainer(), policy=limits)
     for number in range(2):
         games = games_of("gpu-1", str(number), config_key=f"hex8_{number + 2}p")

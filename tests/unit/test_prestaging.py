@@ -22,6 +22,7 @@ from dataplane.policy import GIGABYTE, Policy
 from dataplane.policy.reading import PolicyError
 from dataplane.policy.telling import sentences
 from dataplane.prestaging import MOST_AHEAD, Lacking, due, spare_bytes
+from dataplane.slots import Slots
 from projections.chains import ChainStatus
 from projections.projector import Projector
 from projections.trainings import EXPECTED_CHAIN, TrainingRow, expected
@@ -533,9 +534,10 @@ def test_spare_work_never_holds_more_than_its_share(
     story.tell(assigned)
     bandwidth = story.policy.bandwidth
     flying = [one for one in story.under_way() if one.spare_only]
-    assert len(flying) <= share * bandwidth.max_total
+    slots = Slots(story.policy, flying)
+    assert slots.used() <= share * bandwidth.max_total
     for one in ("n0", "n1", "n2", "n3", "n4"):
-        assert sum(one in (f.source, f.target) for f in flying) <= share * bandwidth.max_per_node
+        assert slots.used(one) <= share * bandwidth.max_per_node
     assert all(one.target != "n1" for one in flying)
 
 
