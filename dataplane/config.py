@@ -151,6 +151,9 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     #: A file with this node's key: what it stores is sealed with it. "" stores it as it is.
     s3_encryption_key_file: Path = Path()
     s3_sync_interval: _Positive = 3600.0
+    #: How long an agent that is told to end goes on pushing to the bucket what it lacks; 0: it
+    #: ends at once. Whoever stops it must wait for longer before he kills it.
+    shutdown_push_seconds: _NotNegative = 8.0
 
     # Transports
     #: Those this installation may use; a node uses the ones it has, towards nodes that have them.
@@ -520,6 +523,7 @@ TEMPLATE = """\
 # s3_prefix = ""                 # "clusters/a" where several clusters share the bucket
 # s3_endpoint = ""               # "http://10.0.0.9:8333" for a server of one's own
 # s3_region = ""
+# shutdown_push_seconds = 8.0    # an agent that is told to end pushes for so long what it lacks
 # s3_encryption_key_file = ""   # what this node stores is sealed with this key
 
 # Scrubbing.

@@ -80,15 +80,22 @@ class UnifiedDataPlaneDaemon:
         await self._open()
         self._running = asyncio.create_task(self._run_parts(), name="dataplane")
 
-    async def stop(self) -> None:
-        """End in order; what was under way is done again at the next start."""
+    async def stop(self, *, last_push: bool = True) -> None:
+        """End in order; what was under way is done again at the next start.
+
+        With `last_push` an agent first brings to the bucket what that lacks, for a while.
+        """
         if self._running is not None:
             self._running.cancel()
             await asyncio.gather(self._running, return_exceptions=True)
             self._running = None
         self.catalog.close()
         for part in reversed(self._parts):
-            await part.stop()
+            try:
+                if last_push:
+                    await part.part()
+            finally:
+                await part.stop()
         self._parts = []
         for lock in self._locks:
             lock.close()
@@ -102,13 +109,17 @@ class UnifiedDataPlaneDaemon:
 
         `started` is called once all parts have.
         """
+        told = False
         try:
             await self.start()
             started()
             assert self._running is not None
             await self._running
+        except asyncio.CancelledError:
+            told = True
+            raise
         finally:
-            await self.stop()
+            await self.stop(last_push=told)
 
     async def _open(self) -> None:
         self._log = log = await _patiently_connect(self.config)
@@ -279,7 +290,7 @@ class Supervisor:
         finally:
             feeling.cancel()
             if child.returncode is None:
-                await _stop_child(child)
+                await _stop_child(child, _STOP_S + self._config.shutdown_push_seconds)
 
 
 async def _kill_without_pulse(
@@ -335,11 +346,11 @@ async def _keep_server_alive(server: EmbeddedServer) -> None:
         await server.start_async()
 
 
-async def _stop_child(child: asyncio.subprocess.Process) -> None:
+async def _stop_child(child: asyncio.subprocess.Process, limit_s: float) -> None:
     """SIGTERM, and SIGKILL where that is not heeded in time."""
     child.terminate()
     try:
-        await asyncio.wait_for(child.wait(), _STOP_S)
+        await asyncio.wait_for(child.wait(), limit_s)
     except TimeoutError:
         child.kill()
         await child.wait()

@@ -249,6 +249,22 @@ class FileConflict(Event, frozen=True):
     reason: str
 
 
+class NodeStopped(Event, frozen=True):
+    """A node's agent was told to end, and has pushed to the bucket what it still could."""
+
+    node: Token
+    #: Entries that it stored, and that a manifest names now.
+    stored: Count = 0
+    stored_bytes: Count = 0
+    #: Entries that belong into the bucket, and that it neither stored nor found there.
+    left: Count = 0
+    left_bytes: Count = 0
+    #: Some of those, by path.
+    left_paths: tuple[str, ...] = ()
+    #: Why some were left; "" if none was.
+    reason: str = ""
+
+
 class DiskTierChanged(Event, frozen=True):
     """A node's disk became fuller or emptier than a limit; self-play listens to it, too."""
 
@@ -585,6 +601,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "FILE_QUARANTINED": FileQuarantined,
     "FILE_CONFLICT": FileConflict,
     "DISK_TIER_CHANGED": DiskTierChanged,
+    "NODE_STOPPED": NodeStopped,
     "SYNC_PLANNED": SyncPlanned,
     "TRANSFER_ASSIGNED": TransferAssigned,
     "TRANSFER_SUCCEEDED": TransferSucceeded,
@@ -629,6 +646,7 @@ OWN_WORDS: dict[type[Event], str] = {
     LogRolledBack: "node",
     LogShortened: "node",
     DiskTierChanged: "node",
+    NodeStopped: "node",
     TransferSucceeded: "node",
     TransferFailed: "node",
 }

@@ -195,6 +195,11 @@ class Inventory:
         await self._known.ready()
         return [row.entry for row in self._known.here()]
 
+    async def told(self) -> list[DataEntry]:
+        """Of what this node holds, what the log knows of: it was said, or came by a transfer."""
+        await self._known.ready()
+        return [row.entry for row in self._known.here() if row.said == row.entry.checksum]
+
     async def arrived(self, path: str) -> DataEntry | None:
         """What was received under a logical path and is here unchanged; None if nothing was.
 

@@ -34,6 +34,7 @@ from dataplane.agent.deliveries import kept_alive, left_to_redelivery
 from dataplane.agent.diskwatch import DiskWatch
 from dataplane.agent.machine import memory_bytes, memory_moved
 from dataplane.agent.observing import Observer
+from dataplane.agent.parting import Parting
 from dataplane.agent.progress import Progress
 from dataplane.agent.reaching import reached
 from dataplane.agent.relaying import Relaying
@@ -174,6 +175,22 @@ class Agent:
                 group.create_task(self._relaying.run(), name="relays")
             if self._backups is not None:
                 group.create_task(self._backups.consolidate(), name="bucket")
+
+    async def part(self) -> None:
+        """Push to the bucket what it lacks, for a while; `run` must have ended."""
+        limit_s = self._config.shutdown_push_seconds
+        if self._backups is None or self._manager is None or not limit_s:
+            return
+        parting = Parting(
+            self._log,
+            self._outbox,
+            self._config,
+            self._inventory,
+            self._observer,
+            self._manager,
+            self._backups,
+        )
+        await parting.push(limit_s)
 
     async def stop(self) -> None:
         """Let go of everything; what was under way is done again by whoever comes next."""

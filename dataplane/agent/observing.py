@@ -83,13 +83,17 @@ class Observer:
         async for _ in self._inventory.watch(asyncio.Event()):
             with self._disk_may_fail():
                 with contextlib.suppress(LogError):
-                    async with self._reporting:
-                        await self._report(await self._inventory.scan())
+                    await self.report()
                 for sweep in (sweep_partials, sweep_quarantine):
                     await asyncio.to_thread(sweep, self._config.data_dir, time.time())
                 self.problem = ""
             # A live database changes all the time; triggers do not wait for this.
             await asyncio.sleep(self._config.policy().schedule.event_gap_s)
+
+    async def report(self) -> None:
+        """Look once, and report what has changed. Raises a `LogError`."""
+        async with self._reporting:
+            await self._report(await self._inventory.scan())
 
     async def reconcile(self) -> None:
         """Compare log and disk from time to time, for ever."""

@@ -96,6 +96,9 @@ class Coordinator:
                 archiving = self._keeper.run(self.projector, leads=lambda: self.lease.held)
                 group.create_task(archiving, name="archive")
 
+    async def part(self) -> None:
+        """A coordinator has nothing that only it holds."""
+
     async def stop(self) -> None:
         """Let go of the lease, so that another leads at once, and of the views."""
         await self.lease.release()

@@ -179,6 +179,7 @@ class DemoCluster:
             "data_dir": self.layout.data(node).resolve(),
             "state_dir": self.layout.state(node).resolve(),
             "default_bandwidth_limit_mbps": BANDWIDTH_MBPS,
+            "shutdown_push_seconds": 0,
         }
         if self.bucket is not None:
             policy = (self.layout.root / "policy.toml").resolve()

@@ -35,8 +35,8 @@ from streams.values import S3_NODE
 
 #: Processes that may be away or paused at once.
 _MOST_AWAY = 2
-#: With so many chains open the adversary takes twice its time.
-_MANY_OPEN = 25
+#: With so many chains open the adversary takes thrice its time.
+_MANY_OPEN = 60
 #: The share of processes started again that are told to die at a named point.
 _ARMED_SHARE = 0.8
 
@@ -92,11 +92,11 @@ class Adversary:
             act.add_done_callback(self._acts.discard)
 
     def _pace_s(self) -> float:
-        """The gap until the next act: longer the further the cluster is behind.
+        """The gap until the next act: up to three times as long where the cluster is behind.
 
         A cluster that only starts processes anew has nothing under way that a kill could hit.
         """
-        return self._gap_s * (1.0 + len(self._scene.open) / _MANY_OPEN)
+        return self._gap_s * (1.0 + 2.0 * min(1.0, len(self._scene.open) / _MANY_OPEN))
 
     async def undo(self) -> None:
         """Let everything live again: what is paused, cut, filled or away."""

@@ -47,6 +47,7 @@ SETTINGS: dict[str, object] = {
     "web_enabled": False,
     "scrub_interval": 5,
     "scrub_limit_mbps": 400,
+    "shutdown_push_seconds": 2,
     "policy__s3__min_games": 2,
     "policy__s3__storage_class": "",
     "policy__schedule__replication_s": 10,

@@ -35,7 +35,7 @@ _START_LIMIT_S = 120.0
 _SETTLE_LIMIT_S = 240.0
 #: How long the log must have been silent to count as settled.
 _QUIET_S = 2.0
-_PLAYER_PAUSE_S = 1.2
+_PLAYER_PAUSE_S = 2.5
 _GAMES = 2
 
 

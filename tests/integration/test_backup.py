@@ -131,6 +131,51 @@ async def test_p10_killed_between_object_and_manifest_nothing_is_named_that_is_n
     assert keys(s3_server, bucket, "objects/") == [named.key]
 
 
+async def test_k19_agent_that_is_told_to_end_pushes_what_the_bucket_lacks(
+    tmp_path: Path, s3_server: S3Server, bucket: str
+) -> None:
+    """No trigger spoke of it: it is in the bucket before the process is gone, and that is said."""
+    async with cluster_with(tmp_path, s3_server, bucket) as cluster:
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        await cluster.joined("coord", "gpu-7")
+        cluster.play("gpu-7", 9)
+        assert cluster.stop("gpu-7") == 0
+        [stopped] = [fact.event for fact in await cluster.facts(events.NodeStopped)]
+        assert isinstance(stopped, events.NodeStopped)
+        assert (stopped.stored, stopped.left, stopped.reason) == (1, 0, "")
+        [stored] = [fact.event for fact in await cluster.facts(events.TransferSucceeded)]
+        assert isinstance(stored, events.TransferSucceeded)
+        assert (stored.target, stored.bytes_transferred) == (S3_NODE, stopped.stored_bytes)
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        await cluster.joined("gpu-7")
+        assert cluster.stop("gpu-7") == 0
+        again = [fact.event for fact in await cluster.facts(events.NodeStopped)][-1]
+        assert isinstance(again, events.NodeStopped)
+        assert (again.stored, again.left) == (0, 0)
+    [named] = manifest(s3_server, bucket, "gpu-7").entries
+    assert (named.entry.path, named.entry.checksum) == (stored.entry.path, stored.entry.checksum)
+
+
+async def test_k19_last_push_that_does_not_come_through_is_said_and_keeps_nobody(
+    tmp_path: Path, s3_server: S3Server, bucket: str
+) -> None:
+    """The bucket is away: the process ends all the same, and says what it left and why."""
+    nowhere = {
+        "DATAPLANE_S3_ENDPOINT": "http://127.0.0.1:9",
+        "DATAPLANE_SHUTDOWN_PUSH_SECONDS": "2",
+    }
+    async with cluster_with(tmp_path, s3_server, bucket) as cluster:
+        cluster.agent("gpu-7", Role.SELFPLAY, **nowhere)
+        await cluster.joined("coord", "gpu-7")
+        cluster.play("gpu-7", 9)
+        assert cluster.stop("gpu-7") == 0
+        [stopped] = [fact.event for fact in await cluster.facts(events.NodeStopped)]
+        assert isinstance(stopped, events.NodeStopped)
+        assert (stopped.stored, stopped.left) == (0, 1)
+        assert stopped.left_paths == ("games/gpu-7/hex8_2p.db",) and stopped.reason
+        assert not await cluster.facts(events.TransferSucceeded)
+
+
 async def test_all_comes_back_from_the_bucket_alone(
     tmp_path: Path, s3_server: S3Server, bucket: str
 ) -> None:
