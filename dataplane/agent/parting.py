@@ -63,7 +63,7 @@ class Parting:
         try:
             async with asyncio.timeout(limit_s):
                 # What was written since anybody looked has no entry in the catalog yet.
-                with suppress(LogError):
+                with suppress(LogError, OSError):
                     await self._observer.report()
                 wanted = await self._wanted()
                 lacking = await self._lacking(wanted)
@@ -71,7 +71,7 @@ class Parting:
                 await each(lacking, self._push, AT_ONCE)
         except TimeoutError:
             self._problem = self._problem or f"not done within {limit_s:g} s"
-        except (TransportError, LogError) as error:
+        except (TransportError, LogError, OSError) as error:
             self._problem = f"{type(error).__name__}: {error}"
         stopped = self._told(wanted)
         await self._say(stopped, "stopped")

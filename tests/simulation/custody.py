@@ -49,17 +49,18 @@ class Overseer:
         """A copy goes now, by a grant: as many as the rule says must hold the content elsewhere."""
         self.deleted += 1
         chain = chain_filter(copies_chain(entry.path, entry.checksum))
-        grants = [one for one in self._messages if one.type == "DELETION_GRANTED"]
-        grants = [one for one in grants if one.subject.startswith(chain.removesuffix(">"))]
+        said = [one for one in self._messages if one.subject.startswith(chain.removesuffix(">"))]
+        grants = [one for one in said if one.type == "DELETION_GRANTED"]
         if not grants:
             self.problems.append(f"{node} deleted {entry.path}, and nobody granted it")
             return
-        granted = grants[-1]
-        assert isinstance(granted.event, events.DeletionGranted)
-        if any(when >= granted.time for when in self.taken.get(entry.path, ())):
-            # Proven just before, and then taken away: nobody could know.
+        granted = grants[-1].event
+        assert isinstance(granted, events.DeletionGranted)
+        asked_at = [one.time for one in said if one.type == "DELETION_RESERVED"][-1]
+        if any(when >= asked_at for when in self.taken.get(entry.path, ())):
+            # Taken away when it was being proven, or had been: nobody could know.
             return
-        proven = {proof.checksum for proof in granted.event.proofs}
+        proven = {proof.checksum for proof in granted.proofs}
         holders = [
             name for name in self._disks if name != node and self._holds(name, entry, proven)
         ]
