@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters.s3.layout import manifest_key, under
-from dataplane.duties import distributed, drained, may_end_empty, said_of_the_plan, too_late
+from dataplane.duties import distributed, may_end_empty, said_of_the_plan, too_late
 from dataplane.policy import Policy
 from projections.chains import ChainRow, ChainStatus, Need, planned
 from projections.transfers import ENTRY_MISSING, TransferRow, TransferState, transfer_id
@@ -241,7 +241,7 @@ def _end(
         why = "; ".join(refusal.reason for refusal in chain.refusals) or "nothing was planned"
         return [_failure(chain, [], [], now, why, cause)]
     completion = _completion(chain, arrived, now, cause)
-    return [*stored, completion, *announced, *drained(chain, arrived, cause)]
+    return [*stored, completion, *announced]
 
 
 def _stored(

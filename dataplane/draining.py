@@ -8,37 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import msgspec
 
 from dataplane.api import DataPlane
-from dataplane.proving import prove
+from dataplane.planner import Known
+from dataplane.safety import Left, lasting_without, unproven, unsafe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from streams import events
-from streams.log import Bus
-from streams.values import DataEntry
 
 _POLL_S = 0.2
-#: Proofs that are asked for at once; each reads a whole file somewhere.
-_PROVEN_AT_ONCE = 4
 #: How often the node is asked anew because something had to move.
 ROUNDS = 20
 #: So much longer than bytes and rates say, things take.
 _SLOWER = 1.5
-
-
-class Left(msgspec.Struct, frozen=True):
-    """A content that is not safe without the node."""
-
-    path: str
-    checksum: str
-    size_bytes: int
-    #: Other places that hold it, and how many of them have just proven it.
-    elsewhere: tuple[str, ...]
-    proven: int
-    why: str
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -59,22 +44,6 @@ class Verdict(msgspec.Struct, frozen=True):
     done_at: float | None = None
     #: When it must have begun to be done by the deadline; None without one.
     last_moment: float | None = None
-
-
-def unsafe(view: ClusterView, node: str, copies: int) -> list[Left]:
-    """Contents on a node that fewer than `copies` other places hold, by the catalog; by path."""
-    found = []
-    for entry in view.catalog.entries(node=node):
-        others = others_with(entry, node)
-        if len(others) < copies:
-            why = f"{_places(others)} of {copies} other places hold it"
-            found.append(Left(entry.path, entry.checksum, entry.size_bytes, others, 0, why))
-    return sorted(found, key=lambda one: one.path)
-
-
-def others_with(entry: DataEntry, node: str) -> tuple[str, ...]:
-    """Where else a content is."""
-    return tuple(place for place in entry.locations if place != node)
 
 
 def rate_from(view: ClusterView, node: str, size_bytes: int) -> float:
@@ -146,10 +115,16 @@ class Drain:
     async def _judge(self, row: ChainRow) -> Verdict:
         with self._plane.catalog.view() as view:
             held = list(view.catalog.entries(node=self._node))
-            left = unsafe(view, self._node, self._copies)
+            known = Known(self._plane.config.policy(), view, time.time())
+            counts = lasting_without(known, self._node)
+            places = {(entry.path, entry.checksum): tuple(counts(entry)) for entry in held}
+            left = unsafe(held, counts, self._copies)
             rate = rate_from(view, self._node, max((one.size_bytes for one in left), default=0))
         if not left and not _unsure(row, self._node):
-            left = await unproven((await self._plane.log()).bus, held, self._node, self._copies)
+            bus = (await self._plane.log()).bus
+            left = await unproven(
+                bus, held, lambda entry: places[entry.path, entry.checksum], self._copies
+            )
         reason = _unsure(row, self._node) or _reason(left, len(held), self._copies)
         bytes_left = sum(one.size_bytes for one in left)
         takes_s = _SLOWER * bytes_left / rate if rate and bytes_left else None
@@ -165,27 +140,6 @@ class Drain:
             done_at=None if takes_s is None else time.time() + takes_s,
             last_moment=None if self._deadline is None else self._deadline - (takes_s or 0.0),
         )
-
-
-async def unproven(bus: Bus, held: Iterable[DataEntry], node: str, copies: int) -> list[Left]:
-    """Contents that fewer than `copies` other places could prove just now, by path."""
-    free = asyncio.Semaphore(_PROVEN_AT_ONCE)
-
-    async def check(entry: DataEntry) -> Left | None:
-        proven, reasons = 0, []
-        async with free:
-            for place in others_with(entry, node):
-                proof = await prove(bus, place, entry)
-                proven += proof.proven
-                reasons += [] if proof.proven else [f"{place}: {proof.reason}"]
-                if proven == copies:
-                    return None
-        why = f"{proven} of {copies} other places prove it ({'; '.join(reasons)})"
-        others = others_with(entry, node)
-        return Left(entry.path, entry.checksum, entry.size_bytes, others, proven, why)
-
-    found = await asyncio.gather(*map(check, held))
-    return sorted((one for one in found if one is not None), key=lambda one: one.path)
 
 
 _TERMINATING = events.type_name(events.NodeTerminating)
@@ -210,7 +164,3 @@ def _reason(left: Sequence[Left], held: int, copies: int) -> str:
         return f"{len(left)} of {held} files are not safe elsewhere"
     where = "another place" if copies == 1 else f"{copies} other places"
     return f"each of {held} files was just read in {where}, and is what it should be"
-
-
-def _places(others: Sequence[str]) -> str:
-    return "none" if not others else ", ".join(others)

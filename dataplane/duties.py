@@ -12,7 +12,7 @@ from dataplane.policy import Policy
 from projections.chains import ChainRow
 from streams import events
 from streams.codec import Fact, chain_fact
-from streams.values import S3_NODE, TargetOutcome, added
+from streams.values import S3_NODE, TargetOutcome
 
 #: Rules that say that data which was asked for is not there.
 LACKING = ("nothing-held", "too-few-samples")
@@ -66,18 +66,6 @@ def too_late(chain: ChainRow, policy: Policy, now: float) -> bool:
     if not isinstance(event, events.TrainingExpected):
         return False
     return now >= min(event.until, chain.opened_at + policy.chains.limit_s)
-
-
-def drained(chain: ChainRow, arrived: Sequence[TargetOutcome], cause: str) -> list[Fact]:
-    """NODE_DRAINED with the completion: all that was on the node is safe elsewhere."""
-    event = chain.event()
-    if not isinstance(event, events.NodeTerminating):
-        return []
-    sizes = {one.path: one.size_bytes for one in arrived}
-    paths = {*sizes, *(one.path for one in chain.held)}
-    moved = added(*sizes.values())
-    said = events.NodeDrained(node=event.node, entries=len(paths), size_bytes=moved)
-    return [chain_fact(said, chain.id, cause)]
 
 
 def _selfplay_needed(chain: ChainRow, cause: str) -> list[Fact]:

@@ -114,13 +114,15 @@ class ChainsView:
     """Folds triggers, answers, decisions and results into chains."""
 
     name = "chains"
-    version = 5
-    tables = ("chains", "chains_open", "chains_ended", "announced", "chain_triggers")
+    version = 6
+    tables = ("chains", "chains_open", "chains_ended", "announced", "chain_triggers", "drains")
 
     def __init__(self) -> None:
         self.folds: dict[type[events.Event], Handler] = {
             **dict.fromkeys(CHAIN_TRIGGERS, self._open),
             **dict.fromkeys(_EVOLVES, self._change),
+            events.NodeDrained: self._forget_drain,
+            events.NodeRecovered: self._forget_drain,
         }
 
     def _change(self, tx: Writer, event: events.Event, recorded: Recorded) -> None:
@@ -130,6 +132,9 @@ class ChainsView:
         changed = self._evolve(tx, row, recorded)
         if changed is not None:
             self._store(tx, replace(changed, progress_at=recorded.time), recorded.sequence)
+            terminates = row.trigger == events.type_name(events.NodeTerminating)
+            if terminates and row.open and changed.status is ChainStatus.COMPLETED:
+                tx.put("drains", row.node.encode(), row.id.encode())
 
     def _open(self, tx: Writer, event: events.Event, recorded: Recorded) -> None:
         if get_chain(tx, recorded.chain) is not None:
@@ -149,6 +154,15 @@ class ChainsView:
         )
         self._store(tx, row, recorded.sequence)
         tx.put("chain_triggers", row.id.encode(), row.trigger.encode())
+        if isinstance(event, events.NodeTerminating):
+            # What was said to empty it before is overtaken.
+            tx.delete("drains", event.node.encode())
+
+    @staticmethod
+    def _forget_drain(
+        tx: Writer, event: events.NodeDrained | events.NodeRecovered, recorded: Recorded
+    ) -> None:
+        tx.delete("drains", event.node.encode())
 
     def _evolve(self, tx: Writer, row: ChainRow, recorded: Recorded) -> ChainRow | None:
         event, time = recorded.event, recorded.time
@@ -266,6 +280,14 @@ def ended_chains(reader: Reader) -> Iterator[ChainRow]:
     """Chains that have ended, newest first."""
     for key, _ in reader.scan("chains_ended", reverse=True):
         row = get_chain(reader, key[8:].decode())
+        if row is not None:
+            yield row
+
+
+def drains(reader: Reader) -> Iterator[ChainRow]:
+    """Completed chains that have emptied a node of which NODE_DRAINED was not said yet."""
+    for _, id in reader.scan("drains"):
+        row = get_chain(reader, id.decode())
         if row is not None:
             yield row
 

@@ -104,6 +104,10 @@ class ClusterView:
         """Chains that have not ended, oldest first."""
         return chains.open_chains(self._reader, after=after)
 
+    def drains(self) -> list[ChainRow]:
+        """Chains that have emptied a node of which it is not said yet that it may go."""
+        return list(chains.drains(self._reader))
+
     def ended_chains(self) -> Iterator[ChainRow]:
         """Chains that have ended, newest first."""
         return chains.ended_chains(self._reader)

@@ -87,7 +87,14 @@ class Agent:
             interval_s=config.scrub_interval,
             limit_mbps=config.scrub_limit_mbps,
         )
-        self._custody = Custody(log, bus, self.node, self._inventory, config.policy())
+        self._custody = Custody(
+            log,
+            bus,
+            self.node,
+            self._inventory,
+            config.policy(),
+            look_again=self._scrubber.scrub_at,
+        )
         self._server: FileServer | None = None
         self._transports: dict[Transport, Fetches] = {}
         self._backups: Backups | None = None

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from adapters.files.inventory import Inventory
 from adapters.files.removal import Kept
+from adapters.workers import cancelled
 from dataplane.coordinator.deleting import (
     DeletionAnswer,
     DeletionOrder,
@@ -44,7 +45,9 @@ class Custody:
         policy: Policy,
         *,
         clock: Callable[[], float] = time.time,
+        look_again: Callable[[str], Awaitable[object]] | None = None,
     ) -> None:
+        """`look_again` is told the path of what is not what it should be."""
         self._log = log
         self._bus = bus
         self._node = node
@@ -53,6 +56,8 @@ class Custody:
         self._clock = clock
         self._one_at_a_time = asyncio.Lock()
         self._answering: list[Answering] = []
+        self._look_again = look_again
+        self._looking: dict[str, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
         """Answer what is asked of this node's replicas."""
@@ -65,11 +70,23 @@ class Custody:
         """Answer no more."""
         for answering in self._answering:
             await answering.close()
+        await cancelled(self._looking.values())
 
     async def prove(self, path: str, checksum: str) -> Proof:
-        """Read a replica again; see `Inventory.prove`."""
+        """Read a replica again; see `Inventory.prove`. What has rotted is said besides."""
         async with self._one_at_a_time:
-            return await self._inventory.prove(path, checksum)
+            proof = await self._inventory.prove(path, checksum)
+        if proof.checksum and not proof.proven and path not in self._looking:
+            task = asyncio.create_task(self._say_what_is_wrong(path))
+            self._looking[path] = task
+        return proof
+
+    async def _say_what_is_wrong(self, path: str) -> None:
+        try:
+            if self._look_again is not None:
+                await self._look_again(path)
+        finally:
+            self._looking.pop(path, None)
 
     async def delete(self, order: DeletionOrder) -> DeletionAnswer:
         """Delete a replica if it may be; asked again, it answers that it is gone."""

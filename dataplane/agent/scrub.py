@@ -79,6 +79,15 @@ class Scrubber:
         oldest = self._clock() - self._interval_s
         return [e for at, e in sorted(last, key=lambda pair: pair[0]) if at <= oldest]
 
+    async def scrub_at(self, path: str) -> Rot | None:
+        """Read again what is here under a path, because somebody found it to be another content.
+
+        None as well where nothing is, or where it can't be read again as it is.
+        """
+        entries = (*self._inventory.spoiled(), *(entry for _, entry in self._inventory.at_rest()))
+        entry = next((one for one in entries if one.path == path), None)
+        return None if entry is None else await self.scrub(entry)
+
     async def scrub(self, entry: DataEntry) -> Rot | None:
         """Read one replica again, and say what is wrong with it."""
         rot = await self._inventory.scrub(entry.path)

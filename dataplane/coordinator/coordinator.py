@@ -132,6 +132,7 @@ class Coordinator:
             *bridge.troubles.described(),
             *dispatcher.suspects.troubles.described(),
             *self.leading.deleter.troubles.described(),
+            *self.leading.drains.troubles.described(),
         )
         return (*found, *filter(None, said))
 

@@ -15,6 +15,7 @@ from dataplane.config import DataPlaneConfig
 from dataplane.coordinator.bridge import EventBridge
 from dataplane.coordinator.deleting import Deleter
 from dataplane.coordinator.dispatch import Dispatcher
+from dataplane.coordinator.drains import Drains
 from dataplane.coordinator.sweeping import Sweeper
 from dataplane.liveness import verdicts
 from dataplane.presence import present
@@ -47,6 +48,7 @@ class Leading:
         self.bridge = EventBridge(log, projector, policy, leads=leads)
         self.dispatcher = Dispatcher(log, projector, policy, config.node, leads=leads, bus=bus)
         self.deleter = Deleter(log, bus, projector, policy)
+        self.drains = Drains(log, bus, projector, policy)
         self.sweeper = Sweeper(log, projector, policy, config.node)
 
     async def run(self) -> None:
@@ -58,6 +60,7 @@ class Leading:
             group.create_task(self.bridge.run(), name="bridge")
             group.create_task(self.dispatcher.run(), name="dispatcher")
             group.create_task(self.deleter.run(), name="deleter")
+            group.create_task(self.drains.run(), name="drains")
             group.create_task(self.sweeper.run(), name="sweeper")
             group.create_task(self._sweep(), name="sweep")
             group.create_task(self._watch_nodes(), name="liveness")

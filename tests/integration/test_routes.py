@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from projections.store import StoreReader
 from streams import events
 from streams.events import Event
 from streams.values import DataType, Role, SyncPriority, Trait, Transport
-from tests.integration.cluster import LocalCluster, digest
+from tests.integration.cluster import LocalCluster, digest, until
 
 MODEL = b"weights " * 20_000
 GAMES = "games/gpu-7/hex8_2p.db"
@@ -167,6 +168,8 @@ async def node_that_vanishes_is_drained_first(cluster: LocalCluster) -> None:
     there = {(outcome.target, outcome.path) for outcome in end.targets}
     assert {("vault", games), ("train-1", games)} <= there
     arrived(cluster, end, 15, games)
+    # Said once all of it was read again where it went.
+    await until(partial(said, cluster, chain, events.NodeDrained), "the node to be drained")
     [drained] = await said(cluster, chain, events.NodeDrained)
     assert isinstance(drained, events.NodeDrained)
     assert (drained.node, drained.entries) == ("gpu-7", len({path for _, path in there}))

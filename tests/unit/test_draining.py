@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
+import pytest
 
-from dataplane.draining import unproven, unsafe
+from dataplane.planner import Known
+from dataplane.policy import Policy
 from dataplane.proving import answer_proofs
+from dataplane.safety import lasting_without, unproven, unsafe
+from streams import events
 from streams.memory import MemoryBus
-from streams.values import DataEntry, Proof
-from tests.spec import games_of, given, holds, player, trainer
+from streams.values import DataEntry, Proof, Trait
+from tests.spec import Story, copied, games_of, given, holds, node, player, trainer
 
 FIRST, SECOND = games_of("gpu-1", "first"), games_of("gpu-2", "second")
 
@@ -36,6 +40,11 @@ def held_at(entry: DataEntry, *where: str) -> DataEntry:
     return msgspec.structs.replace(entry, locations=where)
 
 
+def elsewhere(*nodes: str) -> Callable[[DataEntry], list[str]]:
+    """Where an entry is besides some nodes, wherever that is."""
+    return lambda entry: [place for place in entry.locations if place not in nodes]
+
+
 def test_what_too_few_others_hold_is_not_safe() -> None:
     """A content counts by path and digest, and the node's own copy does not count (P4)."""
     story = given(
@@ -47,18 +56,47 @@ def test_what_too_few_others_hold_is_not_safe() -> None:
         holds("gpu-1", SECOND),
         holds("t1", games_of("gpu-1", "an older version")),
     )
-    assert [left.path for left in unsafe(story.view, "gpu-1", 1)] == [FIRST.path]
-    assert [left.path for left in unsafe(story.view, "gpu-1", 2)] == [FIRST.path, SECOND.path]
-    assert unsafe(story.view, "t1", 1)[0].elsewhere == ()
+    assert not_safe(story, "gpu-1", 1) == {FIRST.path: ()}
+    assert not_safe(story, "gpu-1", 2) == {FIRST.path: (), SECOND.path: ("gpu-2",)}
+    assert not_safe(story, "t1", 1) == {FIRST.path: ()}
+
+
+@pytest.mark.parametrize(
+    ("other", "counts"),
+    [
+        (node("other"), True),
+        (node("other", traits=[Trait.EPHEMERAL]), False),
+        (node("other", nfs_group="rack"), False),
+    ],
+    ids=["lasting", "may vanish itself", "sees the same disk"],
+)
+def test_k8_only_copies_that_last_keep_a_content_safe(
+    other: events.NodeRegistered, counts: bool
+) -> None:
+    """K5, K8: a copy on a spot node, or on the mount of the node that goes, is none."""
+    story = given(player("gpu-1", nfs_group="rack"), other, holds("gpu-1", FIRST))
+    story.tell(copied(FIRST.path, "other"))
+    assert not_safe(story, "gpu-1", 1) == ({} if counts else {FIRST.path: ()})
+    story.tell(events.HostOffline(node="other", reason="away"))
+    assert not_safe(story, "gpu-1", 1) == {FIRST.path: ()}
+
+
+def not_safe(story: Story, node: str, copies: int) -> dict[str, tuple[str, ...]]:
+    """Paths that are not safe without a node, and where else they are."""
+    view = story.view
+    counts = lasting_without(Known(Policy(), view, story.now), node)
+    left = unsafe(view.catalog.entries(node=node), counts, copies)
+    return {one.path: one.elsewhere for one in left}
 
 
 async def test_only_what_was_just_read_elsewhere_is_proven() -> None:
     """A rotten copy and a silent place prove nothing; another sound copy does (K22)."""
+    others = elsewhere("gpu-1")
     async with places(good=True, rotten=False) as bus:
         both = held_at(FIRST, "gpu-1", "good", "rotten")
-        assert await unproven(bus, [both], "gpu-1", 1) == []
-        [left] = await unproven(bus, [both], "gpu-1", 2)
+        assert await unproven(bus, [both], others, 1) == []
+        [left] = await unproven(bus, [both], others, 2)
         assert (left.proven, left.elsewhere) == (1, ("good", "rotten"))
         assert "rotten: it reads otherwise" in left.why
-        [left] = await unproven(bus, [held_at(SECOND, "gpu-1", "silent")], "gpu-1", 1)
+        [left] = await unproven(bus, [held_at(SECOND, "gpu-1", "silent")], others, 1)
         assert "silent could not be asked" in left.why

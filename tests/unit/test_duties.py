@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from dataplane.coordinator.bridge import _goes_on, _moved_on
 from dataplane.policy import Policy
 from streams import events
 from streams.events import Event
-from streams.values import MOST_COUNTED, DataType, Role, Trait
+from streams.values import DataType, Role, Trait
 from tests.spec import (
+    Story,
+    Tellable,
     answers,
     as_fact,
     asked,
     assigned,
     copied,
+    decided,
     entry,
     failed,
     games_of,
@@ -107,24 +112,29 @@ def test_distribution_below_the_quorum_is_never_complete() -> None:
     story.when(asked("c1")).then(says(events.DataSyncFailed))
 
 
-def test_k9_drained_node_is_said_with_the_completion() -> None:
-    """NODE_DRAINED comes when every entry is proven elsewhere, not before."""
+def emptied() -> Story:
+    """All that gpu-1 holds has arrived elsewhere."""
     story = given(VAULT, player(), opens("c1", TERMINATING), answers("c1", "gpu-1", GAMES))
     story.tell(said_what_is_owed, assigned).when(asked("c1")).then_nothing()
-    story.tell(succeeded()).when(asked("c1")).then(
-        says(events.DataSyncCompleted),
-        says(events.NodeDrained, node="gpu-1", entries=1, size_bytes=1_000),
-    )
+    assert story.view.drains() == []
+    story.tell(succeeded()).when(asked("c1")).then(says(events.DataSyncCompleted))
+    return story.tell(said_what_is_owed)
 
 
-def test_p1_drain_of_the_largest_sizes_can_be_said() -> None:
-    """Their sum is a number that a message holds."""
-    huge = [entry(f"games/gpu-1/{n}.db", size_bytes=MOST_COUNTED) for n in "ab"]
-    story = given(VAULT, player(), opens("c1", TERMINATING), answers("c1", "gpu-1", *huge))
-    story.tell(said_what_is_owed, assigned, succeeded()).when(asked("c1")).then(
-        says(events.DataSyncCompleted),
-        says(events.NodeDrained, node="gpu-1", entries=2, size_bytes=MOST_COUNTED),
-    )
+@pytest.mark.parametrize(
+    "what",
+    [
+        decided("c1", events.NodeDrained(node="gpu-1", entries=1)),
+        events.NodeRecovered(node="gpu-1"),
+        opens("c2", TERMINATING),
+    ],
+    ids=["it is said", "the node stays after all", "it is emptied anew"],
+)
+def test_k9_an_emptied_node_is_to_be_proven_drained_until(what: Tellable) -> None:
+    """From the completion of its chain on; the catalog's word is not enough for NODE_DRAINED."""
+    story = emptied()
+    assert [row.id for row in story.view.drains()] == ["c1"]
+    assert story.tell(what).view.drains() == []
 
 
 def test_k9_node_that_could_not_be_drained_is_not_said_to_be() -> None:
@@ -132,6 +142,8 @@ def test_k9_node_that_could_not_be_drained_is_not_said_to_be() -> None:
     story = given(VAULT, player(), policy=policy_of(retries={"max_retries": 0}))
     story.tell(opens("c1", TERMINATING), answers("c1", "gpu-1", GAMES), said_what_is_owed)
     story.tell(assigned, failed()).when(asked("c1")).then(says(events.DataSyncFailed))
+    story.tell(said_what_is_owed)
+    assert story.view.drains() == []
     story = given(player(), opens("c1", TERMINATING), answers("c1", "gpu-1", GAMES))
     story.when(asked("c1")).then(says(events.SyncPlanned), says(events.DataSyncFailed))
 
@@ -142,8 +154,9 @@ def test_k9_node_that_holds_nothing_is_drained_at_once() -> None:
     story.when(asked("c1")).then(
         says(events.SyncPlanned),
         says(events.DataSyncCompleted),
-        says(events.NodeDrained, entries=0),
     )
+    story.tell(said_what_is_owed)
+    assert [row.node for row in story.view.drains()] == ["gpu-1"]
 
 
 def test_data_that_exists_but_not_enough_of_it_must_be_played_and_moves() -> None:

@@ -1,0 +1,129 @@
+"""Says NODE_DRAINED of a node that is to go, once all it holds was read again elsewhere, just now.
+
+It begins where the chain that emptied the node has completed, and is tried ever later as long as
+something is not proven: another copy may be made meanwhile, and the node may still produce. It
+keeps nothing that a kill could lose, and never says of a node what it knows from the catalog alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from dataplane.coordinator.trouble import Troubles
+from dataplane.planner import Known
+from dataplane.policy import Policy
+from dataplane.safety import lasting_without, unproven, unsafe
+from projections.chains import ChainRow
+from projections.cluster import ClusterView
+from projections.projector import Projector
+from streams import events
+from streams.codec import chain_fact
+from streams.log import Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
+from streams.subjects import chain_filter
+from streams.values import DataEntry, added
+
+logger = logging.getLogger(__name__)
+TICK_S = 1.0
+#: Other places that must prove each content: with the node, one copy less remains.
+COPIES = 1
+#: A node that is still there after a day was not about to go.
+GIVEN_UP_AFTER_S = 86_400.0
+
+
+class NotProven(Exception):
+    """Something on a node is not safe elsewhere; the text names it."""
+
+
+class Drains:
+    """Confirms drains. Several may run on one log: the guards let only one say it."""
+
+    def __init__(
+        self,
+        log: Log,
+        bus: Bus,
+        projector: Projector,
+        policy: Policy,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._log = log
+        self._bus = bus
+        self._projector = projector
+        self._policy = policy
+        self._clock = clock
+        self._changed = asyncio.Event()
+        self._driving: dict[str, asyncio.Task[None]] = {}
+        #: By chain, what could not be confirmed yet.
+        self.troubles = Troubles("the drain of chain {} could not be confirmed")
+        projector.on_commit.append(self._changed.set)
+
+    async def run(self) -> None:
+        """Confirm what is drained, for ever."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._changed.clear()
+                self._start(group)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(TICK_S):
+                        await self._changed.wait()
+
+    def _start(self, group: asyncio.TaskGroup) -> None:
+        now = self._clock()
+        with self._projector.store.read() as reader:
+            rows = ClusterView(reader).drains()
+        rows = [row for row in rows if now - row.ended_at < GIVEN_UP_AFTER_S]
+        self._driving = {id: task for id, task in self._driving.items() if not task.done()}
+        self.troubles.only({row.id for row in rows})
+        for row in rows:
+            if row.id not in self._driving and not self.troubles.must_wait(row.id, now):
+                self._driving[row.id] = group.create_task(self._confirm(row), name=row.id)
+
+    async def _confirm(self, row: ChainRow) -> None:
+        """Have everything on the node proven elsewhere, and say so if it is."""
+        try:
+            held = await self._proven(row.node)
+            await self._say(row, held)
+        except (NotProven, LogError, TimeoutError) as error:
+            trouble = self.troubles.failed(row.id, error, self._clock())
+            if trouble.tries == 1:
+                logger.warning("%s is not drained yet: %s", row.node, error)
+
+    async def _proven(self, node: str) -> list[DataEntry]:
+        """What a node holds, all of which was just proven elsewhere. Raises NotProven."""
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            held = list(view.catalog.entries(node=node))
+            counts = lasting_without(Known(self._policy, view, self._clock()), node)
+            places = {(entry.path, entry.checksum): tuple(counts(entry)) for entry in held}
+
+        def elsewhere(entry: DataEntry) -> tuple[str, ...]:
+            return places[entry.path, entry.checksum]
+
+        left = unsafe(held, elsewhere, COPIES)
+        left = left or await unproven(self._bus, held, elsewhere, COPIES)
+        if left:
+            reason = f"{len(left)} of {len(held)} files: {left[0].path}: {left[0].why}"
+            raise NotProven(reason[:1000])
+        return held
+
+    async def _say(self, row: ChainRow, held: list[DataEntry]) -> None:
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            now = {(one.path, one.checksum) for one in view.catalog.entries(node=row.node)}
+            if now - {(one.path, one.checksum) for one in held}:
+                raise NotProven(f"{row.node} has got something new meanwhile")
+            if row.id not in {one.id for one in view.drains()}:
+                return
+            guard = Guard(chain_filter(row.id), view.last_sequence_of(row.id))
+        event = events.NodeDrained(
+            node=row.node,
+            entries=len(held),
+            size_bytes=added(*(entry.size_bytes for entry in held)),
+        )
+        with suppress(SequenceConflict, DuplicateFact):
+            receipt = await self._log.append([chain_fact(event, row.id, row.trigger_id)], [guard])
+            await self._projector.wait_for(receipt.sequence)
