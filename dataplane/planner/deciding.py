@@ -230,7 +230,9 @@ class Draft:
         self._settled.add((target.name, entry.path))
         there = self._known.view.held_by(target.name, entry.path)
         refusal = _keeps_its_own(self._known, target.name, there, entry)
-        if refusal is None and self._known.policy.paths.ownership(entry.path) is Ownership.MERGED:
+        merged = self._known.policy.paths.ownership(entry.path) is Ownership.MERGED
+        # In the bucket every content lies beside all others: nothing is replaced there.
+        if refusal is None and merged and target.name != S3_NODE:
             refusal = Refusal(
                 rule="merged",
                 reason=f"{entry.path} is merged, never replaced by a copy",

@@ -714,6 +714,20 @@ CASES = [
         S3,
     ),
     Case(
+        "K19, P21: metadata that no copy may replace is safe in the bucket, beside other versions",
+        (VAULT, player(), holds("gpu-1", ELO)),
+        swept(SweepKind.S3, ELO.path),
+        (f"gpu-1 -> s3: {ELO.path}",),
+        S3,
+    ),
+    Case(
+        "K9, P21: a merged database that only a vanishing node has leaves it for the bucket",
+        (VAULT, player(), holds("gpu-1", ELO)),
+        terminating(),
+        (f"merged: vault {ELO.path}", f"gpu-1 -> s3: {ELO.path}", "fewer-than-minimum: all"),
+        S3,
+    ),
+    Case(
         "K19: the cycle takes any fresh holder, storage before the producer",
         (trainer(), player(), BOSS_WITH_DISK, holds("gpu-1", GAMES), copied(GAMES_PATH, "boss")),
         swept(SweepKind.S3, GAMES_PATH),
