@@ -256,7 +256,8 @@ def _short(
     policy: Policy,
 ) -> dict[str, Any]:
     """What has too few copies, by the last survey of who leads; {} before there was one."""
-    surveys = (beat.get("sweeps", {}) for beat in present.values() if beat.get("leads"))
+    beats = _of_coordinators(present)
+    surveys = (beat.get("sweeps", {}) for beat in beats if beat.get("leads"))
     last: dict[str, Any] = max(surveys, key=lambda survey: survey.get("last_at", 0.0), default={})
     if not last.get("last_at"):
         return {}
@@ -275,11 +276,15 @@ def _short(
     }
 
 
+def _of_coordinators(present: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    return [beat for key, beat in present.items() if key.startswith("coordinator.")]
+
+
 def _archive(
     found: _Findings, present: Mapping[str, dict[str, Any]], now: float, last_sequence: int | None
 ) -> dict[str, Any]:
     """How far the archive is behind the log, as who keeps it says; {} where nobody does."""
-    keepers = [beat for beat in present.values() if beat.get("archive")]
+    keepers = [beat for beat in _of_coordinators(present) if beat.get("archive")]
     if not keepers:
         return {}
     best = max(keepers, key=lambda beat: float(beat["archive"]["at"]))
@@ -326,7 +331,7 @@ def _disks(
     for row in view.nodes():
         total = row.description.disk_total_bytes
         free = present.get(f"agent.{row.name}", {}).get("disk_free_bytes")
-        if not total or free is None:
+        if not total or not isinstance(free, int):
             continue
         used = 1.0 - free / total
         tier = next((name for name, share in tiers if used >= share), "free")

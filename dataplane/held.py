@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
-from streams.log import Bus
+from streams.foreign import Unreadable, from_json
+from streams.log import Bus, LogUnavailable
 from streams.values import DataEntry
 
 _SUBJECT = "dp.query.held"
@@ -36,8 +37,10 @@ async def held_by(bus: Bus, node: str) -> HeldPage:
     sequence, after = -1, ""
     while sequence < 0 or after:
         question = msgspec.json.encode({"node": node, "after": after})
-        answer = await bus.request(_SUBJECT, question, _PATIENCE_S)
-        page = msgspec.json.decode(answer, type=HeldPage)
+        try:
+            page = from_json(await bus.request(_SUBJECT, question, _PATIENCE_S), HeldPage)
+        except Unreadable as error:
+            raise LogUnavailable(f"no coordinator says what {node} holds: {error}") from error
         sequence = page.sequence if sequence < 0 else sequence
         entries |= {entry.path: entry for entry in page.entries}
         after = page.after

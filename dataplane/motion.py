@@ -14,6 +14,7 @@ from contextlib import aclosing
 import msgspec
 
 from dataplane.agent.progress import ProgressMessage
+from streams.foreign import Unreadable, from_json
 from streams.log import Bus
 from streams.subjects import PROGRESS_SUBJECTS
 
@@ -65,8 +66,8 @@ class Motion:
         async with aclosing(self._bus.listen(PROGRESS_SUBJECTS)) as messages:
             async for _, body in messages:
                 try:
-                    self.note(msgspec.json.decode(body, type=ProgressMessage))
-                except msgspec.DecodeError:
+                    self.note(from_json(body, ProgressMessage))
+                except Unreadable:
                     continue
 
     def note(self, said: ProgressMessage) -> None:

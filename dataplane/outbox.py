@@ -17,6 +17,7 @@ import msgspec
 
 from adapters.workers import finish
 from streams.codec import Fact, decode, encode, fact_id
+from streams.foreign import Unreadable, from_json
 from streams.log import Log, LogError, LogFull, LogUnavailable, PermissionDenied, Receipt
 
 logger = logging.getLogger(__name__)
@@ -68,10 +69,10 @@ class Outbox:
     def read(self, path: Path) -> Fact | None:
         """A stored event; None if somebody else has sent it by now, or it can't be read."""
         try:
-            letter = msgspec.json.decode(path.read_bytes(), type=_Letter)
+            letter = from_json(path.read_bytes(), _Letter)
         except FileNotFoundError:
             return None
-        except msgspec.DecodeError as error:
+        except Unreadable as error:
             logger.error("outbox: %s is damaged and set aside: %s", path, error)
             with contextlib.suppress(FileNotFoundError):
                 path.rename(path.with_suffix(".damaged"))

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from streams.codec import fact_id
+from streams.foreign import Unreadable, from_json
 from streams.log import Bus, LogError, PermissionDenied
 
 logger = logging.getLogger(__name__)
@@ -134,8 +135,8 @@ class _Claim(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, value: bytes) -> _Claim:
         try:
-            return msgspec.json.decode(value, type=cls)
-        except msgspec.DecodeError:
+            return from_json(value, cls)
+        except Unreadable:
             return cls()
 
 
@@ -160,9 +161,12 @@ def instance_of(directory: Path) -> str:
 
 async def present(bus: Bus) -> dict[str, dict[str, Any]]:
     """Processes that said within the bucket's lifetime that they work, by ``role.node``."""
-    beats = {
-        key: msgspec.json.decode(value) for key, value in (await bus.kv_all(NODES_BUCKET)).items()
-    }
+    beats: dict[str, dict[str, Any]] = {}
+    for key, value in (await bus.kv_all(NODES_BUCKET)).items():
+        try:
+            beats[key] = from_json(value, dict[str, Any])
+        except Unreadable as error:
+            logger.warning("the heartbeat %s is none: %s", key, error)
     return {key: beat for key, beat in beats.items() if beat.get("works", True)}
 
 

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable
 
 import msgspec
 
+from streams.foreign import Unreadable, from_json
 from streams.log import Answering, Bus, LogError
 from streams.values import DataEntry, Proof
 
@@ -37,7 +38,7 @@ async def answer_proofs(bus: Bus, node: str, prover: Prover, *, shared: bool = F
     """Answer for `node`, until the result is closed; if `shared`, one of many answers each time."""
 
     async def answer(subject: str, body: bytes) -> bytes:
-        asked = msgspec.json.decode(body, type=ProofRequest)
+        asked = from_json(body, ProofRequest)
         return msgspec.json.encode(await prover(asked.path, asked.checksum))
 
     queue = "provers" if shared else ""
@@ -50,8 +51,8 @@ async def prove(bus: Bus, node: str, entry: DataEntry) -> Proof:
     timeout_s = ANSWER_S + entry.size_bytes / READ_BYTES_PER_S
     try:
         answer = await bus.request(prove_subject(node), body, timeout_s)
-        return msgspec.json.decode(answer, type=Proof)
-    except (LogError, msgspec.MsgspecError) as error:
+        return from_json(answer, Proof)
+    except (LogError, Unreadable) as error:
         return Proof(node=node, proven=False, reason=f"{node} could not be asked: {error}")
 
 

@@ -27,6 +27,7 @@ from streams.wire import (
     api,
     parse_headers,
     persist,
+    subject_of,
 )
 
 log = logging.getLogger(__name__)
@@ -174,7 +175,7 @@ class JetStreamBus:
         """
 
         def on_question(topic: bytes, reply: bytes, body: bytes, _: bytes | None) -> None:
-            self._spawn(self._answer_one(answerer, topic.decode(), reply.decode(), body))
+            self._spawn(self._answer_one(answerer, subject_of(topic), subject_of(reply), body))
 
         subscription = await self._wire.subscribe(subject, on_question, queue=queue)
         await self._wire.flush()
@@ -233,7 +234,7 @@ class _Listener:
             while self._wire.alive:
                 while self._heard:
                     subject, body = self._heard.popleft()
-                    yield subject.decode(), body
+                    yield subject_of(subject), body
                 if self._failure is not None:
                     raise self._failure
                 await self._wake.wait()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import contextlib
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -29,6 +28,7 @@ from adapters.transport import (
     TransportError,
 )
 from adapters.workers import settled
+from streams.foreign import from_json
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry
 
@@ -211,8 +211,8 @@ def _said(request: web.Request, checksum: str) -> tuple[DataEntry, str]:
     """The entry and the transfer; only the digest and the path are proven by the signature."""
     try:
         said = base64.b64decode(request.headers.get(ENTRY_HEADER, ""), validate=True)
-        entry = msgspec.json.decode(said, type=DataEntry)
-    except (binascii.Error, msgspec.DecodeError, UnicodeDecodeError) as error:
+        entry = from_json(said, DataEntry)
+    except ValueError as error:
         raise Refused(f"{ENTRY_HEADER} is no entry: {error}") from error
     if entry.checksum != checksum or entry.path != request.query.get("path"):
         raise Refused("the entry is not the one that the URL was signed for")

@@ -8,6 +8,7 @@ and a thread of its own, which costs one connection and saves the event loop eve
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -124,7 +125,7 @@ class HttpTransport:
             if there.status != 204:
                 _judge(there, request)
                 return 0
-            offset = int(there.headers.get(OFFSET_HEADER, "0"))
+            offset = _offset(there.headers.get(OFFSET_HEADER, "0"), size)
             range_ = f"bytes {offset}-{size - 1}/{size}"
             telling = Telling(progress, size)
             answer = await self._put(request, range_, size - offset, source, throttle, telling)
@@ -348,3 +349,10 @@ async def _read(response: aiohttp.ClientResponse, request: Request) -> bytes:
             return await response.content.readany()
     except TimeoutError as error:
         raise Stalled(f"{request.source.node}: no byte for {request.stall_s:g} s") from error
+
+
+def _offset(said: str, size: int) -> int:
+    """How much of a file the target says it has."""
+    if not re.fullmatch("[0-9]{1,18}", said) or int(said) > size:
+        raise Interrupted(f"the target says that it has {said!r} of {size} bytes")
+    return int(said)

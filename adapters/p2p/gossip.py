@@ -13,6 +13,7 @@ import msgspec
 
 from adapters.files.blocks import BlockMap, piece_blocks_of
 from adapters.files.digest import hex_of
+from streams.foreign import Unreadable, from_msgpack
 
 SUBJECT = "dp.have."
 _LONGEST = 1 << 20
@@ -48,8 +49,8 @@ class Having(msgspec.Struct, frozen=True, array_like=True):
         if len(body) > _LONGEST:
             return None
         try:
-            return msgspec.msgpack.decode(body, type=cls)
-        except msgspec.DecodeError:
+            return from_msgpack(body, cls)
+        except Unreadable:
             return None
 
 

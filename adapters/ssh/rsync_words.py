@@ -32,8 +32,8 @@ DATABASE_BLOCK_BYTES = 4096
 DATABASE_BLOCKS_BELOW_BYTES = 2 << 30
 #: rsync itself speaks once a second.
 SHORTEST_STALL_S = 2.0
-_PROGRESS = re.compile(rb"(?:^|[\r\n])\s*(\d+)\s+\d+%")
-LITERAL = re.compile(rb"Literal data: (\d+)")
+_PROGRESS = re.compile(rb"(?:^|[\r\n])\s*(\d{1,18})\s+\d+%")
+LITERAL = re.compile(rb"Literal data: (\d{1,18})")
 
 
 def common_words(request: Request, shell: list[str], bytes_per_s: float) -> list[str]:

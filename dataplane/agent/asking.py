@@ -18,6 +18,7 @@ from adapters.http.receiving import Receiver, error_of
 from adapters.transport import TransportError, Unreachable
 from dataplane.agent.attempt import Outcome
 from streams import events
+from streams.foreign import Unreadable, from_json
 from streams.log import Answering, Bus, LogError
 from streams.values import DataEntry
 
@@ -77,7 +78,7 @@ async def answer_handovers(bus: Bus, receiver: Receiver) -> Answering:
     """Let files in for a receiver's node, until the result is closed."""
 
     async def answer(subject: str, body: bytes) -> bytes:
-        asked = msgspec.json.decode(body, type=_Handover)
+        asked = from_json(body, _Handover)
         try:
             here = await receiver.ready(asked.entry)
             if not here and asked.land:
@@ -94,9 +95,9 @@ async def _handed(bus: Bus, node: str, handover: _Handover, timeout_s: float) ->
     try:
         body = msgspec.json.encode(handover)
         answer = await bus.request(_subject(node, "receive"), body, timeout_s)
-    except LogError as error:
+        handed = from_json(answer, _Handed)
+    except (LogError, Unreadable) as error:
         raise Unreachable(f"the agent of {node} does not answer: {error}") from error
-    handed = msgspec.json.decode(answer, type=_Handed)
     if handed.error_class:
         raise error_of(handed.error_class, handed.error)
     return handed.here
@@ -113,9 +114,9 @@ async def do_part(bus: Bus, node: str, order: events.TransferAssigned) -> Outcom
     try:
         body = msgspec.json.encode(order)
         answer = await bus.request(_subject(node, "part"), body, order.timeout_s)
-    except LogError as error:
+        done = from_json(answer, _Done)
+    except (LogError, Unreadable) as error:
         raise Unreachable(f"{node} did not do its part: {error}") from error
-    done = msgspec.json.decode(answer, type=_Done)
     outcome = done.succeeded or done.failed
     if outcome is None:
         raise Unreachable(f"{node} did not say what came of its part")
@@ -129,7 +130,7 @@ async def answer_parts(
     under_way: dict[tuple[str, str], asyncio.Task[Outcome]] = {}
 
     async def answer(subject: str, body: bytes) -> bytes:
-        order = msgspec.json.decode(body, type=events.TransferAssigned)
+        order = from_json(body, events.TransferAssigned)
         key = (order.transfer, order.target)
         task = under_way.get(key)
         if task is None:
@@ -149,9 +150,9 @@ async def answer_parts(
 
 async def try_address(bus: Bus, node: str, url: str) -> bool | None:
     """Whether `node` can open a connection to `url`; None if it could not be asked."""
-    with suppress(LogError, msgspec.MsgspecError):
+    with suppress(LogError, Unreadable):
         answer = await bus.request(_subject(node, "probe"), url.encode(), _DIAL_S + 2.0)
-        return msgspec.json.decode(answer, type=bool)
+        return from_json(answer, bool)
     return None
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import msgspec
 
+from streams.foreign import Unreadable, from_json
+
 
 class Receipts:
     """Notes in a directory, one file for those that appear together. Used by one process."""
@@ -58,7 +60,7 @@ class Receipts:
         if self._moved is None:
             self._moved = {}
             for file in sorted(self._directory.glob("*")):
-                with contextlib.suppress(OSError, msgspec.DecodeError):
-                    moved = msgspec.json.decode(file.read_bytes(), type=dict[str, int])
+                with contextlib.suppress(OSError, Unreadable):
+                    moved = from_json(file.read_bytes(), dict[str, int])
                     self._note(file, moved, self._moved)
         return self._moved

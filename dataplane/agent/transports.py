@@ -9,8 +9,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 
-import msgspec
-
 from adapters.http.transport import HttpTransport
 from adapters.p2p.asking import Around
 from adapters.p2p.transport import P2PTransport
@@ -19,6 +17,7 @@ from adapters.ssh.connections import SshOptions
 from adapters.ssh.rsync import RsyncTransport
 from adapters.transport import Fetches
 from dataplane.config import DataPlaneConfig
+from streams.foreign import Unreadable, from_json
 from streams.log import Bus, LogError
 from streams.values import Transport
 
@@ -49,7 +48,6 @@ def locate_subject(node: str) -> str:
 async def content_path(bus: Bus, node: str, checksum: str) -> str:
     """An immutable file on `node` that holds this content, absolute; "" if nobody there knows."""
     try:
-        answer = await bus.request(locate_subject(node), checksum.encode(), _ANSWER_S)
-    except LogError:
+        return from_json(await bus.request(locate_subject(node), checksum.encode(), _ANSWER_S), str)
+    except (LogError, Unreadable):
         return ""
-    return msgspec.json.decode(answer, type=str)

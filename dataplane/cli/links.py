@@ -24,6 +24,7 @@ from dataplane.api import DataPlane
 from dataplane.cli import show
 from dataplane.cli.app import LOOK, Json, app, check_joined, config_of, open_catalog, run
 from dataplane.rows import link_line, plain
+from streams.foreign import Unreadable, from_json
 from streams.subjects import PROGRESS_SUBJECTS
 
 
@@ -71,7 +72,10 @@ def watch(
             with bars.shown, suppress(TimeoutError):
                 async with asyncio.timeout(seconds or None), aclosing(heard) as messages:
                     async for _, body in messages:
-                        message = msgspec.json.decode(body, type=ProgressMessage)
+                        try:
+                            message = from_json(body, ProgressMessage)
+                        except Unreadable:
+                            continue
                         if node in ("", message.source, message.target):
                             bars.tell(message)
 

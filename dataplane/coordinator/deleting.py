@@ -24,6 +24,7 @@ from projections.deletions import DeletionRow, DeletionState
 from projections.projector import Projector
 from streams import events
 from streams.codec import Fact
+from streams.foreign import Unreadable, from_json
 from streams.log import Answering, Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
 from streams.subjects import chain_filter
 from streams.values import Count
@@ -68,7 +69,7 @@ async def answer_deletions(bus: Bus, node: str, remover: Remover) -> Answering:
     """Answer for `node`, until the result is closed."""
 
     async def answer(subject: str, body: bytes) -> bytes:
-        order = msgspec.json.decode(body, type=DeletionOrder)
+        order = from_json(body, DeletionOrder)
         return msgspec.json.encode(await remover(order))
 
     return await bus.answer(delete_subject(node), answer)
@@ -199,8 +200,8 @@ class Deleter:
             body = await self._bus.request(
                 delete_subject(row.node), msgspec.json.encode(order), ANSWER_S
             )
-            answer = msgspec.json.decode(body, type=DeletionAnswer)
-        except (LogError, msgspec.MsgspecError) as error:
+            answer = from_json(body, DeletionAnswer)
+        except (LogError, Unreadable) as error:
             logger.debug("%s gave no answer to %s: %s", row.node, order, error)
             return
         await self._end(row, answer)

@@ -20,6 +20,7 @@ from dataplane.policy import Policy
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
 from streams import events
+from streams.foreign import Unreadable, from_json
 from streams.log import Answering, Bus, LogError
 
 logger = logging.getLogger(__name__)
@@ -104,8 +105,8 @@ class Granter:
         body = msgspec.json.encode(GrantsTold({id: round(rate, 3) for id, rate in mbps.items()}))
         try:
             answer = await self._bus.request(grant_subject(executor), body, ANSWER_S)
-            kept = msgspec.json.decode(answer, type=list[str])
-        except (LogError, msgspec.MsgspecError) as error:
+            kept = from_json(answer, list[str])
+        except (LogError, Unreadable) as error:
             logger.debug("%s was not told its grants: %s", executor, error)
             return
         for id in kept:
@@ -160,7 +161,7 @@ class GrantKeeper:
 
     async def _told(self, subject: str, body: bytes) -> bytes:
         """Keep to what is said of transfers that run here; which those are."""
-        told = msgspec.json.decode(body, type=GrantsTold)
+        told = from_json(body, GrantsTold)
         kept = [id for id in told.mbps if id in self._until]
         for id in kept:
             self._set(id, told.mbps[id])

@@ -39,6 +39,7 @@ from dataplane.waiting import transfer_lines
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.codec import Recorded
+from streams.foreign import Unreadable, from_json
 from streams.log import Bus, Log, ReadingLog
 from streams.micro import Question, Service, ServiceRefusal
 from streams.values import DataType, config_key_in
@@ -220,7 +221,11 @@ def held(ask: AskHeld, known: Reading) -> HeldPage:
         found += 1
         return found >= HELD_PAGE
 
-    entries, after = known.view.catalog.held_page(ask.node, bytes.fromhex(ask.after), enough)
+    try:
+        begin = bytes.fromhex(ask.after)
+    except ValueError:
+        raise ServiceRefusal(f"held: after {ask.after!r} was named by no page", "400") from None
+    entries, after = known.view.catalog.held_page(ask.node, begin, enough)
     return HeldPage(
         known.view.checkpoint.sequence, tuple(entries), "" if after is None else after.hex()
     )
@@ -251,8 +256,8 @@ def understand(name: str, said: bytes | dict[str, str]) -> Ask:
     try:
         if isinstance(said, dict):
             return msgspec.convert(said, asks, strict=False)
-        return msgspec.json.decode(said or b"{}", type=asks)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        return from_json(said or b"{}", asks)
+    except (msgspec.ValidationError, Unreadable) as error:
         raise ServiceRefusal(f"{name}: {error}", "400") from None
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,23 +24,35 @@ from adapters.files.blocks import (
     block_count_of,
 )
 from adapters.http import receiving, server
+from adapters.http import transport as http_transport
 from adapters.http.signing import BadSignature, Signer
 from adapters.p2p import pages
 from adapters.p2p.batches import MalformedBatch, decode_list
+from adapters.p2p.gossip import Having, bits_in
 from adapters.p2p.pages import MalformedPages
 from adapters.s3 import layout as s3_layout
 from adapters.s3.layout import Manifest, ManifestEntry, ManifestUnreadable, manifest_of
-from adapters.transport import Refused
+from adapters.s3.sealing import HEADER_BYTES, Opener, SealBroken, Sealer
+from adapters.ssh.rsync_words import progress_in
+from adapters.transport import Interrupted, Refused
+from dataplane.agent.progress import ProgressMessage
 from dataplane.audit.moments import moment_of
 from dataplane.config import ConfigError, DataPlaneConfig
-from dataplane.proving import ProofRequest
+from dataplane.coordinator.deleting import DeletionAnswer, DeletionOrder
+from dataplane.coordinator.granting import GrantsTold
+from dataplane.coordinator.queries import QUERIES, understand
+from dataplane.held import HeldPage
+from dataplane.proving import Proof, ProofRequest
 from streams import segments, wire
 from streams.codec import Fact, decode, encode
+from streams.events import TransferAssigned
+from streams.foreign import Unreadable, from_json
 from streams.identity import PathRules, data_type_of, escapes
+from streams.micro import ServiceRefusal
 from streams.segments import ArchiveDamaged, ArchiveManifest
 from streams.stored import NotALine, Stored, as_restored, as_stored, from_line, to_line
 from streams.subjects import matches, parse_subject
-from streams.values import is_token
+from streams.values import DataEntry, is_token
 from tests.spec import CREATED, as_fact, games_of
 from tests.unit.histories import any_event, said
 
@@ -227,6 +242,94 @@ def _range(text: str) -> None:
     assert first >= 0 and (count <= 0 or first + count <= 1000), (text, first, count)
 
 
+_HAVING = st.builds(Having, st.just("gpu-7"), st.just("http://h:1"), st.booleans(), st.binary())
+
+
+def _having(body: bytes) -> None:
+    told = Having.decode(body)
+    if told is not None:
+        assert 0 <= bits_in(told.pieces, 9) < 1 << 9
+
+
+@st.composite
+def _entry_headers(draw: st.DrawFn) -> tuple[dict[str, str], str]:
+    entry = games_of("gpu-1")
+    said = base64.b64encode(draw(spoiled(st.just(msgspec.json.encode(entry))))).decode()
+    header = draw(st.just(said) | st.text(max_size=20) | st.just("é" + said))
+    return {receiving.ENTRY_HEADER: header}, draw(st.sampled_from([entry.path, "x"]))
+
+
+def _entry_in(said: tuple[dict[str, str], str]) -> None:
+    headers, path = said
+    request: Any = SimpleNamespace(headers=headers, query={"path": path})
+    entry, _ = receiving._said(request, games_of("gpu-1").checksum)
+    assert entry.checksum == games_of("gpu-1").checksum
+
+
+def _offset_in(said: str) -> None:
+    assert 0 <= http_transport._offset(said, 1000) <= 1000
+
+
+_SEALER = Sealer(bytes(32))
+_PLAIN = games_of("a", "b").checksum, 9
+
+
+def _sealed() -> bytes:
+    content = _SEALER.sealing(*_PLAIN)
+    return content.header + content.seal(0, b"plaintext")
+
+
+_SEALED = _sealed()
+
+
+def _unseal(data: bytes) -> None:
+    opener = Opener(_SEALER.opening(data[:HEADER_BYTES], *_PLAIN))
+    opened = opener.feed(data[HEADER_BYTES:])
+    opener.finish()
+    assert opened == b"plaintext"
+
+
+_KINDS: tuple[Any, ...] = (
+    dict[str, Any],
+    list[str],
+    DataEntry,
+    GrantsTold,
+    HeldPage,
+    Proof,
+    ProofRequest,
+    DeletionAnswer,
+    DeletionOrder,
+    TransferAssigned,
+    ProgressMessage,
+)
+_DEEP = st.sampled_from([b"[" * 100_000, b'{"x":' * 100_000, b'{"x":"\xff"}', b'"\xed\xa0\x80"'])
+
+
+@st.composite
+def _words(draw: st.DrawFn) -> tuple[bytes, Any]:
+    page = HeldPage(7, (games_of("a"), games_of("b")), "00ff")
+    proof = Proof(node="a", proven=True, checksum="sha256:00", size_bytes=1)
+    whole = st.sampled_from([page, proof, GrantsTold({"t": 1.5}), games_of("a")])
+    body = draw(spoiled(whole.map(msgspec.json.encode)) | _JSON.map(msgspec.json.encode) | _DEEP)
+    return body, draw(st.sampled_from(_KINDS))
+
+
+_ASKED = st.sampled_from(["node", "path", "after", "last", "data_type", "config_key", "x"])
+_QUESTIONS = (
+    st.binary(max_size=40)
+    | st.dictionaries(_ASKED, _JSON, max_size=3).map(msgspec.json.encode)
+    | _DEEP
+    | st.dictionaries(_ASKED, st.text(max_size=6), max_size=3)
+)
+
+
+def _ask(said: bytes | dict[str, str]) -> None:
+    """As each of the questions."""
+    for name in QUERIES:
+        with suppress(ServiceRefusal):
+            understand(name, said)
+
+
 def _config(text: bytes) -> None:
     with tempfile.NamedTemporaryFile(suffix=".toml") as file:
         file.write(text)
@@ -324,6 +427,20 @@ TARGETS: tuple[Target, ...] = (
         (MalformedPages,),
     ),
     Target("pages answered", st.binary(max_size=600), _pages, (MalformedPages,)),
+    Target(
+        "what peers have",
+        spoiled(_HAVING.map(Having.encode)) | st.binary(max_size=60),
+        _having,
+    ),
+    Target("entries in headers", _entry_headers(), _entry_in, (Refused,)),
+    Target("offsets in headers", _NUMBERS | st.text(max_size=12), _offset_in, (Interrupted,)),
+    Target(
+        "sealed contents",
+        spoiled(st.just(_SEALED)) | st.binary(max_size=120),
+        _unseal,
+        (SealBroken,),
+    ),
+    Target("rsync's words", spoiled(st.just(b"\r     32768  50%    1.2MB/s")), progress_in),
     Target("signed URLs", _QUERY, _verify, (BadSignature,)),
     Target("ranges asked for", _ranges(), _range),
     Target(
@@ -338,12 +455,8 @@ TARGETS: tuple[Target, ...] = (
         | st.lists(st.sampled_from(["..", ".", "", "a", "gpu-7", "*"]), max_size=5).map("/".join),
         _path,
     ),
-    Target(
-        "questions",
-        st.binary(max_size=60) | _JSON.map(msgspec.json.encode),
-        lambda data: msgspec.json.decode(data, type=ProofRequest),
-        (msgspec.MsgspecError,),
-    ),
+    Target("words of others", _words(), lambda pair: from_json(*pair), (Unreadable,), 0.5),
+    Target("questions", _QUESTIONS, _ask, (), 0.2),
     Target(
         "moments",
         st.text(max_size=12) | st.from_regex(r"[#0-9.:smhdT-]{1,14}", fullmatch=True),
