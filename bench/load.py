@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import os
 import time
 from concurrent.futures import Future
 from contextlib import aclosing
@@ -43,6 +44,9 @@ class Seen(msgspec.Struct):
     weighed_at: list[float] = []
     coordinator_bytes: list[int] = []
     bus_bytes: list[int] = []
+    #: CPU that each has used since it began to be watched, seconds.
+    coordinator_cpu_s: float = 0.0
+    bus_cpu_s: float = 0.0
 
 
 class Told(msgspec.Struct):
@@ -87,6 +91,8 @@ def _tell(report: Report, seen: Seen, told: Told, talked: Talked) -> None:
         took = [1000 * percentile(told.chains_s, percent)] if told.chains_s else []
         if took:
             report.add(f"a chain p{percent}", took, "ms")
+    for who, cpu_s in (("coordinator", seen.coordinator_cpu_s), ("bus", seen.bus_cpu_s)):
+        report.add(f"CPU of one fact: {who}", [1e3 * cpu_s / told.facts], "ms")
     for who, sizes in (("coordinator", seen.coordinator_bytes), ("bus", seen.bus_bytes)):
         megabytes = [size / MEGABYTE for size in _by_minute(seen.weighed_at, sizes)]
         report.add(f"anonymous memory of the {who}, by minute", megabytes, "MB")
@@ -96,6 +102,7 @@ def _tell(report: Report, seen: Seen, told: Told, talked: Talked) -> None:
     report.notes += [
         "Lag is from the log's time of a fact to the first moment at which a reader of the views "
         f"sees it, looking every {1000 * _LOOK_S:.0f} ms.",
+        "On a machine that is busy with other things the CPU of one fact says more than lag does.",
         "Growth is the slope of the second half, least squares. The bus grows with every chain by "
         "design: it remembers each chain's few subjects.",
     ]
@@ -138,6 +145,8 @@ async def _measure(
 async def _watch(cluster: Cluster, talking: Future[Talked]) -> Seen:
     """Look and weigh until the agents are done."""
     seen, next_weighing = Seen(), 0.0
+    pids = cluster.coordinator_pid, cluster.bus_pid
+    before = [_cpu_s(pid) for pid in pids]
     reader = StoreReader(cluster.views, TABLES)
     try:
         while not talking.done():
@@ -154,6 +163,10 @@ async def _watch(cluster: Cluster, talking: Future[Talked]) -> Seen:
             await asyncio.sleep(_LOOK_S)
     finally:
         reader.close()
+    now_used = [_cpu_s(pid) for pid in pids]
+    seen.coordinator_cpu_s, seen.bus_cpu_s = (
+        after - earlier for after, earlier in zip(now_used, before, strict=True)
+    )
     return seen
 
 
@@ -186,3 +199,9 @@ def _anonymous_bytes(pid: int) -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def _cpu_s(pid: int) -> float:
+    """What a process has used so far, by its kernel's count."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
