@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import msgspec
@@ -142,6 +142,34 @@ class Landing:
         count = await partial.fill(receive, min(most, lacking, BLOCK_BYTES))
         self.came(count)
         return count
+
+    @contextlib.asynccontextmanager
+    async def shared(self, name: Path) -> AsyncIterator[None]:
+        """Let another program append to the bytes, in a file of this name: it is the same file.
+
+        Meanwhile `follow` takes in what came. The program must have ended when this does; the name
+        is gone then, and what was not taken in. Raises `DiskFailed` where a file has but one name.
+        """
+        partial = await self._in_order()
+        await partial.flush()
+        with disk_errors():
+            await finish(lambda: os.link(partial.path, name))
+        try:
+            yield
+        finally:
+            await finish(lambda: name.unlink(missing_ok=True))
+            await partial.trim()
+
+    async def follow(self) -> int:
+        """Take in what another program has appended, up to the entry's size; return how much."""
+        partial, came = await self._in_order(), 0
+        while lacking := min(self.entry.size_bytes - self.offset, BLOCK_BYTES):
+            count = await partial.follow(lacking)
+            if not count:
+                break
+            self.came(count)
+            came += count
+        return came
 
     async def reset(self) -> None:
         """Forget all bytes; the next one written is the first."""

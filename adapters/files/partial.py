@@ -90,6 +90,18 @@ class Partial:
         with disk_errors():
             return await finish(lambda: self._take_in(receive, most), executor=SOCKETS)
 
+    async def follow(self, most: int) -> int:
+        """Take in up to `most` bytes that somebody else has appended; return how many."""
+        await self._pass_on()
+        await self._wait()
+        with disk_errors():
+            return await finish(lambda: self._take_over(most))
+
+    async def trim(self) -> None:
+        """Forget what somebody else has appended and was not taken in."""
+        with disk_errors():
+            await finish(lambda: os.ftruncate(self._handle, self._written))
+
     async def flush(self) -> None:
         """Wait until all bytes were given to the file and to the digest."""
         await self._pass_on()
@@ -171,6 +183,18 @@ class Partial:
         at, self._written = self._written, self._written + count
         self.offset = self._written
         self._keep(block, count, at)
+        return count
+
+    def _take_over(self, most: int) -> int:
+        block = self._blocks.take()
+        try:
+            count = os.preadv(self._handle, [memoryview(block)[:most]], self._written)
+            self._begin_flushing(self._written + count)
+        except BaseException:
+            self._blocks.give_back(block)
+            raise
+        self.offset = self._written = self._written + count
+        self._digester.put(block, count)
         return count
 
     def _keep(self, block: bytearray, count: int, at: int) -> None:

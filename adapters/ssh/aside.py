@@ -1,4 +1,4 @@
-"""The file that rsync writes: in a directory of its own, handed to a landing while it grows."""
+"""The file that rsync writes: in a directory of its own, taken in by a landing while it grows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ SAVING_SUFFIXES = (*GAME_DATABASE_SUFFIXES, ".jsonl")
 class Aside:
     """The file that rsync writes, in a directory of its own on the landing's disk.
 
-    What the landing has of it takes no room: it begins as a hole, and becomes one.
+    It is the landing's own file under a second name, to whose end rsync adds. Where there is an
+    older version to go by, rsync wants to begin a file, which is copied to the landing: what is
+    copied takes no room any more.
     """
 
     def __init__(self, directory: Path, name: str) -> None:
@@ -41,15 +43,16 @@ class Aside:
             _sweep(directory)
             aside = cls(directory, name)
             aside.directory.mkdir(parents=True)
-            if landing.offset:
-                aside.file.touch()
-                os.truncate(aside.file, landing.offset)
-            elif PurePosixPath(landing.entry.path).suffix.lower() in SAVING_SUFFIXES:
+            saves = PurePosixPath(landing.entry.path).suffix.lower() in SAVING_SUFFIXES
+            if saves and not landing.offset:
                 aside._find_basis(directory / "old", landing.path)
         return aside
 
     async def hand_over(self, landing: Landing) -> None:
-        """Give the landing what is new. Raises as `Landing.fill`."""
+        """Let the landing take in what is new. Raises as `Landing.fill`."""
+        if self.basis is None:
+            await landing.follow()
+            return
         while size_of(self.file) > landing.offset < landing.entry.size_bytes:
             await landing.fill(lambda view: self._take(view, landing.offset))
 
@@ -76,7 +79,12 @@ async def set_aside(landing: Landing, request: Request, path: str) -> AsyncItera
     parent = same_disk_directory(landing.root, landing.path, "rsync")
     directory = parent / partial_name(request.transfer, request.entry)
     try:
-        yield await finish(lambda: Aside.make(directory, name, landing))
+        aside = await finish(lambda: Aside.make(directory, name, landing))
+        if aside.basis is not None:
+            yield aside
+            return
+        async with landing.shared(aside.file):
+            yield aside
     finally:
         await finish(lambda: shutil.rmtree(directory, ignore_errors=True))
 

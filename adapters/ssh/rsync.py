@@ -1,8 +1,8 @@
 """The transport of large files: the real rsync over the real ssh client.
 
-It makes one attempt and never retries. rsync never sees a final name, nor a landing's own file: it
-writes a file aside, which is handed to the landing while it grows, so that the digest is known when
-the last byte is. An exit code of 0 proves nothing here; the digest does.
+It makes one attempt and never retries. rsync never sees a final name: it adds to the landing's own
+file, or writes one aside, and the landing takes in what comes while it grows, so that the digest is
+known when the last byte is. An exit code of 0 proves nothing here; the digest does.
 """
 
 from __future__ import annotations

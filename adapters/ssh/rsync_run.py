@@ -62,14 +62,15 @@ class Run:
 
     async def stop(self) -> None:
         """End it, and wait until nothing of it runs any more."""
-        for which in (signal.SIGTERM, signal.SIGKILL):
+        for which, within_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
             if self.ended.done():
                 return
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, which)
                 # A stopped process hears nothing.
                 os.killpg(self._process.pid, signal.SIGCONT)
-            await asyncio.wait([self.ended], timeout=GRACE_S)
+            # As long as it may write, nobody else may: a dead one ends when its disk lets it.
+            await asyncio.wait([self.ended], timeout=within_s)
 
     async def _end(self) -> None:
         # The receiver and ssh hold these pipes too: their end is the end of all of them.

@@ -133,13 +133,16 @@ _TAKE = """own "$1"
 
 #: home, partial, size: the digest of a file that grows, read behind whoever writes it. Each step is
 #: said, so that it ends when nobody listens any more; what was read is flushed on the way.
-_FOLLOW = """own "$1"; part=./$2 bytes=$3 at=0; exec 3>&1
+_FOLLOW = """own "$1"; part=./$2 bytes=$3 at=0 flushed=0; exec 3>&1
+until [ -f "$part" ]; do say "at 0" || exit 1; sleep 0.1 2>/dev/null || sleep 1; done
+exec 4<"$part"
 { while [ "$at" -lt "$bytes" ]; do
-    now=0; [ ! -f "$part" ] || now=$(size "$part")
-    if [ "$now" -gt "$at" ]; then
-      tail -c "+$((at + 1))" "$part" | head -c $((now - at))
-      [ $((now - at)) -lt 67108864 ] || sync "$part" 2>/dev/null
-      at=$now
+    now=$(size "$part") blocks=$(((now - at) / 1048576))
+    [ "$now" -lt "$bytes" ] || blocks=$((blocks + 1))
+    if [ "$blocks" -gt 0 ]; then
+      dd bs=1048576 count="$blocks" <&4 2>/dev/null
+      at=$((at + blocks * 1048576))
+      [ $((at - flushed)) -lt 33554432 ] || { sync "$part" 2>/dev/null; flushed=$at; }
     else sleep 0.1 2>/dev/null || sleep 1; fi
     say "at $at" >&3 || exit 1
   done; } | { said=$(digest /dev/stdin); say "digest ${said##*[= ]}"; }
