@@ -7,17 +7,18 @@ the tools that know SHA-256. It makes one attempt, in flat memory, and never ret
 from __future__ import annotations
 
 import asyncio
-import binascii
 import os
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+import pybase64
+
 from adapters.files.landing import Landing
 from adapters.files.sent import opened
 from adapters.ssh.channel import Channel, Opens
 from adapters.ssh.connections import Connections, SshOptions, source_file
-from adapters.ssh.push import Place, prepared, published
+from adapters.ssh.push import Place, prepared, published, sent
 from adapters.ssh.shell import giving, taking
 from adapters.telling import Telling
 from adapters.throttle import Throttle
@@ -87,11 +88,16 @@ class Base64Transport:
             async with self._slot(request.target):
                 opens = self._opens(request.target, request)
                 place = await prepared(opens, request, self._rules, "base64 dd")
-                if place.have < size:
-                    telling = Telling(progress, size)
+                telling, proven = Telling(progress, size), False
+
+                async def send() -> bool:
                     await _sent(opens, place, source, size, throttle, telling, request.stall_s)
+                    return True
+
+                if place.have < size:
+                    proven = await sent(opens, request, place, send)
                 if not request.gathers:
-                    await published(opens, request, self._rules, place)
+                    await published(opens, request, self._rules, place, proven=proven)
                 return size - place.have
         finally:
             source.close()
@@ -118,11 +124,11 @@ class Decoder:
         self._rest = b""
 
     def feed(self, data: bytes) -> bytes:
-        """The bytes that are whole by now. Raises `binascii.Error` for what is no base64."""
-        text = self._rest + data.translate(None, b"\r\n")
+        """The bytes that are whole by now. Raises `ValueError` for what is no base64."""
+        text = self._rest + data.replace(b"\n", b"").replace(b"\r", b"")
         whole = len(text) - len(text) % 4
         self._rest = text[whole:]
-        return binascii.a2b_base64(text[:whole], strict_mode=True)
+        return pybase64.b64decode(memoryview(text)[:whole], validate=True)
 
 
 async def _received(
@@ -132,7 +138,7 @@ async def _received(
     while text := await channel.read(throttle.paced(SMALLEST_PIECE_BYTES, PIECE_BYTES, PIECE_S)):
         try:
             data = decoder.feed(text)
-        except binascii.Error as error:
+        except ValueError as error:
             raise Interrupted(f"{channel.who} says what is no base64: {error}") from error
         await landing.write(data)
         await throttle.take(len(text))
@@ -168,4 +174,4 @@ def _encoded(file: BinaryIO, offset: int, most: int) -> tuple[int, bytes]:
     data = os.pread(file.fileno(), most, offset)
     if not data:
         raise EntryMissing("the file to be sent has become shorter")
-    return len(data), binascii.b2a_base64(data)
+    return len(data), pybase64.b64encode(data) + b"\n"

@@ -6,7 +6,9 @@ The target's shell proves the digest; nothing gets its final name before. It mak
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 
 import msgspec
@@ -27,11 +29,14 @@ from adapters.transport import (
     Refused,
     Regression,
     Request,
+    TransportError,
 )
 from adapters.workers import settled
 from streams.identity import Ownership, PathRules, escapes
 from streams.values import Endpoint
 
+#: From here on a pushed file is digested while it comes, not only when all of it is there.
+FOLLOWED_FROM_BYTES = 16 << 20
 #: A far end that digests slower than this is taken for stalled.
 SLOWEST_DIGEST_BYTES_S = 20e6
 _SAID_BYTES = 4 << 10
@@ -74,11 +79,36 @@ async def prepared(opens: Opens, request: Request, rules: PathRules, tools: str 
     return Place(home.removesuffix("\n"), partial, have)
 
 
-async def followed(opens: Opens, request: Request, place: Place) -> bool:
+async def sent(
+    opens: Opens,
+    request: Request,
+    place: Place,
+    send: Callable[[], Awaitable[bool]],
+    followed_from: int = FOLLOWED_FROM_BYTES,
+) -> bool:
+    """Let `send` send what is lacking; whether the target has proven it on the way already.
+
+    `send` says whether nobody but one writer of its own wrote. Only a file that nobody else can
+    have open is proven so: where something was already, somebody may.
+    """
+    if place.have or request.entry.size_bytes < followed_from or request.gathers:
+        await send()
+        return False
+    following = asyncio.ensure_future(_followed(opens, request, place))
+    try:
+        if await send():
+            with contextlib.suppress(TransportError):
+                return await following
+        return False
+    finally:
+        following.cancel()
+        await settled(following)
+
+
+async def _followed(opens: Opens, request: Request, place: Place) -> bool:
     """Whether the target, reading behind whoever writes there, finds the entry's digest.
 
-    Only of a file that nobody else can have open: where something was already, somebody may. What
-    it can't do, or finds otherwise, proves nothing: `published` looks again.
+    What it can't do, or finds otherwise, proves nothing: `published` looks again.
     """
     entry = request.entry
     async with opens(following(place.home, place.partial, entry.size_bytes)) as channel:

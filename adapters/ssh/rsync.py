@@ -15,9 +15,9 @@ import msgspec
 
 from adapters.files.landing import Landing
 from adapters.ssh.aside import set_aside, size_of
-from adapters.ssh.channel import Channel, Opens
+from adapters.ssh.channel import Channel
 from adapters.ssh.connections import Connections, SshOptions, address, client_words, source_file
-from adapters.ssh.push import Place, followed, prepared, published
+from adapters.ssh.push import FOLLOWED_FROM_BYTES, Place, prepared, published, sent
 from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, pull_words, push_words
 from adapters.telling import Telling
@@ -27,16 +27,13 @@ from adapters.transport import (
     Interrupted,
     Progress,
     Request,
-    TransportError,
 )
-from adapters.workers import finish, settled
+from adapters.workers import finish
 from streams.identity import PathRules
 from streams.values import Endpoint, Transport
 
 #: Processes at once, each with its own ssh, whatever is asked for.
 AT_ONCE = 12
-#: From here on a pushed file is digested while it comes, not only when all of it is there.
-FOLLOWED_FROM_BYTES = 16 << 20
 
 
 class RsyncTransport:
@@ -115,7 +112,12 @@ class RsyncTransport:
             proven = False
             if place.have < size:
                 telling = Telling(progress, size)
-                proven = await self._send_and_prove(opens, request, file, place, throttle, telling)
+
+                async def send() -> bool:
+                    # A second rsync may begin before the far end of the first one has ended.
+                    return await self._send(request, file, place, throttle, telling) == 1
+
+                proven = await sent(opens, request, place, send, self._followed_from)
             if not request.gathers:
                 await published(opens, request, self._rules, place, proven=proven)
             return size - place.have
@@ -123,31 +125,6 @@ class RsyncTransport:
     async def close(self) -> None:
         """Let go of connections."""
         await self._connections.close()
-
-    async def _send_and_prove(
-        self,
-        opens: Opens,
-        request: Request,
-        file: Path,
-        place: Place,
-        throttle: Throttle,
-        telling: Telling,
-    ) -> bool:
-        """Send what is lacking; whether the target has proven it on the way already."""
-        if place.have or request.entry.size_bytes < self._followed_from or request.gathers:
-            await self._send(request, file, place, throttle, telling)
-            return False
-        following = asyncio.ensure_future(followed(opens, request, place))
-        try:
-            runs = await self._send(request, file, place, throttle, telling)
-            # A second rsync may begin before the far end of the first one has ended.
-            if runs == 1:
-                with contextlib.suppress(TransportError):
-                    return await following
-            return False
-        finally:
-            following.cancel()
-            await settled(following)
 
     async def _send(
         self, request: Request, file: Path, place: Place, throttle: Throttle, telling: Telling
