@@ -102,9 +102,9 @@ class Ends:
         sha, block = hashlib.sha256(), bytes(4 * _MEBIBYTE)
         for _ in range(0, size, len(block)):
             sha.update(block)
-        return self._offered(path, sha.hexdigest(), f"sparse/{path.name}")
+        return self._offered(path, sha.hexdigest(), f"sparse/{path.name}", for_others=False)
 
-    def _offered(self, path: Path, digits: str, name: str) -> File:
+    def _offered(self, path: Path, digits: str, name: str, *, for_others: bool = True) -> File:
         entry = DataEntry(
             path=name,
             data_type=DataType.METADATA,
@@ -116,7 +116,7 @@ class Ends:
         (self._held / digits).unlink(missing_ok=True)
         os.link(path, self._held / digits)
         if self.fills_bucket:
-            self._fill_bucket(path, digits, name)
+            self._fill_bucket(path, digits, name if for_others else "")
         return File(entry, str(path))
 
     def _fill_bucket(self, path: Path, digits: str, name: str) -> None:
@@ -128,8 +128,9 @@ class Ends:
                 Body=body,
                 Metadata={"sha256": digits},
             )
-            body.seek(0)
-            self._s3.client.put_object(Bucket=self.setting.full_bucket, Key=name, Body=body)
+            if name:
+                body.seek(0)
+                self._s3.client.put_object(Bucket=self.setting.full_bucket, Key=name, Body=body)
 
 
 @contextmanager

@@ -113,21 +113,25 @@ def _ssh(setting: Setting, *, same_cipher: bool) -> list[str]:
 
 
 def _rsync(ends: Ends, side: str, file: File) -> dict[str, Way]:
-    def with_cipher(same: bool) -> Way:
-        def way(target: Path) -> Usage:
-            setting = ends.setting
-            far = f"{setting.ssh.ssh_user}@127.0.0.1"
-            words = ["rsync", "-t", "-e", shlex.join(_ssh(setting, same_cipher=same))]
-            if side == "rsync":
-                return commands([*words, f"{far}:{file.path}", f"{target}/copy"])
-            return commands([*words, file.path, f"{far}:{setting.ssh.data_root}/copy"])
+    """Bare, with the cipher that ours takes; and with a digest, as ours has one."""
 
-        return way
+    def way(target: Path, *then: list[str]) -> Usage:
+        setting = ends.setting
+        far = f"{setting.ssh.ssh_user}@127.0.0.1"
+        words = ["rsync", "-t", "-e", shlex.join(_ssh(setting, same_cipher=True))]
+        if side == "rsync":
+            return commands([*words, f"{far}:{file.path}", f"{target}/copy"], *then)
+        return commands([*words, file.path, f"{far}:{setting.ssh.data_root}/copy"], *then)
 
-    return {
-        "rsync with the same cipher": with_cipher(True),
-        "rsync as ssh is by default": with_cipher(False),
-    }
+    def proven(target: Path) -> Usage:
+        digest = ["openssl", "dgst", "-sha256"]
+        if side == "rsync":
+            return way(target, [*digest, f"{target}/copy"])
+        setting = ends.setting
+        ssh = [*_ssh(setting, same_cipher=True), "-l", setting.ssh.ssh_user, "127.0.0.1"]
+        return way(target, [*ssh, shlex.join([*digest, f"{setting.ssh.data_root}/copy"])])
+
+    return {"rsync": way, "rsync, then openssl dgst": proven}
 
 
 def _base64(ends: Ends, side: str, file: File) -> dict[str, Way]:

@@ -280,7 +280,8 @@ class S3Transport:
             return 0
         source = await finish(lambda: Source(file, stored, self._sealer))
         try:
-            await source.prove()
+            if stored.stored_bytes <= self._part_bytes:
+                await source.prove()
             await self._put(source, there, flow)
         finally:
             source.close()
@@ -322,8 +323,12 @@ class S3Transport:
         size = layout.part_size(stored.stored_bytes, self._part_bytes)
         upload, there = await self._upload(stored, flow)
         parts: dict[int, dict[str, Any]] = {}
+        # Parts are no object yet: the file may be proven while they are sent.
+        proving = asyncio.create_task(source.prove())
 
         async def put_part(part: tuple[int, tuple[int, int]]) -> None:
+            if proving.done():
+                await proving
             number, (at, length) = part
             data = await finish(partial(source.read, at, length))
             parts[number] = await self._put_part(
@@ -331,7 +336,11 @@ class S3Transport:
             )
 
         numbered = enumerate(layout.spans(0, stored.stored_bytes, size), 1)
-        await each(numbered, put_part, self._concurrency)
+        try:
+            await each(numbered, put_part, self._concurrency)
+            await proving
+        finally:
+            await cancelled([proving])
         source.check_unchanged()
         await self._complete(stored.key, upload, [parts[n] for n in sorted(parts)], only, flow)
 
