@@ -20,7 +20,7 @@ from msgspec.structs import replace
 
 from dataplane.policy import Policy
 from projections.catalog import entry_key
-from projections.deletions import DeletionRow, turned_down
+from projections.deletions import DeletionRow, DeletionState, turned_down
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
 from streams import events
@@ -163,6 +163,15 @@ def refused(row: DeletionRow, checksum: str, why: Keep, proofs: Sequence[Proof] 
         proofs=tuple(map(_brief, proofs)),
     )
     return _said(row, event, checksum)
+
+
+def undecided(row: DeletionRow, tries: int, problem: str) -> Fact:
+    """A copy stays because whether it may go could not be decided; of none that is granted."""
+    why = Keep("undecided", f"set aside after {tries} tries: {problem}")
+    fact = refused(row, row.checksum, why)
+    if row.state is DeletionState.REQUESTED:
+        return chain_fact(fact.event, turned_down(row.id), row.id, row.id)
+    return fact
 
 
 def protected(path: str, policy: Policy) -> Keep | None:

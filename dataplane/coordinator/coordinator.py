@@ -127,7 +127,9 @@ class Coordinator:
     def _troubles(self) -> tuple[str, ...]:
         """What this process knows to be wrong and no view tells."""
         bridge, dispatcher = self.leading.bridge, self.leading.dispatcher
-        said = [self.projector.rolled_back, bridge.full, dispatcher.problem, self._clock_problem]
+        sweeps = self.leading.sweeper.state
+        said = [self.projector.rolled_back, bridge.full, dispatcher.problem, sweeps.problem]
+        said.append(self._clock_problem)
         found = (
             *bridge.troubles.described(),
             *dispatcher.suspects.troubles.described(),

@@ -15,13 +15,23 @@ from contextlib import suppress
 
 import msgspec
 
-from dataplane.coordinator.trouble import Troubles
-from dataplane.deletion import Keep, copies_chain, done, refused, reserve, settle, witnesses
+from dataplane.coordinator.trouble import Trouble, Troubles
+from dataplane.deletion import (
+    Keep,
+    copies_chain,
+    done,
+    refused,
+    reserve,
+    settle,
+    undecided,
+    witnesses,
+)
 from dataplane.policy import Policy
 from dataplane.proving import prove_all
 from projections.cluster import ClusterView
 from projections.deletions import DeletionRow, DeletionState
 from projections.projector import Projector
+from projections.store import StoreError
 from streams import events
 from streams.codec import Fact
 from streams.foreign import Unreadable, from_json
@@ -156,14 +166,27 @@ class Deleter:
             self.troubles.failed(row.id, error, self._clock())
             logger.warning("deletion %s waits: %s", row.id, error)
             return
-        except ValueError as error:
-            # What no message can hold is in the way of no other deletion.
+        except StoreError:
+            raise
+        except Exception as error:
+            # Whatever is wrong with it, it is in the way of no other deletion.
             self.errors += 1
-            self.troubles.failed(row.id, error, self._clock())
-            logger.error("deletion %s can't be decided: %s", row.id, error)
+            trouble = self.troubles.failed(row.id, error, self._clock())
+            logger.error("deletion %s can't be decided", row.id, exc_info=error)
+            if trouble.hopeless and row.state is not DeletionState.GRANTED:
+                await self._set_aside(row, trouble)
             return
         # There is room for another one.
         self._changed.set()
+
+    async def _set_aside(self, row: DeletionRow, trouble: Trouble) -> None:
+        """It was tried often enough: whoever asked hears that the copy stays, and why."""
+        try:
+            problem = trouble.problem
+            await self._decide(row, lambda view, now: undecided(now, trouble.tries, problem))
+            self.troubles.over(row.id)
+        except (LogError, TimeoutError) as error:
+            logger.warning("deletion %s can't be set aside: %s", row.id, error)
 
     async def _step(self, row: DeletionRow) -> None:
         if row.state is DeletionState.REQUESTED:

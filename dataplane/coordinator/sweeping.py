@@ -23,7 +23,8 @@ from dataplane.sweeps import Survey, cleanup, orphans_said, repairs_allowed, too
 from projections.cluster import ClusterView
 from projections.nodes import NodeRow
 from projections.projector import Projector
-from projections.standing import SWEEP_CHAIN
+from projections.standing import SWEEP_CHAIN, StandingRow
+from projections.store import StoreError
 from streams import events
 from streams.codec import Fact, chain_fact, fact_id, node_fact, split_entries
 from streams.log import DuplicateFact, Log, LogError, SequenceConflict
@@ -48,6 +49,8 @@ class Sweeps(msgspec.Struct):
     last_at: float = 0.0
     longest_page_s: float = 0.0
     errors: int = 0
+    #: What the last sweep stumbled over; "" if over nothing.
+    problem: str = ""
 
 
 class Sweeper:
@@ -87,6 +90,12 @@ class Sweeper:
             except (LogError, TimeoutError) as error:
                 self.state.errors += 1
                 logger.warning("a sweep did not finish: %s", error)
+            except StoreError:
+                raise
+            except Exception as error:
+                # What nobody asked for keeps nothing from going on that somebody did.
+                what = self._stumbled(f"{sweep.__name__} does not finish", error)
+                logger.error("%s", what, exc_info=error)
 
     async def survey_and_say(self) -> None:
         """Look at every path once, and say what was found."""
@@ -104,6 +113,7 @@ class Sweeper:
     async def survey(self) -> Survey:
         """Look at every path once."""
         began, now = time.monotonic(), self._clock()
+        self.state.problem = ""
         survey = Survey(self._policy, self._lasting(now), now, self._short_since)
         after: bytes | None = b""
         while after is not None:
@@ -125,10 +135,27 @@ class Sweeper:
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
             for key, row in view.standing(after):
-                survey.look(key, row, view)
+                self._look(survey, key, row, view)
                 if time.perf_counter() >= until:
                     return key
         return None
+
+    def _look(self, survey: Survey, key: bytes, row: StandingRow, view: ClusterView) -> None:
+        """Look at one path; whatever is wrong with it keeps nobody from looking at the others."""
+        try:
+            survey.look(key, row, view)
+        except StoreError:
+            raise
+        except Exception as error:
+            entry = view.entry(row.entry)
+            path = entry.path if entry else key.hex()
+            what = self._stumbled(f"{path} can't be surveyed", error)
+            logger.error("%s", what, exc_info=error)
+
+    def _stumbled(self, what: str, error: Exception) -> str:
+        self.state.errors += 1
+        self.state.problem = f"{what}: {type(error).__name__}: {error}"
+        return self.state.problem
 
     def _lasting(self, now: float) -> Callable[[Sequence[str]], tuple[int, int]]:
         """Counts copies by the nodes as they are at the start of a survey."""

@@ -8,10 +8,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from dataplane.coordinator import deleting
+from dataplane.coordinator import deleting, trouble
 from dataplane.coordinator.deleting import (
     Deleter,
     DeletionAnswer,
@@ -23,6 +24,7 @@ from dataplane.coordinator.deleting import (
 from dataplane.deletion import copies_chain
 from dataplane.policy import Policy
 from dataplane.proving import Prover, answer_proofs
+from projections.deletions import DeletionRow
 from projections.projector import Projector
 from streams import events
 from streams.codec import MAX_MESSAGE_BYTES, Fact, Recorded
@@ -250,6 +252,32 @@ async def test_deletion_that_can_not_go_on_is_tried_ever_later_and_said(cluster:
     cluster.ahead_s += 60.0
     await cluster.ends(1)
     await eventually(lambda: not deleter.troubles.items(), PATIENCE_S)
+
+
+async def test_deletion_that_can_not_be_decided_is_set_aside_and_holds_up_no_other(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P18: whoever asked hears that the copy stays; the loop and the next deletion go on."""
+    real = deleting.reserve
+
+    def stumbles(row: DeletionRow, *rest: Any) -> Fact:
+        if row.node == "gpu-2":
+            raise KeyError("no such place")
+        return real(row, *rest)
+
+    monkeypatch.setattr(deleting, "reserve", stumbles)
+    monkeypatch.setattr(trouble, "_FIRST_S", 0.001)
+    deleter = await cluster.coordinator("one")
+    await cluster.tell(wants("gpu-2"), wants("gpu-3"))
+    ends = {getattr(end, "node", ""): end for end in await cluster.ends(2)}
+    assert isinstance(kept := ends["gpu-2"], events.DeletionRefused)
+    assert (kept.rule, kept.reason) == (
+        "undecided",
+        "set aside after 5 tries: KeyError: 'no such place'",
+    )
+    assert isinstance(ends["gpu-3"], events.DeletionDone)
+    await eventually(lambda: not deleter.troubles.items(), PATIENCE_S)
+    assert cluster.holders == set(NAMES) - {"gpu-3"}
 
 
 @pytest.mark.parametrize("days", [1, -1])

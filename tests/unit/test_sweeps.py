@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from streams.codec import Fact
 from streams.log import Receipt
 from streams.memory import MemoryLog
 from streams.values import DataType, DiskTier, Role, SweepKind, Trait
+from tests.conftest import eventually
 from tests.spec import (
     T0,
     Said,
@@ -370,6 +372,54 @@ async def test_a_survey_sees_every_path_however_short_its_pages(
     await projector.close()
     assert survey.looked_at == len(many)
     assert (len(set(survey.backups)), survey.unbacked) == (MOST_BACKED_UP, len(many))
+
+
+async def test_a_path_that_can_not_be_surveyed_keeps_nobody_from_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """P18: it is counted and named for health, until it can be surveyed again."""
+    real, poison = Survey.look, "games/gpu-1/2.jsonl"
+
+    def look(self: Survey, key: bytes, row: Any, view: Any) -> None:
+        if poison and view.entry(row.entry).path == poison:
+            raise KeyError("no such board")
+        real(self, key, row, view)
+
+    monkeypatch.setattr(Survey, "look", look)
+    log = MemoryLog()
+    await log.publish(as_fact(player("gpu-1"), 1))
+    many = [entry(f"games/gpu-1/{n}.jsonl", games=200) for n in range(5)]
+    await log.publish(as_fact(holds("gpu-1", *many), 2))
+    projector = Projector(log, tmp_path)
+    await projector.start()
+    sweeper = Sweeper(log, projector, Policy(), "boss")
+    assert (await sweeper.survey()).looked_at == 4
+    said = f"{poison} can't be surveyed: KeyError: 'no such board'"
+    assert (sweeper.state.errors, sweeper.state.problem) == (1, said)
+    poison = ""
+    assert (await sweeper.survey()).looked_at == 5
+    assert sweeper.state.problem == ""
+    await projector.close()
+
+
+async def test_a_sweep_that_stumbles_ends_no_coordinator(tmp_path: Path) -> None:
+    """It is tried again at its time; the others go on meanwhile."""
+    log = MemoryLog()
+    projector = Projector(log, tmp_path)
+    await projector.start()
+    sweeper, tries = Sweeper(log, projector, Policy(), "boss"), 0
+
+    async def stumbles() -> None:
+        nonlocal tries
+        tries += 1
+        raise KeyError("no such disk")
+
+    running = asyncio.create_task(sweeper._each(0.001, stumbles))
+    await eventually(lambda: tries > 3)
+    assert "stumbles does not finish: KeyError" in sweeper.state.problem
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await projector.close()
 
 
 async def test_what_a_sweep_found_is_cut_where_a_message_ends(tmp_path: Path) -> None:
