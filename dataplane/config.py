@@ -21,7 +21,7 @@ from msgspec import Meta
 from dataplane.policy import Policy
 from dataplane.policy.limits import Prefix
 from dataplane.policy.reading import PolicyError, laid_over, leaves
-from streams.identity import PathRules
+from streams.identity import PathRules, escapes
 from streams.topology import DUPLICATE_WINDOW_S
 from streams.values import S3_NODE, Role, Trait, Transport, is_token
 
@@ -123,6 +123,11 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
     # Catalog
     manifest_refresh_interval: _Positive = 60.0
+
+    # Merging
+    #: Where this node merges the complete games of all databases it holds, below its data
+    #: directory, with ``{config}`` for the configuration; "" for nowhere.
+    consolidate_to: str = ""
 
     # Scrubbing
     #: Every replica is read again within this many seconds, so that rot is found; 0: never.
@@ -309,6 +314,12 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         config.path_rules = policy.paths
         if config.s3_enabled and not config.s3_bucket:
             raise ConfigError(f"{where}: s3_enabled needs s3_bucket")
+        into = config.consolidate_to
+        if into and ("{config}" not in into or not into.endswith(".db") or escapes(into)):
+            raise ConfigError(
+                f"{where}: consolidate_to {into!r} must be '' or a path below the data directory "
+                "with {config} in it, such as games/canonical_{config}.db"
+            )
         if problem := config._bounded_wrongly():
             raise ConfigError(f"{where}: log_max_age_seconds {problem}")
         if not re.fullmatch(r"|file:.+|https?://[^/].*", config.otel_endpoint):
@@ -525,6 +536,9 @@ TEMPLATE = """\
 # s3_region = ""
 # shutdown_push_seconds = 8.0    # an agent that is told to end pushes for so long what it lacks
 # s3_encryption_key_file = ""   # what this node stores is sealed with this key
+
+# Merging.
+# consolidate_to = ""            # "games/canonical_{{config}}.db": all complete games here, in one
 
 # Scrubbing.
 # scrub_interval = 1209600.0     # every replica is read again within this; 0: never

@@ -265,6 +265,21 @@ class NodeStopped(Event, frozen=True):
     reason: str = ""
 
 
+class GamesMerged(Event, frozen=True):
+    """Complete games of a database were merged into another one of this node (K20)."""
+
+    node: Token
+    config_key: Token
+    #: The database they are in now, and the one they came from, with its content.
+    path: str
+    source: str
+    checksum: Checksum
+    games_added: Count
+    #: Of the source's other games: those that were there, and those that are not complete.
+    games_there: Count = 0
+    games_left: Count = 0
+
+
 class DiskTierChanged(Event, frozen=True):
     """A node's disk became fuller or emptier than a limit; self-play listens to it, too."""
 
@@ -600,6 +615,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "FILES_REMOVED": FilesRemoved,
     "FILE_QUARANTINED": FileQuarantined,
     "FILE_CONFLICT": FileConflict,
+    "GAMES_MERGED": GamesMerged,
     "DISK_TIER_CHANGED": DiskTierChanged,
     "NODE_STOPPED": NodeStopped,
     "SYNC_PLANNED": SyncPlanned,
@@ -643,6 +659,7 @@ OWN_WORDS: dict[type[Event], str] = {
     FilesObserved: "node",
     FilesRemoved: "node",
     FileQuarantined: "node",
+    GamesMerged: "node",
     LogRolledBack: "node",
     LogShortened: "node",
     DiskTierChanged: "node",

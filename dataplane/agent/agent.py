@@ -29,6 +29,7 @@ from adapters.transport import Fetches
 from dataplane.agent import asking
 from dataplane.agent.attempt import Outcome
 from dataplane.agent.bucket import Backups, make_s3
+from dataplane.agent.consolidating import Consolidator
 from dataplane.agent.custody import Custody
 from dataplane.agent.deliveries import kept_alive, left_to_redelivery
 from dataplane.agent.diskwatch import DiskWatch
@@ -87,6 +88,7 @@ class Agent:
             interval_s=config.scrub_interval,
             limit_mbps=config.scrub_limit_mbps,
         )
+        self._consolidator = self._made_to_consolidate()
         self._custody = Custody(
             log,
             bus,
@@ -110,6 +112,23 @@ class Agent:
         )
         self._grants = GrantKeeper(bus, self.node, self._set_bandwidth)
         self._answering: list[Answering] = []
+
+    def _made_to_consolidate(self) -> Consolidator | None:
+        config = self._config
+        if not config.consolidate_to:
+            return None
+        return Consolidator(
+            self._say_in_the_end,
+            self.node,
+            config.data_dir,
+            self._inventory,
+            config.path_rules,
+            config.policy().quality,
+            config.consolidate_to,
+        )
+
+    def _unmerged(self) -> str:
+        return "; ".join(self._consolidator.troubles.described()) if self._consolidator else ""
 
     async def start(self) -> None:
         """Open the inventory, serve files, and say that the node is there.
@@ -178,6 +197,8 @@ class Agent:
             group.create_task(self._send_outbox(), name="outbox")
             group.create_task(self._probe(), name="probe")
             group.create_task(self._scrubber.run(), name="scrub")
+            if self._consolidator is not None:
+                group.create_task(self._consolidator.run(), name="consolidate")
             if self._relaying is not None:
                 group.create_task(self._relaying.run(), name="relays")
             if self._backups is not None:
@@ -338,7 +359,7 @@ class Agent:
                     "roles": list(self._config.roles),
                     "disk_free_bytes": shutil.disk_usage(self._config.data_dir).free,
                     "files": counts.files,
-                    "problem": counts.forgetful or self._observer.problem,
+                    "problem": counts.forgetful or self._observer.problem or self._unmerged(),
                     "transfers_running": manager.running if manager else 0,
                     "bytes_moved": manager.bytes_moved if manager else 0,
                 }

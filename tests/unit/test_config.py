@@ -138,6 +138,8 @@ def test_path_rules_are_read_from_the_file(tmp_path: Path) -> None:
         ('node = ""', ["node ''"]),
         ("data_dir = 7", ["$.data_dir", "path"]),
         ("s3_enabled = true", ["s3_enabled needs s3_bucket"]),
+        ('consolidate_to = "games/all.db"', ["consolidate_to 'games/all.db'", "{config}"]),
+        ('consolidate_to = "../{config}.db"', ["consolidate_to", "below the data directory"]),
         ('s3_prefix = "/a"', ["s3_prefix", "A-Za-z0-9_-"]),
         ("log_max_age_seconds = 604800.0", ["log_max_age_seconds needs archive"]),
         ('log_max_age_seconds = 60.0\narchive = "a"', ["log_max_age_seconds", "0, or at least"]),

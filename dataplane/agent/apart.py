@@ -1,0 +1,67 @@
+"""One merge of game databases in a process of its own, which can be killed at any time.
+
+The agent's own process reads databases past SQLite, and closing such a file drops the locks that a
+merge there would hold.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+
+from adapters.files.gametables import NotMergeable
+from adapters.files.merging import Merged, merge
+from adapters.files.sqlite import Locked, Unsound
+from adapters.transport import DiskFull
+from dataplane.policy import Quality
+
+_ERRORS: tuple[type[Exception], ...] = (NotMergeable, Unsound, Locked, DiskFull, OSError)
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What came of it: a result, or an error by its class and in words."""
+
+    merged: Merged | None = None
+    error_class: str = ""
+    error: str = ""
+
+
+async def merge_apart(target: Path, source: Path, quality: Quality) -> Merged:
+    """`merging.merge` elsewhere; if it is cancelled, what has been merged are whole games.
+
+    Raises what that raises, and OSError if the process died.
+    """
+    words = (str(target), str(source), msgspec.json.encode(quality).decode())
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", __name__, *words), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        said, _ = await process.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            process.kill()
+    try:
+        answer = msgspec.json.decode(said, type=Answer)
+    except msgspec.DecodeError:
+        raise OSError(f"the merge of {source.name} ended with {process.returncode}") from None
+    if answer.merged is not None:
+        return answer.merged
+    kinds = {kind.__name__: kind for kind in _ERRORS}
+    raise kinds.get(answer.error_class, OSError)(answer.error)
+
+
+def _answer(target: str, source: str, quality: str) -> Answer:
+    complete_from = msgspec.json.decode(quality, type=Quality).complete_from
+    try:
+        return Answer(merge(Path(target), Path(source), complete_from))
+    except _ERRORS as error:
+        kind = next(kind for kind in _ERRORS if isinstance(error, kind))
+        return Answer(error_class=kind.__name__, error=str(error))
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(msgspec.json.encode(_answer(*sys.argv[1:])))
