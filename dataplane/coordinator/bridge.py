@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 
@@ -53,6 +54,8 @@ MAX_PENDING = 512
 #: Events whose chains are decided together; bounded by the 1,000 facts of an atomic append.
 BATCH = 128
 _MOST_FACTS = 900
+#: What is decided in one go takes no longer: a lease lasts for seconds.
+SLICE_S = 0.1
 _SWEEP_PAGE = 100
 #: What waits for a bus that is away is not put off for longer than this.
 _LOG_PATIENCE_S = 8.0
@@ -163,24 +166,35 @@ class EventBridge:
             return {recorded.id: _moved_on(view, recorded, self._policy) for recorded in batch}
 
     async def drive(self, chains: Mapping[str, str]) -> None:
-        """Append what these chains owe; the value of each is the id of the event that asks."""
-        decisions = self._decide(chains)
-        for group in _groups(decisions):
-            reach("coordinator.decided")
-            try:
-                await self._append(group)
-            except (SequenceConflict, DuplicateFact):
-                # One chain's conflict refuses the whole batch: take them one by one.
-                for decision in group:
-                    await self._append_alone(decision)
+        """Append what these chains owe; the value of each is the id of the event that asks.
 
-    def _decide(self, chains: Mapping[str, str]) -> list[Decision]:
+        As many are decided at once as take no longer than `SLICE_S`: what is decided is appended
+        before the lease can end, also where the machine is slow.
+        """
+        asked, more = iter(chains.items()), True
+        while more:
+            decisions, more = self._decide(asked, time.perf_counter() + SLICE_S)
+            for group in _groups(decisions):
+                reach("coordinator.decided")
+                try:
+                    await self._append(group)
+                except (SequenceConflict, DuplicateFact):
+                    # One chain's conflict refuses the whole batch: take them one by one.
+                    for decision in group:
+                        await self._append_alone(decision)
+            if more:
+                await asyncio.sleep(0)
+
+    def _decide(
+        self, asked: Iterator[tuple[str, str]], until: float = math.inf
+    ) -> tuple[list[Decision], bool]:
+        """Decide on the next of these until the time is up; whether any may be left."""
         now = self._clock()
         decisions = []
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
             planner = SyncPlanner(self._policy, view, now)
-            for id, cause in chains.items():
+            for id, cause in asked:
                 chain = view.chain(id)
                 if chain is None or self.troubles.must_wait(id, now):
                     continue
@@ -188,7 +202,9 @@ class EventBridge:
                 facts = self._owed(chain, view, planner, guard, now, cause)
                 if facts:
                     decisions.append(Decision(id, cause, tuple(facts), guard))
-        return decisions
+                if time.perf_counter() >= until:
+                    return decisions, True
+        return decisions, False
 
     def _owed(
         self,
@@ -236,7 +252,7 @@ class EventBridge:
         last = await self._log.last(chain_filter(decision.chain))
         if last is not None:
             await self._projector.wait_for(last.sequence)
-        for again in self._decide({decision.chain: decision.cause}):
+        for again in self._decide(iter([(decision.chain, decision.cause)]))[0]:
             # A second conflict is left to the next event or the sweep: somebody else is at it.
             with suppress(SequenceConflict, DuplicateFact):
                 await self._append([again])

@@ -32,7 +32,7 @@ from streams.log import LogError
 from streams.server import ServerFailed
 
 _START_LIMIT_S = 120.0
-_SETTLE_LIMIT_S = 240.0
+_SETTLE_LIMIT_S = 600.0
 #: How long the log must have been silent to count as settled.
 _QUIET_S = 2.0
 _PLAYER_PAUSE_S = 2.5

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from dataplane import laws
-from dataplane.coordinator import deleting, dispatch, sweeping
+from dataplane.coordinator import bridge, deleting, dispatch, sweeping
 from dataplane.coordinator.bridge import EventBridge
 from dataplane.coordinator.deleting import Deleter
 from dataplane.coordinator.dispatch import Dispatcher
@@ -409,9 +409,10 @@ _TRIGGERS: dict[str, Callable[[Node, str, int], Event]] = {
 def run(schedule: schedules.Schedule) -> Outcome:
     """Run a schedule in a loop of its own."""
     logging.disable(logging.CRITICAL)
-    real = dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S
-    # A page takes as long as it takes: how long is no part of what a seed says.
-    dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S = TICK_S, TICK_S, math.inf
+    real = dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S, bridge.SLICE_S
+    # How long something takes on this machine is no part of what a seed says.
+    dispatch.TICK_S, deleting.TICK_S = TICK_S, TICK_S
+    sweeping.PAGE_S = bridge.SLICE_S = math.inf
     loop = VirtualLoop(random.Random(f"order {schedule.seed}"))
     try:
         return loop.run_until_complete(World(schedule, loop).run())
@@ -421,7 +422,7 @@ def run(schedule: schedules.Schedule) -> Outcome:
             task.cancel()
         loop.run_until_complete(_ended(left))
         logging.disable(logging.NOTSET)
-        dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S = real
+        dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S, bridge.SLICE_S = real
         loop.close()
 
 

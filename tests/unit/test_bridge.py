@@ -22,7 +22,7 @@ from dataplane.admission import Admission
 from dataplane.coordinator import bridge as bridge_module
 from dataplane.coordinator import dispatch as dispatch_module
 from dataplane.coordinator import trouble as trouble_module
-from dataplane.coordinator.bridge import EventBridge
+from dataplane.coordinator.bridge import Decision, EventBridge
 from dataplane.coordinator.dispatch import Dispatcher
 from dataplane.planner import CommandRejected
 from dataplane.policy import Policy
@@ -43,7 +43,7 @@ from streams.codec import (
 from streams.events import FILE_TRIGGERS, Event
 from streams.log import Guard, LogUnavailable, Receipt
 from streams.memory import MemoryLog
-from streams.values import DataEntry
+from streams.values import DataEntry, DataType
 from tests.conftest import eventually
 from tests.spec import as_fact, entry, games_of, holds, opens, played, player, policy_of, trainer
 
@@ -63,6 +63,8 @@ HASTY = policy_of(
 )
 #: As hasty with retries, and patient with those who answer at all.
 STEADY = policy_of(retries={"backoff_base_s": 0.01, "backoff_max_s": 0.02})
+
+WANTED: dict[str, Any] = {"node": "train-1", "config_key": "hex8_2p", "data_type": DataType.GAMES}
 
 Behaviour = Callable[[events.TransferAssigned, Recorded], Event | None]
 
@@ -393,7 +395,9 @@ async def test_two_coordinators_on_one_log_double_nothing(
     log: MemoryLog, clock: Clock, tmp_path: Path
 ) -> None:
     """Twenty chains, two deciders: each says each thing once, and caps hold for both together."""
-    capped = policy_of(bandwidth={"max_total": 3}, retries={"backoff_base_s": 0.01})
+    capped = policy_of(
+        bandwidth={"max_total": 3, "small_per_slot": 1}, retries={"backoff_base_s": 0.01}
+    )
     two = [Coordinator(log.another(), tmp_path / name, capped, clock) for name in "ab"]
     await tell(log, *CLUSTER)
     names = [f"games/gpu-1/{n:02}_hex8_2p.db" for n in range(20)]
@@ -647,6 +651,29 @@ async def test_events_that_open_no_chain_are_acknowledged(
         await eventually(lambda: coordinator.bridge.handled == 5)
     assert log._store.consumers[bridge_module.DURABLE].out == {}
     assert len(await history(log)) == 5
+
+
+async def test_what_takes_long_to_decide_is_appended_bit_by_bit(
+    log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine so slow that one chain takes its whole time, each is appended by itself."""
+    monkeypatch.setattr(bridge_module, "SLICE_S", 0.0)
+    names = [f"c{number}" for number in range(5)]
+    needs = [opens(name, events.DataNeeded(**WANTED)) for name in names]
+    await tell(log, *CLUSTER, *needs)
+    appended: list[int] = []
+    real = EventBridge._append
+
+    async def append(self: EventBridge, group: list[Decision]) -> Receipt:
+        appended.append(len(group))
+        return await real(self, group)
+
+    monkeypatch.setattr(EventBridge, "_append", append)
+    coordinator = Coordinator(log, tmp_path, STEADY, clock)
+    async with running(coordinator.run()):
+        ends = await ended(log, len(names))
+    assert {end.chain for end in ends} == set(names)
+    assert appended == [1] * len(names)
 
 
 # What can't be decided
