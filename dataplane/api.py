@@ -26,7 +26,7 @@ from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.outbox import NotKept, Outbox
 from dataplane.presence import present
 from streams import events
-from streams.codec import Recorded, chain_of_trigger, node_fact
+from streams.codec import Recorded, chain_of_trigger, check_traceparent, node_fact
 from streams.connection import without_secret
 from streams.events import CHAIN_TRIGGERS, Event
 from streams.jetstream import JetStreamLog
@@ -192,20 +192,25 @@ class DataPlane:
                     raise
             return self._log
 
-    async def publish(self, event: Event, *, id: str | None = None) -> Published:
+    async def publish(
+        self, event: Event, *, id: str | None = None, traceparent: str = ""
+    ) -> Published:
         """Say that something happened; durable once this returns.
 
         With the same `id` it is stored once, however often it is published: give one, made from
         what was done, where a program that runs again would say the same thing again. If the bus
         can't be reached the event waits in the outbox, and this node's agent, or the next
-        publication, sends it. Raises ValueError, naming the field, before anything is stored, and
-        NotKept where neither the bus nor this machine's disk takes it.
+        publication, sends it. With a W3C `traceparent` all that a trigger brings about is part of
+        that trace. Raises ValueError, naming the field, before anything is stored, and NotKept
+        where neither the bus nor this machine's disk takes it.
         """
         if not isinstance(event, Event):
             raise TypeError(f"publish() takes an event such as SelfplayComplete, not {event!r}")
         node = events.speaker_of(event) or self.config.node
         event_id = id or uuid.uuid4().hex
-        fact = node_fact(event, node, event_id)
+        if traceparent:
+            check_traceparent(traceparent)
+        fact = node_fact(event, node, event_id, traceparent=traceparent)
         chain = chain_of_trigger(event_id) if isinstance(event, CHAIN_TRIGGERS) else ""
         try:
             path = await finish(lambda: self._outbox.put(fact))
@@ -238,8 +243,10 @@ class DataPlane:
         target_nodes: Iterable[str],
         priority: SyncPriority = SyncPriority.NORMAL,
         deadline: float | None = None,
+        *,
+        traceparent: str = "",
     ) -> SyncHandle:
-        """Ask for data on named nodes; the handle waits for it.
+        """Ask for data on named nodes; the handle waits for it. `traceparent` as for `publish`.
 
         Raises LogUnavailable where nobody could take the request: a request is never queued.
         """
@@ -256,9 +263,11 @@ class DataPlane:
             deadline=deadline,
             requester=self.config.node,
         )
+        if traceparent:
+            check_traceparent(traceparent)
         log = await self.log()
         id = uuid.uuid4().hex
-        receipt = await log.publish(node_fact(event, self.config.node, id))
+        receipt = await log.publish(node_fact(event, self.config.node, id, traceparent=traceparent))
         return SyncHandle(log, chain_of_trigger(id), receipt.sequence)
 
     async def handle(self, published: Published) -> SyncHandle:

@@ -126,9 +126,9 @@ class DataPlane:
     ) -> None:
         self.close()
 
-    def publish(self, event: Event, *, id: str | None = None) -> Published:
+    def publish(self, event: Event, *, id: str | None = None, traceparent: str = "") -> Published:
         """Say that something happened; durable once this returns."""
-        return _loop.run(self._plane.publish(event, id=id))
+        return _loop.run(self._plane.publish(event, id=id, traceparent=traceparent))
 
     def drain_outbox(self) -> int:
         """Send what waits in the outbox; how many events were sent."""
@@ -141,9 +141,13 @@ class DataPlane:
         target_nodes: Iterable[str],
         priority: SyncPriority = SyncPriority.NORMAL,
         deadline: float | None = None,
+        *,
+        traceparent: str = "",
     ) -> SyncHandle:
         """Ask for data on named nodes; the handle waits for it."""
-        asking = self._plane.request_sync(data_type, config_key, target_nodes, priority, deadline)
+        asking = self._plane.request_sync(
+            data_type, config_key, target_nodes, priority, deadline, traceparent=traceparent
+        )
         return SyncHandle(_loop.run(asking))
 
     def handle(self, published: Published) -> SyncHandle:

@@ -27,13 +27,13 @@ class Durable(NamedTuple):
     max_pending: int
 
     async def open(self, log: Log) -> Deliveries:
-        """Join it, or make it where that is allowed."""
-        return await log.consume(
+        """Join it, once a coordinator has made it."""
+        return await log.join(
             self.name, self.subjects, ack_wait_s=ACK_WAIT_S, max_pending=self.max_pending
         )
 
     async def provide(self, log: Log) -> None:
-        """Make it where it is not there, for whom that is not allowed."""
+        """Make it where it is not there."""
         await log.provide(
             self.name, self.subjects, ack_wait_s=ACK_WAIT_S, max_pending=self.max_pending
         )

@@ -85,7 +85,13 @@ class Outbox:
             return None
         chain = letter.headers.get("ce-correlationid", "")
         return Fact(
-            recorded.event, letter.subject, recorded.id, chain, recorded.cause, recorded.owner
+            recorded.event,
+            letter.subject,
+            recorded.id,
+            chain,
+            recorded.cause,
+            recorded.owner,
+            recorded.traceparent,
         )
 
     def done(self, path: Path) -> None:

@@ -20,14 +20,14 @@ import msgspec
 
 from streams.codec import fact_id
 from streams.foreign import Unreadable, from_json
-from streams.log import Bus, LogError, PermissionDenied
+from streams.log import Bus, LogError, LogUnavailable
 
 logger = logging.getLogger(__name__)
 
 NODES_BUCKET = "DP_NODES"
 KEYS_BUCKET = "DP_KEYS"
 _SIGNING_KEY = "http_signing"
-_KEY_PATIENCE_S = 60.0
+_KEY_PATIENCE_S, _KEY_PAUSE_S = 60.0, 0.1
 _LOOK_S = 1.0
 #: Said by who has a name and does not work yet, or no more.
 _NOT_YET = {"works": False}
@@ -170,23 +170,18 @@ async def present(bus: Bus) -> dict[str, dict[str, Any]]:
     return {key: beat for key, beat in beats.items() if beat.get("works", True)}
 
 
-async def signing_key(bus: Bus) -> bytes:
-    """The key with which this cluster's nodes sign URLs; made by whoever asks first and may.
+async def make_signing_key(bus: Bus) -> None:
+    """Make the key with which this cluster's nodes sign URLs, where there is none."""
+    if await bus.kv_get(KEYS_BUCKET, _SIGNING_KEY) is None:
+        await bus.kv_create(KEYS_BUCKET, _SIGNING_KEY, secrets.token_bytes(32))
 
-    Who may not make it waits for a coordinator to. Raises PermissionDenied if none does.
-    """
+
+async def signing_key(bus: Bus) -> bytes:
+    """That key, once a coordinator has made it. Raises LogUnavailable if none does."""
     deadline = time.monotonic() + _KEY_PATIENCE_S
-    denied: PermissionDenied | None = None
-    while True:
+    while time.monotonic() < deadline:
         key = await bus.kv_get(KEYS_BUCKET, _SIGNING_KEY)
         if key is not None:
             return key
-        if denied is None:
-            try:
-                await bus.kv_create(KEYS_BUCKET, _SIGNING_KEY, secrets.token_bytes(32))
-                continue
-            except PermissionDenied as error:
-                denied = error
-        if time.monotonic() > deadline:
-            raise denied
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(_KEY_PAUSE_S)
+    raise LogUnavailable("no coordinator has made the key that signs URLs: is one running?")

@@ -13,6 +13,7 @@ import msgspec
 
 from streams.foreign import Unreadable, from_json
 from streams.log import Answering, Bus, LogError
+from streams.permissions import PROVERS
 from streams.values import DataEntry, Proof
 
 #: How long an answer may take: this, and so many bytes a second to read.
@@ -41,7 +42,7 @@ async def answer_proofs(bus: Bus, node: str, prover: Prover, *, shared: bool = F
         asked = from_json(body, ProofRequest)
         return msgspec.json.encode(await prover(asked.path, asked.checksum))
 
-    queue = "provers" if shared else ""
+    queue = PROVERS if shared else ""
     return await bus.answer(prove_subject(node), answer, queue=queue)
 
 

@@ -13,7 +13,7 @@ from projections.store import Reader, Writer
 from projections.transfers import transfer_id
 from projections.view import Handler, Row, number, unpacker
 from streams import events
-from streams.codec import Recorded
+from streams.codec import Recorded, trace_joined
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS
 from streams.values import Held, Refusal
 
@@ -114,8 +114,16 @@ class ChainsView:
     """Folds triggers, answers, decisions and results into chains."""
 
     name = "chains"
-    version = 6
-    tables = ("chains", "chains_open", "chains_ended", "announced", "chain_triggers", "drains")
+    version = 7
+    tables = (
+        "chains",
+        "chains_open",
+        "chains_ended",
+        "announced",
+        "chain_triggers",
+        "chain_traces",
+        "drains",
+    )
 
     def __init__(self) -> None:
         self.folds: dict[type[events.Event], Handler] = {
@@ -154,6 +162,8 @@ class ChainsView:
         )
         self._store(tx, row, recorded.sequence)
         tx.put("chain_triggers", row.id.encode(), row.trigger.encode())
+        if trace := trace_joined(recorded):
+            tx.put("chain_traces", row.id.encode(), trace.encode())
         if isinstance(event, events.NodeTerminating):
             # What was said to empty it before is overtaken.
             tx.delete("drains", event.node.encode())
@@ -249,6 +259,12 @@ def planned(row: ChainRow, event: events.SyncPlanned, time: float, sequence: int
         source_node=row.source_node if again else event.source_node,
         announces=row.announces + event.announces,
     )
+
+
+def joined_trace(reader: Reader, id: str) -> str:
+    """The trace that a chain's trigger was said in where it is not its own; else ""."""
+    value = reader.get("chain_traces", id.encode())
+    return "" if value is None else value.decode()
 
 
 def get_chain(reader: Reader, id: str) -> ChainRow | None:

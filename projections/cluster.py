@@ -96,6 +96,10 @@ class ClusterView:
         """A chain by id."""
         return chains.get_chain(self._reader, id)
 
+    def joined_trace(self, chain: str) -> str:
+        """The trace that a chain's trigger was said in where it is not its own; else ""."""
+        return chains.joined_trace(self._reader, chain)
+
     def chain_ids(self, beginning: str) -> Iterator[str]:
         """Ids of chains that begin so."""
         return chains.chain_ids(self._reader, beginning)

@@ -46,6 +46,8 @@ class Fact(msgspec.Struct, frozen=True):
     chain: str = ""
     cause: str = ""
     source: str = ""
+    #: W3C trace context to say; "" says its place in the trace of its own chain.
+    traceparent: str = ""
 
 
 class Recorded(msgspec.Struct, frozen=True):
@@ -97,9 +99,32 @@ def traceparent_of(event: Event, id: str, chain: str) -> str:
     return f"00-{trace}-{span_of(id)}-01"
 
 
-def node_fact(event: Event, node: str, id: str, *, chain: str = "", cause: str = "") -> Fact:
+def trace_joined(recorded: Recorded) -> str:
+    """The trace that a fact was said in where it is not its chain's own; else ""."""
+    trace = recorded.traceparent[3:35]
+    return "" if trace == trace_of(recorded.chain or recorded.id) else trace
+
+
+def in_trace(fact: Fact, trace: str) -> Fact:
+    """A fact of ours as a part of somebody else's trace; as it was where `trace` is ""."""
+    if not trace:
+        return fact
+    return msgspec.structs.replace(fact, traceparent=f"00-{trace}-{span_of(fact.id)}-01")
+
+
+def check_traceparent(text: str) -> None:
+    """Raises ValueError unless it is a W3C trace context."""
+    if not _TRACEPARENT.fullmatch(text):
+        raise ValueError(
+            f"traceparent {text!r} is no W3C trace context, like 00-<32 hex>-<16 hex>-01"
+        )
+
+
+def node_fact(
+    event: Event, node: str, id: str, *, chain: str = "", cause: str = "", traceparent: str = ""
+) -> Fact:
     """A fact said by, or about, a node."""
-    return Fact(event, subject_for(event, node), id, chain, cause, node)
+    return Fact(event, subject_for(event, node), id, chain, cause, node, traceparent)
 
 
 def chain_fact(event: Event, chain: str, cause: str, *distinct: object) -> Fact:
@@ -134,7 +159,7 @@ def encode(fact: Fact, now: float) -> tuple[dict[str, str], bytes]:
         H_SOURCE: fact.source or "unknown",
         H_TIME: datetime.fromtimestamp(now, UTC).isoformat(timespec="milliseconds"),
         H_VERSION: CURRENT_VERSION,
-        H_TRACE: traceparent_of(fact.event, fact.id, fact.chain),
+        H_TRACE: fact.traceparent or traceparent_of(fact.event, fact.id, fact.chain),
     }
     if fact.chain:
         headers[H_CHAIN] = fact.chain

@@ -67,8 +67,10 @@ class JetStreamDelivery:
 class JetStreamDeliveries:
     """A member of a durable consumer: a background task keeps a request open."""
 
-    def __init__(self, wire: Wire, stream: str, config: Config, restored: int) -> None:
-        self._wire, self._stream, self._config = wire, stream, config
+    def __init__(
+        self, wire: Wire, stream: str, config: Config, restored: int, *, make: bool = True
+    ) -> None:
+        self._wire, self._stream, self._config, self._make = wire, stream, config, make
         self._restored = restored
         self._loop = asyncio.get_running_loop()
         self._stale_s = _STALE * config["ack_wait"] / _SECOND
@@ -147,27 +149,28 @@ class JetStreamDeliveries:
     async def _request_if_wanted(self, pull: Pull) -> None:
         if pull.gone:
             await asyncio.sleep(_PAUSE_S)
-            await ensure_consumer(self._wire, self._stream, self._config)
+            await ensure_consumer(self._wire, self._stream, self._config, make=self._make)
         if pull.gone or pull.wanting or pull.silent:
             await pull.request()
 
 
-async def ensure_consumer(wire: Wire, stream: str, config: Config) -> None:
-    """Make the durable consumer if it does not exist; one that differs stays as it is."""
+async def ensure_consumer(wire: Wire, stream: str, config: Config, *, make: bool = True) -> None:
+    """Make the durable consumer if it does not exist; one that differs stays as it is.
+
+    Who may not `make` it does not try: raises NoAnswer until somebody else has.
+    """
     name = config["name"]
     try:
         info = await api(wire, f"CONSUMER.INFO.{stream}.{name}")
     except ApiError as error:
         if error.code != CONSUMER_NOT_FOUND:
             raise
+        if not make:
+            # A node's consumers are made by a coordinator, a moment after the node has joined.
+            raise NoAnswer(f"no coordinator has made consumer {name} yet") from error
         try:
             await create_consumer(wire, stream, config)
             return
-        except PermissionDenied as denied:
-            # A node's consumers are made by a coordinator, a moment after the node has joined.
-            raise NoAnswer(
-                f"consumer {name} is not there yet, and this user may not make it: {denied}"
-            ) from denied
         except ApiError as late:
             if late.code not in CONSUMER_EXISTS:
                 raise
@@ -177,15 +180,15 @@ async def ensure_consumer(wire: Wire, stream: str, config: Config) -> None:
 
 
 async def open_deliveries(
-    wire: Wire, stream: str, config: Config, deadline_s: float
+    wire: Wire, stream: str, config: Config, deadline_s: float, *, make: bool = True
 ) -> JetStreamDeliveries:
-    """Join, or make, a durable consumer."""
+    """Join a durable consumer; `make` it where it is not there, or else wait for so long."""
     try:
         # A log that is just being restored brings the consumers it had.
         state = await persist(lambda: log_state(wire, stream), deadline_s)
-        await persist(lambda: ensure_consumer(wire, stream, config), deadline_s)
+        await persist(lambda: ensure_consumer(wire, stream, config, make=make), deadline_s)
     except ApiError as error:
         raise LogUnavailable(f"consumer {config['name']} of {stream}: {error}") from error
-    deliveries = JetStreamDeliveries(wire, stream, config, state.restored_sequence)
+    deliveries = JetStreamDeliveries(wire, stream, config, state.restored_sequence, make=make)
     await deliveries.open()
     return deliveries

@@ -230,6 +230,25 @@ class JetStreamLog:
             lambda: ensure_consumer(self.connection, self._stream, config), self._deadline_s
         )
 
+    async def join(
+        self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
+    ) -> JetStreamDeliveries:
+        config = topology.durable_consumer(
+            durable, list(subjects), ack_wait_s=ack_wait_s, max_pending=max_pending, new_only=False
+        )
+        while True:
+            try:
+                deliveries = await open_deliveries(
+                    self.connection, self._stream, config, self._deadline_s, make=False
+                )
+                break
+            except LogUnavailable as error:
+                if not self.connection.connected:
+                    raise
+                log.info("waiting: %s", error)
+        self._deliveries.add(deliveries)
+        return deliveries
+
     async def remove_before(self, sequence: int) -> None:
         """Remove all that comes before a sequence, for ever. Raises LogError where it may not be.
 

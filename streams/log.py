@@ -209,6 +209,11 @@ class Log(ReadingLog, Protocol):
     ) -> None:
         """Make a durable consumer for somebody who may only join it; harmless if it is there."""
 
+    async def join(
+        self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
+    ) -> Deliveries:
+        """`consume` what somebody else provides: never made here, waited for without end."""
+
     async def close(self) -> None:
         """Let go of the bus. Deliveries and reads end."""
 

@@ -267,6 +267,15 @@ class MemoryLog:
         self._check_open()
         made = _Consumer(self._store, subjects, ack_wait_s, max_pending, 0)
         self._store.consumers.setdefault(durable, made)
+        self._store.change.happened()
+
+    async def join(
+        self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
+    ) -> MemoryDeliveries:
+        while durable not in self._store.consumers:
+            self._check_open()
+            await self._store.change.wait()
+        return await self.consume(durable, subjects, ack_wait_s=ack_wait_s, max_pending=max_pending)
 
     async def close(self) -> None:
         self._closed = True

@@ -12,7 +12,8 @@ from typing import Any
 
 from streams.codec import STREAM
 from streams.subjects import PROGRESS_SUBJECTS
-from streams.topology import KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT, streams
+from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT, streams
+from streams.values import S3_NODE
 
 _API, _KEY_VALUE = "$JS.API", "$KV"
 #: What nobody may do to the log, whatever else they may. Coordinators may remove its beginning,
@@ -22,6 +23,10 @@ _NOBODY = ("STREAM.DELETE", "STREAM.MSG.DELETE", "STREAM.UPDATE", "STREAM.RESTOR
 #: What nodes may ask each other: where a file is, whether it is sound, to let one in, to do a
 #: part, to try an address. To delete something only coordinators ask.
 ASKED_BY_NODES = ("locate", "prove", "receive", "part", "probe")
+
+
+#: The queue in which nodes answer for the bucket.
+PROVERS = "provers"
 
 
 class BusRole(enum.StrEnum):
@@ -49,9 +54,14 @@ def permissions(role: BusRole, name: str, durables: Iterable[str] = ()) -> dict[
     own = _Own(name)
     if role is BusRole.OBSERVER:
         publish, subscribe = [*own.reads(), *own.asks()], [f"_INBOX_{name}.>", *_HEARD]
+        # How far everybody's consumers are: for archives, and for who looks after the bus.
+        publish += [f"{_API}.CONSUMER.{word}.{STREAM}" for word in ("LIST", "NAMES")]
+        publish += [f"{_API}.CONSUMER.INFO.{STREAM}.*", f"{_API}.STREAM.MSG.GET.{ADVISORIES}"]
     else:
         publish = [*own.says(), *own.reads(), *own.works(), *own.asks()]
         subscribe = [f"_INBOX_{name}.>", f"dp.rpc.{name}.>", f"dp.grant.{name}", *_HEARD]
+        # Nodes with the bucket's credentials answer for it, whichever is asked.
+        subscribe.append(f"dp.rpc.{S3_NODE}.prove {PROVERS}")
     for durable in durables:
         publish += own.subscribes(durable)
     return {

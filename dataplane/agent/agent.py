@@ -51,7 +51,7 @@ from dataplane.outbox import Outbox
 from dataplane.presence import Presence, instance_of, signing_key
 from dataplane.proving import answer_proofs
 from streams import events
-from streams.codec import Fact, Recorded, fact_id, node_fact
+from streams.codec import Fact, Recorded, fact_id, in_trace, node_fact, trace_joined
 from streams.log import Answering, Bus, Delivery, Log, LogError
 from streams.values import S3_NODE, Endpoint, NodeDescription, Transport
 
@@ -429,7 +429,8 @@ class Agent:
     ) -> Fact:
         # An attempt has one outcome of each kind however often it is carried out.
         id = fact_id(order.id, events.type_name(result))
-        return node_fact(result, self.node, id, chain=order.chain, cause=order.id)
+        fact = node_fact(result, self.node, id, chain=order.chain, cause=order.id)
+        return in_trace(fact, trace_joined(order))
 
 
 def _remembered(port_file: Path) -> int:

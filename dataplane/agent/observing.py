@@ -23,7 +23,7 @@ from dataplane.consumers import triggers_of
 from dataplane.crashpoints import reach
 from dataplane.held import held_by
 from streams import events
-from streams.codec import Fact, Recorded, fact_id, node_fact, split_entries
+from streams.codec import Fact, Recorded, fact_id, in_trace, node_fact, split_entries, trace_joined
 from streams.log import Bus, Delivery, Log, LogError
 from streams.values import ALL_CONFIGS, DataEntry, config_key_in
 
@@ -160,7 +160,7 @@ class Observer:
         parts = split_entries(scan.changed)
         content = fact_id(*((e.path, e.checksum, e.mtime) for e in scan.changed))
         chain, cause = (trigger.chain, trigger.id) if trigger else ("", "")
-        return [
+        facts = [
             node_fact(
                 events.FilesObserved(
                     node=self.node,
@@ -175,6 +175,8 @@ class Observer:
             )
             for index, entries in enumerate(parts)
         ]
+        trace = trace_joined(trigger) if trigger else ""
+        return [in_trace(fact, trace) for fact in facts]
 
     def _removals(self, scan: Scan) -> list[Fact]:
         if not scan.removed:

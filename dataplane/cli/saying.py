@@ -33,6 +33,7 @@ def publish(
     node: Node = None,
     wait: Annotated[float, typer.Option(min=0, help="Seconds to wait for the chain's end.")] = 0.0,
     id: Annotated[str | None, typer.Option(help="The same id is stored once.")] = None,
+    traceparent: Annotated[str, typer.Option(help="W3C trace context it is part of.")] = "",
     as_json: Json = False,
 ) -> None:
     """Say that something happened."""
@@ -54,7 +55,7 @@ def publish(
 
     async def say() -> tuple[Published, SyncResult | None]:
         async with DataPlane.connect(config=config) as plane:
-            published = await plane.publish(event, id=id)
+            published = await plane.publish(event, id=id, traceparent=traceparent)
             await _warn_if_nobody_answers(plane, event)
             if wait <= 0 or published.queued or not isinstance(event, CHAIN_TRIGGERS):
                 return published, None

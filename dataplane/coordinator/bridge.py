@@ -30,7 +30,7 @@ from projections.store import StoreError
 from projections.transfers import ENTRY_MISSING
 from streams import events
 from streams.appending import place_guards
-from streams.codec import Fact, Recorded, chain_fact, encode
+from streams.codec import Fact, Recorded, chain_fact, encode, in_trace
 from streams.log import (
     Delivery,
     DuplicateFact,
@@ -216,9 +216,11 @@ class EventBridge:
         cause: str,
     ) -> list[Fact]:
         """What a chain owes. An error in finding that out is this chain's alone."""
+        trace = view.joined_trace(chain.id)
         try:
             transfers = {row.id: row for row in view.transfers_of(chain.id)}
             facts = owed(chain, transfers, planner.decide, self._policy, now, cause)
+            facts = [in_trace(fact, trace) for fact in facts]
             _check_sayable(facts, guard, now)
         except StoreError:
             raise
@@ -227,7 +229,8 @@ class EventBridge:
             logger.error("chain %s can't be decided", chain.id, exc_info=error)
             if not trouble.hopeless:
                 return []
-            return set_aside(chain, trouble.tries, trouble.problem, now, cause)
+            aside = set_aside(chain, trouble.tries, trouble.problem, now, cause)
+            return [in_trace(fact, trace) for fact in aside]
         self.troubles.over(chain.id)
         return facts
 

@@ -34,7 +34,7 @@ from projections.nodes import NodeRow
 from projections.projector import Projector
 from projections.store import StoreError
 from projections.transfers import TransferRow
-from streams.codec import Fact, encode
+from streams.codec import Fact, encode, in_trace
 from streams.log import Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
 from streams.values import S3_NODE, Transport
 
@@ -112,6 +112,8 @@ class Dispatcher:
             risks = self._unsaid(admission.risks, view)
             guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
             ends = self.suspects.ends(view, now)
+            orders = [_traced(view, fact) for fact in admission.assignments]
+            late = [_traced(view, fact) for fact in late]
         if not self._leads():
             # It was paused since it read: what it saw is no longer how things stand.
             return None
@@ -124,8 +126,8 @@ class Dispatcher:
             # Of those who set it aside, one is heard.
             with suppress(SequenceConflict, DuplicateFact):
                 await self._log.append([aside, failed], [of_the_chain])
-        if admission.assignments:
-            await self._assign(admission.assignments, guard)
+        if orders:
+            await self._assign(orders, guard)
         return admission.next_at
 
     def _judged(self, view: ClusterView, now: float) -> tuple[Admission, list[Fact]]:
@@ -251,3 +253,8 @@ class Known:
 
     def newer_versions(self, transfer: TransferRow) -> Sequence[TransferRow]:
         return self._view.newer_versions(transfer)
+
+
+def _traced(view: ClusterView, fact: Fact) -> Fact:
+    """In the trace that its chain has joined, if it has one."""
+    return in_trace(fact, view.joined_trace(fact.chain)) if fact.chain else fact

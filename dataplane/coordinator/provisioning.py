@@ -9,17 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from contextlib import suppress
 
 from dataplane.config import DataPlaneConfig
 from dataplane.consumers import tasks_of, triggers_of
-from dataplane.presence import present, signing_key
+from dataplane.presence import make_signing_key, present
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.log import Bus, Log, LogError
 
 logger = logging.getLogger(__name__)
 _AGAIN_S, _LOOK_S = 2.0, 5.0
+#: Who was provided for is provided for anew after so long.
+_FORGET_S = 60.0
 #: Commits come in crowds: nodes are looked through once for many.
 _GATHER_S = 0.2
 
@@ -32,6 +35,7 @@ class Provisioner:
         self._replicas = config.replicas
         self._bounded = config.log_max_age_seconds > 0
         self._provided: set[str] = set()
+        self._known_until = 0.0
         self._changed = asyncio.Event()
         projector.on_commit.append(self._changed.set)
 
@@ -56,8 +60,11 @@ class Provisioner:
             await present(self._bus)
         except LogError:
             await self._log.ensure_topology(replicas=self._replicas, bounded=self._bounded)
-        if not self._provided:
-            await signing_key(self._bus)
+        if time.monotonic() > self._known_until:
+            # What was lost with a server's memory, or removed by hand, is made again.
+            await make_signing_key(self._bus)
+            self._provided.clear()
+            self._known_until = time.monotonic() + _FORGET_S
         with self._projector.store.read() as reader:
             names = [node.name for node in ClusterView(reader).nodes()]
         for name in names:

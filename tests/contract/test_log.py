@@ -686,3 +686,19 @@ class TestShortened:
         await log.append([decision("c", 2)], fresh("c", first))
         with pytest.raises(SequenceConflict):
             await log.append([decision("c", 3)], fresh("c", first))
+
+
+async def test_who_joins_a_consumer_waits_until_somebody_provides_it(log: Log) -> None:
+    """It is never made by joining, and gives everything from the log's start on."""
+    said = trigger(1)
+    await log.publish(said)
+    joining = asyncio.create_task(
+        log.join("d", ["dp.node.>"], ack_wait_s=30, max_pending=10), name="joining"
+    )
+    await asyncio.wait([joining], timeout=0.3)
+    assert await log.consumer("d") is None
+    assert not joining.done()
+    await log.provide("d", ["dp.node.>"], ack_wait_s=30, max_pending=10)
+    deliveries = await asyncio.wait_for(joining, PATIENCE_S)
+    assert (await anext(aiter(deliveries))).recorded.id == said.id
+    await deliveries.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 from tests.integration.cluster import LocalCluster
@@ -13,12 +14,16 @@ from tests.integration.cluster import LocalCluster
 class Terminal:
     """Runs the command against one cluster's coordinator."""
 
-    def __init__(self, cluster: LocalCluster) -> None:
+    def __init__(
+        self, cluster: LocalCluster, node: str = "gpu-7", seed: Path | None = None
+    ) -> None:
+        """It speaks as `node`, on a bus with keys with the one in the file `seed`."""
         self.cluster = cluster
         self._environment = {
             "DATAPLANE_NATS_URL": cluster.server.url,
             "DATAPLANE_STATE_DIR": str(cluster.base / "coord" / "state"),
-            "DATAPLANE_NODE": "gpu-7",
+            "DATAPLANE_NODE": node,
+            "DATAPLANE_NATS_NKEY": str(seed or ""),
             "PATH": "/usr/bin:/bin",
         }
 

@@ -24,6 +24,7 @@ from tests.integration.terminal import Terminal
 
 PATH = "games/gpu-7/hex8_2p.db"
 YES, NO, WRONG, NOBODY = EXIT_STATUS
+THEIRS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 #: Commands, their status, and words of their answer.
 QUESTIONS = [
     (["why", PATH, "train-1"], YES, "the version that counts"),
@@ -60,8 +61,13 @@ async def terminal(tmp_path: Path) -> AsyncIterator[Terminal]:
         cluster.play("gpu-7", 6)
         terminal = Terminal(cluster)
         payload = '{"config_key":"hex8_2p","games_count":6}'
-        said = terminal.json("publish", "SELFPLAY_COMPLETE", payload, "--wait", "60")
+        words = ("publish", "SELFPLAY_COMPLETE", payload, "--traceparent", THEIRS)
+        said = terminal.json(*words, "--wait", "60")
         assert said["result"]["success"], said
+        # Whatever follows from a trigger that was said in somebody's trace is in it.
+        chain = [f for f in await cluster.facts() if f.chain == said["published"]["chain"]]
+        assert len(chain) == 8
+        assert {fact.traceparent[:35] for fact in chain} == {THEIRS[:35]}
         yield terminal
 
 

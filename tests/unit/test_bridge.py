@@ -327,6 +327,24 @@ async def test_every_fact_names_what_caused_it(
         known.add(fact.id)
 
 
+async def test_what_is_decided_for_a_trigger_of_a_trace_is_part_of_it(
+    log: MemoryLog, clock: Clock, tmp_path: Path
+) -> None:
+    """Plan, orders and end are in the trace of whoever said the trigger; another chain is not."""
+    theirs = "0af7651916cd43dd8448eb211c80319c"
+    coordinator = Coordinator(log, tmp_path / "boss", STEADY, clock)
+    first = as_fact(opens("c1", played()), 0)
+    await tell(log, *CLUSTER, replace(first, traceparent=f"00-{theirs}-00f067aa0ba902b7-01"))
+    async with running(coordinator.run(), *agents(log)):
+        await ended(log)
+        await tell(log, opens("c2", played()))
+        await ended(log, 2)
+    decided = [f for f in await history(log) if f.subject.startswith(("dp.chain.", "dp.task."))]
+    for fact in decided:
+        assert (fact.traceparent[3:35] == theirs) == (fact.chain == "c1"), fact
+    assert {"SYNC_PLANNED", "TRANSFER_ASSIGNED"} <= {f.type for f in decided if f.chain == "c1"}
+
+
 async def test_hand_made_trigger_completes(log: MemoryLog, clock: Clock, tmp_path: Path) -> None:
     """`nats pub` without a header is as good as the client library."""
     await tell(log, *CLUSTER)
