@@ -419,7 +419,9 @@ async def test_two_coordinators_on_one_log_double_nothing(
     two = [Coordinator(log.another(), tmp_path / name, capped, clock) for name in "ab"]
     await tell(log, *CLUSTER)
     names = [f"games/gpu-1/{n:02}_hex8_2p.db" for n in range(20)]
-    holder = ScriptedAgent(log, "gpu-1", *(entry(name, games=10) for name in names))
+    # Large enough that none shares its slot.
+    large = [entry(name, games=10, size_bytes=50_000_000) for name in names]
+    holder = ScriptedAgent(log, "gpu-1", *large)
     workers = [ScriptedAgent(log, name).run() for name in ("train-1", "train-2")]
     async with running(*(one.run() for one in two), holder.run(), *workers):
         await tell(log, *(opens(f"c{n}", played("gpu-1")) for n in range(20)))
