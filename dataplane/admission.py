@@ -14,7 +14,16 @@ from typing import Protocol
 
 import msgspec
 
-from dataplane.budget import GRANT_S, Grant, Grants, Share, first_rate, limits_of, share_of
+from dataplane.budget import (
+    GRANT_S,
+    Grant,
+    Grants,
+    Share,
+    claim_in_flight,
+    first_rate,
+    limits_of,
+    share_of,
+)
 from dataplane.chain import exhausted
 from dataplane.execution import TO_SSH, KnownWays, Way, can_be_reached, choose
 from dataplane.liveness import SILENT
@@ -244,10 +253,15 @@ def _assigned(
     getting = [*in_flight, *(transfer for transfer, _ in chosen)]
     facts = []
     for transfer, way in chosen:
-        share = share_of(transfer, way.source, policy, known.node)
-        rate = first_rate(share, shares, limits, held, now)
-        held.adopt(transfer.id, Grant(rate, math.inf))
-        shares.append(share)
+        share = share_of(transfer, way.source, policy, known.node, way.executor)
+        if share.id in held:
+            # Others that it travels with have a rate already.
+            least = held.least(share.id, now)
+            rate = 0.0 if math.isinf(least) else least
+        else:
+            rate = first_rate(share, shares, limits, held, now)
+            held.adopt(share.id, Grant(rate, math.inf))
+            shares.append(share)
         peers = _peers(transfer, way.source, getting, known)
         facts.append(_assignment(transfer, way, peers, rate, known.node, policy))
     return tuple(facts)
@@ -257,7 +271,7 @@ def grants_of(in_flight: Iterable[TransferRow]) -> Grants:
     """What assignments say their executors may use, as far as the log knows."""
     grants = Grants()
     for row in in_flight:
-        grants.adopt(row.id, Grant(row.bandwidth_mbps, math.inf))
+        grants.adopt(claim_in_flight(row), Grant(row.bandwidth_mbps, math.inf))
     return grants
 
 
@@ -265,7 +279,19 @@ def shares_of(
     in_flight: Iterable[TransferRow], policy: Policy, node: Callable[[str], NodeRow | None]
 ) -> list[Share]:
     """What is under way, as claims on the bandwidth."""
-    return [share_of(row, row.source, policy, node) for row in in_flight]
+    rows: dict[str, list[TransferRow]] = {}
+    for row in in_flight:
+        rows.setdefault(claim_in_flight(row), []).append(row)
+    return [_share_together(some, policy, node) for some in rows.values()]
+
+
+def _share_together(
+    rows: Sequence[TransferRow], policy: Policy, node: Callable[[str], NodeRow | None]
+) -> Share:
+    """What those of one claim may have: as much as the slots that they fill."""
+    share = share_of(rows[0], rows[0].source, policy, node)
+    slots = math.ceil(len(rows) / policy.bandwidth.small_per_slot)
+    return msgspec.structs.replace(share, most=share.most * slots, weight=share.weight * slots)
 
 
 def _risk(transfer: TransferRow, end: float) -> Fact:

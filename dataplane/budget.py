@@ -17,7 +17,8 @@ import msgspec
 from dataplane.policy import Bandwidth, Policy, matches_any
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
-from streams.values import S3_NODE
+from streams.events import TransferAssigned
+from streams.values import S3_NODE, SMALL_BYTES, DataEntry
 
 #: How long a grant lasts without being renewed, and when it is renewed.
 GRANT_S = 60.0
@@ -30,8 +31,9 @@ _WORTH_TELLING = 0.05
 
 
 class Share(msgspec.Struct, frozen=True):
-    """A transfer that is to get some of the budget."""
+    """A transfer that is to get some of the budget; small ones that travel together are one."""
 
+    #: What it is called in grants: `claim_of` its transfers.
     id: str
     #: The nodes whose limits it counts against; the bucket has none.
     nodes: tuple[str, ...]
@@ -58,11 +60,31 @@ def limits_of(policy: Bandwidth, node: Callable[[str], NodeRow | None]) -> Limit
     return Limits(_or_inf(policy.total_mb_s * 8), of_node)
 
 
+def claim_of(transfer: str, entry: DataEntry, executor: str, source: str, target: str) -> str:
+    """What a transfer's claim on the bandwidth is called: its own id, or, where it is small, that
+    of all small ones that its executor brings the same way.
+    """
+    if entry.size_bytes > SMALL_BYTES:
+        return transfer
+    return f"small {executor} {source} {target}"
+
+
+def claim_in_flight(row: TransferRow) -> str:
+    """`claim_of` a transfer that is under way."""
+    return claim_of(row.id, row.entry, row.executor, row.source, row.target)
+
+
+def claim_of_order(order: TransferAssigned) -> str:
+    """`claim_of` what a node is asked to carry out."""
+    return claim_of(order.transfer, order.entry, order.executor, order.source, order.target)
+
+
 def share_of(
     transfer: TransferRow,
     source: str,
     policy: Policy,
     node: Callable[[str], NodeRow | None],
+    executor: str = "",
 ) -> Share:
     """What a transfer may claim: a sync's rate, tightened by provider, times its class (K14).
 
@@ -76,7 +98,10 @@ def share_of(
     most = _or_inf(sync * weight)
     if transfer.spare_only:
         most = min(most, _spared(nodes, policy, limits_of(bandwidth, node)))
-    return Share(transfer.id, nodes, most, weight)
+    claim = claim_of(
+        transfer.id, transfer.entry, executor or transfer.executor, source, transfer.target
+    )
+    return Share(claim, nodes, most, weight)
 
 
 def divide(shares: Sequence[Share], limits: Limits) -> dict[str, float]:

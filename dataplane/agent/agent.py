@@ -401,9 +401,9 @@ class Agent:
             await self._carry_out(order, order.event)
             await delivery.ack()
 
-    def _set_bandwidth(self, transfer: str, mbps: float) -> None:
+    def _set_bandwidth(self, claim: str, mbps: float) -> None:
         if self._manager is not None:
-            self._manager.set_bandwidth(transfer, mbps)
+            self._manager.set_bandwidth(claim, mbps)
 
     async def _carry_out(self, recorded: Recorded, order: events.TransferAssigned) -> None:
         """Move the bytes and say what came of it; the caller acknowledges after that."""
@@ -412,7 +412,7 @@ class Agent:
         try:
             result = await manager.transfer(order, Progress(self._bus, order))
         finally:
-            self._grants.ended(order.transfer)
+            self._grants.ended(order)
         facts = [self._result_fact(recorded, result)]
         if isinstance(result, events.TransferFailed):
             quarantined = quarantine_fact(self.node, order.entry, result)

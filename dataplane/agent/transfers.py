@@ -7,6 +7,7 @@ decided elsewhere. A failed transfer is an answer, only a surprise is an excepti
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dataplane.agent.bucket import Backups
 from dataplane.agent.fetching import Fetching
 from dataplane.agent.pushing import Pushing
 from dataplane.agent.relaying import Relaying
+from dataplane.budget import claim_of_order
 from streams import events
 from streams.identity import PathRules
 from streams.log import Bus
@@ -69,7 +71,9 @@ class TransportManager:
         )
         self._relaying = relaying
         self._here = here
+        #: By claim, as grants name them: small ones that travel together share one.
         self._throttles: dict[str, Throttle] = {}
+        self._throttled: Counter[str] = Counter()
         self.running = 0
         self.succeeded = 0
         self.failed = 0
@@ -107,23 +111,27 @@ class TransportManager:
         """The result of a transfer is in the log: what was kept in case of a crash can go."""
         self._fetching.said(transfer)
 
-    def set_bandwidth(self, transfer: str, mbps: float) -> None:
-        """Change the grant of a running transfer; 0 means unlimited."""
-        throttle = self._throttles.get(transfer)
+    def set_bandwidth(self, claim: str, mbps: float) -> None:
+        """Change the grant of what is running under a claim; 0 means unlimited."""
+        throttle = self._throttles.get(claim)
         if throttle is not None:
             throttle.set_rate(mbps)
 
     async def _within_its_time(
         self, order: events.TransferAssigned, attempt: Attempt, progress: Progress
     ) -> events.TransferSucceeded:
-        throttle = self._throttles[order.transfer] = Throttle(order.bandwidth_mbps)
+        claim = claim_of_order(order)
+        throttle = self._throttles.setdefault(claim, Throttle(order.bandwidth_mbps))
+        self._throttled[claim] += 1
         try:
             async with asyncio.timeout(order.timeout_s):
                 return await self._in_its_role(order, attempt, throttle, progress)
         except TimeoutError:
             raise TimedOut(f"not done within {order.timeout_s:g} s") from None
         finally:
-            self._throttles.pop(order.transfer, None)
+            self._throttled[claim] -= 1
+            if not self._throttled[claim]:
+                del self._throttled[claim], self._throttles[claim]
 
     async def _in_its_role(
         self,

@@ -10,12 +10,23 @@ import asyncio
 import logging
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 import msgspec
 
 from dataplane.admission import shares_of
-from dataplane.budget import FLOOR_MBPS, GRANT_S, Grant, Grants, changes, limits_of, most_granted
+from dataplane.budget import (
+    FLOOR_MBPS,
+    GRANT_S,
+    Grant,
+    Grants,
+    changes,
+    claim_in_flight,
+    claim_of_order,
+    limits_of,
+    most_granted,
+)
 from dataplane.policy import Policy
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
@@ -31,7 +42,7 @@ _EXPIRY_LOOK_S = 1.0
 
 
 class GrantsTold(msgspec.Struct, frozen=True):
-    """What an executor's transfers may use, in Mbit/s; 0 means unlimited."""
+    """What an executor's transfers may use, by claim, in Mbit/s; 0 means unlimited."""
 
     mbps: dict[str, float]
     #: For how many seconds from now.
@@ -64,12 +75,15 @@ class Granter:
 
     def see(self, in_flight: Iterable[TransferRow], node: Callable[[str], NodeRow | None]) -> None:
         """Take note of what is under way now."""
-        rows = {row.id: row for row in in_flight}
+        rows: dict[str, TransferRow] = {}
+        for row in sorted(in_flight, key=lambda row: row.bandwidth_mbps or math.inf):
+            # Of those that share a claim, what was assigned at most counts.
+            rows[claim_in_flight(row)] = row
         self.grants.forget_others(rows)
-        new = [row for row in rows.values() if row.id not in self.grants]
+        new = [row for claim, row in rows.items() if claim not in self.grants]
         for row in new:
             # Until it confirms anything else, its assignment is what it may be using.
-            self.grants.adopt(row.id, Grant(row.bandwidth_mbps, math.inf))
+            self.grants.adopt(claim_in_flight(row), Grant(row.bandwidth_mbps, math.inf))
         if self._clock() < self._inherits_until:
             limits = limits_of(self._policy.bandwidth, node)
             for share in shares_of(new, self._policy, node):
@@ -85,8 +99,9 @@ class Granter:
         self._telling = {name: task for name, task in self._telling.items() if not task.done()}
         by_executor: dict[str, dict[str, float]] = {}
         for row in in_flight:
-            if row.id in told and row.executor not in self._telling:
-                by_executor.setdefault(row.executor, {})[row.id] = told[row.id]
+            claim = claim_in_flight(row)
+            if claim in told and row.executor not in self._telling:
+                by_executor.setdefault(row.executor, {})[claim] = told[claim]
         for executor, mbps in by_executor.items():
             self._telling[executor] = asyncio.create_task(self._tell(executor, mbps))
 
@@ -124,6 +139,7 @@ class GrantKeeper:
         self._node = node
         self._set = set_bandwidth
         self._until: dict[str, float] = {}
+        self._running: Counter[str] = Counter()
         self._answering: Answering | None = None
 
     async def start(self) -> None:
@@ -142,22 +158,30 @@ class GrantKeeper:
             await self._answering.close()
 
     def began(self, order: events.TransferAssigned) -> None:
-        """A transfer begins with what its assignment grants."""
+        """A transfer begins with what its assignment grants, or with what its claim has already."""
+        claim = claim_of_order(order)
+        self._running[claim] += 1
+        if claim in self._until:
+            return
         if order.grant_s and order.bandwidth_mbps:
-            self._until[order.transfer] = time.monotonic() + order.grant_s
+            self._until[claim] = time.monotonic() + order.grant_s
         else:
-            self._until[order.transfer] = math.inf
+            self._until[claim] = math.inf
 
-    def ended(self, transfer: str) -> None:
+    def ended(self, order: events.TransferAssigned) -> None:
         """It uses nothing any more."""
-        self._until.pop(transfer, None)
+        claim = claim_of_order(order)
+        self._running[claim] -= 1
+        if self._running[claim] <= 0:
+            del self._running[claim]
+            self._until.pop(claim, None)
 
     def expire(self, now: float) -> None:
         """Those whose grants have run out go on at the floor."""
-        for transfer, until in self._until.items():
+        for claim, until in self._until.items():
             if until <= now:
-                self._until[transfer] = math.inf
-                self._set(transfer, FLOOR_MBPS)
+                self._until[claim] = math.inf
+                self._set(claim, FLOOR_MBPS)
 
     async def _told(self, subject: str, body: bytes) -> bytes:
         """Keep to what is said of transfers that run here; which those are."""

@@ -12,7 +12,7 @@ from hypothesis import given as sampled
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from dataplane.admission import MOST_AT_ONCE, MOST_LOOKED_AT, admit, unanswered
+from dataplane.admission import MOST_AT_ONCE, MOST_LOOKED_AT, admit, shares_of, unanswered
 from dataplane.policy import MEGABYTE, Policy
 from projections.chains import ChainStatus
 from projections.links import LinkRow
@@ -313,6 +313,21 @@ def test_small_ones_never_keep_a_large_one_waiting_for_ever(target: str) -> None
         flight += [one for one in pending if one.id in started]
         rounds += 1
         assert rounds < 8
+
+
+def test_small_ones_that_travel_together_are_assigned_one_rate() -> None:
+    """However many there are, they claim of the bandwidth what the slots they fill may have."""
+    policy = policy_of(bandwidth={"sync_mbps": 100, "host_mb_s": 1_000, "small_per_slot": 10})
+    pending = [row(name=f"s{n}", size_bytes=1_000) for n in range(25)]
+    found = admit(pending, [], Known(pending), policy, T0).assignments
+    assert [fact.event.bandwidth_mbps for fact in found] == [100.0] * 25  # type: ignore[attr-defined]
+    flight = [
+        msgspec.structs.replace(one, executor="train-1", state=TransferState.ASSIGNED)
+        for one in pending
+    ]
+    large = msgspec.structs.replace(row(name="large"), executor="train-1")
+    shares = shares_of([*flight, large], policy, Known().node)
+    assert [(one.most, one.weight) for one in shares] == [(300.0, 3.0), (100.0, 1.0)]
 
 
 def test_critical_small_ones_are_not_held_up_by_a_large_one() -> None:

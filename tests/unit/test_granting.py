@@ -8,7 +8,7 @@ import time
 import msgspec
 import pytest
 
-from dataplane.budget import FLOOR_MBPS, GRANT_S
+from dataplane.budget import FLOOR_MBPS, GRANT_S, claim_in_flight
 from dataplane.coordinator.granting import Granter, GrantKeeper
 from dataplane.policy import Bandwidth, Policy
 from projections.transfers import TransferRow, TransferState
@@ -75,7 +75,7 @@ async def test_what_runs_is_cut_for_who_comes_and_grows_when_he_is_gone() -> Non
         return rates.get(first.id) == rates.get(second.id) == 40.0
 
     await eventually(shared)
-    executor.keeper.ended(first.id)
+    executor.keeper.ended(order(first))
 
     async def alone() -> bool:
         rates = divided(second)
@@ -83,6 +83,41 @@ async def test_what_runs_is_cut_for_who_comes_and_grows_when_he_is_gone() -> Non
         return rates[second.id] == 80.0
 
     await eventually(alone)
+    await granter.close()
+    await executor.keeper.stop()
+
+
+async def test_small_ones_that_travel_together_have_one_grant() -> None:
+    """They are told once, keep it until the last of them has ended, and count once in a limit."""
+    bus = MemoryBus()
+    executor, granter = Executor(bus), Granter(bus, TIGHT, lambda: T0)
+    await executor.keeper.start()
+    small = [
+        msgspec.structs.replace(
+            row(name=f"s{n}", size_bytes=20_000),
+            state=TransferState.ASSIGNED,
+            executor="train-1",
+            bandwidth_mbps=40.0,
+        )
+        for n in range(40)
+    ]
+    for one in small:
+        executor.keeper.began(order(one))
+    claim = claim_in_flight(small[0])
+
+    async def raised() -> bool:
+        granter.see(small, Known().node)
+        granter.divide(small, Known().node)
+        await asyncio.sleep(0)
+        return executor.rates == {claim: 80.0}
+
+    await eventually(raised)
+    for one in small[1:]:
+        executor.keeper.ended(order(one))
+    executor.keeper.expire(time.monotonic() + 2 * GRANT_S)
+    assert executor.rates == {claim: FLOOR_MBPS}
+    executor.keeper.ended(order(small[0]))
+    assert not executor.keeper._until
     await granter.close()
     await executor.keeper.stop()
 
