@@ -7,7 +7,7 @@ lesser work: that always finds one slot more.
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Protocol
@@ -250,7 +250,9 @@ def _assigned(
     held = grants or grants_of(in_flight)
     limits = limits_of(policy.bandwidth, known.node)
     shares = shares_of(in_flight, policy, known.node)
-    getting = [*in_flight, *(transfer for transfer, _ in chosen)]
+    getting = defaultdict[str, list[str]](list)
+    for one in (*in_flight, *(transfer for transfer, _ in chosen)):
+        getting[one.entry.checksum].append(one.target)
     facts = []
     for transfer, way in chosen:
         share = share_of(transfer, way.source, policy, known.node, way.executor)
@@ -262,7 +264,7 @@ def _assigned(
             rate = first_rate(share, shares, limits, held, now)
             held.adopt(share.id, Grant(rate, math.inf))
             shares.append(share)
-        peers = _peers(transfer, way.source, getting, known)
+        peers = _peers(transfer, way.source, getting[transfer.entry.checksum], known)
         facts.append(_assignment(transfer, way, peers, rate, known.node, policy))
     return tuple(facts)
 
@@ -352,12 +354,10 @@ def _dead(executor: NodeRow, silent: Container[str]) -> bool:
 
 
 def _peers(
-    transfer: TransferRow, source: str, getting: Iterable[TransferRow], known: KnownAtAdmission
+    transfer: TransferRow, source: str, getting: Iterable[str], known: KnownAtAdmission
 ) -> tuple[Endpoint, ...]:
     """Who else can give bytes of this content: those that get it now, and its other holders."""
-    digest = transfer.entry.checksum
-    names = [one.target for one in getting if one.entry.checksum == digest]
-    names += known.sources(transfer)
+    names = [*getting, *known.sources(transfer)]
     others = dict.fromkeys(name for name in names if name not in (source, transfer.target))
     found = (_endpoint(name, known.node) for name in others)
     return tuple(one for one in found if one.http_url)[:MOST_PEERS]
