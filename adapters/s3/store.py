@@ -135,6 +135,20 @@ class Store:
             about = Got(_found(said.headers), said.headers.get("Content-Range", ""))
             yield about, self._read(said.content, length, key, flow)
 
+    async def whole(self, key: str, nbytes: int, flow: Flow) -> tuple[Found, bytes]:
+        """A small object: what is said of it, and all its bytes.
+
+        Raises `EntryMissing` if it has not so many bytes.
+        """
+        async with self._answered("GET", key, flow.answering(), {}) as said:
+            if said.content_length != nbytes:
+                raise EntryMissing(f"{key} has {said.content_length} bytes, not {nbytes}")
+            with in_our_words(self._name(key)):
+                async with asyncio.timeout(flow.stall_s):
+                    data = await said.read()
+            flow.moved += len(data)
+            return _found(said.headers), data
+
     async def send(
         self,
         key: str,

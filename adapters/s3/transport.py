@@ -16,7 +16,7 @@ import hashlib
 import os
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from adapters.s3.errors import Overtaken
 from adapters.s3.flow import Flow
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.sealing import HEADER_BYTES, Opener, Sealed, Sealer
+from adapters.s3.small import fetch_small
 from adapters.s3.store import Found, Got, Store
 from adapters.throttle import Throttle
 from adapters.transport import (
@@ -36,6 +37,7 @@ from adapters.transport import (
     Progress,
     Refused,
     Request,
+    Take,
     TransportError,
 )
 from adapters.workers import DIGESTS, cancelled, each, finish
@@ -108,6 +110,27 @@ class Source:
     def _look(self) -> tuple[int, int]:
         seen = os.fstat(self._handle)
         return seen.st_size, seen.st_mtime_ns
+
+
+class Sink:
+    """A small content in memory, gathered as a `Landing` gathers it."""
+
+    def __init__(self, entry: DataEntry) -> None:
+        self.entry = entry
+        self.data = bytearray()
+
+    @property
+    def offset(self) -> int:
+        """How many bytes there are."""
+        return len(self.data)
+
+    async def write(self, data: bytes) -> None:
+        """Append the next bytes."""
+        self.data += data
+
+    async def reset(self) -> None:
+        """Forget all bytes."""
+        self.data.clear()
 
 
 class Coming:
@@ -188,7 +211,28 @@ class S3Transport:
                 return await self.bring(key, landing, flow)
         return await self.bring(layout.object_key(checksum), landing, flow)
 
-    async def bring(self, key: str, landing: Landing, flow: Flow) -> int:
+    async def fetch_many(
+        self, requests: Sequence[Request], take: Take
+    ) -> Sequence[TransportError | None]:
+        """As `FetchesMany.fetch_many`."""
+        return await fetch_small(requests, self._whole, take)
+
+    async def _whole(self, request: Request) -> bytes:
+        """All of a small entry, unproven."""
+        entry, flow = request.entry, Flow.of(request, Throttle(), lambda *_: None)
+        if self._sealer is not None:
+            sink = Sink(entry)
+            with contextlib.suppress(EntryMissing):
+                await self.bring(layout.sealed_key(entry.checksum, self._sealer.key_id), sink, flow)
+                return bytes(sink.data)
+        found, data = await self.store.whole(
+            layout.object_key(entry.checksum), entry.size_bytes, flow
+        )
+        if found.sha256 != hex_of(entry.checksum):
+            raise EntryMissing(f"the object of {entry.path} says it is another content")
+        return data
+
+    async def bring(self, key: str, landing: Landing | Sink, flow: Flow) -> int:
         """Bring the bytes that `landing` lacks from one object; return how many moved.
 
         Raises as `Fetches.fetch`, and `Refused` if it is sealed with a key that is not here.
@@ -200,7 +244,7 @@ class S3Transport:
         await bring(key, landing, flow)
         return flow.moved
 
-    async def _bring_plain(self, key: str, landing: Landing, flow: Flow) -> None:
+    async def _bring_plain(self, key: str, landing: Landing | Sink, flow: Flow) -> None:
         size = landing.entry.size_bytes
         coming = self._pieces(key, landing.entry, landing.offset, size, flow)
         async with contextlib.aclosing(coming) as pieces:
@@ -208,7 +252,7 @@ class S3Transport:
                 await landing.write(piece)
                 flow.tell(len(piece))
 
-    async def _bring_sealed(self, key: str, landing: Landing, flow: Flow) -> None:
+    async def _bring_sealed(self, key: str, landing: Landing | Sink, flow: Flow) -> None:
         try:
             sealed = await self._sealed(key, landing.entry, flow)
             opener = Opener(sealed, landing.offset)

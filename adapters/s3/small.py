@@ -1,0 +1,54 @@
+"""Many small objects at once: each asked for by itself, handed on as they come.
+
+What one of them fails with keeps no other from coming. It decides nothing and retries nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+
+from adapters.transport import Request, Take, TransportError
+from adapters.workers import cancelled, each, finish
+
+#: Objects that are asked for at once: more would only wait for each other.
+AT_ONCE = 32
+
+
+async def fetch_small(
+    requests: Sequence[Request], bring: Callable[[Request], Awaitable[bytes]], take: Take
+) -> list[TransportError | None]:
+    """As `FetchesMany.fetch_many`; `bring` brings the whole content of one."""
+    failed: list[TransportError | None] = [None] * len(requests)
+    came: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+
+    async def one(numbered: tuple[int, Request]) -> None:
+        number, request = numbered
+        try:
+            came.put_nowait((number, await bring(request)))
+        except TransportError as error:
+            failed[number] = error
+
+    handing_on = asyncio.create_task(_hand_on(came, take))
+    try:
+        await each(enumerate(requests), one, AT_ONCE)
+        await came.join()
+    finally:
+        await cancelled([handing_on])
+    return failed
+
+
+async def _hand_on(came: asyncio.Queue[tuple[int, bytes]], take: Take) -> None:
+    """Hand on what has come, in a thread, while more comes."""
+    while True:
+        some = [await came.get()]
+        while not came.empty():
+            some.append(came.get_nowait())
+        await finish(lambda some=some: _take_all(some, take))  # type: ignore[misc]
+        for _ in some:
+            came.task_done()
+
+
+def _take_all(some: Sequence[tuple[int, bytes]], take: Take) -> None:
+    for number, data in some:
+        take(number, data)
