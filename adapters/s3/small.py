@@ -10,9 +10,31 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from adapters.transport import Request, Take, TransportError
 from adapters.workers import cancelled, each, finish
+from streams.values import DataEntry
 
 #: Objects that are asked for at once: more would only wait for each other.
 AT_ONCE = 32
+
+
+class Sink:
+    """A small content in memory, gathered as a `Landing` gathers it."""
+
+    def __init__(self, entry: DataEntry) -> None:
+        self.entry = entry
+        self.data = bytearray()
+
+    @property
+    def offset(self) -> int:
+        """How many bytes there are."""
+        return len(self.data)
+
+    async def write(self, data: bytes) -> None:
+        """Append the next bytes."""
+        self.data += data
+
+    async def reset(self) -> None:
+        """Forget all bytes."""
+        self.data.clear()
 
 
 async def fetch_small(

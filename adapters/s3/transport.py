@@ -13,7 +13,6 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-import os
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
@@ -21,14 +20,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapters.files.digest import BLOCK_BYTES, hex_of, named
+from adapters.files.digest import hex_of
 from adapters.files.landing import Landing
 from adapters.s3 import layout
 from adapters.s3.errors import Overtaken
 from adapters.s3.flow import Flow
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.sealing import HEADER_BYTES, Opener, Sealed, Sealer
-from adapters.s3.small import fetch_small
+from adapters.s3.small import Sink, fetch_small
+from adapters.s3.source import Source
 from adapters.s3.store import Found, Got, Store
 from adapters.throttle import Throttle
 from adapters.transport import (
@@ -52,85 +52,6 @@ ASKED_FROM_BYTES = 64 << 10
 STALE_S = 24 * 3600.0
 #: A server may think for long about putting the parts of an upload together.
 COMPLETE_S = 300.0
-
-
-class Source:
-    """A local file as the object it is to be, plain or sealed. Blocks; belongs in a thread."""
-
-    def __init__(self, file: Path, stored: ManifestEntry, sealer: Sealer | None) -> None:
-        entry = stored.entry
-        self.stored = stored
-        self._sealed = sealer.sealing(entry.checksum, entry.size_bytes) if sealer else None
-        try:
-            self._handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise EntryMissing(f"{entry.path}: {error.strerror}") from error
-        self._state = self._look()
-
-    def close(self) -> None:
-        """Let go of the file."""
-        os.close(self._handle)
-
-    def read(self, offset: int, length: int) -> bytes:
-        """A range of the object. Raises `DigestMismatch` if the file has become shorter."""
-        if self._sealed is not None:
-            return self._sealed.read(self.read_plain, offset, length)
-        return self.read_plain(offset, length)
-
-    def read_plain(self, offset: int, length: int) -> bytes:
-        """A range of the file."""
-        data = os.pread(self._handle, length, offset)
-        if len(data) != min(length, self.stored.entry.size_bytes - offset):
-            raise DigestMismatch(f"{self.stored.entry.path} has other bytes than its entry")
-        return data
-
-    async def prove(self) -> None:
-        """Raise `DigestMismatch` unless the file holds exactly the entry."""
-        entry, sha = self.stored.entry, hashlib.sha256()
-        if self._state[0] != entry.size_bytes:
-            raise DigestMismatch(f"{entry.path} has {self._state[0]} bytes")
-        if entry.size_bytes <= BLOCK_BYTES:
-            await finish(lambda: sha.update(self.read_plain(0, entry.size_bytes)))
-            self._expect(sha)
-            return
-        for at, length in layout.spans(0, entry.size_bytes, BLOCK_BYTES):
-            data = await finish(partial(self.read_plain, at, length))
-            await finish(partial(sha.update, data), executor=DIGESTS)
-        self._expect(sha)
-
-    def _expect(self, sha: hashlib._Hash) -> None:
-        if named(sha) != self.stored.entry.checksum:
-            raise DigestMismatch(f"{self.stored.entry.path} has the digest {named(sha)}")
-
-    def check_unchanged(self) -> None:
-        """Raise `DigestMismatch` if somebody wrote to the file since it was opened."""
-        if self._look() != self._state:
-            raise DigestMismatch(f"{self.stored.entry.path} changed while it was read")
-
-    def _look(self) -> tuple[int, int]:
-        seen = os.fstat(self._handle)
-        return seen.st_size, seen.st_mtime_ns
-
-
-class Sink:
-    """A small content in memory, gathered as a `Landing` gathers it."""
-
-    def __init__(self, entry: DataEntry) -> None:
-        self.entry = entry
-        self.data = bytearray()
-
-    @property
-    def offset(self) -> int:
-        """How many bytes there are."""
-        return len(self.data)
-
-    async def write(self, data: bytes) -> None:
-        """Append the next bytes."""
-        self.data += data
-
-    async def reset(self) -> None:
-        """Forget all bytes."""
-        self.data.clear()
 
 
 class Coming:

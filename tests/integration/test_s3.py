@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed, Landing
 from adapters.s3 import bucket as s3_bucket
 from adapters.s3 import layout
@@ -35,6 +36,7 @@ from adapters.transport import (
     Pushes,
     Refused,
     Request,
+    TransportError,
 )
 from streams.values import DataEntry, DataType, Endpoint
 from tests.faults import Proxy
@@ -912,3 +914,49 @@ async def test_a_replica_in_the_bucket_is_proven_by_manifest_and_object(
     assert "another content" in (await s3_bucket.prove(entry.path, entry.checksum)).reason
     client.delete_object(Bucket=bucket, Key=key)
     assert "gone" in (await s3_bucket.prove(entry.path, entry.checksum)).reason
+
+
+# Many small ones
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_many_small_objects_come_at_once_and_each_for_itself(
+    connect: Callable[..., S3Transport],
+    files: Files,
+    root: Path,
+    client: Any,
+    bucket: str,
+    sealed: bool,
+) -> None:
+    """What is not there, or is another content, fails alone; the others land as a group."""
+    transport = connect(sealer=Sealer(bytes(32))) if sealed else connect()
+    contents = [os.urandom(size) for size in [0, 1, 20_000, 262_144, *range(300, 330)]]
+    made = [files.make(data, f"data/{number}.bin") for number, data in enumerate(contents)]
+    for entry, file in made:
+        await transport.push(request_for(entry), file, Throttle(), quiet)
+    plain, file = files.make(b"stored before there was a key", "data/plain.bin")
+    await connect().push(request_for(plain), file, Throttle(), quiet)
+    gone, _ = files.make(b"nobody stored it", "data/gone.bin")
+    other, _ = files.make(b"this", "data/other.bin")
+    key = layout.object_key(other.checksum)
+    client.put_object(Bucket=bucket, Key=key, Body=b"that", Metadata={"sha256": "0" * 64})
+    entries = [gone, *(entry for entry, _ in made), other, plain]
+    group = Group(root, [Wanted(entry, entry.path) for entry in entries])
+    failed = await transport.fetch_many([request_for(entry) for entry in entries], group.put)
+    group.commit()
+    group.close()
+    missing = [entry.path for entry, error in zip(entries, failed, strict=True) if error]
+    assert missing == [gone.path, other.path]
+    assert all(isinstance(error, EntryMissing) for error in failed if error)
+    landed = [*contents, b"stored before there was a key"]
+    assert [(root / e.path).read_bytes() for e in entries if e not in (gone, other)] == landed
+
+
+async def test_many_small_objects_of_a_bucket_that_is_not_there_all_say_so(
+    connect: Callable[..., S3Transport], files: Files
+) -> None:
+    """Each has the error, and nothing is handed on."""
+    entries = [files.make(b"%d" % number, f"data/{number}.bin")[0] for number in range(5)]
+    wanted = [request_for(entry) for entry in entries]
+    failed = await connect(bucket="no-such-bucket").fetch_many(wanted, lambda *_: pytest.fail())
+    assert all(isinstance(error, TransportError) for error in failed)
