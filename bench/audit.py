@@ -6,7 +6,6 @@ whole, and every view grows as it would.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import hashlib
 import random
@@ -19,9 +18,10 @@ from pathlib import Path
 from adapters.blobs import DirectoryBlobs
 from bench.history import History
 from bench.measuring import MEGABYTE, Usage, in_process, usage, workplace
-from bench.report import Report, begin, save, show
+from bench.report import Report, begin
 from dataplane.audit.archive import bring_back, extend, prove
 from dataplane.audit.replay import verify
+from dataplane.config import DataPlaneConfig
 from projections.projector import Projector
 from projections.snapshot import Snapshots
 from projections.transfers import transfer_id
@@ -36,11 +36,13 @@ from streams.stored import Stored
 from streams.values import DataEntry
 from streams.wire import api
 
-EVENTS = 50_000
+EVENTS, BIG_EVENTS = 50_000, 1_000_000
 #: So many events are played for real.
 _PLAYED = 5_000
-_POINTS = 7
-_SNAPSHOT_EVERY, _BUDGET_BYTES = 25_000, 20_000_000_000
+_POINTS, _MANY_POINTS = 7, 25
+_DEFAULTS = DataPlaneConfig()
+_SNAPSHOT_EVERY = _DEFAULTS.snapshot_every_events
+_BUDGET_BYTES = _DEFAULTS.snapshot_budget_mb * 1_000_000
 
 
 def run(count: int, seed: int, base: Path | None) -> Report:
@@ -78,8 +80,9 @@ def _measure(report: Report, url: str, count: int, place: Path, seed: int) -> No
     report.add("going to a moment of the past, median", taken, "s")
     report.add("going to a moment of the past, slowest", [max(taken)], "s")
     sizes = [sum(f.stat().st_size for f in p.glob("*")) for p in snapshots.glob("0*")]
-    report.add("snapshots", [len(sizes)], "")
-    report.add("disk of all snapshots", [sum(sizes) / MEGABYTE], "MB")
+    if sizes:
+        report.add("snapshots", [len(sizes)], "")
+        report.add("disk of all snapshots", [sum(sizes) / MEGABYTE], "MB")
     stored = sum(p.stat().st_size for p in (place / "archive").iterdir())
     report.add("disk of the archive", [stored / MEGABYTE], "MB")
 
@@ -89,7 +92,7 @@ def _measure(report: Report, url: str, count: int, place: Path, seed: int) -> No
 
 def _fill(url: str, count: int, seed: int) -> Usage:
     async def fill() -> Usage:
-        played = await _played(seed)
+        played = await _played(count, seed)
         log = await JetStreamLog.connect(url, name="bench")
         what = Restoring("bench", 1, count, played[-1].time_ns + count * 1_000_000)
         with usage() as used:
@@ -159,11 +162,10 @@ def _travel(url: str, count: int, snapshots: Path, seed: int) -> list[float]:
     async def work() -> list[float]:
         log = await JetStreamLog.connect(url, name="bench")
         took, rng = [], random.Random(seed)
-        for _ in range(_POINTS):
+        for _ in range(_MANY_POINTS if count >= BIG_EVENTS else _POINTS):
             point = rng.randint(1, count)
             with usage() as used:
-                start = await Snapshots(snapshots).nearest(log, point)
-                async with past(log, point, start=start) as there:
+                async with past(log, point, Snapshots(snapshots)) as there:
                     assert there.checkpoint.sequence == point
             took.append(used.seconds)
         await log.close()
@@ -175,11 +177,11 @@ def _travel(url: str, count: int, snapshots: Path, seed: int) -> list[float]:
 # The long log
 
 
-async def _played(seed: int) -> list[Stored]:
+async def _played(count: int, seed: int) -> list[Stored]:
     """A real history, as messages."""
     log = MemoryLog()
     with tempfile.TemporaryDirectory() as views:
-        last = await History.write(log, _PLAYED, Path(views), seed)
+        last = await History.write(log, min(count, _PLAYED), Path(views), seed)
     return [_message(fact) async for batch in log.read(until=last) for fact in batch]
 
 
@@ -258,21 +260,3 @@ def _other(old: bytes, moved: dict[str, tuple[DataEntry, str]], again: int) -> b
         }
     )
     return transfer_id(changed, target).encode()
-
-
-def main() -> None:
-    """``python -m bench.audit --events 1000000``."""
-    parser = argparse.ArgumentParser(prog="python -m bench.audit", description=__doc__)
-    parser.add_argument("--events", type=int, default=EVENTS)
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--dir", type=Path, default=None, help="where to work")
-    parser.add_argument("--save", action="store_true", help="keep it under bench/results")
-    asked = parser.parse_args()
-    report = run(asked.events, asked.seed, asked.dir)
-    show(report)
-    if asked.save:
-        print(f"kept as {save(report)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shutil
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -117,9 +115,7 @@ class Projector:
         path = self._directory.next()
         if self._snapshots is not None:
             await self._snapshots.forget_others(self._log)
-            await self._in_writer(
-                partial(_copy, await self._snapshots.nearest(self._log, state.last_sequence), path)
-            )
+            await self._snapshots.bring(self._log, state.last_sequence, path)
         building = await self._in_writer(lambda: Store.open(path, TABLES, durable=False))
         with building.read() as reader:
             self.checkpoint = checkpoint(reader)
@@ -144,8 +140,10 @@ class Projector:
         async with aclosing(reading), aclosing(regroup(reading, REBUILD_BATCH)) as batches:
             async for batch in batches:
                 self.checkpoint = await self._fold(store, batch)
-                if self._snapshots is not None and self._snapshots.due(self.checkpoint.sequence):
-                    await self._copy(store, self._snapshots)
+                await self._copy_between(store)
+        if self._copying is not None:
+            # Whoever closes the store must not take it from under the copy.
+            await self._copying
 
     async def run(self) -> None:
         """Fold what comes, for ever. Ends by cancellation or by an error that ends the process."""
@@ -159,6 +157,15 @@ class Projector:
                 async with self._advanced:
                     self._advanced.notify_all()
                 self._copy_if_due()
+
+    async def _copy_between(self, store: Store) -> None:
+        """Take a snapshot of what a rebuild has folded, while it folds on; none is left out."""
+        snapshots = self._snapshots
+        if snapshots is None or not snapshots.due(self.checkpoint.sequence):
+            return
+        if self._copying is not None:
+            await self._copying
+        self._copying = asyncio.create_task(self._copy(store, snapshots), name="snapshot")
 
     def _copy_if_due(self) -> None:
         """Take a snapshot beside the folding; one at a time."""
@@ -198,11 +205,6 @@ class Projector:
 
     async def _in_writer(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)
-
-
-def _copy(snapshot: Path | None, path: Path) -> None:
-    if snapshot is not None:
-        shutil.copyfile(snapshot / "data.mdb", path / "data.mdb")
 
 
 async def regroup(

@@ -17,6 +17,7 @@ import msgspec
 
 from projections.fold import ALL_VIEWS, TABLES, Checkpoint, checkpoint, fold
 from projections.projector import REBUILD_BATCH, regroup
+from projections.snapshot import Snapshots
 from projections.store import Reader, Store, Writer
 from streams.codec import Recorded
 from streams.log import LogState, ReadingLog
@@ -72,17 +73,22 @@ class Past:
 
 
 @asynccontextmanager
-async def past(log: ReadingLog, until: int, *, start: Path | None = None) -> AsyncIterator[Past]:
-    """The views as folded up to the sequence `until`, from the store in `start` or from nothing.
+async def past(
+    log: ReadingLog, until: int, snapshots: Snapshots | None = None
+) -> AsyncIterator[Past]:
+    """The views as folded up to the sequence `until`, from the nearest snapshot or from nothing.
 
     Raises PointNotHeld.
     """
     state = await log.state()
     with tempfile.TemporaryDirectory(prefix="dataplane-past-") as directory:
-        store = Store.open(start or Path(directory), TABLES, durable=False)
+        if snapshots is not None:
+            await snapshots.bring(log, until, Path(directory))
+        store = Store.open(Path(directory), TABLES, durable=False)
         try:
-            if start is None:
-                await _fill(store, log, state, until)
+            with store.read() as reader:
+                done = checkpoint(reader)
+            await _fill(store, log, state, done, until)
             with store.trial() as writer:
                 there = Past(log, state, writer)
                 await there.go_on(until)
@@ -91,9 +97,11 @@ async def past(log: ReadingLog, until: int, *, start: Path | None = None) -> Asy
             store.close()
 
 
-async def _fill(store: Store, log: ReadingLog, state: LogState, until: int) -> None:
-    """Fold into a store of our own, which may be written to, in memory that does not grow."""
-    async with aclosing(_tail(log, state, Checkpoint(), until)) as batches:
+async def _fill(
+    store: Store, log: ReadingLog, state: LogState, done: Checkpoint, until: int
+) -> None:
+    """Fold into a store of our own, in memory that does not grow."""
+    async with aclosing(_tail(log, state, done, until)) as batches:
         async for batch in batches:
             store.write(partial(fold, batch=batch, created=state.created))
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
-from pathlib import Path
 
 import msgspec
 
@@ -17,6 +16,7 @@ from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
+from projections.snapshot import Snapshots
 from projections.travel import past
 from streams import events
 from streams.codec import Recorded
@@ -72,12 +72,12 @@ async def what_if(
     *,
     since: int = 0,
     until: int | None = None,
-    start: Path | None = None,
+    snapshots: Snapshots | None = None,
 ) -> Outcome:
-    """Take the decisions behind `since` again under both policies. `start` is a snapshot."""
+    """Take the decisions behind `since` again under both policies."""
     outcome = Outcome()
     end = (await log.state()).last_sequence if until is None else until
-    async with past(log, since, start=start) as there, aclosing(_decisions(log, since, end)) as all:
+    async with past(log, since, snapshots) as there, aclosing(_decisions(log, since, end)) as all:
         async for recorded, event in all:
             taken_on = event.as_of_sequence or recorded.sequence - 1
             await there.go_on(max(there.checkpoint.sequence, min(taken_on, recorded.sequence - 1)))

@@ -76,8 +76,7 @@ async def _past_at(moment: str, what: str, source: str) -> AsyncIterator[Past]:
     config = config_of()
     async with open_source(source, config) as log:
         point = await point_of(log, moment, what)
-        start = await Snapshots(config.snapshots_dir).nearest(log, point)
-        async with past(log, point, start=start) as there:
+        async with past(log, point, Snapshots(config.snapshots_dir)) as there:
             yield there
 
 
@@ -95,8 +94,7 @@ def diff(
             one, other = await point_of(log, first, "T1"), await point_of(log, second, "T2")
             if one > other:
                 raise ConfigError(f"T1 {first!r} is later than T2 {second!r}: the earlier is first")
-            start = await Snapshots(config_of().snapshots_dir).nearest(log, one)
-            async with past(log, one, start=start) as there:
+            async with past(log, one, Snapshots(config_of().snapshots_dir)) as there:
                 since = there.checkpoint.time
                 before = picture(ClusterView(there.reader))
                 await there.go_on(other)
@@ -157,9 +155,13 @@ def whatif(
         async with open_source(source, today) as log:
             begin = await point_of(log, since, "--since")
             end = await point_of(log, until, "--until")
-            start = await Snapshots(today.snapshots_dir).nearest(log, begin)
             return await what_if(
-                log, today.policy(), other.policy(), since=begin, until=end, start=start
+                log,
+                today.policy(),
+                other.policy(),
+                since=begin,
+                until=end,
+                snapshots=Snapshots(today.snapshots_dir),
             )
 
     outcome = run(ask())

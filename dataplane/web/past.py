@@ -41,9 +41,8 @@ class PastGlances:
             return self._kept[sequence]
 
     async def _fold(self, sequence: int, time: float) -> Overview | None:
-        start = await self._snapshots.nearest(self._log, sequence)
         try:
-            async with past(self._log, sequence, start=start) as there:
+            async with past(self._log, sequence, self._snapshots) as there:
                 return overview(
                     ClusterView(there.reader),
                     now=time,

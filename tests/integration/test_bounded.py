@@ -147,7 +147,7 @@ async def test_views_that_lag_behind_the_logs_beginning_are_caught_up(kept: Kept
         await Projector(kept.log, kept.root / "old").start()
     whole = joined(kept.log, kept.blobs)
     again = Projector(whole, kept.root / "old", Snapshots(kept.root / "copies", every=50))
-    assert await Snapshots(kept.root / "copies").nearest(whole, until) is not None
+    assert await Snapshots(kept.root / "copies").bring(whole, until, kept.root)
     await again.start()
     assert (again.checkpoint.sequence, again.rolled_back) == (until, "")
     following = asyncio.create_task(again.run())

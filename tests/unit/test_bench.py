@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 SMALLEST = {
     "chain": ("--chains", "1", "--rounds", "1", "--database-mb", "0.2", "--targets", "1"),
     "project": ("--events", "300", "--rounds", "1"),
+    "audit": ("--events", "300"),
     "plan": ("--entries", "600", "--nodes", "20"),
     "load": ("--rate", "20", "--seconds", "2", "--agents", "3"),
     "land": ("--size-mib", "1", "--rounds", "1"),

@@ -149,17 +149,20 @@ async def test_a_snapshot_is_used_only_where_the_log_is_the_one_it_was_taken_of(
         store.write(lambda tx, upto=point: fold(tx, story.facts[:upto], CREATED))  # type: ignore[misc]
         assert snapshots.take(store) == point
         store.close()
-    assert await snapshots.nearest(log, 8) == snapshots.path(6)
-    assert await snapshots.nearest(log, 5) == snapshots.path(3)
-    assert await snapshots.nearest(log, 2) is None
+    there = tmp_path / "there"
+    there.mkdir()
+    assert await snapshots.bring(log, 8, there) == 6
+    assert await snapshots.bring(log, 5, there) == 3
+    assert await snapshots.bring(log, 2, there) == 0
     rewritten, _ = archive([*messages[:5], messages[6]._replace(sequence=6), *messages[6:]])
-    assert await snapshots.nearest(rewritten, 8) == snapshots.path(3)
-    (snapshots.path(6) / "data.mdb").write_bytes(b"rubbish" * 2000)
-    assert await snapshots.nearest(log, 8) == snapshots.path(3)
-    async with past(log, len(messages), start=snapshots.path(3)) as there:
-        assert view_digests(there.reader) == story.digests()
-    async with past(log, 3, start=snapshots.path(3)) as there:
-        assert there.checkpoint.sequence == 3, "what was tried on a snapshot is not in it"
+    assert await snapshots.bring(rewritten, 8, there) == 3
+    packed = snapshots.path(6) / "data.mdb.zst"
+    packed.write_bytes(packed.read_bytes()[:-20] + b"x" * 20)
+    assert await snapshots.bring(log, 8, there) == 3
+    async with past(log, len(messages), snapshots) as then:
+        assert view_digests(then.reader) == story.digests()
+    async with past(log, 3, snapshots) as then:
+        assert then.checkpoint.sequence == 3, "what was tried on a snapshot is not in it"
 
 
 class Counting(ReadOnly):
@@ -201,7 +204,7 @@ async def test_snapshots_of_another_log_are_deleted_before_a_rebuild(tmp_path: P
         await projector.start()
         await projector.close()
     assert snapshots.sequences() == [len(told().facts) - 2]
-    assert await snapshots.nearest(log, 1000) is not None
+    assert await snapshots.bring(log, 1000, tmp_path) == len(told().facts) - 2
 
 
 @sampled(
