@@ -120,7 +120,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 8
+    version = 9
     tables = (
         "transfers",
         *queue.TABLES,
@@ -197,10 +197,10 @@ class TransfersView:
 
     def _assign(self, tx: Writer, event: events.TransferAssigned, recorded: Recorded) -> None:
         row = get_transfer(tx, event.transfer)
-        if row is None or row.state is not TransferState.PENDING:
+        if row is not None and row.state is not TransferState.PENDING:
             return
         assigned = replace(
-            row,
+            row or _unwanted(event, recorded),
             state=TransferState.ASSIGNED,
             attempt=event.attempt,
             executor=event.executor,
@@ -210,7 +210,7 @@ class TransfersView:
             bandwidth_mbps=event.bandwidth_mbps,
         )
         self._store(tx, row, assigned)
-        queue.serve(tx, row.entry.config_key, row.entry.size_bytes, recorded.time)
+        queue.serve(tx, event.entry.config_key, event.entry.size_bytes, recorded.time)
 
     def _succeed(self, tx: Writer, event: events.TransferSucceeded, recorded: Recorded) -> None:
         before = totals(tx)
@@ -295,6 +295,27 @@ class TransfersView:
             tx.put("transfers", row.id.encode(), row)
         else:
             tx.delete("transfers", row.id.encode())
+
+
+def _unwanted(event: events.TransferAssigned, recorded: Recorded) -> TransferRow:
+    """An order whose last chain ended while it was decided: its executor moves bytes all the same,
+    and until the result it counts for what is in flight.
+    """
+    return TransferRow(
+        id=event.transfer,
+        entry=event.entry,
+        source=event.source,
+        target=event.target,
+        state=TransferState.PENDING,
+        priority=event.priority,
+        transports=event.transports,
+        reason="",
+        deadline=event.deadline,
+        chains=(),
+        queued_sequence=recorded.sequence,
+        queued_at=recorded.time,
+        asked_sequence=recorded.sequence,
+    )
 
 
 def get_transfer(reader: Reader, id: str) -> TransferRow | None:

@@ -286,12 +286,21 @@ def test_failure_after_success_is_ignored() -> None:
 
 
 def test_assignment_of_what_is_not_pending_changes_nothing() -> None:
-    """An order for what is under way, has arrived, or nobody knows."""
-    story = given(planned("c1", GAMES), order(GAMES), order(GAMES, 2), order(entry("unknown")))
+    """An order for what is under way, or has arrived."""
+    story = given(planned("c1", GAMES), order(GAMES), order(GAMES, 2))
     assert the(story).attempt == 1
     story.tell(success(GAMES), order(GAMES, 2))
     assert the(story).state is SUCCEEDED
-    assert story.view.transfer(transfer_id(entry("unknown"), "train-1")) is None
+
+
+def test_order_whose_chain_ended_while_it_was_decided_takes_a_slot_until_its_result() -> None:
+    """Its executor knows nothing of that, and moves the bytes."""
+    story = given(planned("c1", GAMES), ended("c1", well=False), order(GAMES))
+    [row] = story.view.in_flight()
+    assert (row.chains, row.executor, row.attempt) == ((), "train-1", 1)
+    story.tell(success(GAMES))
+    assert story.view.in_flight() == []
+    assert story.view.transfer(transfer_id(GAMES, "train-1")) is None
 
 
 def test_transfer_under_way_outlives_its_chain_until_its_result() -> None:
