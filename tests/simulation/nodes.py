@@ -118,8 +118,6 @@ class Node:
         if isinstance(order.event, events.TransferAssigned):
             result = await self._transfer(order.event)
             await self._say(log, result, order)
-            if isinstance(result, events.TransferSucceeded):
-                self.disk.reported.add(result.entry.path)
         await delivery.ack()
 
     async def _transfer(self, order: events.TransferAssigned) -> Event:
@@ -136,6 +134,8 @@ class Node:
         if self._rng.random() < 0.1:
             return self._failed(order, "Interrupted")
         self.disk.files[entry.path] = entry
+        # As the inventory has it: what has landed is missed if it goes, whether it was said or not.
+        self.disk.reported.add(entry.path)
         await self._work()
         return self._succeeded(order, entry, entry.size_bytes)
 
