@@ -100,8 +100,8 @@ class Ends:
         path.touch()
         os.truncate(path, size)
         sha, block = hashlib.sha256(), bytes(4 * _MEBIBYTE)
-        for _ in range(0, size, len(block)):
-            sha.update(block)
+        for at in range(0, size, len(block)):
+            sha.update(block[: size - at])
         return self._offered(path, sha.hexdigest(), f"sparse/{path.name}", for_others=False)
 
     def _offered(self, path: Path, digits: str, name: str, *, for_others: bool = True) -> File:

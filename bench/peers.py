@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ class File(msgspec.Struct, frozen=True):
     path: str
 
 
+@cache
 def versions() -> dict[str, str]:
     """What each tool says it is; `ABSENT` if it is not installed."""
     return {name: _version(name, *words) for name, words in _ASKED.items()}

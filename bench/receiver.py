@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import msgspec
 
+from adapters.files.blocks import BlockMap, map_of
 from adapters.files.landing import Landing
 from adapters.files.maps import MapStore
 from adapters.http.server import FileServer
@@ -36,7 +38,8 @@ async def serve(name: str, address: str, bus: str, directory: Path) -> None:
     sys.setswitchinterval(0.0005)
     log = await JetStreamLog.connect(bus) if bus else None
     held: dict[str, Path] = {}
-    around = Around(Signer(KEY), held.get, MapStore(directory), gossip=log.bus if log else None)
+    maps = MapStore(directory)
+    around = Around(Signer(KEY), held.get, maps, gossip=log.bus if log else None)
     server = FileServer(
         held.get, around.signer, address, PORT, maps=around.maps, underway=around.underway
     )
@@ -47,7 +50,9 @@ async def serve(name: str, address: str, bus: str, directory: Path) -> None:
         order = json.loads(line)
         entry = msgspec.convert(order["entry"], DataEntry)
         if "file" in order:
-            held[entry.checksum] = Path(order["file"])
+            held[entry.checksum] = file = Path(order["file"])
+            # As an inventory does that has read the file.
+            maps.put(entry.checksum, await asyncio.to_thread(_mapped, file))
             _say({})
             continue
         endpoints = [Endpoint(node=one, http_url=url) for one, url in order["nodes"].items()]
@@ -64,6 +69,11 @@ async def serve(name: str, address: str, bus: str, directory: Path) -> None:
         _say({"came": came, "fetched_s": fetched_s, "cpu_s": cpu_s})
     if log is not None:
         await log.close()
+
+
+def _mapped(file: Path) -> BlockMap:
+    with file.open("rb") as opened:
+        return map_of(opened.fileno(), os.fstat(opened.fileno()).st_size)
 
 
 def _say(answer: dict[str, Any]) -> None:

@@ -121,6 +121,30 @@ def leaf_digests(data: bytes | bytearray | memoryview) -> bytes:
     )
 
 
+class Mapping:
+    """Makes the map of a content that somebody reads anyway, from its beginning on."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = size_bytes
+        self._block_bytes = block_bytes_of(size_bytes)
+        self._digests = bytearray()
+        self._seen_bytes = 0
+
+    def add(self, data: memoryview) -> None:
+        """The next bytes: whole blocks, but for the last ones."""
+        if self._seen_bytes % self._block_bytes == 0:
+            for at in range(0, len(data), self._block_bytes):
+                self._digests += block_digest(data[at : at + self._block_bytes])
+        self._seen_bytes += len(data)
+
+    def made(self) -> BlockMap | None:
+        """The map; None if other bytes came than were expected."""
+        whole = len(self._digests) == DIGEST_BYTES * block_count_of(self._size_bytes)
+        if self._seen_bytes != self._size_bytes or not whole:
+            return None
+        return BlockMap(self._size_bytes, self._block_bytes, bytes(self._digests))
+
+
 def map_of(handle: int, size_bytes: int) -> BlockMap:
     """The map of an open file's first `size_bytes`. Blocks; belongs in a thread.
 

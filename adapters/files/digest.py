@@ -16,13 +16,18 @@ class Stopped(Exception):
     """Someone asked to stop before the end."""
 
 
-def checksum_of(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+def checksum_of(
+    path: Path,
+    stopped: Callable[[], bool] = lambda: False,
+    also: Callable[[memoryview], None] = lambda data: None,
+) -> str:
     """``sha256:<hex>`` of a whole file. Blocks; belongs in a thread.
 
-    Raises `OSError` if it cannot be read, `Stopped` if `stopped` says so between two blocks.
+    `also` is shown all bytes in order, for whoever wants more of one reading. Raises `OSError` if
+    it cannot be read, `Stopped` if `stopped` says so between two blocks.
     """
     with path.open("rb", buffering=0) as file:
-        return named(feed(hashlib.sha256(), file, stopped=stopped))
+        return named(feed(hashlib.sha256(), file, stopped=stopped, also=also))
 
 
 def checksum_on_disk(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
@@ -37,7 +42,10 @@ def checksum_on_disk(path: Path, stopped: Callable[[], bool] = lambda: False) ->
 
 
 def feed(
-    sha: hashlib._Hash, file: BinaryIO, stopped: Callable[[], bool] = lambda: False
+    sha: hashlib._Hash,
+    file: BinaryIO,
+    stopped: Callable[[], bool] = lambda: False,
+    also: Callable[[memoryview], None] = lambda data: None,
 ) -> hashlib._Hash:
     """`sha`, fed with all that `file` holds from where it stands, in flat memory."""
     # A block is zeroed when it is made, which takes longer than to digest a small file.
@@ -47,6 +55,7 @@ def feed(
         if stopped():
             raise Stopped
         sha.update(block[:count])
+        also(block[:count])
     return sha
 
 

@@ -12,11 +12,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from adapters.files.blocks import BlockMap, MalformedMap
+from adapters.files.blocks import BlockMap, MalformedMap, encoded_bytes
 from adapters.files.digest import hex_of
 from adapters.files.places import OWN_DIRECTORY
 
 MOST_BYTES = 128 << 20
+#: Whether there are too many is looked at when so large a share of the most was added.
+_LOOKED_AT_SHARE = 1 / 16
 
 
 class MapStore:
@@ -25,6 +27,8 @@ class MapStore:
     def __init__(self, root: Path, *, most_bytes: int = MOST_BYTES) -> None:
         self._directory = root / OWN_DIRECTORY / "maps"
         self._most_bytes = most_bytes
+        #: Kept since it was last looked at; at first nobody knows.
+        self._added_bytes = most_bytes
 
     def get(self, checksum: str, size_bytes: int) -> BlockMap | None:
         """The map of a content; None if there is none here that is sound."""
@@ -53,7 +57,10 @@ class MapStore:
                 fresh.replace(path)
             finally:
                 fresh.unlink(missing_ok=True)
-            self._sweep()
+            self._added_bytes += encoded_bytes(block_map.size_bytes)
+            if self._added_bytes >= self._most_bytes * _LOOKED_AT_SHARE:
+                self._added_bytes = 0
+                self._sweep()
 
     def newest(self, most: int) -> Iterator[tuple[str, BlockMap]]:
         """Contents and their maps, those first that were used last."""

@@ -16,9 +16,11 @@ from pathlib import Path
 import msgspec
 
 from adapters.files import checks, sqlite
+from adapters.files.blocks import Mapping
 from adapters.files.digest import checksum_of, hex_of
 from adapters.files.durable import fsync_directories
 from adapters.files.index import Row, State
+from adapters.files.maps import MapStore
 from adapters.files.places import OWN_DIRECTORY, Reservation
 from adapters.files.walk import Print, print_of
 from adapters.transport import DiskFull
@@ -26,6 +28,8 @@ from streams.identity import PathRules, data_type_of
 from streams.values import DataEntry, DataType, config_key_in
 
 SNAPSHOTS = "snapshots"
+#: The block map of a larger file is made while it is read for its digest: others will ask for it.
+MAPPED_FROM_BYTES = 8 << 20
 #: A file changed this recently may change again without looking different.
 _TOO_FRESH_NS = 100_000_000
 _NEVER = -1
@@ -58,6 +62,7 @@ class Reader:
         self._node = node
         self._rules = rules
         self._stopped = stopped
+        self._maps = MapStore(root)
 
     def read(self, local: str, old: Row | None, expected: DataEntry | None) -> Reading:
         """Read the file at `local`, of which `old` is known and where `expected` may have landed.
@@ -166,7 +171,7 @@ class Reader:
         room = Reservation(directory, seen.size + seen.wal_size)
         try:
             sqlite.snapshot(self._root / local, fresh, self._stopped)
-            checksum = checksum_of(fresh, self._stopped)
+            checksum = self._checksum(fresh)
             games, _ = checks.counts_of(fresh, local)
             quality = sqlite.mean_quality(fresh) if games else None
             kept = fresh.replace(directory / f"{hex_of(checksum)}.db")
@@ -205,9 +210,20 @@ class Reader:
 
     def _stable_checksum(self, local: str, seen: Print) -> str:
         """The digest of a file that looked the same before and after. Raises `_Changing`."""
-        checksum = checksum_of(self._root / local, self._stopped)
+        checksum = self._checksum(self._root / local)
         if not seen.same_file((self._root / local).stat()):
             raise _Changing
+        return checksum
+
+    def _checksum(self, path: Path) -> str:
+        """The digest of a file, and its block map along with it."""
+        size_bytes = path.stat().st_size
+        if size_bytes < MAPPED_FROM_BYTES:
+            return checksum_of(path, self._stopped)
+        mapping = Mapping(size_bytes)
+        checksum = checksum_of(path, self._stopped, mapping.add)
+        if (made := mapping.made()) is not None:
+            self._maps.put(checksum, made)
         return checksum
 
 

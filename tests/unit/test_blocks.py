@@ -15,12 +15,14 @@ from adapters.files.blocks import (
     MOST_BLOCKS,
     BlockMap,
     MalformedMap,
+    Mapping,
     block_bytes_of,
     encoded_bytes,
     leaf_digests,
     map_of,
 )
 from adapters.files.maps import MapStore
+from adapters.files.reading import MAPPED_FROM_BYTES, Reader
 from adapters.p2p.batches import MOST_FRAMES, MalformedBatch, decode_list, encode_list, frames
 from adapters.p2p.gossip import Having, bits_in, pieces_in
 from adapters.p2p.pages import (
@@ -35,6 +37,7 @@ from adapters.p2p.pages import (
     unpacked,
 )
 from adapters.transport import TransportError
+from streams.identity import PathRules
 
 
 def mapped(tmp_path: Path, data: bytes) -> BlockMap:
@@ -112,6 +115,25 @@ def test_store_keeps_maps_and_lets_go_of_those_used_least(tmp_path: Path) -> Non
     assert store.get(kept[0], 5) is None
     assert store.get(kept[0], 6_000_000) is None
     assert [checksum for checksum, _ in store.newest(9)] == list(reversed(kept[1:]))
+
+
+def test_one_reading_of_a_large_file_gives_its_digest_and_its_map(tmp_path: Path) -> None:
+    """Whoever asks for the map first does not wait for a second reading."""
+    data = os.urandom(MAPPED_FROM_BYTES + 5_000)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/a.bin").write_bytes(data)
+    reading = Reader(tmp_path, "gpu-1", PathRules(), lambda: False).read("models/a.bin", None, None)
+    assert reading.row is not None
+    kept = MapStore(tmp_path).get(reading.row.entry.checksum, len(data))
+    assert kept == mapped(tmp_path, data)
+
+
+@pytest.mark.parametrize("shown", [1, 2 * BLOCK_BYTES, 3 * BLOCK_BYTES + 1])
+def test_no_map_of_other_bytes_than_were_expected(shown: int) -> None:
+    """A file that grew or shrank while it was read has none."""
+    mapping = Mapping(3 * BLOCK_BYTES)
+    mapping.add(memoryview(bytes(shown)))
+    assert mapping.made() is None
 
 
 def block_and_map(tmp_path: Path) -> tuple[bytes, BlockMap]:
