@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from dataplane import DataPlane, DataType, SelfplayComplete
 from dataplane.demo import gamedb
+from dataplane.policy import Bandwidth
 from streams import events
 from streams.values import Role
 from tests.integration.cluster import LocalCluster, digest, until
@@ -93,6 +95,37 @@ async def test_p1_agent_killed_at_any_point_breaks_no_chain(
     end = await cluster.assert_exactly_once(chain)
     assert end.games_synced == 12
     assert end.bytes_transferred == cluster.received("train-1", "gpu-7").stat().st_size
+
+
+@pytest.mark.parametrize("point", ["agent.gathered", "agent.landed", "agent.reported"])
+async def test_a_chain_of_many_small_files_ends_once_whoever_dies_among_them(
+    cluster: LocalCluster, point: str
+) -> None:
+    """They share slots, come in groups, and each is whole and counted once after kill -9."""
+    await trio(cluster)
+    cluster.kill("train-1")
+    cluster.agent("train-1", Role.TRAINING, DATAPLANE_KILL_AT=f"{point}:2")
+    played = cluster.base / "gpu-7" / "data" / "games"
+    played.mkdir(parents=True, exist_ok=True)
+    for number in range(250):
+        line = b'{"moves": "%s"}\n' % os.urandom(200).hex().encode()
+        (played / f"hex8_2p_{number:03}.jsonl").write_bytes(line * 20)
+    chain = await say(cluster, games=5_000)
+    await cluster.died("train-1")
+    received = cluster.base / "train-1" / "data" / "games" / "gpu-7"
+    for file in received.glob("*.jsonl"):
+        assert file.read_bytes() == (played / file.name).read_bytes()
+    cluster.agent("train-1", Role.TRAINING)
+    end = await cluster.assert_exactly_once(chain)
+    files = sorted(played.glob("*.jsonl"))
+    assert [file.read_bytes() for file in sorted(received.glob("*.jsonl"))] == [
+        file.read_bytes() for file in files
+    ]
+    assert end.bytes_transferred == sum(file.stat().st_size for file in files)
+    kinds = (events.TransferAssigned, events.TransferSucceeded)
+    flying = [isinstance(fact.event, kinds[0]) for fact in await cluster.facts(*kinds)]
+    most = max(2 * sum(flying[:n]) - n for n in range(len(flying)))
+    assert Bandwidth().max_per_node < most <= len(files)
 
 
 async def test_p6_agent_killed_mid_file_goes_on_from_there(tmp_path: Path) -> None:
