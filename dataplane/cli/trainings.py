@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
-
 from dataplane.cli import show
-from dataplane.cli.app import LOOK, Json, app, open_catalog
+from dataplane.cli.app import LOOK, Json, app, open_catalog, time_of
 from dataplane.rows import training_line
 
 
@@ -15,8 +13,8 @@ def trainings(node: str = "", as_json: Json = False) -> None:
 
     Hits are bytes that a run found in place when it began, wasted those that none found in time.
     """
-    now = time.time()
     with open_catalog() as catalog, catalog.view() as view:
+        now = time_of(catalog)
         rows = [training_line(row, now) for row in view.trainings() if node in ("", row.node)]
     columns = [
         "node",

@@ -374,6 +374,15 @@ def test_it_holds_only_its_share_of_the_slots(share: float, start: int) -> None:
     assert not admit(many, flying, HOLDER, policy, T0).assignments
 
 
+@pytest.mark.parametrize("side", ["target", "source"])
+def test_it_holds_only_its_share_of_the_slots_at_each_end(side: str) -> None:
+    """Half of four slots at a node, whether it receives from many or sends to many."""
+    policy = policy_of(bandwidth={"max_total": 100, "max_per_node": 4}, prestage={"max_share": 0.5})
+    other = "source" if side == "target" else "target"
+    many = [waiting_row(**{**SPARE, side: "n0", other: f"n{n}"}) for n in range(1, 10)]
+    assert len(admit(many, [], Known(), policy, T0).assignments) == 2
+
+
 def test_a_node_of_few_slots_is_left_alone() -> None:
     """A quarter of three slots is none."""
     policy = policy_of(bandwidth={"max_per_node": 3})

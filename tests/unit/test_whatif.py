@@ -6,8 +6,23 @@ import msgspec
 
 from dataplane.audit.whatif import Moves, what_if
 from dataplane.policy import Exclusion, Policy
+from streams import events
 from tests.kept import archive, stored
-from tests.spec import Story, after, games_of, given, played, player, ran, trainer
+from tests.spec import (
+    T0,
+    Story,
+    after,
+    games_of,
+    given,
+    holds,
+    opens,
+    played,
+    player,
+    policy_of,
+    ran,
+    said_what_is_owed,
+    trainer,
+)
 
 GAMES, MORE = games_of("gpu-1", "first", games=30), games_of("gpu-1", "second", games=60)
 
@@ -59,3 +74,25 @@ async def test_only_decisions_behind_a_point_are_taken_again() -> None:
     assert outcome.decisions == 1
     nothing = await what_if(log, story.policy, story.policy, since=len(story.facts))
     assert (nothing.decisions, nothing.today) == (0, Moves())
+
+
+async def test_what_is_brought_ahead_is_decided_anew_like_anything_else() -> None:
+    """A policy without the rule would have brought nothing; today's brings what was recorded."""
+    expected = events.TrainingExpected(
+        config_key="hex8_2p",
+        node="train-1",
+        expected_at=T0 + 600,
+        until=T0 + 1200,
+        paths=(GAMES.path,),
+    )
+    begins = opens("sweep-prestage-1", expected, by="boss")
+    story = given(
+        trainer("train-1"), player("gpu-1"), holds("gpu-1", GAMES), begins, said_what_is_owed
+    )
+    log, _ = archive(stored(story.facts))
+    without = policy_of(placement={"rules": {"prestage": {"enabled": False}}})
+    outcome = await what_if(log, story.policy, without)
+    assert (outcome.decisions, outcome.as_recorded) == (1, 1)
+    [changed] = outcome.changed
+    assert (changed.trigger, changed.node) == ("TRAINING_EXPECTED", "train-1")
+    assert (changed.added, changed.dropped) == ((), (f"{GAMES.path} to train-1",))
