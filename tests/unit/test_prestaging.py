@@ -47,7 +47,6 @@ from tests.spec import (
     node,
     npz,
     opens,
-    played,
     player,
     policy_of,
     said_what_is_owed,
@@ -58,7 +57,7 @@ from tests.spec import (
 from tests.unit.histories import lived
 from tests.unit.test_admission import Known
 from tests.unit.test_admission import row as waiting_row
-from tests.unit.triggers import completed, started
+from tests.unit.triggers import completed, requested, started
 
 HOUR = 3600.0
 SPARE = {"priority": SyncPriority.BACKGROUND, "spare_only": True}
@@ -472,11 +471,22 @@ def test_what_was_replaced_before_the_start_is_wasted() -> None:
     assert worth(story)[1:] == (0, NPZ.size_bytes, 0)
 
 
+def test_another_version_that_came_by_itself_is_no_hit() -> None:
+    """The start finds it in place, but that is not what was brought ahead."""
+    newer = npz("newer", size_bytes=2_000_000)
+    story = given(*CLUSTER, *staged(), after(1), holds("gpu-1", newer))
+    story.tell(copied(NPZ.path, "train-1"), opens("c2", started()), said_what_is_owed)
+    assert [held.checksum for held in story.chain("c2").held if held.path == NPZ.path]
+    assert worth(story)[1] == 0
+
+
 def test_what_the_start_of_another_node_or_another_trigger_finds_is_no_hit() -> None:
     """Only the run that it was brought for counts."""
     story = given(*CLUSTER, trainer("train-2"), *staged())
     story.tell(opens("c2", started("train-2")), said_what_is_owed)
-    story.tell(opens("c3", played()), said_what_is_owed)
+    asks = requested("train-1", data_type=DataType.NPZ)
+    story.tell(opens("c3", asks, by="somebody"), said_what_is_owed)
+    assert [held.path for held in story.chain("c3").held] == [NPZ.path]
     assert worth(story)[1] == 0
 
 
