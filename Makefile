@@ -1,5 +1,6 @@
 # make demo   a cluster on this machine: plays, loses processes, goes on, and is audited
 # make test   all tests          make check   formatting, types, imports          make clean
+# make mutants   changes what decides, folds and lands, and looks whether a test fails
 #
 # Everything is installed into .venv, once; ARGS goes to the command: make demo ARGS="--rounds 5".
 # Tests wait more than they work: four at a time halve the time that two cores need.
@@ -12,7 +13,9 @@ VENV = .venv
 BIN = $(VENV)/bin
 ARGS =
 
-.PHONY: demo test check clean system clients
+.PHONY: demo test check mutants clean system clients
+# Which of them, as mutmut names them: '*' for all takes hours; tests/mutation says what to expect.
+MUTANTS = dataplane.duties*
 
 demo: $(VENV)/installed
 	@$(BIN)/dataplane demo $(ARGS)
@@ -26,9 +29,13 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+mutants: $(VENV)/installed-dev
+	nice -n 19 $(BIN)/mutmut run --max-children 1 $(foreach name,$(MUTANTS),'$(name)')
+	@$(BIN)/mutmut results
+
 clean:
 	rm -rf $(VENV) build dist *.egg-info
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf mutants .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp says what was installed last; a changed pyproject.toml installs again.

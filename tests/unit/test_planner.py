@@ -34,6 +34,7 @@ from tests.spec import (
     opens,
     played,
     player,
+    policy_of,
     ran,
     trainer,
 )
@@ -837,3 +838,16 @@ def test_what_belongs_on_a_node_is_what_the_table_would_bring_there() -> None:
         "vault": set(),
         "ghost": set(),
     }
+
+
+def test_a_standing_rule_for_all_kinds_brings_all_but_to_whom_it_must_not() -> None:
+    """A rule without kinds takes each of them; a coordinator without storage keeps none."""
+    to_all = {"standing": True, "on": ["SELFPLAY_COMPLETE"], "data": [], "to": ["name:*"]}
+    policy = policy_of(placement={"rules": {"everywhere": to_all}})
+    story = given(BOSS, VAULT, opens("c", played()))
+    planner = SyncPlanner(policy, story.view)
+    wanted = {
+        name: {what.path for what in (GAMES, npz(), model(), ELO) if planner.belongs(what, name)}
+        for name in ("boss", "vault")
+    }
+    assert wanted == {"boss": set(), "vault": {GAMES.path, npz().path, model().path}}
