@@ -240,7 +240,8 @@ def _references(db: sqlite3.Connection, table: str, tables: list[str]) -> Iterat
 def _there(db: sqlite3.Connection, table: str) -> str:
     if _indexed(db, "main", table):
         return f"EXISTS (SELECT 1 FROM main.{quoted(table)} t WHERE t.{ID} = batch.id)"
-    return f"batch.id IN (SELECT {ID} FROM main.{quoted(table)})"
+    # A row without an id would make the answer unknown for all others.
+    return f"(batch.id IN (SELECT {ID} FROM main.{quoted(table)} WHERE {ID} IS NOT NULL))"
 
 
 def _index(db: sqlite3.Connection, table: str) -> None:

@@ -119,12 +119,13 @@ class _Merge:
         db.create_function("complete_from", 1, complete_from, deterministic=True)
 
     def run(self, progress: Callable[[int, int], None]) -> Merged:
-        """Choose, then copy a batch at a time."""
+        """Judge, choose, then copy a batch at a time."""
         with _names(self._source, self._target):
-            self._choose()
+            self._judge()
             with _transaction(self._db):
                 no_place = create_missing(self._db, self._target.name)
             tables, nowhere = copyings(self._db, self._target.name)
+            self._choose(tables[0])
             self._copy_all(tables, progress)
         return Merged(
             source=str(self._source),
@@ -135,11 +136,9 @@ class _Merge:
             no_place=tuple(sorted({*no_place, *nowhere})),
         )
 
-    def _choose(self) -> None:
-        """Put the ids of the source's complete games into ``chosen``, and count all others."""
+    def _judge(self) -> None:
+        """Put the games of the source into ``judged``, and count those that are not complete."""
         db, name = self._db, self._source.name
-        db.execute("CREATE TEMP TABLE chosen (n INTEGER PRIMARY KEY, id)")
-        db.execute("CREATE TEMP TABLE batch (id)")
         db.execute(
             "CREATE TEMP TABLE judged AS SELECT *, complete_from(config) AS needed"
             f" FROM ({judged(db, name)})"
@@ -155,9 +154,22 @@ class _Merge:
             self._leave(f"{config or 'no configuration'}: fewer than {needed} moves", count)
         nameless = db.execute("SELECT count(*) FROM judged WHERE id IS NULL").fetchone()[0]
         self._leave(f"no {ID}", nameless)
-        db.execute(
-            "INSERT INTO chosen (id) SELECT id FROM judged"
-            " WHERE id IS NOT NULL AND moves >= needed ORDER BY id"
+
+    def _choose(self, games: Copying) -> None:
+        """Put the ids of complete games that the target lacks into ``chosen``.
+
+        Before it is locked: what is merged for the second time holds up nobody.
+        """
+        db, complete = self._db, "id IS NOT NULL AND moves >= needed"
+        (total,) = db.execute(f"SELECT count(*) FROM judged WHERE {complete}").fetchone()
+        db.execute("CREATE TEMP TABLE chosen (n INTEGER PRIMARY KEY, id)")
+        db.execute("CREATE TEMP TABLE batch (id)")
+        self._there = (
+            total
+            - db.execute(
+                "INSERT INTO chosen (id) SELECT id FROM judged AS batch"
+                f" WHERE {complete} AND NOT {games.there} ORDER BY id"
+            ).rowcount
         )
         db.execute("DROP TABLE judged")
 

@@ -180,6 +180,19 @@ def test_k20_columns_are_matched_by_name(tmp_path: Path) -> None:
     assert_whole(target)
 
 
+def test_a_target_without_keys_and_with_games_without_ids_takes_games_once(tmp_path: Path) -> None:
+    """K20: what SQL does not know is neither there nor new."""
+    target = tmp_path / "all.db"
+    with opened(target, "CREATE TABLE games (game_id TEXT, total_moves INT)") as db, db:
+        db.execute("INSERT INTO games VALUES (NULL, 20)")
+    source = played(tmp_path / "hex8_2p.db", ["a"])
+    with opened(source) as db, db:
+        db.execute("INSERT INTO games (total_moves) VALUES (20)")
+    first, again = (merge(target, source, complete_from) for _ in range(2))
+    assert (first.added, first.left) == (1, {"no game_id": 1})
+    assert (again.added, again.there) == (0, 1)
+
+
 OTHERS: Mapping[str, tuple[str, str]] = {
     "another kind of database": ("CREATE TABLE elo (id TEXT)", "one.db has no table games"),
     "no ids": ("CREATE TABLE games (moves TEXT)", "one.db: table games has no column game_id"),

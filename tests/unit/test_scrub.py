@@ -14,10 +14,14 @@ import pytest
 
 from adapters.files import rot as rotting
 from adapters.files.inventory import Inventory
+from dataplane.agent.custody import Custody
 from dataplane.agent.scrub import Scrubber
+from dataplane.policy import Policy
 from streams import events
 from streams.codec import Fact
+from streams.memory import MemoryBus, MemoryLog
 from streams.values import DataEntry, DataType
+from tests.conftest import eventually
 
 PATH = "games/gpu-1/hex8_2p.jsonl"
 DAY_S = 86_400.0
@@ -267,3 +271,26 @@ async def test_only_what_the_disk_can_not_give_back_is_rot(
     found = await inventory.scrub(entry.path)
     assert (found is not None and found.set_aside) is rotten
     assert (tmp_path / PATH).exists() is not rotten
+
+
+async def test_copy_that_fails_a_proof_is_found_to_be_rotten_at_once(
+    inventory: Inventory, scrubber: Scrubber, said: list[Fact], tmp_path: Path
+) -> None:
+    """P9: who asks for a proof must not be the only one who knows; it is mended meanwhile."""
+    entry = await received(inventory, tmp_path)
+    custody = Custody(
+        MemoryLog(),
+        MemoryBus(),
+        "train-1",
+        inventory,
+        Policy(),
+        look_again=scrubber.scrub_at,
+    )
+    assert (await custody.prove(PATH, entry.checksum)).proven
+    assert not (await custody.prove(PATH, "sha256:" + "0" * 64)).proven
+    rot(tmp_path / PATH)
+    assert not (await custody.prove(PATH, entry.checksum)).proven
+    await eventually(lambda: len(said) == 2)
+    assert isinstance(said[0].event, events.FileQuarantined)
+    assert isinstance(said[1].event, events.DataNeeded)
+    await custody.stop()
