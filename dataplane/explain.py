@@ -307,7 +307,8 @@ def _behind(asked: Asked, row: TransferRow) -> str:
         if one.id == row.id:
             break
         before += 1
-    return f"waiting behind {before} other transfers"
+    spare = " for slots and rates that nothing else asks for," if row.spare_only else ""
+    return f"waiting{spare} behind {before} other transfers"
 
 
 def _refused(asked: Asked) -> Sentence | None:

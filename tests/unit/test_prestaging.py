@@ -709,6 +709,15 @@ def test_why_tells_by_which_rhythm_a_copy_came_ahead() -> None:
     assert "has not done so yet" not in why()
 
 
+def test_why_not_yet_tells_that_it_only_takes_what_is_spare() -> None:
+    """While it waits, the answer is not that it is stuck."""
+    story = given(*CLUSTER, begins(NPZ.path), said_what_is_owed)
+    told = [f for f in story.facts if f.event is not None and speaks_of_path(f.event, NPZ.path)]
+    answer = explain(Asked(NPZ.path, "train-1", story.view, told, story.policy, story.now))
+    assert not answer.there
+    assert "waiting for slots and rates that nothing else asks for" in answer.answer
+
+
 def test_health_tells_what_it_was_worth() -> None:
     """Hit rate and bytes are details of health."""
     story = given(*CLUSTER, *staged(), opens("c2", started()), said_what_is_owed)
