@@ -18,6 +18,7 @@ from dataplane.rows import ChainLine
 from projections.chains import ChainRow
 from streams import events
 from streams.codec import Recorded
+from streams.events import FILE_TRIGGERS, type_name
 from streams.log import Log
 from streams.subjects import type_filter
 from streams.values import SyncPriority, TransportResult
@@ -99,11 +100,19 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+#: Triggers that a node has to answer first.
+_ASKS = {type_name(kind) for kind in FILE_TRIGGERS}
+
+
 def stages(row: ChainRow | ChainLine) -> Iterator[tuple[str, float]]:
     """Where a chain's time went, in order; a stage it never came to is left out."""
     marks = [("answer", row.answered_at), ("plan", row.planned_at), ("move", row.ended_at)]
     marks.append(("announce", row.announced_at))
     before = row.opened_at
+    if row.ended_at and not row.planned_at:
+        # It ended waiting for an answer, or for a decision.
+        waited = row.trigger in _ASKS and not row.answered_at
+        marks = [("answer", row.ended_at)] if waited else [marks[0], ("plan", row.ended_at)]
     for stage, at in marks:
         if at:
             yield stage, max(0.0, at - before)

@@ -26,12 +26,12 @@ from dataplane.rows import (
     transfer_line,
 )
 from dataplane.words import counted
+from projections.catalog import Counted
 from projections.chains import ChainRow, ChainStatus
 from projections.cluster import ClusterView
 from projections.links import BreakerState
 from projections.trainings import Staging
 from streams.events import DataSyncFailed, type_name
-from streams.values import DataEntry
 
 #: Rows of each kind that are shown; how many there are is counted all the same.
 MOST_ROWS = 100
@@ -145,7 +145,7 @@ def overview(
     online = sum(node.planned_for for node in nodes)
     # A cluster of two nodes can't keep three copies; that is no fault of an entry.
     wanted = min(policy.replication.minimum, max(1, online))
-    rows = data_map(view.catalog.current(), wanted)
+    rows = data_map(view.catalog.counted(), wanted)
     open_chains = list(view.open_chains())
     ended = list(islice(view.ended_chains(), _ENDED_LOOKED_AT))
     links = tuple(link_line(row, now) for row in view.links())
@@ -184,9 +184,9 @@ def overview(
     )
 
 
-def data_map(current: Iterable[DataEntry], copies_wanted: int) -> tuple[MapRow, ...]:
+def data_map(current: Iterable[Counted], copies_wanted: int) -> tuple[MapRow, ...]:
     """Current entries by configuration and type, and by node."""
-    groups: dict[tuple[str, str], list[DataEntry]] = {}
+    groups: dict[tuple[str, str], list[Counted]] = {}
     for entry in current:
         groups.setdefault((entry.config_key, entry.data_type), []).append(entry)
     return tuple(
@@ -195,9 +195,7 @@ def data_map(current: Iterable[DataEntry], copies_wanted: int) -> tuple[MapRow, 
     )
 
 
-def _map_row(
-    config_key: str, type_name: str, entries: list[DataEntry], copies_wanted: int
-) -> MapRow:
+def _map_row(config_key: str, type_name: str, entries: list[Counted], copies_wanted: int) -> MapRow:
     counts: Counter[str] = Counter()
     sizes: Counter[str] = Counter()
     for entry in entries:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from streams.codec import Recorded
-from streams.values import DataEntry
+from streams.values import DataEntry, Endpoint, TransportResult
 
 
 def summary(recorded: Recorded) -> str:
@@ -72,6 +72,10 @@ def span(seconds: float) -> str:
 def _brief(value: Any) -> str:
     if isinstance(value, DataEntry):
         return f"{value.path}@{value.checksum[7:15]}"
+    if isinstance(value, Endpoint):
+        return value.http_url or value.ssh_host or value.node or "-"
+    if isinstance(value, TransportResult):
+        return f"{value.transport_used}:{'ok' if value.success else value.error_class or 'failed'}"
     if isinstance(value, msgspec.Struct):
         named = [getattr(value, name, "") for name in ("target", "path", "rule", "source_node")]
         return "/".join(str(part) for part in named if part) or type(value).__name__

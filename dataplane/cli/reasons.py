@@ -11,11 +11,11 @@ from rich.text import Text
 from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
 from dataplane.cli.app import WHY, Json, app, check_joined, config_of, open_catalog, run
-from dataplane.evidence import facts_about
+from dataplane.evidence import facts_about, span_of
 from dataplane.explain import Asked, Explanation, explain
 from dataplane.words import clock
 from streams.codec import Recorded
-from streams.values import S3_NODE, config_key_in
+from streams.values import S3_NODE
 
 LogicalPath = Annotated[str, typer.Argument(metavar="PATH", help="As the catalog names it.")]
 
@@ -48,12 +48,12 @@ def _answer(path: str, node: str) -> Explanation:
         if not (node == S3_NODE and config.s3_enabled):
             with catalog.view() as view:
                 check_joined(view, node)
-        known = catalog.get(path)
-        config_key = known.config_key if known else config_key_in(path)
+        with catalog.view() as view:
+            span = span_of(view.catalog, path)
 
         async def history() -> list[Recorded]:
             async with open_source(LIVE, config) as log:
-                return await facts_about(log, path, config_key)
+                return await facts_about(log, path, span)
 
         facts = run(history())
         with catalog.view() as view:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from dataplane.config import DataPlaneConfig
-from dataplane.evidence import facts_about
+from dataplane.evidence import facts_about, span_of
 from dataplane.explain import Asked, Explanation, explain
 from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.held import HeldPage
@@ -42,7 +42,7 @@ from streams.codec import Recorded
 from streams.foreign import Unreadable, from_json
 from streams.log import Bus, Log, ReadingLog
 from streams.micro import Question, Service, ServiceRefusal
-from streams.values import DataType, config_key_in
+from streams.values import DataType
 
 SERVICE = "dataplane"
 #: The version of questions and answers, not of this installation.
@@ -292,9 +292,8 @@ class Queries:
         respond = QUERIES[name][2]
         facts: list[Recorded] = []
         if isinstance(ask, AskWhy):
-            known = await self.read(lambda known: known.view.catalog.get(ask.path))
-            config_key = known.config_key if known else config_key_in(ask.path)
-            facts = await facts_about(self._whole, ask.path, config_key)
+            span = await self.read(lambda known: span_of(known.view.catalog, ask.path))
+            facts = await facts_about(self._whole, ask.path, span)
         return await self.read(lambda known: respond(ask, known), facts)
 
     async def read(self, work: Callable[[Reading], T], facts: Sequence[Recorded] = ()) -> T:
@@ -306,9 +305,8 @@ class Queries:
             with self._projector.store.read() as reader:
                 view = ClusterView(reader)
                 planner = SyncPlanner(self._policy, view)
-                return work(
-                    Reading(view, planner, time.time(), beats, state.last_sequence, self._config)
-                )
+                now, last = time.time(), state.last_sequence
+                return work(Reading(view, planner, now, beats, last, self._config, list(facts)))
 
         return await asyncio.to_thread(do)
 

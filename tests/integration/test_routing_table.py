@@ -26,7 +26,7 @@ from dataplane import DataPlane
 from dataplane.budget import FLOOR_MBPS
 from dataplane.coordinator.granting import GrantsTold
 from dataplane.demo import gamedb
-from dataplane.evidence import facts_about
+from dataplane.evidence import Span, facts_about
 from dataplane.explain import Asked, explain
 from dataplane.policy import Policy
 from projections.cluster import ClusterView
@@ -346,7 +346,7 @@ def copies_are_what_the_end_says(scene: Scene, end: events.DataSyncCompleted) ->
 async def why_it_came(scene: Scene) -> None:
     """Asked afterwards, the log tells how a copy came, and who it never came to."""
     path, cluster = games_at("gpu-7"), scene.cluster
-    history = await facts_about(cluster.log, path, "hex8_2p")
+    history = await facts_about(cluster.log, path, Span("hex8_2p", 0))
     with StoreReader(cluster.base / "coord" / "state" / "views", TABLES).read() as reader:
         view = ClusterView(reader)
         why = explain(Asked(path, "train-1", view, history, Policy(), time.time()))

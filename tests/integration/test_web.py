@@ -108,7 +108,11 @@ async def _api(session: aiohttp.ClientSession, url: str) -> None:
     path = {"path": "games/gpu-7/hex8_2p.db", "node": "train-1"}
     async with session.get(url + "api/why", params=path) as answer:
         why = await answer.json()
-    assert why["there"] and why["sentences"]
+    assert why["there"]
+    # From who produced it to who brought it, each with the fact it rests on.
+    text = " ".join(one["text"] for one in why["sentences"])
+    assert "gpu-7 reported it" in text and "attempt 1 brought it from gpu-7" in text
+    assert all(one["sequence"] for one in why["sentences"])
     async with session.get(url + "path", params=path) as answer:
         assert why["answer"] in html.unescape(await answer.text())
     async with session.get(url + "fact/999999") as answer:

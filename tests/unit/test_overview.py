@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from dataplane.overview import FAILED_LATELY_S, Overview, Severity, overview
+from hypothesis import given as sampled
+from hypothesis import settings
+
+from dataplane.evidence import span_of
+from dataplane.metrics import stages
+from dataplane.overview import FAILED_LATELY_S, Overview, Severity, data_map, overview
+from projections.catalog import Counted
 from streams import events
 from tests.spec import (
     Story,
@@ -12,6 +18,7 @@ from tests.spec import (
     games_of,
     given,
     holds,
+    model,
     node,
     opens,
     played,
@@ -21,6 +28,7 @@ from tests.spec import (
     said_what_is_owed,
     trainer,
 )
+from tests.unit.histories import Step, histories, lived
 
 CLUSTER = (trainer(), player())
 BEATS: dict[str, dict[str, Any]] = {
@@ -53,6 +61,35 @@ def test_the_map_counts_current_entries_by_configuration_type_and_node() -> None
     assert (row.config_key, row.type, row.entries, row.games) == ("hex8_2p", "games", 1, 500)
     assert {name: held.entries for name, held in row.by_node.items()} == {"gpu-1": 1, "train-1": 1}
     assert (row.copies_least, row.under_replicated) == (2, 0)
+
+
+@settings(max_examples=60, deadline=None)
+@sampled(histories())
+def test_what_is_counted_is_what_the_catalog_lists(steps: list[Step]) -> None:
+    """After any life, with faults: the map of all entries is that of the rows that are read."""
+    view = lived(steps).view
+    listed = [
+        Counted(e.config_key, e.data_type, e.size_bytes, e.games, e.locations)
+        for e in view.catalog.current()
+    ]
+    assert data_map(view.catalog.counted(), 2) == data_map(listed, 2)
+
+
+def test_the_time_of_a_chain_that_nobody_answered_went_into_waiting_for_the_answer() -> None:
+    """It never came to a plan or a move, and no part of its time is said to have gone there."""
+    story = given(*CLUSTER, opens("c1", played("gpu-9")), after(100), said_what_is_owed)
+    [row] = story.view.ended_chains()
+    assert [stage for stage, _ in stages(row)] == ["answer"]
+
+
+def test_why_reads_no_more_of_the_log_than_speaks_of_what_is_held() -> None:
+    """From the fact that brought the oldest version somebody holds; of a model all is read."""
+    story = given(*CLUSTER, ran("c1", played(), games_of("gpu-1")), ran("c2", played(), model()))
+    [seen] = [f for f in story.facts if f.type == "FILES_OBSERVED" and f.chain == "c1"]
+    catalog = story.view.catalog
+    assert span_of(catalog, games_of("gpu-1").path) == ("hex8_2p", seen.sequence - 1)
+    assert span_of(catalog, model().path).after == 0
+    assert span_of(catalog, "games/gpu-1/square8_2p.db") == ("square8_2p", 0)
 
 
 def test_a_chain_that_waits_for_a_node_that_never_joined_is_an_alert_at_once() -> None:
