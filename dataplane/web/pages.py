@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import quote
 
 import jinja2
 import msgspec
@@ -122,7 +123,8 @@ class Pages:
         id = request.match_info["id"]
         row = await self._queries.read(lambda known: known.view.chain(id))
         if row is None:
-            raise web.HTTPNotFound(text=f"there is no chain {id}")
+            # Rejections and deletions have a history of their own, and no row among the chains.
+            raise web.HTTPFound(f"/facts?chain={quote(id)}")
         glance = await self._monitor.glance()
         found: ChainPage = await chain_page(self._log, row, glance.time)
         line = chain_line(row, glance.time)

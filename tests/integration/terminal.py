@@ -15,16 +15,17 @@ class Terminal:
     """Runs the command against one cluster's coordinator."""
 
     def __init__(
-        self, cluster: LocalCluster, node: str = "gpu-7", seed: Path | None = None
+        self, cluster: LocalCluster, node: str = "gpu-7", seed: Path | None = None, **more: str
     ) -> None:
         """It speaks as `node`, on a bus with keys with the one in the file `seed`."""
         self.cluster = cluster
         self._environment = {
-            "DATAPLANE_NATS_URL": cluster.server.url,
+            "DATAPLANE_NATS_URL": cluster.url,
             "DATAPLANE_STATE_DIR": str(cluster.base / "coord" / "state"),
             "DATAPLANE_NODE": node,
             "DATAPLANE_NATS_NKEY": str(seed or ""),
             "PATH": "/usr/bin:/bin",
+            **more,
         }
 
     def run(self, *words: str, status: int | None = 0, stdin: str = "") -> str:

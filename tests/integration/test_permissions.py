@@ -68,7 +68,7 @@ def locked(base: Path) -> Path:
 async def client(cluster: LocalCluster, keys: KeyStore, name: str) -> AsyncIterator[JetStreamLog]:
     """Somebody with a key of the store."""
     log = await JetStreamLog.connect(
-        cluster.server.url, name=name, nkey_seed_file=keys.seed_file(name), deadline_s=10.0
+        cluster.url.split(","), name=name, nkey_seed_file=keys.seed_file(name), deadline_s=10.0
     )
     try:
         yield log

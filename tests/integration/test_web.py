@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dataplane.web.access import is_loopback
 from streams.codec import fact_id, node_fact
-from streams.events import HostOffline, HostOnline, SelfplayComplete
+from streams.events import EventRejected, HostOffline, HostOnline, SelfplayComplete
 from streams.values import Role
 from tests.integration.browser import Page, chromium
 from tests.integration.cluster import LocalCluster, until
@@ -37,6 +37,8 @@ async def cluster(tmp_path: Path) -> AsyncIterator[LocalCluster]:
         await cluster.joined("coord", "open", "gpu-7", "train-1")
         await play(cluster, 1)
         await cluster.ended(fact_id("played", 1))
+        cluster.log.bus.tell("dp.node.gpu-7.SELFPLAY_COMPLETE.hex8_2p", b'{"games_count":-1}')
+        await until(lambda: cluster.facts(EventRejected), "the rejection")
         await cluster.log.publish(
             node_fact(HostOffline(node="train-1", reason=NASTY), "ops", fact_id("off"))
         )
