@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from bench import peers
+from bench import many, peers
 from bench.ends import Ends, running_ends
 from bench.measuring import Usage, process, workplace
 from bench.moving import idle_and_peak, move
@@ -25,6 +25,8 @@ FILE_KIB = 20
 #: The sides that are compared, and which way bytes go.
 LARGE = ("http", "p2p", "rsync", "rsync push", "base64", "base64 push", "s3 down", "s3 up")
 SMALL = ("p2p", "http", "s3 down", "s3 up")
+#: Small files all the way, from a trigger to its announcement.
+CHAIN = "chain"
 #: A peer that takes so many times as long as ours is run once: its ratio is no close one.
 SLOW = 4.0
 #: So much less of a very large file goes through base64, whose memory is as flat after less of it.
@@ -43,7 +45,7 @@ def run(
     seed: int,
     base: Path | None,
 ) -> Report:
-    """Move in each way and beside each peer; ``only`` names sides of `LARGE`, else all are run."""
+    """Move in each way and beside each peer; ``only`` names sides or `CHAIN`, else all are run."""
     report = begin(
         "transfer",
         seed,
@@ -65,6 +67,8 @@ def run(
         for side in _wanted(SMALL, only):
             given = some if side.startswith("s3") else small
             _compare(report, ends, given, "small", (side,), rounds, place)
+        if _wanted((CHAIN,), only):
+            _tell_chain(report, place, s3_files, seed)
         ends.fills_bucket = "s3 down" in _wanted(LARGE, only)
         _measure_memory(report, ends, memory_mib, _wanted(LARGE, only), place)
     report.notes += [
@@ -142,6 +146,12 @@ def _tell(
         report.add(f"  {peer}", theirs, unit)
         pairs = ours[-len(theirs) :]
         report.add(f"  {title} beside {peer}", ours, unit, paired(pairs, theirs), peer)
+
+
+def _tell_chain(report: Report, place: Path, count: int, seed: int) -> None:
+    found = many.run(place / "chain", count, FILE_KIB << 10, seed)
+    report.add(f"small: a chain of {count}, whole", [count / found.whole_s], "files/s")
+    report.add(f"small: a chain of {count}, moving", [count / found.moving_s], "files/s")
 
 
 def _measure_memory(
