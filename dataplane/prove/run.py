@@ -292,7 +292,8 @@ def _print_report(report: Report) -> None:
         f"why         {whys.asked} files on nodes: {whys.trigger} answers end in a trigger, "
         f"{whys.rule} in a rule, {whys.fault} in a fault, {whys.report} in a node's report, "
         f"{len(whys.unknown)} in nothing",
-        f"log         {figures.facts} facts, {figures.acknowledged} acknowledged ones all there",
+        f"log         {figures.facts} facts, {figures.acknowledged} acknowledged ones all there"
+        + (f"; {figures.store_damage} words of unreadable stores" if figures.store_damage else ""),
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
