@@ -17,7 +17,7 @@ from streams.codec import Recorded, decode
 from streams.log import LogError, LogState, LogUnavailable, NoLongerHeld, PermissionDenied
 from streams.pull import Pull
 from streams.stored import Stored, as_stored
-from streams.topology import restored_until
+from streams.topology import READERS_OF_A_CLIENT, restored_until
 from streams.wire import (
     CONSUMER_EXISTS,
     MESSAGE_NOT_FOUND,
@@ -104,6 +104,8 @@ class Reader(Generic[M]):
         self._position = after
         self._pull: Pull | None = None
         self._consumer = ""
+        #: A name that was made free just now.
+        self._freed = ""
         self._expected = 1
         self._state: LogState | None = None
         #: Matching messages behind the last one seen, as the server said with it.
@@ -204,17 +206,30 @@ class Reader(Generic[M]):
                 if error.code in CONSUMER_EXISTS:
                     log.debug("read of %s: another has %s", self._stream, self._consumer)
                     taken += 1
-                    await asyncio.sleep(min(1.0, taken * _TAKEN_S))
+                    if taken % READERS_OF_A_CLIENT == 0:
+                        await self._free(self._consumer)
+                    else:
+                        await asyncio.sleep(min(1.0, taken * _TAKEN_S))
                     continue
                 raise LogUnavailable(f"the log {self._stream} can't be read: {error}") from error
             await asyncio.sleep(pause)
             pause = min(2 * pause, 1.0)
 
+    async def _free(self, name: str) -> None:
+        """All names are taken, and a client that is killed often leaves them so: take this one.
+
+        Should anybody still read by it, he makes a new consumer and goes on where he was.
+        """
+        log.info("read of %s: all names are taken, taking over %s", self._stream, name)
+        with contextlib.suppress(LogError):
+            await api(self._wire, f"CONSUMER.DELETE.{self._stream}.{name}")
+        self._freed = name
+
     async def _open(self) -> Pull:
         state = await log_state(self._wire, self._stream)
         self._check_same(state)
         self._check_held(state)
-        self._consumer = self._wire.reader()
+        self._consumer, self._freed = self._freed or self._wire.reader(), ""
         config: dict[str, Any] = {
             "name": self._consumer,
             # Two readers of one name are never taken for one: the second is refused.

@@ -25,10 +25,11 @@ from streams.connection import ConnectOptions
 from streams.events import SelfplayComplete, SelfplayNeeded
 from streams.jetstream import JetStreamLog
 from streams.log import Guard, LogFull, LogUnavailable, PermissionDenied, Receipt
+from streams.permissions import reader_name
 from streams.server import EmbeddedServer, ServerFailed
 from streams.services import RequestFailed
 from streams.subjects import chain_filter
-from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET
+from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT
 from streams.values import DataType
 from streams.wire import ApiError, Message, Wire, api, create_consumer
 from tests.conftest import PATIENCE_S, Server, eventually
@@ -344,6 +345,24 @@ class TestDeletion:
                     break
         assert [fact.sequence for fact in batch] == list(range(1, 11))
         assert made == 3
+
+    async def test_a_reader_finds_a_name_where_killed_ones_have_left_none(
+        self, own_server: EmbeddedServer
+    ) -> None:
+        """A client that is killed again and again leaves consumers that live for minutes."""
+        async with connected(own_server, name="boss") as log:
+            await fill(log, 10)
+            for number in range(READERS_OF_A_CLIENT):
+                config = {
+                    "name": reader_name("boss", number),
+                    "metadata": {"reader": "killed"},
+                    "ack_policy": "none",
+                    "mem_storage": True,
+                    "inactive_threshold": 600_000_000_000,
+                }
+                await create_consumer(log.connection, "DATAPLANE", config)
+            async with asyncio.timeout(PATIENCE_S):
+                assert len(await ids(log)) == 10
 
     async def test_a_finished_read_leaves_no_consumer_behind(
         self, jetstream_log: JetStreamLog
