@@ -118,6 +118,9 @@ class Node:
         if isinstance(order.event, events.TransferAssigned):
             result = await self._transfer(order.event)
             await self._say(log, result, order)
+            if isinstance(result, events.TransferSucceeded):
+                # What was taken away meanwhile the real agent finds when it reconciles.
+                self.disk.reported.add(result.entry.path)
         await delivery.ack()
 
     async def _transfer(self, order: events.TransferAssigned) -> Event:
