@@ -60,6 +60,7 @@ class Provisioner:
             await present(self._bus)
         except LogError:
             await self._log.ensure_topology(replicas=self._replicas, bounded=self._bounded)
+            self._known_until = 0.0
         if time.monotonic() > self._known_until:
             # What was lost with a server's memory, or removed by hand, is made again.
             await make_signing_key(self._bus)
