@@ -54,6 +54,7 @@ SETTINGS: dict[str, object] = {
     "policy__schedule__s3_cycle_s": 30,
     "policy__schedule__cleanup_s": 3,
     "policy__breakers__transport_open_s": 10,
+    "policy__breakers__node_open_s": 20,
 }
 
 
@@ -184,7 +185,7 @@ class ProveCluster:
             command += ["--data-dir", str(self.layout.data(node).resolve())]
             command += [text for key in CONFIG_KEYS for text in ("--config-key", key)]
             command += ["--rounds", "1000000", "--games-per-round", str(games)]
-            command += ["--padding-kb", "1", "--pause", str(pause_s), "--live-games", "1"]
+            command += ["--padding-kb", "0", "--pause", str(pause_s), "--live-games", "1"]
             await self._add(f"{node}.player", command, node).start()
 
     async def stop_players(self) -> None:
