@@ -175,7 +175,9 @@ class Group:
         handle = os.open(aside, _FLAGS, 0o644, dir_fd=disk.handle)
         try:
             write_all(handle, memoryview(data), 0)
-            os.fchmod(handle, 0o644)
+            if os.fstat(handle).st_mode & 0o777 != 0o644:
+                # Only then: to set what is set already costs a turn of the disk's journal.
+                os.fchmod(handle, 0o644)
             if mtime > 0:
                 os.utime(handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
             if not self._syncs(disk):

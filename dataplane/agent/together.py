@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ class Together:
         if len(running) < AT_ONCE:
             task = asyncio.create_task(self._drain(key, transport))
             running.add(task)
-            task.add_done_callback(running.discard)
+            task.add_done_callback(partial(_ended, running))
         return await outcome
 
     async def close(self) -> None:
@@ -159,6 +160,13 @@ class Together:
                 _fail(one, Interrupted(f"{one.request.local_path} is gone again"))
             elif not one.outcome.done():
                 one.outcome.set_result(outcome)
+
+
+def _ended(running: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
+    running.discard(task)
+    if not task.cancelled():
+        # What it ended with, those who waited have.
+        task.exception()
 
 
 def _fail(one: Waiting, error: TransportError) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.files.group import Group
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landing
 from adapters.throttle import Throttle
@@ -205,6 +206,39 @@ async def test_who_waits_no_longer_leaves_what_landed_known(
     many.goes_on.set()
     assert isinstance(await second, events.TransferSucceeded)
     assert await inventory.arrived("data/0.bin") == entry(0)
+
+
+async def test_p4_what_appears_was_expected_before_and_what_it_moved_was_noted(
+    tmp_path: Path, inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies right after the names were given takes none of it for its own, and still
+    says what moved.
+    """
+
+    class Died(Exception):
+        pass
+
+    def dies(group: Group) -> None:
+        commit(group)
+        raise Died
+
+    commit = Group.commit
+    monkeypatch.setattr(Group, "commit", dies)
+    died = await asyncio.gather(
+        *(manager(tmp_path, inventory, Many()).transfer(order(n)) for n in range(5)),
+        return_exceptions=True,
+    )
+    assert not any(isinstance(one, events.TransferSucceeded) for one in died)
+    await inventory.close()
+    monkeypatch.undo()
+    again = Inventory(tmp_path, "train-1")
+    assert not any([await again.keeps_own(f"data/{number}.bin") for number in range(5)])
+    carrying = manager(tmp_path, again, many := Many())
+    results = await asyncio.gather(*(carrying.transfer(order(n)) for n in range(5)))
+    assert many.asked == []
+    moved = [one.bytes_transferred for one in results]
+    assert moved == [len(content(number)) for number in range(5)]
+    await again.close()
 
 
 async def test_what_ends_the_question_is_everybodys_failure(
