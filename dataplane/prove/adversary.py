@@ -37,6 +37,8 @@ from streams.values import S3_NODE
 _MOST_AWAY = 2
 #: With so many chains open the adversary takes thrice its time.
 _MANY_OPEN = 60
+#: The gap between two acts is at least this part of what the cluster needs to start.
+_OF_A_START = 0.15
 #: The share of processes started again that are told to die at a named point.
 _ARMED_SHARE = 0.8
 
@@ -82,6 +84,13 @@ class Adversary:
         self._acts: set[asyncio.Task[None]] = set()
         self.deeds: list[Deed] = []
         self.flips: list[Flip] = []
+
+    def suit(self, joined_s: float) -> None:
+        """Suit this machine, on which it took the cluster so long to start.
+
+        Where processes are killed faster than they start, none ever does anything.
+        """
+        self._gap_s = max(self._gap_s, joined_s * _OF_A_START)
 
     async def run(self) -> None:
         """Choose and do, for ever."""

@@ -150,12 +150,14 @@ async def _prove(
     )
     following = asyncio.create_task(watcher.follow())
     tending: asyncio.Task[None] | None = None
+    began = time.monotonic()
     try:
         await cluster.start_data_plane()
         tending = asyncio.create_task(cluster.tend())
         everybody = cluster.roles.keys()
         if not await watcher.until(lambda s: s.registered.keys() >= everybody, _START_LIMIT_S):
             raise ProofFailed(f"not all agents have joined:\n{cluster.complaints()}")
+        adversary.suit(time.monotonic() - began)
         await cluster.start_players(options.seed, _PLAYER_PAUSE_S, _GAMES)
         began = time.monotonic()
         await _under_fire(options, cluster, watcher.scene, workload, adversary, quiet=quiet)
