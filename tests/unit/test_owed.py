@@ -14,8 +14,9 @@ from hypothesis import settings
 from dataplane.chain import MOST_VERSIONS
 from dataplane.coordinator.bridge import _moved_on
 from projections.chains import ChainStatus
+from projections.transfers import TransferRow
 from streams import events
-from streams.codec import MAX_MESSAGE_BYTES, Fact, encode
+from streams.codec import MAX_MESSAGE_BYTES, Fact, encode, fact_id
 from streams.events import Event
 from streams.values import MOST_COUNTED, DataType, Role, TargetOutcome, Trait
 from tests.spec import (
@@ -423,6 +424,21 @@ def test_clock_that_ran_back_makes_no_negative_duration() -> None:
     outcome.then(says(DataSyncCompleted, duration_seconds=0.0), says(NewGamesAvailable))
 
 
+def test_durations_and_ages_are_as_exact_as_they_are_useful() -> None:
+    """A chain's end to the microsecond, also below a second; an overdue one's age to the ms."""
+    story = given(*MOVING, policy=NO_RETRIES)
+    age = story.now - T0
+    story.when(asked("c1", after=3_600.1234567 - age)).then(
+        says(ChainOverdue, age_seconds=3600.123)
+    )
+    quick = given(*MOVING, failed(error_class="Refused"), policy=NO_RETRIES)
+    quick.when(asked("c1", after=0.1234567 - (quick.now - T0))).then(
+        says(DataSyncFailed, duration_seconds=0.123457)
+    )
+    early = given(*MOVING, failed(error_class="Refused"), policy=NO_RETRIES)
+    early.when(asked("c1", after=-100)).then(says(DataSyncFailed, duration_seconds=0.0))
+
+
 # Announcements
 
 
@@ -614,6 +630,30 @@ def test_p1_end_of_a_chain_with_hundreds_of_failures_fits_into_a_message() -> No
     assert named + fact.event.left_out == 300
 
 
+def test_p1_failure_with_hundreds_of_arrivals_counts_all_it_leaves_out() -> None:
+    """What is named and what is not are all there is; and none is counted twice."""
+    many = [entry(f"games/gpu-1/{'d' * 200}/{n:04}_hex8_2p.db", games=10) for n in range(300)]
+    story = given(*OPENED, policy=ROOMY)
+    story.tell(*(holds("gpu-1", *many[n : n + 100]) for n in range(0, 300, 100)))
+    story.tell(answers("c1", "gpu-1"), said_what_is_owed, assigned, assigned)
+    for number, row in enumerate(story.under_way()):
+        story.tell(_result(row, fails=number % 2 == 0))
+    (fact,) = story.owes("c1")["c1"]
+    assert isinstance(fact.event, DataSyncFailed)
+    assert fact.event.arrived and fact.event.failed and fact.event.left_out > 0
+    named = len(fact.event.arrived) + len(fact.event.failed)
+    assert named + fact.event.left_out == 300
+
+
+def _result(row: TransferRow, *, fails: bool) -> Event:
+    """What came of a transfer that is under way."""
+    at = {"transfer": row.id, "node": row.target, "source": row.source, "target": row.target}
+    if not fails:
+        return events.TransferSucceeded(**at, entry=row.entry, attempt=1, games=10)
+    error = {"error": "e" * 2_000, "error_class": "Refused", "retryable": False}
+    return events.TransferFailed(**at, **error, entry=row.entry, attempt=1)  # type: ignore[arg-type]
+
+
 def test_one_endless_error_does_not_hide_which_target_failed() -> None:
     """An error is cut, the outcome it belongs to is named all the same."""
     story = given(*MOVING, policy=NO_RETRIES)
@@ -796,6 +836,31 @@ def test_facts_of_a_decision_name_their_chain_and_its_cause() -> None:
     """A chain can be read back as a tree of causes."""
     facts = given(*READY).owes("c1")["c1"]
     assert {(fact.chain, fact.cause) for fact in facts} == {("c1", "c1")}
+
+
+@pytest.mark.parametrize(
+    ("story", "types"),
+    [
+        (given(*OPENED, after(60)), {DataSyncFailed: ("end",)}),
+        (given(*MOVING, after(3_600)), {ChainOverdue: ()}),
+        (given(*MOVING, succeeded()), {DataSyncCompleted: ("end",), NewGamesAvailable: ()}),
+        (
+            given(*TWO_TARGETS, succeeded("train-1"), failed("train-2"), policy=NO_RETRIES),
+            {DataSyncFailed: ("end",)},
+        ),
+    ],
+)
+def test_whatever_a_chain_owes_is_said_for_it_under_the_id_it_always_has(
+    story: Story, types: dict[type[Event], tuple[str, ...]]
+) -> None:
+    """Its subject, its cause, and an id that another release of this would give it, too."""
+    facts = story.owes("c1")["c1"]
+    assert {type(fact.event) for fact in facts} == set(types)
+    for fact in facts:
+        name = events.type_name(fact.event)
+        assert (fact.chain, fact.cause) == ("c1", "c1")
+        assert fact.subject == f"dp.chain.c1.{name}.hex8_2p"
+        assert fact.id == fact_id("c1", name, *types[type(fact.event)])
 
 
 @settings(max_examples=60, deadline=None)
