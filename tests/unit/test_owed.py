@@ -435,6 +435,10 @@ def test_durations_and_ages_are_as_exact_as_they_are_useful() -> None:
     quick.when(asked("c1", after=0.1234567 - (quick.now - T0))).then(
         says(DataSyncFailed, duration_seconds=0.123457)
     )
+    whole = given(*MOVING, succeeded())
+    whole.when(asked("c1", after=0.1234567 - (whole.now - T0))).then(
+        says(DataSyncCompleted, duration_seconds=0.123457), says(NewGamesAvailable)
+    )
     early = given(*MOVING, failed(error_class="Refused"), policy=NO_RETRIES)
     early.when(asked("c1", after=-100)).then(says(DataSyncFailed, duration_seconds=0.0))
 
