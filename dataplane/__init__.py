@@ -4,14 +4,14 @@ Everything a user needs can be imported from here. Decisions are pure functions 
 and time; around them stands a thin shell of loops that can be killed anywhere.
 
 Read in this order. The pure middle: `policy` (what decisions obey), `planner` (what goes where),
-`chain` with `duties` (what is still owed), `admission` with `ordering`, `slots` and `budget`
-(what starts now), `execution` (who does it, by which way), `sweeps`, `deletion`, `liveness`. The
-shell: `coordinator` and `agent`, each a chapter of its own, `proving` and `presence` between
-them, `daemon` around them. What users touch: `config`, `api`, `blocking`, `outbox`, `catalog`,
-`cli`. What tells them: `rows`, `words`, `explain` with `evidence`, `waiting`, `health`,
-`overview`, `motion`, `metrics`, `tracing`, `web`. What looks back or keeps order: `audit`,
-`draining`, `retry`, `restoring`, `keys`. What is promised is `laws`; `prove` and `demo` hold it
-to them.
+`chain` with `duties` (what is still owed), `admission` with `ordering`, `slots` and `budget` (what
+starts now), `execution` (who does it, by which way), `sweeps`, `prestaging`, `deletion`,
+`liveness`. The shell: `coordinator` and `agent`, each a chapter of its own, `proving` and
+`presence` between them, `daemon` around them. What users touch: `config`, `api`, `blocking`,
+`outbox`, `catalog`, `cli`. What tells them: `rows`, `words`, `explain` with `evidence`, `waiting`,
+`health`, `overview`, `motion`, `metrics`, `tracing`, `web`. What looks back or keeps order:
+`audit`, `draining`, `retry`, `restoring`, `keys`. What is promised is `laws`; `prove` and `demo`
+hold it to them.
 """
 
 import importlib
