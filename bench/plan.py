@@ -121,7 +121,7 @@ def run(entries: int, nodes: int, seed: int, base: Path | None) -> Report:
     report.add("building the catalog, copies folded", [built], "copies/s")
     report.notes.append(
         "Claimed is the memory of its own. What is mapped of the views is the kernel's to take back"
-        " at any time without writing anything; within 500 MB in all it works as well."
+        " at any time without writing anything; what is read again then comes from the disk."
     )
     report.notes.append(
         f"{found.short} entries have too few copies; SQLite counts {found.sqlite_short}."
