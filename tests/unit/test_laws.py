@@ -95,6 +95,8 @@ def test_budget_that_is_exceeded_is_found() -> None:
     assert len(list(laws.budgets_are_kept(1, 1)(two))) == 1
     shared = recorded(assigned("t1", "a", "b"), assigned("t2", "a", "d"))
     assert len(list(laws.budgets_are_kept(2, 1)(shared))) == 1
+    stored = recorded(assigned("t1", "a", "s3"), assigned("t2", "b", "s3"))
+    assert list(laws.budgets_are_kept(2, 1)(stored)) == []
     urgent = assigned("t2", "a", "d", priority=SyncPriority.CRITICAL)
     assert list(laws.budgets_are_kept(1, 1)(recorded(assigned("t1", "a", "b"), urgent))) == []
 
