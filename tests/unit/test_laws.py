@@ -76,6 +76,24 @@ def test_what_is_never_said_for_a_chain_is_found(facts: list[Recorded], type_nam
     assert laws.broken(rest, laws.ALWAYS)
 
 
+@pytest.mark.parametrize(
+    ("missing", "announced", "broken"),
+    [("s3", 1, 0), ("s3", 0, 1), ("train-1", 1, 0), ("train-1", 0, 0), ("train-1", 2, 1)],
+)
+def test_games_are_announced_though_the_bucket_lacks_them(
+    facts: list[Recorded], missing: str, announced: int, broken: int
+) -> None:
+    """Who trains has them: it is owed then; and never twice."""
+    (end,) = (fact for fact in facts if fact.type == "DATA_SYNC_COMPLETED")
+    (said,) = (fact for fact in facts if fact.type == "NEW_GAMES_AVAILABLE")
+    lacks = TargetOutcome(missing, GAMES.path, GAMES.checksum, error="it is away")
+    failed = events.DataSyncFailed(config_key="hex8_2p", source_node="gpu-1", failed=(lacks,))
+    rest = [fact for fact in facts if fact not in (end, said)]
+    story = [*rest, replace(end, event=failed)]
+    story += [replace(said, id=f"said-{number}") for number in range(announced)]
+    assert len(list(laws.every_announcement_is_made_once(story))) == broken
+
+
 def test_chain_that_is_late_and_not_named_is_found() -> None:
     """After its limit and the slack; CHAIN_OVERDUE makes it right."""
     law = laws.late_chains_are_named(10.0, 5.0)
