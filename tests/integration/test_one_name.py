@@ -13,6 +13,7 @@ async def test_a_second_agent_of_a_name_is_refused_and_a_killed_one_comes_back_a
 ) -> None:
     """Both would do the same work; who works on the same directory takes over without waiting."""
     async with LocalCluster(tmp_path) as cluster:
+        cluster.coordinator()
         first = cluster.agent("gpu-1", Role.SELFPLAY)
         await cluster.joined("gpu-1")
         other = tmp_path / "elsewhere"
