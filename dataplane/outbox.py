@@ -22,6 +22,9 @@ from streams.log import Log, LogError, LogFull, LogUnavailable, PermissionDenied
 
 logger = logging.getLogger(__name__)
 
+#: What was begun so long ago will not be finished: storing takes less than a second.
+_BEGUN_S = 3600.0
+
 
 class NotKept(LogError):
     """Neither the bus nor this machine's disk took an event: it is said nowhere. Say it again."""
@@ -66,6 +69,14 @@ class Outbox:
         if self._directory.is_dir():
             yield from sorted(self._directory.glob("[0-9]*.json"))
 
+    def _sweep(self) -> None:
+        """Remove what processes that were killed had begun to store; nobody was told it was."""
+        if self._directory.is_dir():
+            for path in self._directory.glob(".[0-9]*"):
+                with contextlib.suppress(OSError):
+                    if path.stat().st_mtime < time.time() - _BEGUN_S:
+                        path.unlink()
+
     def read(self, path: Path) -> Fact | None:
         """A stored event; None if somebody else has sent it by now, or it can't be read."""
         try:
@@ -104,6 +115,7 @@ class Outbox:
         An event the bus refuses for good stays, is said in the log of this process, and does not
         keep the others waiting.
         """
+        self._sweep()
         sent = 0
         for path in self.waiting():
             fact = self.read(path)

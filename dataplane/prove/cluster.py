@@ -21,6 +21,7 @@ from dataplane.crashpoints import POINTS
 from dataplane.demo.bucket import DemoBucket
 from dataplane.demo.children import Child, Layout, environment_of
 from dataplane.demo.s3_server import installed
+from dataplane.outbox import Outbox
 from dataplane.policy import Policy
 from dataplane.prove.cable import Cable
 from dataplane.prove.servers import BucketServer, BusServer, clustered, single
@@ -241,8 +242,8 @@ class ProveCluster:
 
     def unsent(self) -> int:
         """Events that wait in some node's outbox."""
-        outboxes = (self.layout.state(node) / "outbox" for node in self.roles)
-        return sum(1 for outbox in outboxes for _ in outbox.glob("*") if _.is_file())
+        outboxes = (Outbox(self.layout.state(node) / "outbox") for node in self.roles)
+        return sum(1 for outbox in outboxes for _ in outbox.waiting())
 
     def complaints(self) -> str:
         """The end of every process's log."""

@@ -277,3 +277,18 @@ async def test_any_id_is_an_id(outbox: Outbox, id: str) -> None:
     log = MemoryLog()
     await outbox.publish(log, node_fact(played("gpu-7"), "gpu-7", id))
     assert await ids(log) == [id]
+
+
+async def test_what_a_killed_process_had_begun_to_store_goes_in_time(
+    outbox: Outbox, tmp_path: Path
+) -> None:
+    """It was never said to be stored; what was begun just now may still be finished."""
+    outbox.put(fact(1))
+    old, new = (tmp_path / "state" / "outbox" / name for name in (".0001-killed", ".0002-busy"))
+    for path in (old, new):
+        path.write_bytes(b'{"subject')
+    os.utime(old, (0, 0))
+    log = MemoryLog()
+    assert len(list(outbox.waiting())) == 1
+    assert await outbox.drain(log) == 1
+    assert (old.exists(), new.exists()) == (False, True)
