@@ -178,7 +178,7 @@ def delta(
 @bench
 def transfer(
     run: Run,
-    size_mib: Annotated[int, typer.Option(min=1, help="Of the large file.")] = 0,
+    size_mib: Annotated[int, typer.Option(min=0, help="Of the large file.")] = 0,
     files: Annotated[int, typer.Option(min=0, help="Small ones, of 20 KiB.")] = 0,
     s3_files: Annotated[int, typer.Option(min=0, help="Small ones through S3.")] = 0,
     memory_mib: Annotated[int, typer.Option(min=0, help="Of the file whose memory counts.")] = 0,

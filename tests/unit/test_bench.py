@@ -8,7 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
+from bench.__main__ import app
+
+COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 ROOT = Path(__file__).parents[2]
 SMALLEST = {
     "chain": ("--chains", "1", "--rounds", "1", "--database-mb", "0.2", "--targets", "1"),
@@ -33,3 +37,11 @@ def test_smallest_benchmark_prints_its_json(name: str, tmp_path: Path) -> None:
     assert report["machine"]["cores"] > 0
     assert report["lines"] and all(line["value"] > 0 for line in report["lines"])
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_benchmark_accepts_what_it_takes_for_granted(name: str) -> None:
+    """An option left out stands within the limits that it sets for others."""
+    for option in COMMANDS[name].params:
+        least = getattr(option, "min", None)
+        assert least is None or option.default >= least, option.name
