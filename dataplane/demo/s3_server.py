@@ -29,6 +29,8 @@ READY_S = 60.0
 #: A port may be taken between being chosen and being used.
 STARTS = 3
 _SERVICES = ("master", "volume", "filer", "s3", "admin")
+#: Each bucket takes a volume, and by itself the server has one for each free GiB of the disk.
+_VOLUMES = 10_000
 _POLL_S = 0.05
 _LOG_LINES = 15
 
@@ -114,6 +116,7 @@ class S3Server:
         return [
             "mini",
             f"-dir={data}",
+            f"-volume.max={_VOLUMES}",
             f"-ip={HOST}",
             f"-ip.bind={HOST}",
             *chosen,
