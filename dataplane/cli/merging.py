@@ -9,10 +9,10 @@ from typing import Annotated
 import msgspec
 import typer
 
+from adapters.errors import DiskFull
 from adapters.files.gametables import NotMergeable
 from adapters.files.merging import Merged, merge
 from adapters.files.sqlite import Locked, Unsound
-from adapters.transport import DiskFull
 from dataplane.cli import show
 from dataplane.cli.app import SAFE, Json, app, config_of
 
