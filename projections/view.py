@@ -42,8 +42,11 @@ class View(Protocol):
         """
 
 
-class Row(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True):
-    """Base of rows: stored as MessagePack arrays, so field order is part of a view's version."""
+class Row(msgspec.Struct, frozen=True, omit_defaults=True, array_like=True, gc=False):
+    """Base of rows: stored as MessagePack arrays, so field order is part of a view's version.
+
+    As `streams.values.Value`, they are nothing that the garbage collector need look at.
+    """
 
 
 def unpacker(cls: type[R]) -> msgspec.msgpack.Decoder[R]:

@@ -37,7 +37,7 @@ MAX_MESSAGE_BYTES = 256 * 1024
 LIST_BYTES = 200 * 1024
 
 
-class Fact(msgspec.Struct, frozen=True):
+class Fact(msgspec.Struct, frozen=True, gc=False):
     """An event on its way into the log: payload, id, where it lives, what it belongs to."""
 
     event: Event
@@ -50,7 +50,7 @@ class Fact(msgspec.Struct, frozen=True):
     traceparent: str = ""
 
 
-class Recorded(msgspec.Struct, frozen=True):
+class Recorded(msgspec.Struct, frozen=True, gc=False):
     """A message of the log, read back. `event` is None exactly if `problem` says why."""
 
     sequence: int

@@ -142,8 +142,12 @@ class DiskTier(enum.StrEnum):
 _TIERS = {tier: rank for rank, tier in enumerate(DiskTier)}
 
 
-class Value(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Base of all values and events: immutable, compared by content, short on the wire."""
+class Value(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
+    """Base of all values and events: immutable, compared by content, short on the wire.
+
+    What is immutable can't come to hold itself: the garbage collector, which stops every thread
+    while it looks, need not look at the many that a large decision is made of.
+    """
 
 
 class DataEntry(Value, frozen=True):
