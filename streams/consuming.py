@@ -34,6 +34,8 @@ _AHEAD = 256
 #: A message that waited longer than this part of its ack wait is left to its redelivery.
 _STALE = 0.6
 _PAUSE_S = 0.2
+#: What is taken in one go is read in one go: no more than this of it, beside the first.
+_TAKEN_BYTES = 4 * 1024 * 1024
 _SECOND = 1_000_000_000
 
 
@@ -97,12 +99,13 @@ class JetStreamDeliveries:
         raise StopAsyncIteration
 
     def take_ready(self, limit: int) -> list[Delivery]:
-        items, ready = self._pull.items, list[Delivery]()
+        items, ready, size = self._pull.items, list[Delivery](), 0
         oldest = self._loop.time() - self._stale_s
-        while items and len(ready) < limit and not self._closed:
+        while items and len(ready) < limit and size < _TAKEN_BYTES and not self._closed:
             item = items.popleft()
             if item.arrived >= oldest:
                 ready.append(self._delivery(item))
+                size += len(item.body)
         if self._pull.wanting:
             self._pull.attention.set()
         return ready

@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 _AHEAD = 1000
 _BATCH = 500
+#: What is given at once was read at once: nobody else has a turn meanwhile.
+_BATCH_BYTES = 4 * 1024 * 1024
 #: A reader that is not iterated for longer than this begins again where it was.
 _IDLE_S = 120.0
 _PAUSE_S = 0.2
@@ -166,10 +168,12 @@ class Reader(Generic[M]):
 
     def _take(self, pull: Pull) -> list[M]:
         batch: list[M] = []
+        size = 0
         restored = self._state.restored_sequence if self._state else 0
         items, until = pull.items, self._until
-        while items and len(batch) < _BATCH:
+        while items and len(batch) < _BATCH and size < _BATCH_BYTES:
             _, subject, reply, body, headers = items.popleft()
+            size += len(body)
             said = parse_reply(reply)
             if said.consumer_sequence != self._expected:
                 log.warning(
