@@ -1,7 +1,4 @@
-"""Merging of databases: what a target lacks comes over, and nothing that it holds goes.
-
-Of game databases these are complete games, with all their rows; of small ones that hold none, such
-as ratings and registries, see `records`.
+"""Merging of game databases: complete games that a target lacks come over, with all their rows.
 
 A game comes whole or not at all, and whatever happens in between, merging again completes it: what
 identifies a game is its id alone. What the target holds is never changed, nor are its tables; a
@@ -36,7 +33,6 @@ from adapters.files.gametables import (
     judged,
 )
 from adapters.files.places import Reservation
-from adapters.files.records import merge_tables
 from adapters.files.sqlite import Unsound
 
 #: How long the target's writer is waited for.
@@ -54,18 +50,14 @@ class Merged(msgspec.Struct, frozen=True):
 
     source: str
     added: int = 0
-    #: Games whose id the target had, or rows that it had.
+    #: Games whose id the target had.
     there: int = 0
-    #: Rows of the target that a later one took the place of; games are never changed.
-    newer: int = 0
-    #: Games or rows that stayed behind, by the reason.
+    #: Games that stayed behind, by the reason.
     left: dict[str, int] = {}
-    #: Rows that came, by table; without those of the games themselves.
+    #: Rows that came with the games, by table.
     rows: dict[str, int] = {}
     #: Columns, tables and triggers of the source that the target has no place for.
     no_place: tuple[str, ...] = ()
-    #: What is counted: ``games`` or ``rows``.
-    unit: str = "games"
 
 
 def merge(
@@ -75,46 +67,19 @@ def merge(
     *,
     patience_s: float = PATIENCE_S,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    begins: Callable[[int], None] = lambda there: None,
 ) -> Merged:
     """Bring the complete games of `source` that `target` lacks there; make it if there is none.
 
     `complete_from` says for a configuration such as ``hex8_2p``, or "", from how many moves a game
     counts as complete (K4). Both may have writers: of the source a snapshot is taken, which needs
-    room beside the target. `progress` is told (games done, games in all).
+    room beside the target. `progress` is told (games done, games in all); `begins` is told, before
+    the first game comes over and if any is to come, how many of the source the target has: whoever
+    notes that can still say what came over when this is killed.
 
     Raises `NotMergeable`, `sqlite.Unsound`, `sqlite.Locked`, `DiskFull` or `OSError`; what came
     over until then are whole games. Blocks.
     """
-    with _attached(target, source, patience_s) as db:
-        return _Merge(db, target, source, complete_from).run(progress)
-
-
-def merge_records(target: Path, source: Path, *, patience_s: float = PATIENCE_S) -> Merged:
-    """Bring the rows of `source` that `target` lacks there, all or none; make it if there is none.
-
-    For small databases that hold no games: the target is locked while it lasts. Of two rows with
-    one key the later one stays; see `records`. Raises as `merge` does. Blocks.
-    """
-    with _attached(target, source, patience_s) as db, _names(source, target), _transaction(db):
-        tables, no_place = merge_tables(db, source.name, target.name)
-    left: dict[str, int] = {}
-    for tally in tables.values():
-        left |= tally.left
-    return Merged(
-        source=str(source),
-        added=sum(tally.added for tally in tables.values()),
-        there=sum(tally.there for tally in tables.values()),
-        newer=sum(tally.newer for tally in tables.values()),
-        left=left,
-        rows={name: tally.added for name, tally in tables.items()},
-        no_place=tuple(sorted(no_place)),
-        unit="rows",
-    )
-
-
-@contextlib.contextmanager
-def _attached(target: Path, source: Path, patience_s: float) -> Iterator[sqlite3.Connection]:
-    """A connection that writes the target, with a sound snapshot of the source beside it."""
     target = target.resolve()
     if target.exists() and source.resolve().samefile(target):
         raise NotMergeable(f"{target.name} can't be merged into itself")
@@ -134,7 +99,7 @@ def _attached(target: Path, source: Path, patience_s: float) -> Iterator[sqlite3
             db.execute("ATTACH ? AS source", (str(copy),))
             # It is thrown away afterwards.
             db.execute("PRAGMA source.synchronous = OFF")
-            yield db
+            return _Merge(db, target, source, complete_from).run(progress, begins)
 
 
 class _Merge:
@@ -156,14 +121,15 @@ class _Merge:
         self._there = 0
         db.create_function("complete_from", 1, complete_from, deterministic=True)
 
-    def run(self, progress: Callable[[int, int], None]) -> Merged:
+    def run(self, progress: Callable[[int, int], None], begins: Callable[[int], None]) -> Merged:
         """Judge, choose, then copy a batch at a time."""
         with _names(self._source, self._target):
             self._judge()
             with _transaction(self._db):
                 no_place = create_missing(self._db, self._target.name)
             tables, nowhere = copyings(self._db, self._target.name)
-            self._choose(tables[0])
+            if self._choose(tables[0]):
+                begins(self._there)
             self._copy_all(tables, progress)
         return Merged(
             source=str(self._source),
@@ -193,8 +159,8 @@ class _Merge:
         nameless = db.execute("SELECT count(*) FROM judged WHERE id IS NULL").fetchone()[0]
         self._leave(f"no {ID}", nameless)
 
-    def _choose(self, games: Copying) -> None:
-        """Put the ids of complete games that the target lacks into ``chosen``.
+    def _choose(self, games: Copying) -> bool:
+        """Put the ids of complete games that the target lacks into ``chosen``; whether any is.
 
         Before it is locked: what is merged for the second time holds up nobody.
         """
@@ -202,14 +168,13 @@ class _Merge:
         (total,) = db.execute(f"SELECT count(*) FROM judged WHERE {complete}").fetchone()
         db.execute("CREATE TEMP TABLE chosen (n INTEGER PRIMARY KEY, id)")
         db.execute("CREATE TEMP TABLE batch (id)")
-        self._there = (
-            total
-            - db.execute(
-                "INSERT INTO chosen (id) SELECT id FROM judged AS batch"
-                f" WHERE {complete} AND NOT {games.there} ORDER BY id"
-            ).rowcount
-        )
+        chosen = db.execute(
+            "INSERT INTO chosen (id) SELECT id FROM judged AS batch"
+            f" WHERE {complete} AND NOT {games.there} ORDER BY id"
+        ).rowcount
+        self._there = total - chosen
         db.execute("DROP TABLE judged")
+        return bool(chosen)
 
     def _copy_all(self, tables: list[Copying], progress: Callable[[int, int], None]) -> None:
         total = self._db.execute("SELECT count(*) FROM chosen").fetchone()[0]

@@ -2,7 +2,8 @@
 
 The consolidated database is a file of this node's like any other: it is found, said and moved as
 policy says. Merging is asked for again whenever a database has changed, which does no harm: what
-is there is not merged again. It must never run in this process; see `apart`.
+is there is not merged again, and what was begun by a process that was killed is finished, and said
+whole, before anything else is merged. It must never run in this process; see `apart`.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from pathlib import Path
 
 import msgspec
 
-from adapters.errors import DiskFull
 from adapters.files import checks
 from adapters.files.gametables import NotMergeable
 from adapters.files.inventory import Inventory
 from adapters.files.merging import Merged
 from adapters.files.places import OWN_DIRECTORY
 from adapters.files.sqlite import Locked, Unsound
+from adapters.transport import DiskFull
 from adapters.workers import finish
-from dataplane.agent.apart import merge_apart
+from dataplane.agent.apart import merge_apart, noted
 from dataplane.agent.scrub import Say
 from dataplane.coordinator.trouble import Troubles
+from dataplane.crashpoints import reach
 from dataplane.policy import Quality
 from streams import events
 from streams.codec import fact_id, node_fact
@@ -38,8 +40,9 @@ logger = logging.getLogger(__name__)
 LOOK_S = 10.0
 #: In the name of the consolidated database, what stands for the configuration.
 CONFIG = "{config}"
-#: Merges the source, given second, into the target, given first; see `merging.merge`.
-Merge = Callable[[Path, Path, Quality], Awaitable[Merged]]
+#: Merges the source, given second, into the target, given first, and notes where it is told to how
+#: many of the games were there before; see `apart.merge_apart`.
+Merge = Callable[[Path, Path, Quality, Path], Awaitable[Merged]]
 
 
 class Consolidator:
@@ -83,9 +86,14 @@ class Consolidator:
         """Merge what has changed since it was merged last."""
         if self._done is None:
             self._done = await finish(partial(_read, self._notes))
-        for entry in sorted(await self._inventory.held(), key=lambda entry: entry.path):
-            due = self._is_game_database(entry) and self._done.get(entry.path) != entry.checksum
-            if due and not self.troubles.must_wait(entry.path, self._clock()):
+        due = [
+            entry
+            for entry in await self._inventory.held()
+            if self._is_game_database(entry) and self._done.get(entry.path) != entry.checksum
+        ]
+        # What was begun comes first: else what others bring would be counted as its own.
+        for entry in sorted(due, key=lambda one: (not self._note(one).exists(), one.path)):
+            if not self.troubles.must_wait(entry.path, self._clock()):
                 await self._merge(entry, self._done)
 
     def _is_game_database(self, entry: DataEntry) -> bool:
@@ -95,6 +103,10 @@ class Consolidator:
         owned = self._rules.ownership(entry.path) is Ownership.OWNED
         games = entry.data_type is DataType.GAMES and checks.is_database(entry.path)
         return owned and games and bool(entry.games)
+
+    def _note(self, entry: DataEntry) -> Path:
+        """Where it is noted that a merge of a path has begun."""
+        return self._notes.with_name(f"merging-{fact_id(entry.path)}")
 
     def _local(self, config_key: str) -> str:
         """Where the games of a configuration go, relative to the root."""
@@ -108,7 +120,9 @@ class Consolidator:
         target = self._local(entry.config_key)
         source = self._root / self._rules.local(entry.path, self._node)
         try:
-            merged = await self._merge_one(self._root / target, source, self._quality)
+            merged = await self._merge_one(
+                self._root / target, source, self._quality, self._note(entry)
+            )
         except (Locked, DiskFull, OSError) as error:
             self.troubles.failed(entry.path, error, self._clock())
             logger.warning("%s is merged later: %s", entry.path, error)
@@ -117,24 +131,33 @@ class Consolidator:
             # As it is now it never can be: once it has changed it is tried again.
             logger.error("%s can't be merged into %s: %s", entry.path, target, error)
         else:
-            if merged.added:
-                await self._say(entry, merged)
+            reach("agent.merged")
+            await self._say(entry, merged)
         self.troubles.over(entry.path)
         done[entry.path] = entry.checksum
         await finish(partial(_write, self._notes, dict(done)))
+        with suppress(OSError):
+            self._note(entry).unlink(missing_ok=True)
 
     async def _say(self, entry: DataEntry, merged: Merged) -> None:
+        """Say what came over, also in a process before this one that could not say it."""
+        there = noted(self._note(entry))
+        if there is None:
+            there = merged.there
+        added = merged.there + merged.added - there
+        if added <= 0:
+            return
         event = events.GamesMerged(
             node=self._node,
             config_key=entry.config_key,
             path=self._path(entry.config_key),
             source=entry.path,
             checksum=entry.checksum,
-            games_added=merged.added,
-            games_there=merged.there,
+            games_added=added,
+            games_there=there,
             games_left=sum(merged.left.values()),
         )
-        id = fact_id("merged", self._node, event.path, entry.path, entry.checksum, merged.there)
+        id = fact_id("merged", self._node, event.path, entry.path, entry.checksum, there)
         await self._say_in_the_end(node_fact(event, self._node, id))
 
 

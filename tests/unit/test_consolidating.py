@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from adapters.files import merging, sqlite
 from adapters.files.gametables import NotMergeable
 from adapters.files.inventory import Inventory
 from adapters.files.sqlite import Locked
-from dataplane.agent.apart import merge_apart
+from dataplane.agent.apart import merge_apart, noting
 from dataplane.agent.consolidating import Consolidator
 from dataplane.policy import Quality
 from streams import events
@@ -58,12 +62,14 @@ class Node:
         """What the agent would send."""
         self.said.append(fact)
 
-    async def merge(self, target: Path, source: Path, quality: Quality) -> merging.Merged:
+    async def merge(
+        self, target: Path, source: Path, quality: Quality, note: Path
+    ) -> merging.Merged:
         """Merge here: nobody else reads these files."""
         self.merges.append(source.name)
         if self.fails is not None:
             raise self.fails
-        return merging.merge(target, source, quality.complete_from)
+        return merging.merge(target, source, quality.complete_from, begins=noting(note))
 
     async def look(self) -> list[events.Event]:
         """Scan, merge what is due, and tell what was said of it."""
@@ -154,6 +160,70 @@ async def test_errors_of_another_process_are_raised_as_what_they_are(tmp_path: P
     source = played(tmp_path / "hex8_2p.db", ["a"])
     (tmp_path / "text.db").write_text("no database")
     with pytest.raises(NotMergeable, match=r"text\.db is no SQLite database"):
-        await merge_apart(tmp_path / "text.db", source, Quality())
+        await merge_apart(tmp_path / "text.db", source, Quality(), tmp_path / "note")
     with pytest.raises(OSError, match="does not exist"):
-        await merge_apart(tmp_path / "all.db", tmp_path / "none.db", Quality())
+        await merge_apart(tmp_path / "all.db", tmp_path / "none.db", Quality(), tmp_path / "note")
+
+
+# Killed in between
+
+
+_KILLED = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from tests.unit import test_consolidating as tests
+from adapters.files import merging
+
+root, batch, point = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+merging._FIRST_BATCH = merging._MOST = batch
+
+
+class Killed(tests.Node):
+    async def merge(self, target, source, quality, note):
+        def progress(done, total):
+            if point == "merging":
+                os.kill(os.getpid(), signal.SIGKILL)
+        return merging.merge(
+            target, source, quality.complete_from, begins=tests.noting(note), progress=progress
+        )
+
+    async def say(self, fact):
+        if point == "saying":
+            os.kill(os.getpid(), signal.SIGKILL)
+        Path(sys.argv[4]).write_text(fact.id)
+        if point == "said":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+asyncio.run(Killed(root).look())
+"""
+
+
+@pytest.mark.parametrize("point", ["merging", "agent.merged", "saying", "said"])
+async def test_games_that_a_killed_process_has_merged_are_said_all_the_same(
+    point: str, tmp_path: Path
+) -> None:
+    """Once, and all of them: those that came before it was killed, and those that come after."""
+    (tmp_path / "root/games/gpu-1").mkdir(parents=True)
+    played(tmp_path / "root/games/canonical_hex8_2p.db", ["old"])
+    played(tmp_path / "root/games/z_hex8_2p.db", ["old", "a", "b", "c", "d"])
+    said = tmp_path / "said"
+    words = (_KILLED, str(tmp_path / "root"), "2", point, str(said))
+    killed = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", *words, env={**os.environ, "DATAPLANE_KILL_AT": point}
+    )
+    assert await killed.wait() == -signal.SIGKILL
+    # Another brings the same games meanwhile, and stands before it by name.
+    played(tmp_path / "root/games/a_hex8_2p.db", ["c", "e"])
+    node = Node(tmp_path / "root")
+    try:
+        told_ = await node.look()
+        assert await node.look() == []
+    finally:
+        await node.inventory.close()
+    assert games_in(tmp_path / "root/games/canonical_hex8_2p.db") == {"old", *"abcde"}
+    found = [(e.source, e.games_added, e.games_there) for e in told_]  # type: ignore[attr-defined]
+    assert found == [("games/gpu-7/z_hex8_2p.db", 4, 1), ("games/gpu-7/a_hex8_2p.db", 1, 1)]
+    if point == "said":
+        assert said.read_text() == node.said[0].id
+    assert not list((tmp_path / "root/.dataplane").glob("merging-*"))
