@@ -16,8 +16,9 @@ import asyncio
 import gc
 import random
 import sqlite3
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -27,6 +28,7 @@ import msgspec
 from bench.measuring import MEGABYTE, in_process, peak_bytes, workplace
 from bench.report import Report, begin, percentile
 from dataplane.admission import admit
+from dataplane.coordinator.bridge import EventBridge
 from dataplane.coordinator.dispatch import Known
 from dataplane.coordinator.sweeping import Sweeper
 from dataplane.daemon import leave_to_the_end
@@ -37,8 +39,8 @@ from projections.fold import TABLES, fold
 from projections.projector import Projector
 from projections.store import Store
 from streams import events
-from streams.codec import Recorded, fact_id
-from streams.log import Log
+from streams.codec import Fact, Recorded, encode, fact_id
+from streams.log import Guard, Log, Receipt
 from streams.subjects import subject_for
 from streams.values import (
     BOARDS,
@@ -82,6 +84,11 @@ class Found(msgspec.Struct):
     #: Planning what a whole configuration needs: one long decision.
     start_s: list[float] = []
     start_entries: int = 0
+    #: The same by the bridge, to a node that lacks almost all of it, until all of it is said.
+    decide_s: float = 0.0
+    decide_block_s: float = 0.0
+    decide_block_cpu_s: float = 0.0
+    decided_entries: int = 0
     anonymous_bytes: int = 0
     mapped_by_planning_bytes: int = 0
     mapped_bytes: int = 0
@@ -114,6 +121,12 @@ def run(entries: int, nodes: int, seed: int, base: Path | None) -> Report:
     report.add(f"a round of admission, {found.queued} waiting, p99", [ours], "ms")
     what = f"planning a training run of {found.start_entries} current entries"
     report.add(what, [seconds * 1e3 for seconds in found.start_s], "ms")
+    what = f"deciding and saying what {found.decided_entries} entries need that a node lacks"
+    report.add(what, [found.decide_s], "s")
+    block = [found.decide_block_s * 1e3]
+    report.add("the event loop's longest block while that is decided", block, "ms")
+    block = [found.decide_block_cpu_s * 1e3]
+    report.add("the same in processor time of the loop's thread", block, "ms")
     report.add("memory of its own", [found.anonymous_bytes / MEGABYTE], "MB")
     mapped = f"pages of the views mapped after {PLANNED} plans"
     report.add(mapped, [found.mapped_by_planning_bytes / MEGABYTE], "MB")
@@ -168,6 +181,8 @@ def _facts(count: int, nodes: int, seed: int) -> Iterator[tuple[events.Event, st
             )
             yield events.FilesObserved(node=trainer, entries=held), trainer
     yield from _queue(int(count * _QUEUED_SHARE), nodes, random.Random(seed))
+    cold = _producer(0, nodes)
+    yield events.TrainingStarted(config_key=_CONFIGS[0], node=cold), cold
 
 
 def _queue(count: int, nodes: int, rng: random.Random) -> Iterator[tuple[events.Event, str]]:
@@ -218,10 +233,12 @@ def _entry(number: int, nodes: int) -> DataEntry:
 
 def _recorded(sequence: int, event: events.Event, owner: str) -> Recorded:
     subject = subject_for(event, owner)
+    id = f"b{sequence}"
     chain = owner if isinstance(event, events.SyncPlanned) else ""
+    if isinstance(event, events.TrainingStarted):
+        chain = id
     config_key = events.config_key_of(event)
     name = events.type_name(event)
-    id = f"b{sequence}"
     return Recorded(sequence, _T0, subject, id, name, owner, config_key, chain, "", event)
 
 
@@ -265,15 +282,34 @@ def _fill_sqlite(file: Path, count: int, nodes: int) -> None:
 
 
 class _Views:
-    """Views that nobody folds any more, as a sweeper reads them."""
+    """Views that nobody folds any more, as a sweeper and a bridge read them."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
+
+    async def wait_for(self, sequence: int) -> None:
+        """What is said is not folded."""
+
+
+class _Sink:
+    """A log that makes messages of facts, as every log does, and keeps none."""
+
+    def __init__(self) -> None:
+        self.facts: list[Fact] = []
+
+    async def append(self, facts: Sequence[Fact], guards: Sequence[Guard]) -> Receipt:
+        for fact in facts:
+            encode(fact, _T0)
+        self.facts += facts
+        await asyncio.sleep(0)
+        return Receipt(len(self.facts))
 
 
 def measure(place: Path, count: int, nodes: int, seed: int) -> Found:
     """Everything that is measured on the catalog at `place`."""
     store = Store.open(place / "views", TABLES, writable=False)
+    # As in the daemon.
+    sys.setswitchinterval(0.0005)
     leave_to_the_end()
     rng, found = random.Random(seed), Found()
     asked = [
@@ -289,6 +325,7 @@ def measure(place: Path, count: int, nodes: int, seed: int) -> Found:
         found.mapped_by_planning_bytes = _resident("RssFile")
         found.start_s = [_timed(lambda: _plan_start(store, found)) for _ in range(3)]
         asyncio.run(_survey(store, found))
+        asyncio.run(_decide(store, found))
         began = time.perf_counter()
         too_few = "SELECT id, count(*) FROM holders GROUP BY id HAVING count(*) < 3"
         found.sqlite_short = len(db.execute(too_few).fetchall())
@@ -326,29 +363,52 @@ def _ask(db: sqlite3.Connection, node: str, config_key: str) -> None:
 
 
 async def _survey(store: Store, found: Found) -> None:
-    """A survey, while the loop is watched by one who wants to turn every millisecond."""
-    gc.collect()
+    """A survey, while the loop is watched."""
     sweeper = Sweeper(
         cast(Log, None), cast(Projector, _Views(store)), Policy(), "bench", clock=lambda: _T0 + 1e6
     )
-    done = asyncio.Event()
+
+    async def survey() -> None:
+        found.short = (await sweeper.survey()).short
+
+    found.survey_s, found.longest_block_s, found.longest_block_cpu_s = await _watched(survey)
+
+
+async def _decide(store: Store, found: Found) -> None:
+    """What the bridge owes a training run of a node that lacks almost everything."""
+    sink = _Sink()
+    bridge = EventBridge(cast(Log, sink), cast(Projector, _Views(store)), Policy())
+    found.decide_s, found.decide_block_s, found.decide_block_cpu_s = await _watched(bridge.sweep)
+    plans = [fact.event for fact in sink.facts if isinstance(fact.event, events.SyncPlanned)]
+    found.decided_entries = sum(len(plan.entries) for event in plans for plan in event.plans)
+
+
+async def _watched(work: Callable[[], Awaitable[None]]) -> tuple[float, float, float]:
+    """How long it took, and the longest turn of the loop meanwhile, also in its processor time.
+
+    The loop is watched by one who wants to turn every millisecond.
+    """
+    gc.collect()
+    done, longest, longest_cpu = asyncio.Event(), 0.0, 0.0
 
     async def watch() -> None:
+        nonlocal longest, longest_cpu
         last, cpu = time.perf_counter(), time.thread_time()
         while not done.is_set():
             await asyncio.sleep(0.001)
             now, used = time.perf_counter(), time.thread_time()
-            found.longest_block_s = max(found.longest_block_s, now - last - 0.001)
-            found.longest_block_cpu_s = max(found.longest_block_cpu_s, used - cpu)
+            longest = max(longest, now - last - 0.001)
+            longest_cpu = max(longest_cpu, used - cpu)
             last, cpu = now, used
 
     watching = asyncio.create_task(watch())
     await asyncio.sleep(0.01)
     began = time.perf_counter()
-    survey = await sweeper.survey()
-    found.survey_s, found.short = time.perf_counter() - began, survey.short
+    await work()
+    took = time.perf_counter() - began
     done.set()
     await watching
+    return took, longest, longest_cpu
 
 
 def _admit(store: Store, found: Found) -> None:

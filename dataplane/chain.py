@@ -16,11 +16,11 @@ from msgspec.structs import replace
 from adapters.s3.layout import manifest_key, under
 from dataplane.duties import distributed, may_end_empty, said_of_the_plan, too_late
 from dataplane.policy import Policy
-from projections.chains import ChainRow, ChainStatus, Need, planned
+from projections.chains import Chain, ChainStatus, Need, advanced, part_of, with_parts
 from projections.transfers import ENTRY_MISSING, TransferRow, TransferState, transfer_id
 from streams import events
 from streams.codec import LIST_BYTES, Fact, chain_fact, split_entries
-from streams.values import S3_NODE, Held, Refusal, SyncPlan, TargetOutcome, added
+from streams.values import S3_NODE, DataEntry, Held, Refusal, SyncPlan, TargetOutcome, added
 
 T = TypeVar("T")
 #: Outcomes named in an end, and the characters of each error: an end must fit into a message. A
@@ -35,7 +35,7 @@ Plan = Callable[[events.Event, float], events.SyncPlanned]
 
 
 def owed(
-    chain: ChainRow,
+    chain: Chain,
     transfers: Mapping[str, TransferRow],
     plan: Plan,
     policy: Policy,
@@ -65,7 +65,7 @@ def owed(
     return []
 
 
-def set_aside(chain: ChainRow, tries: int, problem: str, now: float, cause: str) -> list[Fact]:
+def set_aside(chain: Chain, tries: int, problem: str, now: float, cause: str) -> list[Fact]:
     """The end of a chain that could not be decided, and the word that it was set aside.
 
     It asks nothing but the row: whatever went wrong in `owed` can't go wrong here.
@@ -93,12 +93,16 @@ def exhausted(transfer: TransferRow, policy: Policy, since: int) -> bool:
 
 
 def _plan(
-    chain: ChainRow, decision: events.SyncPlanned, policy: Policy, now: float, cause: str
+    chain: Chain, decision: events.SyncPlanned, policy: Policy, now: float, cause: str
 ) -> list[Fact]:
-    parts = _parts(decision)
-    facts = [chain_fact(part, chain.id, cause, index) for index, part in enumerate(parts)]
-    for part in parts:
-        chain = planned(chain, part, now)
+    parts = _parts(_unsaid(chain, decision))
+    facts = [
+        chain_fact(part, chain.id, cause, index) for index, part in enumerate(parts, chain.parts)
+    ]
+    said = [part_of(part) for part in parts]
+    chain = with_parts(chain, said)
+    for part, row in zip(parts, said, strict=True):
+        chain = advanced(chain, part, row, now)
     facts += said_of_the_plan(chain, cause)
     if not chain.needs:
         return facts + _end(chain, {}, policy, now, cause)
@@ -115,7 +119,7 @@ def _plan(
 
 
 def _planned_again(
-    chain: ChainRow, transfers: Mapping[str, TransferRow], plan: Plan, cause: str
+    chain: Chain, transfers: Mapping[str, TransferRow], plan: Plan, cause: str
 ) -> list[Fact]:
     """SYNC_PLANNED of what has taken the place of contents that a source holds no more.
 
@@ -132,18 +136,12 @@ def _planned_again(
         return []
     decision = plan(chain.event(), chain.opened_at)
     known = {need.transfer for need in chain.needs}
-    plans = [
-        replace(one, target_nodes=(target,), entries=entries)
-        for one in decision.plans
-        for target in one.target_nodes
-        if (
-            entries := tuple(
-                entry
-                for entry in one.entries
-                if (target, entry.path) in lost and transfer_id(entry, target) not in known
-            )
-        )
-    ]
+    plans = _plans_of(
+        decision,
+        lambda entry, target: (
+            (target, entry.path) in lost and transfer_id(entry, target) not in known
+        ),
+    )
     if not plans:
         return []
     to_nodes = [one for one in plans if one.target_nodes != (S3_NODE,)]
@@ -161,7 +159,41 @@ def _planned_again(
     ]
 
 
-def _is_lost(transfer: TransferRow | None, chain: ChainRow) -> bool:
+def _unsaid(chain: Chain, decision: events.SyncPlanned) -> events.SyncPlanned:
+    """What the parts of a plan that were said before its decider died leave to be said.
+
+    What they said stands: who decides again sees another cluster, and may decide otherwise.
+    """
+    if not chain.parts:
+        return decision
+    known = {need.transfer for need in chain.needs}
+    settled = {_place(need) for need in chain.needs}
+    settled |= {(held.target, held.path) for held in chain.held}
+    refused, announced = set(chain.refusals), set(chain.announces)
+    return replace(
+        decision,
+        plans=tuple(
+            _plans_of(decision, lambda entry, target: transfer_id(entry, target) not in known)
+        ),
+        held=tuple(one for one in decision.held if (one.target, one.path) not in settled),
+        refusals=tuple(one for one in decision.refusals if one not in refused),
+        announces=tuple(path for path in decision.announces if path not in announced),
+    )
+
+
+def _plans_of(
+    decision: events.SyncPlanned, wanted: Callable[[DataEntry, str], bool]
+) -> list[SyncPlan]:
+    """The plans of a decision, one for each target, of the entries that are wanted there."""
+    return [
+        replace(one, target_nodes=(target,), entries=entries)
+        for one in decision.plans
+        for target in one.target_nodes
+        if (entries := tuple(entry for entry in one.entries if wanted(entry, target)))
+    ]
+
+
+def _is_lost(transfer: TransferRow | None, chain: Chain) -> bool:
     """Whether the last attempt at a transfer found that its source holds the content no more."""
     if transfer is None or transfer.state is not TransferState.PENDING:
         return False
@@ -201,7 +233,7 @@ def _parts(decision: events.SyncPlanned) -> list[events.SyncPlanned]:
 
 
 def _end(
-    chain: ChainRow,
+    chain: Chain,
     transfers: Mapping[str, TransferRow],
     policy: Policy,
     now: float,
@@ -245,7 +277,7 @@ def _end(
 
 
 def _stored(
-    chain: ChainRow,
+    chain: Chain,
     arrived: Sequence[TargetOutcome],
     transfers: Mapping[str, TransferRow],
     policy: Policy,
@@ -274,7 +306,7 @@ def _stored(
 
 
 def _outcome(
-    chain: ChainRow, need: Need, transfers: Mapping[str, TransferRow], policy: Policy
+    chain: Chain, need: Need, transfers: Mapping[str, TransferRow], policy: Policy
 ) -> TargetOutcome | None:
     """What became of a need; None while it is open."""
     transfer = transfers.get(need.transfer)
@@ -315,7 +347,7 @@ def _not_in_time(need: Need) -> TargetOutcome:
     )
 
 
-def _completion(chain: ChainRow, arrived: list[TargetOutcome], now: float, cause: str) -> Fact:
+def _completion(chain: Chain, arrived: list[TargetOutcome], now: float, cause: str) -> Fact:
     moved = added(*(outcome.bytes_transferred for outcome in arrived))
     there = [*arrived, *map(_in_place, chain.held)]
     reason = "every target holds every byte"
@@ -336,7 +368,7 @@ def _completion(chain: ChainRow, arrived: list[TargetOutcome], now: float, cause
 
 
 def _failure(
-    chain: ChainRow,
+    chain: Chain,
     arrived: list[TargetOutcome],
     failed: list[TargetOutcome],
     now: float,
@@ -361,7 +393,7 @@ def _failure(
 
 
 def _announcement(
-    chain: ChainRow, arrived: list[TargetOutcome], policy: Policy, cause: str
+    chain: Chain, arrived: list[TargetOutcome], policy: Policy, cause: str
 ) -> list[Fact]:
     """NEW_GAMES_AVAILABLE, where games were never announced before."""
     if not chain.announces or not policy.chains.announce or chain.announced_at:
@@ -385,9 +417,7 @@ def _announcement(
     return [chain_fact(event, chain.id, cause)]
 
 
-def _overdue(
-    chain: ChainRow, policy: Policy, now: float, cause: str, waiting_for: str
-) -> list[Fact]:
+def _overdue(chain: Chain, policy: Policy, now: float, cause: str, waiting_for: str) -> list[Fact]:
     """CHAIN_OVERDUE, once; the chain goes on."""
     age = now - chain.opened_at
     if chain.overdue_at or age < policy.chains.limit_s:

@@ -149,7 +149,7 @@ def _unsure(row: ChainRow, node: str) -> str:
     """Why it is not known what the node holds now; "" if it is."""
     if not row.answered_at:
         return f"{node} gave no answer: what it holds now is not known"
-    unread = [refusal.reason for refusal in row.refusals if refusal.rule == "unreadable"]
+    unread = [refusal.reason for refusal in row.unread]
     if unread:
         return f"{node} could not read everything: {'; '.join(unread)}"
     if row.open:

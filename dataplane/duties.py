@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from dataplane.planner.deciding import CONFLICTS
 from dataplane.policy import Policy
-from projections.chains import ChainRow
+from projections.chains import Chain
 from streams import events
 from streams.codec import Fact, chain_fact
 from streams.values import S3_NODE, TargetOutcome
@@ -20,13 +20,13 @@ LACKING = ("nothing-held", "too-few-samples")
 MOST_SAID = 100
 
 
-def said_of_the_plan(chain: ChainRow, cause: str) -> list[Fact]:
+def said_of_the_plan(chain: Chain, cause: str) -> list[Fact]:
     """What is to be said at once of a decision: who must play, and which contents conflict."""
     return [*_selfplay_needed(chain, cause), *_conflicts(chain, cause)]
 
 
 def distributed(
-    chain: ChainRow, arrived: Sequence[TargetOutcome], policy: Policy, cause: str
+    chain: Chain, arrived: Sequence[TargetOutcome], policy: Policy, cause: str
 ) -> list[Fact]:
     """MODEL_DISTRIBUTION_COMPLETE, once a model is on the quorum of its targets, or on all."""
     event = chain.event()
@@ -48,7 +48,7 @@ def distributed(
     return [chain_fact(complete, chain.id, cause)]
 
 
-def may_end_empty(chain: ChainRow) -> bool:
+def may_end_empty(chain: Chain) -> bool:
     """Whether a chain that moved nothing and found nothing in place has done what it owed.
 
     A node that holds nothing can go; everybody else asked for something that is not there.
@@ -57,7 +57,7 @@ def may_end_empty(chain: ChainRow) -> bool:
     return isinstance(chain.event(), events.NodeTerminating) and only_empty
 
 
-def too_late(chain: ChainRow, policy: Policy, now: float) -> bool:
+def too_late(chain: Chain, policy: Policy, now: float) -> bool:
     """Whether what a chain still waits for is of no use any more.
 
     Data that is brought ahead of a training is not, once that has stayed away.
@@ -68,7 +68,7 @@ def too_late(chain: ChainRow, policy: Policy, now: float) -> bool:
     return now >= min(event.until, chain.opened_at + policy.chains.limit_s)
 
 
-def _selfplay_needed(chain: ChainRow, cause: str) -> list[Fact]:
+def _selfplay_needed(chain: Chain, cause: str) -> list[Fact]:
     """Data was asked for that nobody has, or not enough of: somebody must play it."""
     event = chain.event()
     lacking = any(refusal.rule in LACKING for refusal in chain.refusals)
@@ -83,7 +83,7 @@ def _selfplay_needed(chain: ChainRow, cause: str) -> list[Fact]:
     return [chain_fact(needed, chain.id, cause)]
 
 
-def _conflicts(chain: ChainRow, cause: str) -> list[Fact]:
+def _conflicts(chain: Chain, cause: str) -> list[Fact]:
     """FILE_CONFLICT of each target that keeps a content of its own."""
     found = [refusal for refusal in chain.refusals if refusal.rule in CONFLICTS]
     return [

@@ -225,7 +225,7 @@ def chain_line(row: ChainRow, now: float) -> ChainLine:
         config_key=row.config_key,
         node=row.node,
         status=row.status,
-        copies_wanted=len(row.needs) + len(row.held),
+        copies_wanted=row.copies,
         games=row.games_synced,
         bytes=row.bytes_transferred,
         seconds=round((row.ended_at or now) - row.opened_at, 3),

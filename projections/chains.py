@@ -1,17 +1,23 @@
-"""Every chain from its trigger to its end: what it waits for, what it planned, how it ended."""
+"""Every chain from its trigger to its end: what it waits for, what it planned, how it ended.
+
+What was planned for a chain may be long: it lies beside the chain's row, as one row for each
+message that said it, and only who decides about the chain reads it.
+"""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import TypeVar
 
 import msgspec
-from msgspec.structs import replace
+from msgspec.structs import astuple, replace
 
 from projections.catalog import entry_key
 from projections.store import Reader, Writer
 from projections.transfers import transfer_id
-from projections.view import Handler, Row, number, unpacker
+from projections.view import Handler, Row, number, text_key, unpacker
 from streams import events
 from streams.codec import Recorded, trace_joined
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS
@@ -64,12 +70,12 @@ class ChainRow(Row, frozen=True):
     answered_at: float = 0.0
     planned_at: float = 0.0
     planned_sequence: int = 0
-    needs: tuple[Need, ...] = ()
-    held: tuple[Held, ...] = ()
-    refusals: tuple[Refusal, ...] = ()
+    #: In how many parts its plan was said so far, and how many copies they want or found in place.
+    parts: int = 0
+    copies: int = 0
+    #: What its node could not read when it said what it holds.
+    unread: tuple[Refusal, ...] = ()
     source_node: str = ""
-    #: Paths for which its completion is to be followed by NEW_GAMES_AVAILABLE.
-    announces: tuple[str, ...] = ()
     announced_at: float = 0.0
     overdue_at: float = 0.0
     ended_at: float = 0.0
@@ -96,7 +102,28 @@ class ChainRow(Row, frozen=True):
         return msgspec.json.decode(self.payload, type=EVENT_TYPES[self.trigger])
 
 
+class PartRow(Row, frozen=True):
+    """What one SYNC_PLANNED said for a chain."""
+
+    needs: tuple[Need, ...] = ()
+    held: tuple[Held, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    #: Paths for which its completion is to be followed by NEW_GAMES_AVAILABLE.
+    announces: tuple[str, ...] = ()
+
+
+class Chain(ChainRow, frozen=True):
+    """A chain with all that was planned for it, in the order in which it was said."""
+
+    needs: tuple[Need, ...] = ()
+    held: tuple[Held, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+    announces: tuple[str, ...] = ()
+
+
+C = TypeVar("C", bound=ChainRow)
 _CHAIN = unpacker(ChainRow)
+_PART = unpacker(PartRow)
 #: What changes a chain that is open; everything else of it is the business of other views.
 _EVOLVES: tuple[type[events.Event], ...] = (
     events.FilesObserved,
@@ -114,9 +141,10 @@ class ChainsView:
     """Folds triggers, answers, decisions and results into chains."""
 
     name = "chains"
-    version = 7
+    version = 8
     tables = (
         "chains",
+        "chain_parts",
         "chains_open",
         "chains_ended",
         "announced",
@@ -179,7 +207,9 @@ class ChainsView:
         if isinstance(event, events.FilesObserved):
             return self._answer(row, event, time)
         if isinstance(event, events.SyncPlanned):
-            return planned(row, event, time, recorded.sequence)
+            part = part_of(event)
+            tx.put("chain_parts", text_key(row.id) + number(recorded.sequence), part)
+            return advanced(row, event, part, time, recorded.sequence)
         if isinstance(event, events.DataSyncCompleted | events.DataSyncFailed):
             done = isinstance(event, events.DataSyncCompleted)
             return replace(
@@ -210,14 +240,15 @@ class ChainsView:
         problems = tuple(
             Refusal(rule="unreadable", reason=text, blocking=True) for text in event.problems
         )
-        return replace(row, status=ChainStatus.READY, answered_at=time, refusals=problems)
+        return replace(row, status=ChainStatus.READY, answered_at=time, unread=problems)
 
     @staticmethod
     def _announce(tx: Writer, row: ChainRow) -> None:
-        said = {(need.path, need.checksum) for need in row.needs}
-        said |= {(held.path, held.checksum) for held in row.held}
-        for path, checksum in said:
-            tx.put("announced", entry_key(path, checksum), row.id.encode())
+        for part in list(_parts(tx, row.id)):
+            said = {(need.path, need.checksum) for need in part.needs}
+            said |= {(held.path, held.checksum) for held in part.held}
+            for path, checksum in said:
+                tx.put("announced", entry_key(path, checksum), row.id.encode())
 
     @staticmethod
     def _store(tx: Writer, row: ChainRow, sequence: int) -> None:
@@ -229,11 +260,8 @@ class ChainsView:
             tx.put("chains_ended", number(sequence) + row.id.encode())
 
 
-def planned(row: ChainRow, event: events.SyncPlanned, time: float, sequence: int = 0) -> ChainRow:
-    """A chain with what one SYNC_PLANNED adds to it; a large plan comes in several.
-
-    One that moves already is as old as its first plan, whatever is planned again.
-    """
+def part_of(event: events.SyncPlanned) -> PartRow:
+    """What one SYNC_PLANNED says; a large plan comes in several."""
     needs = tuple(
         Need(
             transfer_id(entry, target),
@@ -247,17 +275,37 @@ def planned(row: ChainRow, event: events.SyncPlanned, time: float, sequence: int
         for target in plan.target_nodes
         for entry in plan.entries
     )
+    return PartRow(needs, event.held, event.refusals, event.announces)
+
+
+def advanced(row: C, event: events.SyncPlanned, part: PartRow, time: float, sequence: int = 0) -> C:
+    """A chain's row after one SYNC_PLANNED.
+
+    One that moves already is as old as its first plan, whatever is planned again.
+    """
     again = row.status is ChainStatus.MOVING
     return replace(
         row,
         status=ChainStatus.MOVING if event.last_part else row.status,
         planned_at=row.planned_at if again else time,
-        planned_sequence=row.planned_sequence if again else sequence,
-        needs=row.needs + needs,
-        held=row.held + event.held,
-        refusals=row.refusals + event.refusals,
+        planned_sequence=row.planned_sequence if row.parts else sequence,
+        parts=row.parts + 1,
+        copies=row.copies + len(part.needs) + len(part.held),
         source_node=row.source_node if again else event.source_node,
-        announces=row.announces + event.announces,
+    )
+
+
+def with_parts(row: ChainRow, parts: Iterable[PartRow]) -> Chain:
+    """A chain and what these parts, in order, say beside what it has."""
+    whole, said = row, list(parts)
+    if not isinstance(whole, Chain):
+        whole = replace(Chain(*astuple(row)), refusals=row.unread)
+    return replace(
+        whole,
+        needs=(*whole.needs, *chain.from_iterable(part.needs for part in said)),
+        held=(*whole.held, *chain.from_iterable(part.held for part in said)),
+        refusals=(*whole.refusals, *chain.from_iterable(part.refusals for part in said)),
+        announces=(*whole.announces, *chain.from_iterable(part.announces for part in said)),
     )
 
 
@@ -270,6 +318,16 @@ def joined_trace(reader: Reader, id: str) -> str:
 def get_chain(reader: Reader, id: str) -> ChainRow | None:
     """A chain by its id."""
     return reader.row("chains", id.encode(), _CHAIN)
+
+
+def whole_chain(reader: Reader, id: str) -> Chain | None:
+    """A chain by its id with all that was planned for it: as much as its files are many."""
+    row = get_chain(reader, id)
+    return None if row is None else with_parts(row, _parts(reader, id))
+
+
+def _parts(reader: Reader, id: str) -> Iterator[PartRow]:
+    return (_PART.decode(value) for _, value in reader.scan("chain_parts", text_key(id)))
 
 
 def trigger_of(reader: Reader, id: str) -> str:

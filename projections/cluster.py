@@ -18,7 +18,7 @@ from projections import (
     transfers,
 )
 from projections.catalog import DataCatalog
-from projections.chains import ChainRow
+from projections.chains import Chain, ChainRow
 from projections.deletions import DeletionRow
 from projections.fold import Checkpoint, checkpoint
 from projections.links import LinkRow
@@ -96,6 +96,10 @@ class ClusterView:
         """A chain by id."""
         return chains.get_chain(self._reader, id)
 
+    def whole_chain(self, id: str) -> Chain | None:
+        """A chain by id with all that was planned for it."""
+        return chains.whole_chain(self._reader, id)
+
     def joined_trace(self, chain: str) -> str:
         """The trace that a chain's trigger was said in where it is not its own; else ""."""
         return chains.joined_trace(self._reader, chain)
@@ -125,7 +129,7 @@ class ClusterView:
         return chains.trigger_of(self._reader, chain)
 
     def waiting_in(self, chain: str) -> Iterator[TransferRow]:
-        """What a chain waits for that has not arrived: first on nodes, then in the bucket."""
+        """What a chain waits for on nodes, then in the bucket: of each the one with most hope."""
         return transfers.waiting_in_chain(self._reader, chain)
 
     def transfers_of(self, chain: str) -> list[TransferRow]:

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from msgspec.structs import replace
 
 from projections import queue
-from projections.catalog import row_held_by
+from projections.catalog import DataCatalog
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, number, text_key, unpacker
 from streams import events
@@ -109,6 +109,7 @@ _TRANSFER = unpacker(TransferRow)
 _TOTALS = unpacker(Totals)
 _COPY = unpacker(CopyRow)
 _COPIED = b"copied "
+_FOR_GOOD = 255
 
 
 def transfer_id(entry: DataEntry, target: str) -> str:
@@ -120,7 +121,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 9
+    version = 10
     tables = (
         "transfers",
         *queue.TABLES,
@@ -169,7 +170,7 @@ class TransfersView:
             )
             self._store(tx, row, joined)
             return
-        held = row_held_by(tx, target, entry.path)
+        held = DataCatalog(tx).held_by(target, entry.path)
         if held is not None and (held.checksum == entry.checksum or held.version > entry.version):
             # It arrived between the decision and its record.
             state, checksum, games = TransferState.SUCCEEDED, held.checksum, held.games
@@ -388,12 +389,14 @@ def transfers_of_chain(reader: Reader, chain: str) -> list[TransferRow]:
 
 
 def waiting_in_chain(reader: Reader, chain: str) -> Iterator[TransferRow]:
-    """What a chain waits for that has not arrived: first on nodes, then in the bucket."""
-    prefix = text_key(chain)
-    for key, _ in reader.scan("waiting", prefix):
-        row = get_transfer(reader, key[len(prefix) + 1 :].decode())
-        if row is not None:
-            yield row
+    """What a chain waits for on nodes, then in the bucket: of each the one with most hope."""
+    for in_bucket in (False, True):
+        prefix = text_key(chain) + bytes([in_bucket])
+        for key, _ in reader.scan("waiting", prefix):
+            row = get_transfer(reader, key[len(prefix) + 1 :].decode())
+            if row is not None:
+                yield row
+            break
 
 
 def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
@@ -419,8 +422,12 @@ def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
 
 
 def _waiting_key(chain: str, row: TransferRow) -> bytes:
-    # What is to reach nodes stands before what is to reach the bucket.
-    return text_key(chain) + bytes([row.target == S3_NODE]) + row.id.encode()
+    # What is to reach nodes stands before what is to reach the bucket, and of each what failed
+    # least before what failed more, or for good: whether any goes on, the first one tells.
+    failed = min(len(row.failures), _FOR_GOOD - 1)
+    if row.failures and not row.failures[-1].retryable:
+        failed = _FOR_GOOD
+    return text_key(chain) + bytes([row.target == S3_NODE, failed]) + row.id.encode()
 
 
 def _at_place(reader: Reader, table: str, target: str, path: str) -> Iterator[TransferRow]:

@@ -402,7 +402,7 @@ class Story:
 
     def chain(self, id: str) -> Any:
         """A chain that must be there."""
-        row = self.view.chain(id)
+        row = self.view.whole_chain(id)
         assert row is not None, f"no chain {id}"
         return row
 
@@ -435,8 +435,8 @@ class Story:
 
     def owes(self, chain: str = "") -> dict[str, list[Fact]]:
         """By chain, what the open ones, or the one that is named, owe now."""
-        chains = [self.chain(chain)] if chain else list(self.view.open_chains())
-        return {row.id: self._owed(row) for row in chains}
+        ids = [chain] if chain else [row.id for row in self.view.open_chains()]
+        return {id: self._owed(self.chain(id)) for id in ids}
 
     def _owed(self, row: Any) -> list[Fact]:
         transfers = {transfer.id: transfer for transfer in self.view.transfers_of(row.id)}

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import msgspec
 
-from adapters.errors import CheckFailed, DigestMismatch, Interrupted, NeverReplaced, Regression
 from adapters.files import checks, sqlite
 from adapters.files.blocks import BlockMap
 from adapters.files.digest import BLOCK_BYTES, hex_of
@@ -30,6 +29,13 @@ from adapters.files.places import (
     sweep_quarantine,
 )
 from adapters.files.scattered import Scattered, notes_of
+from adapters.transport import (
+    CheckFailed,
+    DigestMismatch,
+    Interrupted,
+    NeverReplaced,
+    Regression,
+)
 from adapters.workers import finish
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry, is_token

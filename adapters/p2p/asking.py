@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import msgspec
 
-from adapters.errors import Unreachable
 from adapters.files.landing import Landing
 from adapters.files.maps import MapStore
 from adapters.files.scattered import Underway
@@ -19,7 +18,7 @@ from adapters.http.signing import Signer
 from adapters.p2p.gossip import Gossip
 from adapters.p2p.peer import Peer
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Request
+from adapters.transport import Progress, Request, Unreachable
 from adapters.workers import PEERS, finish
 from streams.values import Endpoint
 

@@ -14,7 +14,14 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from adapters.errors import (
+from adapters.files.blocks import piece_blocks_of
+from adapters.files.scattered import Scattered
+from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
+from adapters.p2p.asking import Asking
+from adapters.p2p.gossip import Gossip, Having, bits_in, subject_of
+from adapters.p2p.peer import Peer
+from adapters.p2p.swarm import Kind, Swarm
+from adapters.transport import (
     DigestMismatch,
     EntryMissing,
     Interrupted,
@@ -23,13 +30,6 @@ from adapters.errors import (
     TransportError,
     Unreachable,
 )
-from adapters.files.blocks import piece_blocks_of
-from adapters.files.scattered import Scattered
-from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
-from adapters.p2p.asking import Asking
-from adapters.p2p.gossip import Gossip, Having, bits_in, subject_of
-from adapters.p2p.peer import Peer
-from adapters.p2p.swarm import Kind, Swarm
 from adapters.workers import PEERS, finish
 from streams.values import Endpoint
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 import shlex
 
-from adapters.errors import (
+from adapters.files.places import OWN_DIRECTORY
+from adapters.transport import (
     DigestMismatch,
     DiskFailed,
     DiskFull,
@@ -22,7 +23,6 @@ from adapters.errors import (
     TransportError,
     Unreachable,
 )
-from adapters.files.places import OWN_DIRECTORY
 
 SAID_CHARS = 600
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from projections.chains import ChainRow
+from projections.chains import Chain
 from projections.fold import TABLES, WANTED_VERSIONS, Checkpoint, checkpoint, view_digests
 from projections.projector import Projector
 from projections.store import Reader, Store, StoreError, StoreReader
@@ -92,7 +92,7 @@ async def chain_history(log: ReadingLog, chain: str) -> list[Recorded]:
     return found
 
 
-async def history_of(log: ReadingLog, row: ChainRow) -> list[Recorded]:
+async def history_of(log: ReadingLog, row: Chain) -> list[Recorded]:
     """A chain's facts, read from no more of the log than it spans, up to `_MOST_FACTS`.
 
     Those of transfers that another chain asked for before it are among them.

@@ -4,6 +4,10 @@ It reads what nodes say through a durable consumer, waits until the views have s
 chain that it touches what is owed, appends that in one atomic batch guarded chain by chain, and
 acknowledges only then. Dying at any point costs a redelivery. A chain that can't be decided is in
 nobody's way: it is tried again ever later, and set aside as a fact in the end.
+
+What is decided may be long: it is found out in a thread of its own, on one reading of the views,
+and a plan that is larger than an append is said part by part. Whoever decides on where another has
+died says the rest.
 """
 
 from __future__ import annotations
@@ -12,18 +16,19 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
+from typing import TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
 from dataplane.chain import exhausted, owed, set_aside
 from dataplane.coordinator.trouble import Troubles, delay_s
 from dataplane.crashpoints import reach
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
-from projections.chains import ChainRow, place_of
+from projections.chains import Chain, ChainRow, place_of
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from projections.store import StoreError
@@ -45,6 +50,7 @@ from streams.log import (
 from streams.subjects import chain_filter
 from streams.values import S3_NODE
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 DURABLE = "bridge"
@@ -54,13 +60,18 @@ MAX_PENDING = 512
 #: Events whose chains are decided together; bounded by the 1,000 facts of an atomic append.
 BATCH = 128
 _MOST_FACTS = 900
-#: What is decided in one go takes no longer: a lease lasts for seconds.
+#: Of facts that are appended together, as they are said: they are made and sent in one go.
+_MOST_BYTES = 1024 * 1024
+#: Parts of a plan that are appended together; each is as large as a message may be.
+PARTS_AT_ONCE = 5
+#: After so long what was decided is appended before more is.
 SLICE_S = 0.1
 _SWEEP_PAGE = 100
+#: A chain of more copies is long: the sweep asks it no more often than every second for each so
+#: many.
+LONG_COPIES = 1_000
 #: What waits for a bus that is away is not put off for longer than this.
 _LOG_PATIENCE_S = 8.0
-#: Of what a chain waits for, as many are looked at to see that it goes on.
-_LOOKED_AT = 16
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -70,6 +81,18 @@ class Decision(msgspec.Struct, frozen=True):
     cause: str
     facts: tuple[Fact, ...]
     guard: Guard
+    #: Of all facts as they are said.
+    size_bytes: int = 0
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What came of asking one chain."""
+
+    chain: Chain
+    trace: str
+    decision: Decision
+    #: Why it could not be decided; None if it was.
+    error: Exception | None = None
 
 
 class EventBridge:
@@ -97,6 +120,10 @@ class EventBridge:
         self.full = ""
         #: Chains that could not be decided.
         self.troubles = Troubles("chain {} could not be decided")
+        #: When the sweep asked each chain last.
+        self._swept: dict[str, float] = {}
+        #: One is driven after the other: two would decide the same, and one of them in vain.
+        self._driving = asyncio.Lock()
         #: How often deliveries were dealt with, in whatever way: progress, for health.
         self.turns = 0
 
@@ -112,8 +139,11 @@ class EventBridge:
             await deliveries.close()
 
     async def sweep(self) -> None:
-        """Ask every open chain, and every rejected message, what is owed; page by page."""
-        after = b""
+        """Ask every open chain, and every rejected message, what is owed; page by page.
+
+        A chain of very many copies is asked the more rarely: what moves it on asks it at once.
+        """
+        after, now = b"", self._clock()
         asked: set[str] = set()
         await self._reject()
         while True:
@@ -123,13 +153,22 @@ class EventBridge:
                     page.append(chain)
                     if len(page) == _SWEEP_PAGE:
                         break
-            await self.drive({chain.id: chain.trigger_id for chain in page})
+            due = [chain for chain in page if self._is_due(chain, now)]
+            await self.drive({chain.id: chain.trigger_id for chain in due})
             asked.update(chain.id for chain in page)
             if len(page) < _SWEEP_PAGE:
                 self.troubles.only(asked)
+                self._swept = {id: at for id, at in self._swept.items() if id in asked}
                 return
             after = place_of(page[-1])
             await asyncio.sleep(0)
+
+    def _is_due(self, chain: ChainRow, now: float) -> bool:
+        every_s = chain.copies / LONG_COPIES if chain.copies > LONG_COPIES else 0.0
+        if now - self._swept.get(chain.id, -math.inf) < every_s:
+            return False
+        self._swept[chain.id] = now
+        return True
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
         self.turns += 1
@@ -169,74 +208,105 @@ class EventBridge:
         """Append what these chains owe; the value of each is the id of the event that asks.
 
         As many are decided at once as take no longer than `SLICE_S`: what is decided is appended
-        before the lease can end, also where the machine is slow.
+        soon, also where the machine is slow.
         """
-        asked, more = iter(chains.items()), True
-        while more:
-            decisions, more = self._decide(asked, time.perf_counter() + SLICE_S)
-            for group in _groups(decisions):
-                reach("coordinator.decided")
-                try:
-                    await self._append(group)
-                except (SequenceConflict, DuplicateFact):
-                    # One chain's conflict refuses the whole batch: take them one by one.
-                    for decision in group:
-                        await self._append_alone(decision)
-            if more:
-                await asyncio.sleep(0)
+        async with self._driving:
+            asked, more = iter(chains.items()), True
+            while more:
+                decisions, more = await self._decide(asked, SLICE_S)
+                for group in _groups(decisions):
+                    await self._append_group(group)
 
-    def _decide(
-        self, asked: Iterator[tuple[str, str]], until: float = math.inf
+    async def _append_group(self, group: list[Decision]) -> None:
+        if len(group) == 1:
+            await self._append_alone(group[0])
+            return
+        try:
+            await self._append(group)
+        except (SequenceConflict, DuplicateFact):
+            # One chain's conflict refuses the whole batch: take them one by one.
+            for decision in group:
+                await self._append_alone(decision)
+
+    async def _decide(
+        self, asked: Iterator[tuple[str, str]], slice_s: float = math.inf
     ) -> tuple[list[Decision], bool]:
         """Decide on the next of these until the time is up; whether any may be left."""
         now = self._clock()
-        decisions = []
+        waiting = {id for id, _ in self.troubles.items() if self.troubles.must_wait(id, now)}
+        found, more = await self._in_decider(lambda: self._ask(asked, waiting, now, slice_s))
+        decisions = [self._heard(one, now) for one in found]
+        return [decision for decision in decisions if decision.facts], more
+
+    async def _in_decider(self, work: Callable[[], T]) -> T:
+        """Where deciding takes seconds, the loop keeps its turns: the lease is renewed there.
+
+        Who is cancelled meanwhile waits for its end: the views must not be closed before.
+        """
+        working = asyncio.ensure_future(asyncio.to_thread(work))
+        try:
+            return await asyncio.shield(working)
+        except asyncio.CancelledError:
+            await asyncio.wait([working])
+            raise
+
+    def _ask(
+        self,
+        asked: Iterator[tuple[str, str]],
+        waiting: Container[str],
+        now: float,
+        slice_s: float,
+    ) -> tuple[list[Asked], bool]:
+        """Ask the next of these what they owe, in one reading. It changes nothing of the bridge."""
+        until = time.perf_counter() + slice_s
+        found = []
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
             planner = SyncPlanner(self._policy, view, now)
             for id, cause in asked:
-                chain = view.chain(id)
-                if chain is None or self.troubles.must_wait(id, now):
+                if id in waiting:
                     continue
-                guard = Guard(chain_filter(id), view.last_sequence_of(id))
-                facts = self._owed(chain, view, planner, guard, now, cause)
-                if facts:
-                    decisions.append(Decision(id, cause, tuple(facts), guard))
+                chain = view.whole_chain(id)
+                if chain is not None:
+                    found.append(self._owed(chain, view, planner, now, cause))
                 if time.perf_counter() >= until:
-                    return decisions, True
-        return decisions, False
+                    return found, True
+        return found, False
 
     def _owed(
-        self,
-        chain: ChainRow,
-        view: ClusterView,
-        planner: SyncPlanner,
-        guard: Guard,
-        now: float,
-        cause: str,
-    ) -> list[Fact]:
+        self, chain: Chain, view: ClusterView, planner: SyncPlanner, now: float, cause: str
+    ) -> Asked:
         """What a chain owes. An error in finding that out is this chain's alone."""
+        guard = Guard(chain_filter(chain.id), view.last_sequence_of(chain.id))
         trace = view.joined_trace(chain.id)
         try:
             transfers = {row.id: row for row in view.transfers_of(chain.id)}
             facts = owed(chain, transfers, planner.decide, self._policy, now, cause)
             facts = [in_trace(fact, trace) for fact in facts]
-            _check_sayable(facts, guard, now)
+            size = _said_bytes(facts, guard, now)
         except StoreError:
             raise
         except Exception as error:
-            trouble = self.troubles.failed(chain.id, error, now)
             logger.error("chain %s can't be decided", chain.id, exc_info=error)
-            if not trouble.hopeless:
-                return []
-            aside = set_aside(chain, trouble.tries, trouble.problem, now, cause)
-            return [in_trace(fact, trace) for fact in aside]
-        self.troubles.over(chain.id)
-        return facts
+            return Asked(chain, trace, Decision(chain.id, cause, (), guard), error)
+        return Asked(chain, trace, Decision(chain.id, cause, tuple(facts), guard, size))
+
+    def _heard(self, asked: Asked, now: float) -> Decision:
+        """What is to be said of a chain that was asked."""
+        chain, decision, error = asked.chain, asked.decision, asked.error
+        if error is None:
+            self.troubles.over(chain.id)
+            return decision
+        trouble = self.troubles.failed(chain.id, error, now)
+        if not trouble.hopeless:
+            return decision
+        aside = set_aside(chain, trouble.tries, trouble.problem, now, decision.cause)
+        return replace(decision, facts=tuple(in_trace(fact, asked.trace) for fact in aside))
 
     async def _append(self, group: list[Decision]) -> Receipt:
         if not self._leads():
             raise LogUnavailable("this coordinator leads no more: another decides")
+        reach("coordinator.decided")
         facts = [fact for decision in group for fact in decision.facts]
         receipt = await self._log.append(facts, [decision.guard for decision in group])
         self.full = ""
@@ -248,17 +318,27 @@ class EventBridge:
     async def _append_alone(self, decision: Decision) -> None:
         """Append one decision; on a conflict see what was decided, and decide again if need be."""
         try:
-            await self._append([decision])
+            await self._append_in_pieces(decision)
             return
         except (SequenceConflict, DuplicateFact):
             self.conflicts += 1
         last = await self._log.last(chain_filter(decision.chain))
         if last is not None:
             await self._projector.wait_for(last.sequence)
-        for again in self._decide(iter([(decision.chain, decision.cause)]))[0]:
+        for again in (await self._decide(iter([(decision.chain, decision.cause)])))[0]:
             # A second conflict is left to the next event or the sweep: somebody else is at it.
             with suppress(SequenceConflict, DuplicateFact):
-                await self._append([again])
+                await self._append_in_pieces(again)
+
+    async def _append_in_pieces(self, decision: Decision) -> None:
+        """Append one decision, each piece under the guard that the one before it left."""
+        pieces, guard = pieces_of(decision), decision.guard
+        for piece in pieces:
+            receipt = await self._append([replace(decision, facts=piece, guard=guard)])
+            guard = replace(guard, last_sequence=receipt.sequence)
+        if len(pieces) > 1:
+            # Until the views have it, who asks this chain would find the rest of it still owed.
+            await self._projector.wait_for(guard.last_sequence)
 
     async def _reject(self) -> None:
         """Say EVENT_REJECTED of messages that could not be understood, once each."""
@@ -273,15 +353,34 @@ class EventBridge:
                 await self._log.append([chain_fact(event, id, "")], [Guard(chain_filter(id), 0)])
 
 
-def _check_sayable(facts: Sequence[Fact], guard: Guard, now: float) -> None:
-    """Raises ValueError where the log could never take these facts in one append.
+def _said_bytes(facts: Sequence[Fact], guard: Guard, now: float) -> int:
+    """How large these facts are. Raises ValueError where the log could never take them.
 
     Seen before it is asked: there it would be the trouble of all that are appended together.
     """
-    if facts:
-        place_guards(facts, [guard])
+    size = 0
+    for piece in pieces_of(Decision("", "", tuple(facts), guard)):
+        place_guards(piece, [guard])
     for fact in facts:
-        encode(fact, now)
+        size += len(encode(fact, now)[1])
+    return size
+
+
+def pieces_of(decision: Decision) -> list[tuple[Fact, ...]]:
+    """The facts of a decision as they are appended: together, but for the parts of a long plan.
+
+    Those leave a chain as it was, with a plan of which the rest is owed: of what they say some may
+    be said alone.
+    """
+    pieces, piece = [], list[Fact]()
+    for fact in decision.facts:
+        piece.append(fact)
+        event = fact.event
+        unfinished = isinstance(event, events.SyncPlanned) and not event.last_part
+        if unfinished and len(piece) == PARTS_AT_ONCE:
+            pieces.append(tuple(piece))
+            piece = []
+    return [*pieces, tuple(piece)] if piece else pieces
 
 
 def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str]:
@@ -293,8 +392,9 @@ def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str
     if isinstance(recorded.event, events.TransferFailed):
         row = view.transfer(recorded.event.transfer)
         if row is not None and recorded.event.error_class == ENTRY_MISSING:
-            # It may be to be planned again as what has taken its place, whatever else goes on.
-            return list(row.chains)
+            # It may be to be planned again as what has taken its place, whatever else goes on. For
+            # a chain of very many copies the sweep sees to that, for all of them at once.
+            return [chain for chain in row.chains if not _is_long(view, chain)]
         if row is None or not exhausted(row, policy, 0):
             # It is tried again: whoever waits for it goes on waiting.
             return []
@@ -310,7 +410,7 @@ def _goes_on(view: ClusterView, chain: str, target: str, policy: Policy) -> bool
     """
     if any(rule.quorum for _, rule in policy.placement.rules_on(view.trigger_of(chain))):
         return False
-    for row in islice(view.waiting_in(chain), _LOOKED_AT):
+    for row in view.waiting_in(chain):
         if row.target == S3_NODE and target != S3_NODE:
             # What was to reach nodes has: it may be time to announce it.
             return False
@@ -318,6 +418,11 @@ def _goes_on(view: ClusterView, chain: str, target: str, policy: Policy) -> bool
         if not exhausted(row, policy, 0):
             return True
     return False
+
+
+def _is_long(view: ClusterView, id: str) -> bool:
+    chain = view.chain(id)
+    return chain is not None and chain.copies > LONG_COPIES
 
 
 def _put_off_s(delivery: Delivery) -> float:
@@ -334,14 +439,14 @@ def _waiting_at(view: ClusterView, event: events.TransferSucceeded) -> list[str]
 
 
 def _groups(decisions: list[Decision]) -> Iterable[list[Decision]]:
-    """Decisions that fit into one atomic append."""
+    """Decisions that fit into one atomic append; one that is larger than that stands alone."""
     group: list[Decision] = []
-    size = 0
+    count = size = 0
     for decision in decisions:
-        if group and size + len(decision.facts) > _MOST_FACTS:
+        count, size = count + len(decision.facts), size + decision.size_bytes
+        if group and (count > _MOST_FACTS or size > _MOST_BYTES):
             yield group
-            group, size = [], 0
+            group, count, size = [], len(decision.facts), decision.size_bytes
         group.append(decision)
-        size += len(decision.facts)
     if group:
         yield group

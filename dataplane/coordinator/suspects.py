@@ -72,7 +72,7 @@ class Suspects:
                 self.troubles.over(id)
             elif trouble.hopeless:
                 for name in row.chains:
-                    chain = view.chain(name)
+                    chain = view.whole_chain(name)
                     if chain is not None:
                         problem = f"transfer of {row.entry.path} to {row.target}: {trouble.problem}"
                         aside, failed = set_aside(chain, trouble.tries, problem, now, "")

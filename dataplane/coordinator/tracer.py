@@ -78,7 +78,7 @@ class Tracer:
         with suppress(TimeoutError):
             await self._projector.wait_for(end.sequence)
         with self._projector.store.read() as reader:
-            row = ClusterView(reader).chain(end.chain)
+            row = ClusterView(reader).whole_chain(end.chain)
         if row is None:
             return []
         facts = await history_of(self._log, row)

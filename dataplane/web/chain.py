@@ -6,7 +6,7 @@ import msgspec
 
 from dataplane.audit.replay import history_of
 from dataplane.metrics import stages
-from projections.chains import ChainRow
+from projections.chains import Chain
 from streams import events
 from streams.codec import Recorded
 from streams.log import ReadingLog
@@ -33,7 +33,7 @@ class ChainPage(msgspec.Struct, frozen=True):
     history: list[Recorded]
 
 
-async def chain_page(log: ReadingLog, row: ChainRow, now: float) -> ChainPage:
+async def chain_page(log: ReadingLog, row: Chain, now: float) -> ChainPage:
     """Read a chain's facts, no more of the log than it spans."""
     history = await history_of(log, row)
     end = max(row.ended_at, row.announced_at) or now

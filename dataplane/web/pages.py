@@ -121,7 +121,7 @@ class Pages:
     async def chain(self, request: web.Request) -> web.Response:
         """One chain: where its time went, and its facts."""
         id = request.match_info["id"]
-        row = await self._queries.read(lambda known: known.view.chain(id))
+        row = await self._queries.read(lambda known: known.view.whole_chain(id))
         if row is None:
             # Rejections and deletions have a history of their own, and no row among the chains.
             raise web.HTTPFound(f"/facts?chain={quote(id)}")

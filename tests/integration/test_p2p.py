@@ -16,7 +16,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from adapters.errors import (
+from adapters.files.landing import Landed
+from adapters.transport import (
     DigestMismatch,
     EntryMissing,
     Interrupted,
@@ -24,7 +25,6 @@ from adapters.errors import (
     TransportError,
     Unreachable,
 )
-from adapters.files.landing import Landed
 from streams.values import Endpoint
 from tests.integration.peers import Gossiping, Node, entry_of
 

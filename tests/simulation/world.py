@@ -91,6 +91,14 @@ class SimProjector(Projector):
         return work()
 
 
+class SimBridge(EventBridge):
+    """The real bridge, that decides in the one thread there is."""
+
+    async def _in_decider(self, work: Callable[[], Any]) -> Any:
+        await asyncio.sleep(0)
+        return work()
+
+
 class SimCoordinator:
     """A coordinator's loops. Two of them decide at once: that one leads is left out on purpose."""
 
@@ -115,7 +123,7 @@ class SimCoordinator:
         self.log = log = self._first_log.another()
         projector = SimProjector(log, self.views)
         await projector.start()
-        bridge = EventBridge(log, projector, POLICY, clock=self._clock)
+        bridge = SimBridge(log, projector, POLICY, clock=self._clock)
         dispatcher = Dispatcher(log, projector, POLICY, self.name, clock=self._clock)
         async with asyncio.TaskGroup() as group:
             group.create_task(projector.run())

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from adapters.errors import (
+from adapters.files import durable, group
+from adapters.files.group import FEW, Group, Wanted
+from adapters.files.landing import Landed, sweep_partials
+from adapters.files.partial import write_all
+from adapters.transport import (
     CheckFailed,
     DigestMismatch,
     DiskFailed,
@@ -22,10 +26,6 @@ from adapters.errors import (
     Regression,
     TransportError,
 )
-from adapters.files import durable, group
-from adapters.files.group import FEW, Group, Wanted
-from adapters.files.landing import Landed, sweep_partials
-from adapters.files.partial import write_all
 from tests.unit.test_landing import archive, database, entry_of, files_in, partials_in
 
 MANY = {f"data/{name}/{number}.bin": os.urandom(300) for name in "ab" for number in range(4)}

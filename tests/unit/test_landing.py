@@ -18,7 +18,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from adapters.errors import (
+from adapters.files import places
+from adapters.files.digest import checksum_of
+from adapters.files.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
+from adapters.transport import (
     CheckFailed,
     DigestMismatch,
     DiskFull,
@@ -28,9 +31,6 @@ from adapters.errors import (
     PathEscapes,
     Regression,
 )
-from adapters.files import places
-from adapters.files.digest import checksum_of
-from adapters.files.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
 from streams.identity import PathRules
 from streams.values import DataEntry, DataType
 

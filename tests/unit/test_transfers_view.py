@@ -409,7 +409,9 @@ def test_every_transfer_is_in_exactly_the_tables_of_its_state(steps: list[Step])
     assert order_ == sorted(order_)
     for chain in view.open_chains():
         rows = {row.id: row for row in view.transfers_of(chain.id)}
-        assert set(rows) == {need.transfer for need in chain.needs}
+        whole = view.whole_chain(chain.id)
+        assert whole is not None
+        assert set(rows) == {need.transfer for need in whole.needs}
         assert all(chain.id in row.chains for row in rows.values())
     for ended_chain in view.ended_chains():
         assert view.transfers_of(ended_chain.id) == []
