@@ -30,8 +30,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 
 mutants: $(VENV)/installed-dev
-	nice -n 19 $(BIN)/mutmut run --max-children 1 $(foreach name,$(MUTANTS),'$(name)')
-	@$(BIN)/mutmut results
+	nice -n 19 $(BIN)/python -m tests.mutation $(foreach name,$(MUTANTS),'$(name)') $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -13,11 +13,11 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from adapters.errors import EntryMissing
 from adapters.s3.errors import Overtaken
 from adapters.s3.flow import Flow
 from adapters.s3.layout import under
 from adapters.s3.store import Store
-from adapters.transport import EntryMissing
 
 
 class Blobs(Protocol):

@@ -1,4 +1,4 @@
-"""The contract of a transport, and the errors that say what to do next.
+"""The contract of a transport.
 
 A transport moves the bytes of one entry from one source into one landing, once. It never retries,
 never picks a source, never gives a file its final name and never decides that a digest is right:
@@ -9,112 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
+from adapters.errors import TransportError
+from adapters.files.landing import Landing
+from adapters.throttle import Throttle
 from streams.values import DataEntry, Endpoint, Transport
-
-if TYPE_CHECKING:
-    from adapters.files.landing import Landing
-    from adapters.throttle import Throttle
 
 #: Told (bytes done, bytes in all), from the event loop, not more often than the reader can bear.
 Progress = Callable[[int, int], None]
 #: Takes the content of the entry with this number; it may block, and must not keep the memory.
 Take = Callable[[int, "bytes | bytearray | memoryview"], None]
-
-
-class TransportError(Exception):
-    """Base of all that ends an attempt. The class says what to do next."""
-
-    #: Whether the same attempt, made again later, may succeed.
-    retryable = True
-    #: Whether another transport to the same source may succeed now.
-    try_next_transport = True
-
-
-class Unreachable(TransportError):
-    """Nobody answers there: refused, no route, name not found. Another transport may work."""
-
-
-class Refused(TransportError):
-    """The source answered and will not give it: token, permission, protocol."""
-
-
-class EntryMissing(TransportError):
-    """The source does not hold this content any more. Another source may."""
-
-    try_next_transport = False
-
-
-class Stalled(TransportError):
-    """No byte came for too long; what has come is kept, the next attempt goes on from there."""
-
-
-class Interrupted(TransportError):
-    """The connection broke off; what has come is kept."""
-
-
-class TimedOut(TransportError):
-    """The attempt took longer than it was given; what has come is kept."""
-
-
-class DigestMismatch(TransportError):
-    """All bytes came and they are not the entry's. Nothing is kept."""
-
-
-class CheckFailed(TransportError):
-    """The bytes are the entry's, but they are no sound file of their type. It is quarantined."""
-
-    retryable = False
-    try_next_transport = False
-
-
-class DiskFull(TransportError):
-    """The target has no room for the entry and its reserve."""
-
-    try_next_transport = False
-
-
-class PathEscapes(TransportError):
-    """The entry's path would leave the data directory."""
-
-    retryable = False
-    try_next_transport = False
-
-
-class Superseded(TransportError):
-    """The target holds a later version of this path; an older one may not replace it."""
-
-    retryable = False
-    try_next_transport = False
-
-
-class Regression(TransportError):
-    """The entry is much smaller than the training set it would replace: likely a broken export."""
-
-    retryable = False
-    try_next_transport = False
-
-
-class NeverReplaced(TransportError):
-    """What stands at the entry's path may only be merged into, or is no file."""
-
-    retryable = False
-    try_next_transport = False
-
-
-class InUse(TransportError):
-    """Another attempt at the same transfer still writes; its bytes and ours must not mix."""
-
-    try_next_transport = False
-
-
-class DiskFailed(TransportError):
-    """The target's disk would not take the bytes: read-only, no permission, defective."""
-
-    try_next_transport = False
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -215,7 +215,7 @@ class CatalogView:
             return
         standing.went(tx, digest_key(row.path), key, node, time)
         tx.delete("held", text_key(node, row.config_key, row.data_type) + key)
-        if next(tx.scan("holders", key), None) is None:
+        if not tx.any("holders", key):
             tx.delete("by_config", text_key(row.config_key, row.data_type) + key)
             path_key = digest_key(row.path)
             path_row = _path_row(tx, path_key)
@@ -225,7 +225,7 @@ class CatalogView:
     @staticmethod
     def _forget_if_lost(tx: Writer, path_key: bytes, key: bytes) -> None:
         """A version that was replaced and that nobody holds is of no use to anybody."""
-        if next(tx.scan("holders", key), None) is None:
+        if not tx.any("holders", key):
             _forget(tx, path_key, key)
 
     @staticmethod
@@ -430,6 +430,12 @@ def _row_of(entry: DataEntry, version: int) -> EntryRow:
 
 def _bare(row: EntryRow) -> DataEntry:
     return DataEntry(**msgspec.structs.asdict(row))
+
+
+def row_held_by(reader: Reader, node: str, path: str) -> EntryRow | None:
+    """What a node holds under a path, without who else holds it."""
+    key = reader.get("node_path", text_key(node) + digest_key(path))
+    return None if key is None else _entry_row(reader, key)
 
 
 def _entry_row(reader: Reader, key: bytes) -> EntryRow | None:

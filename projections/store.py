@@ -74,6 +74,11 @@ class Reader:
                     return
                 yield key, value
 
+    def any(self, table: str, prefix: bytes) -> bool:
+        """Whether a key under `prefix` is there."""
+        with self._txn.cursor(db=self._tables[table]) as cursor:
+            return bool(cursor.set_range(prefix) and cursor.key().startswith(prefix))
+
     @staticmethod
     def _scan_back(cursor: Any, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
         found = cursor.set_range(prefix + b"\xff" * 8) if prefix else False
@@ -137,17 +142,22 @@ class Writer(Reader):
 
     def add(self, table: str, key: bytes, value: bytes = b"") -> bool:
         """Set a key unless it is there; whether it was set."""
-        if self.get(table, key) is not None:
+        if self._has(table, key):
             return False
         self._late[table][key] = value
         return True
 
     def delete(self, table: str, key: bytes) -> bool:
         """Remove a key; whether it was there."""
-        there = self.get(table, key) is not None
+        there = self._has(table, key)
         if there:
             self._late[table][key] = None
         return there
+
+    def _has(self, table: str, key: bytes) -> bool:
+        late = self._late[table]
+        # Only whether it is there is asked: a row that waits is not packed for that.
+        return late[key] is not None if key in late else super().get(table, key) is not None
 
     def scan(
         self, table: str, prefix: bytes = b"", *, start: bytes = b"", reverse: bool = False
@@ -155,6 +165,11 @@ class Writer(Reader):
         """As `Reader.scan`, of the table as this transaction has it."""
         self._flush_table(table)
         return super().scan(table, prefix, start=start, reverse=reverse)
+
+    def any(self, table: str, prefix: bytes) -> bool:
+        """As `Reader.any`, of the table as this transaction has it."""
+        self._flush_table(table)
+        return super().any(table, prefix)
 
     def count(self, table: str) -> int:
         """How many keys a table has in this transaction."""
@@ -168,6 +183,8 @@ class Writer(Reader):
 
     def _flush_table(self, table: str) -> None:
         late, handle = self._late[table], self._tables[table]
+        if not late:
+            return
         for key in sorted(late):
             value = _packed(late[key])
             if value is None:

@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator
 from msgspec.structs import replace
 
 from projections import queue
-from projections.catalog import DataCatalog
+from projections.catalog import row_held_by
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, number, text_key, unpacker
 from streams import events
@@ -170,7 +170,7 @@ class TransfersView:
             )
             self._store(tx, row, joined)
             return
-        held = DataCatalog(tx).held_by(target, entry.path)
+        held = row_held_by(tx, target, entry.path)
         if held is not None and (held.checksum == entry.checksum or held.version > entry.version):
             # It arrived between the decision and its record.
             state, checksum, games = TransferState.SUCCEEDED, held.checksum, held.games

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import msgspec
 import xxhash
 
-from adapters.transport import Refused
+from adapters.errors import Refused
 
 #: Pages of a database, the unit of a delta: second level, never kept, digested when asked for.
 LEAF_BYTES = 4 << 10

@@ -115,19 +115,29 @@ def create_missing(db: sqlite3.Connection, target: str) -> list[str]:
     wanted = [name for name in tables_of(db, "source") if name not in known]
     if known:
         wanted = [name for name in wanted if _has_id(db, "source", name)]
-    for kind in _MADE:
-        for name, of_table, sql in _made_by(db, kind):
-            if of_table in wanted or (kind == "view" and not known):
-                _run(db, sql, f"{target}: {kind} {name}")
+    no_place = make_tables(db, wanted, target, new=not known)
     for name in wanted:
         if not _has_id(db, "source", name):
             db.execute(f"INSERT INTO main.{quoted(name)} SELECT * FROM source.{quoted(name)}")
-    if not known:
-        for pragma in ("user_version", "application_id"):
-            (value,) = db.execute(f"PRAGMA source.{pragma}").fetchone()
-            db.execute(f"PRAGMA main.{pragma} = {value}")
-        return [f"trigger {name}" for name, _, _ in _made_by(db, "trigger")]
-    return []
+    return no_place
+
+
+def make_tables(db: sqlite3.Connection, wanted: list[str], target: str, *, new: bool) -> list[str]:
+    """Make these tables of the source in the target, empty, with their indexes.
+
+    A `new` target gets the source's views and what it says of itself too. Returns what of the
+    source has no place there. Raises `NotMergeable` if something can't be made.
+    """
+    for kind in _MADE:
+        for name, of_table, sql in _made_by(db, kind):
+            if of_table in wanted or (kind == "view" and new):
+                _run(db, sql, f"{target}: {kind} {name}")
+    if not new:
+        return []
+    for pragma in ("user_version", "application_id"):
+        (value,) = db.execute(f"PRAGMA source.{pragma}").fetchone()
+        db.execute(f"PRAGMA main.{pragma} = {value}")
+    return [f"trigger {name}" for name, _, _ in _made_by(db, "trigger")]
 
 
 def copyings(db: sqlite3.Connection, target: str) -> tuple[list[Copying], list[str]]:
@@ -155,7 +165,7 @@ def copyings(db: sqlite3.Connection, target: str) -> tuple[list[Copying], list[s
                 table=name,
                 columns=tuple(ours[lower].name for lower in theirs if lower in ours),
                 number=number if number.lower() in theirs else "",
-                refers=dict(_references(db, name, tables)),
+                refers=dict(references_of(db, name, tables)),
                 there=_there(db, name),
             )
         )
@@ -225,8 +235,10 @@ def _made_by(db: sqlite3.Connection, kind: str) -> list[tuple[str, str, str]]:
     return [(str(name), str(table), str(sql)) for name, table, sql in found]
 
 
-def _references(db: sqlite3.Connection, table: str, tables: list[str]) -> Iterator[tuple[str, str]]:
-    """Columns of a table that name rows of some table by a number that is given anew."""
+def references_of(
+    db: sqlite3.Connection, table: str, tables: list[str]
+) -> Iterator[tuple[str, str]]:
+    """(column, table) where a table of the source names rows of another by a number."""
     found = db.execute(
         'SELECT "from", lower("table"), "to" FROM pragma_foreign_key_list(?, ?)',
         (table, "source"),

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from adapters.errors import CheckFailed, DigestMismatch, Interrupted, TransportError
 from adapters.files import checks, sqlite
 from adapters.files.digest import hex_of, named
 from adapters.files.durable import Disk, fsync_above
 from adapters.files.landing import Landed, appear, refuse_replacement
 from adapters.files.partial import disk_errors, write_all
 from adapters.files.places import Confinement, Reservation, same_disk_directory
-from adapters.transport import CheckFailed, DigestMismatch, Interrupted, TransportError
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry
 

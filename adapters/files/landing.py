@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.errors import CheckFailed, DigestMismatch, Interrupted, NeverReplaced, Regression
 from adapters.files import checks, sqlite
 from adapters.files.blocks import BlockMap
 from adapters.files.digest import BLOCK_BYTES, hex_of
@@ -29,13 +30,6 @@ from adapters.files.places import (
     sweep_quarantine,
 )
 from adapters.files.scattered import Scattered, notes_of
-from adapters.transport import (
-    CheckFailed,
-    DigestMismatch,
-    Interrupted,
-    NeverReplaced,
-    Regression,
-)
 from adapters.workers import finish
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry, is_token

@@ -1,4 +1,7 @@
-"""Merging of game databases: complete games that a target lacks come over, with all their rows.
+"""Merging of databases: what a target lacks comes over, and nothing that it holds goes.
+
+Of game databases these are complete games, with all their rows; of small ones that hold none, such
+as ratings and registries, see `records`.
 
 A game comes whole or not at all, and whatever happens in between, merging again completes it: what
 identifies a game is its id alone. What the target holds is never changed, nor are its tables; a
@@ -33,6 +36,7 @@ from adapters.files.gametables import (
     judged,
 )
 from adapters.files.places import Reservation
+from adapters.files.records import merge_tables
 from adapters.files.sqlite import Unsound
 
 #: How long the target's writer is waited for.
@@ -50,14 +54,18 @@ class Merged(msgspec.Struct, frozen=True):
 
     source: str
     added: int = 0
-    #: Games whose id the target had.
+    #: Games whose id the target had, or rows that it had.
     there: int = 0
-    #: Games that stayed behind, by the reason.
+    #: Rows of the target that a later one took the place of; games are never changed.
+    newer: int = 0
+    #: Games or rows that stayed behind, by the reason.
     left: dict[str, int] = {}
-    #: Rows that came with the games, by table.
+    #: Rows that came, by table; without those of the games themselves.
     rows: dict[str, int] = {}
     #: Columns, tables and triggers of the source that the target has no place for.
     no_place: tuple[str, ...] = ()
+    #: What is counted: ``games`` or ``rows``.
+    unit: str = "games"
 
 
 def merge(
@@ -80,6 +88,36 @@ def merge(
     Raises `NotMergeable`, `sqlite.Unsound`, `sqlite.Locked`, `DiskFull` or `OSError`; what came
     over until then are whole games. Blocks.
     """
+    with _attached(target, source, patience_s) as db:
+        return _Merge(db, target, source, complete_from).run(progress, begins)
+
+
+def merge_records(target: Path, source: Path, *, patience_s: float = PATIENCE_S) -> Merged:
+    """Bring the rows of `source` that `target` lacks there, all or none; make it if there is none.
+
+    For small databases that hold no games: the target is locked while it lasts. Of two rows with
+    one key the later one stays; see `records`. Raises as `merge` does. Blocks.
+    """
+    with _attached(target, source, patience_s) as db, _names(source, target), _transaction(db):
+        tables, no_place = merge_tables(db, source.name, target.name)
+    left: dict[str, int] = {}
+    for tally in tables.values():
+        left |= tally.left
+    return Merged(
+        source=str(source),
+        added=sum(tally.added for tally in tables.values()),
+        there=sum(tally.there for tally in tables.values()),
+        newer=sum(tally.newer for tally in tables.values()),
+        left=left,
+        rows={name: tally.added for name, tally in tables.items()},
+        no_place=tuple(sorted(no_place)),
+        unit="rows",
+    )
+
+
+@contextlib.contextmanager
+def _attached(target: Path, source: Path, patience_s: float) -> Iterator[sqlite3.Connection]:
+    """A connection that writes the target, with a sound snapshot of the source beside it."""
     target = target.resolve()
     if target.exists() and source.resolve().samefile(target):
         raise NotMergeable(f"{target.name} can't be merged into itself")
@@ -99,7 +137,7 @@ def merge(
             db.execute("ATTACH ? AS source", (str(copy),))
             # It is thrown away afterwards.
             db.execute("PRAGMA source.synchronous = OFF")
-            return _Merge(db, target, source, complete_from).run(progress, begins)
+            yield db
 
 
 class _Merge:

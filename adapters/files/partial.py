@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
+from adapters.errors import DiskFailed, DiskFull, InUse
 from adapters.files.digest import BLOCK_BYTES, feed, named
-from adapters.transport import DiskFailed, DiskFull, InUse
 from adapters.workers import DIGESTS, DISK, SOCKETS, finish, settled
 
 #: Larger pieces make the kernel use larger pages, for which a virtual machine may first have to ask

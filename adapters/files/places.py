@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from adapters.transport import DiskFull, PathEscapes
+from adapters.errors import DiskFull, PathEscapes
 from streams.identity import escapes
 
 #: The data plane's own directory within a data root; nothing in it is data.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.errors import DiskFull
 from adapters.files import checks, sqlite
 from adapters.files.blocks import Mapping
 from adapters.files.digest import checksum_of, hex_of
@@ -23,7 +24,6 @@ from adapters.files.index import Row, State
 from adapters.files.maps import MapStore
 from adapters.files.places import OWN_DIRECTORY, Reservation
 from adapters.files.walk import Print, print_of
-from adapters.transport import DiskFull
 from streams.identity import PathRules, data_type_of
 from streams.values import DataEntry, DataType, config_key_in
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters.transport import EntryMissing
+from adapters.errors import EntryMissing
 
 
 def opened(file: Path, size_bytes: int) -> BinaryIO:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-from adapters.transport import Interrupted, Refused, Stalled, Unreachable
+from adapters.errors import Interrupted, Refused, Stalled, Unreachable
 
 #: A reader comes back this often, so that it can be given up or slowed down.
 TICK_S = 0.25

@@ -17,16 +17,9 @@ from typing import Protocol
 import msgspec
 from aiohttp import ClientConnectionError, hdrs, web
 
-from adapters import transport as errors
+from adapters import errors
+from adapters.errors import Interrupted, NeverReplaced, Refused, Stalled, Superseded, TransportError
 from adapters.files.landing import Landed, Landing, partial_name
-from adapters.transport import (
-    Interrupted,
-    NeverReplaced,
-    Refused,
-    Stalled,
-    Superseded,
-    TransportError,
-)
 from adapters.workers import settled
 from streams.foreign import from_json
 from streams.identity import Ownership, PathRules

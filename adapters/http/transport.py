@@ -18,6 +18,7 @@ from typing import BinaryIO, TypeVar
 import aiohttp
 import msgspec
 
+from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, Unreachable
 from adapters.files.landing import Landing
 from adapters.files.sent import opened
 from adapters.http.download import Download
@@ -27,15 +28,7 @@ from adapters.http.signing import Signer
 from adapters.http.upload import Answered, Upload
 from adapters.telling import Telling
 from adapters.throttle import Throttle
-from adapters.transport import (
-    EntryMissing,
-    Interrupted,
-    Progress,
-    Refused,
-    Request,
-    Stalled,
-    Unreachable,
-)
+from adapters.transport import Progress, Request
 from adapters.workers import SOCKETS, finish
 from streams.values import Transport
 

@@ -16,8 +16,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from adapters.errors import Interrupted, Stalled
 from adapters.http.download import connect
-from adapters.transport import Interrupted, Stalled
 
 
 class Answered(msgspec.Struct, frozen=True):

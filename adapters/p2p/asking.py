@@ -11,6 +11,7 @@ from typing import TypeVar
 
 import msgspec
 
+from adapters.errors import Unreachable
 from adapters.files.landing import Landing
 from adapters.files.maps import MapStore
 from adapters.files.scattered import Underway
@@ -18,7 +19,7 @@ from adapters.http.signing import Signer
 from adapters.p2p.gossip import Gossip
 from adapters.p2p.peer import Peer
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Request, Unreachable
+from adapters.transport import Progress, Request
 from adapters.workers import PEERS, finish
 from streams.values import Endpoint
 

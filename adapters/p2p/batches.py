@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from adapters.transport import Refused
+from adapters.errors import Refused
 from streams.values import SMALL_BYTES
 
 #: Contents in one batch, and bytes: no one waits long for what another asked.

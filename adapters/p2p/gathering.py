@@ -12,6 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
+from adapters.errors import (
+    DigestMismatch,
+    EntryMissing,
+    Interrupted,
+    Refused,
+    Stalled,
+    TransportError,
+    Unreachable,
+)
 from adapters.files.blocks import LEAF_DIGEST_BYTES, BlockMap, encoded_bytes, leaf_digests
 from adapters.files.checks import is_database
 from adapters.files.scattered import Scattered
@@ -21,15 +30,6 @@ from adapters.p2p.nearby import older_version, take_elsewhere, take_same
 from adapters.p2p.pages import Old, decode_answer, encode_question, most_blocks, patched, unpacked
 from adapters.p2p.peer import Peer
 from adapters.p2p.swarming import Swarming
-from adapters.transport import (
-    DigestMismatch,
-    EntryMissing,
-    Interrupted,
-    Refused,
-    Stalled,
-    TransportError,
-    Unreachable,
-)
 from adapters.workers import finish
 
 T = TypeVar("T")

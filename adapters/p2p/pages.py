@@ -14,6 +14,7 @@ from typing import IO, cast
 import msgspec
 import zstandard
 
+from adapters.errors import Refused
 from adapters.files.blocks import (
     LEAF_BYTES,
     LEAF_DIGEST_BYTES,
@@ -21,7 +22,6 @@ from adapters.files.blocks import (
     block_bytes_of,
     leaf_digests,
 )
-from adapters.transport import Refused
 
 _INDEX = struct.Struct("<I")
 #: The most that one question may be answered with.

@@ -13,8 +13,8 @@ import ssl
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
+from adapters.errors import EntryMissing, Interrupted, Refused, Stalled
 from adapters.http.download import connect
-from adapters.transport import EntryMissing, Interrupted, Refused, Stalled
 
 _ERROR_TEXT = 300
 #: Larger pieces cost more to make room for than to ask for.

@@ -8,19 +8,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 
+from adapters.errors import EntryMissing, Interrupted, TransportError, Unreachable
 from adapters.files.digest import named
 from adapters.http.signing import BATCH_ROUTE
 from adapters.p2p.asking import Around
 from adapters.p2p.batches import ABSENT, FRAME, encode_list
 from adapters.p2p.peer import Peer
-from adapters.transport import (
-    EntryMissing,
-    Interrupted,
-    Request,
-    Take,
-    TransportError,
-    Unreachable,
-)
+from adapters.transport import Request, Take
 from adapters.workers import PEERS, finish
 from streams.values import SMALL_BYTES
 

@@ -14,14 +14,7 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any
 
-from adapters.files.blocks import piece_blocks_of
-from adapters.files.scattered import Scattered
-from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
-from adapters.p2p.asking import Asking
-from adapters.p2p.gossip import Gossip, Having, bits_in, subject_of
-from adapters.p2p.peer import Peer
-from adapters.p2p.swarm import Kind, Swarm
-from adapters.transport import (
+from adapters.errors import (
     DigestMismatch,
     EntryMissing,
     Interrupted,
@@ -30,6 +23,13 @@ from adapters.transport import (
     TransportError,
     Unreachable,
 )
+from adapters.files.blocks import piece_blocks_of
+from adapters.files.scattered import Scattered
+from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
+from adapters.p2p.asking import Asking
+from adapters.p2p.gossip import Gossip, Having, bits_in, subject_of
+from adapters.p2p.peer import Peer
+from adapters.p2p.swarm import Kind, Swarm
 from adapters.workers import PEERS, finish
 from streams.values import Endpoint
 

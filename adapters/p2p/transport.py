@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from adapters.errors import TransportError, Unreachable
 from adapters.files.landing import Landing
 from adapters.p2p.asking import Around, Asking
 from adapters.p2p.gathering import Gathering
 from adapters.p2p.small import fetch_small
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Request, Take, TransportError, Unreachable
+from adapters.transport import Progress, Request, Take
 from streams.values import SMALL_BYTES, Transport
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from adapters.errors import EntryMissing, TransportError
 from adapters.files.digest import checksum_of
 from adapters.files.landing import Landed, Landing
 from adapters.files.places import confined
@@ -21,7 +22,7 @@ from adapters.s3.flow import Flow
 from adapters.s3.layout import Manifest, ManifestEntry
 from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
-from adapters.transport import EntryMissing, Progress, TransportError
+from adapters.transport import Progress
 from adapters.workers import each, finish
 from streams.identity import PathRules
 from streams.values import S3_NODE, DataEntry, Proof

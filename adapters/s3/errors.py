@@ -12,14 +12,7 @@ from collections.abc import Iterator
 import aiohttp
 from botocore import exceptions as boto
 
-from adapters.transport import (
-    EntryMissing,
-    Interrupted,
-    Refused,
-    Stalled,
-    TransportError,
-    Unreachable,
-)
+from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError, Unreachable
 
 _HINTS = {
     "NoSuchBucket": "there is no such bucket; create it",

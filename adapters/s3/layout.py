@@ -21,8 +21,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from adapters.errors import TransportError
 from adapters.files.digest import hex_of
-from adapters.transport import TransportError
 from streams.identity import escapes
 from streams.values import Count, DataEntry, Value, is_token
 

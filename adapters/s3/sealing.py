@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from adapters.errors import DigestMismatch
 from adapters.files.digest import hex_of
-from adapters.transport import DigestMismatch
 
 KEY_BYTES = 32
 CHUNK_BYTES = 1 << 20

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from adapters.transport import Request, Take, TransportError
+from adapters.errors import TransportError
+from adapters.transport import Request, Take
 from adapters.workers import cancelled, each, finish
 from streams.values import DataEntry
 

@@ -7,11 +7,11 @@ import os
 from functools import partial
 from pathlib import Path
 
+from adapters.errors import DigestMismatch, EntryMissing
 from adapters.files.digest import BLOCK_BYTES, named
 from adapters.s3 import layout
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.sealing import Sealer
-from adapters.transport import DigestMismatch, EntryMissing
 from adapters.workers import DIGESTS, finish
 
 

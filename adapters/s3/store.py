@@ -18,17 +18,13 @@ import aiohttp
 import msgspec
 from botocore.config import Config
 
+from adapters.errors import EntryMissing, Interrupted, Refused
 from adapters.files.digest import hex_of
 from adapters.s3 import layout
 from adapters.s3.errors import code_in, in_our_words, meaning
 from adapters.s3.flow import CONNECT_S, Body, Flow
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.wire import EMPTY_SHA256, Wire
-from adapters.transport import (
-    EntryMissing,
-    Interrupted,
-    Refused,
-)
 
 _CONNECTIONS = 64
 _ERROR_BYTES = 4096

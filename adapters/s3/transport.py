@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adapters.errors import DigestMismatch, EntryMissing, Refused, TransportError
 from adapters.files.digest import hex_of
 from adapters.files.landing import Landing
 from adapters.s3 import layout
@@ -31,15 +32,7 @@ from adapters.s3.small import Sink, fetch_small
 from adapters.s3.source import Source
 from adapters.s3.store import Found, Got, Store
 from adapters.throttle import Throttle
-from adapters.transport import (
-    DigestMismatch,
-    EntryMissing,
-    Progress,
-    Refused,
-    Request,
-    Take,
-    TransportError,
-)
+from adapters.transport import Progress, Request, Take
 from adapters.workers import DIGESTS, cancelled, each, finish
 from streams.values import DataEntry, Transport
 

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 import pybase64
 
+from adapters.errors import EntryMissing, Interrupted
 from adapters.files.landing import Landing
 from adapters.files.sent import opened
 from adapters.ssh.channel import Channel, Opens
@@ -22,7 +23,7 @@ from adapters.ssh.push import Place, prepared, published, sent
 from adapters.ssh.shell import giving, taking
 from adapters.telling import Telling
 from adapters.throttle import Throttle
-from adapters.transport import EntryMissing, Interrupted, Progress, Request
+from adapters.transport import Progress, Request
 from adapters.workers import finish
 from streams.identity import PathRules
 from streams.values import Endpoint, Transport

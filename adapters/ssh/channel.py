@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, TypeVar
 
+from adapters.errors import Interrupted, Stalled
 from adapters.ssh.shell import MARK, SAID_CHARS, outcome
-from adapters.transport import Interrupted, Stalled
 from adapters.workers import settled
 
 T = TypeVar("T")

@@ -16,18 +16,11 @@ from pathlib import Path
 import asyncssh
 import msgspec
 
+from adapters.errors import EntryMissing, Interrupted, PathEscapes, Refused, Stalled, Unreachable
 from adapters.files.checks import is_database
 from adapters.ssh.channel import Channel
 from adapters.ssh.shell import meaning
-from adapters.transport import (
-    EntryMissing,
-    Interrupted,
-    PathEscapes,
-    Refused,
-    Request,
-    Stalled,
-    Unreachable,
-)
+from adapters.transport import Request
 from streams.identity import PathRules, escapes
 from streams.values import Endpoint
 

@@ -13,14 +13,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
-from adapters.files.checks import is_database
-from adapters.files.digest import hex_of
-from adapters.files.landing import SMALLEST_NPZ_SHARE, partial_name
-from adapters.files.places import OWN_DIRECTORY, RESERVE
-from adapters.files.sqlite import SIDE_FILES
-from adapters.ssh.channel import Channel, Opens
-from adapters.ssh.shell import MARK, PREPARE, PUBLISH, command, following
-from adapters.transport import (
+from adapters.errors import (
     DiskFull,
     EntryMissing,
     Interrupted,
@@ -28,9 +21,16 @@ from adapters.transport import (
     PathEscapes,
     Refused,
     Regression,
-    Request,
     TransportError,
 )
+from adapters.files.checks import is_database
+from adapters.files.digest import hex_of
+from adapters.files.landing import SMALLEST_NPZ_SHARE, partial_name
+from adapters.files.places import OWN_DIRECTORY, RESERVE
+from adapters.files.sqlite import SIDE_FILES
+from adapters.ssh.channel import Channel, Opens
+from adapters.ssh.shell import MARK, PREPARE, PUBLISH, command, following
+from adapters.transport import Request
 from adapters.workers import settled
 from streams.identity import Ownership, PathRules, escapes
 from streams.values import Endpoint

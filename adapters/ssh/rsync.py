@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.errors import EntryMissing, Interrupted
 from adapters.files.landing import Landing
 from adapters.ssh.aside import set_aside, size_of
 from adapters.ssh.channel import Channel
@@ -22,12 +23,7 @@ from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, pull_words, push_words
 from adapters.telling import Telling
 from adapters.throttle import Throttle
-from adapters.transport import (
-    EntryMissing,
-    Interrupted,
-    Progress,
-    Request,
-)
+from adapters.transport import Progress, Request
 from adapters.workers import finish
 from streams.identity import PathRules
 from streams.values import Endpoint, Transport

@@ -9,9 +9,10 @@ import signal
 import time
 from collections.abc import Awaitable, Callable
 
+from adapters.errors import Refused, Stalled
 from adapters.ssh.rsync_words import LITERAL, SHORTEST_STALL_S, progress_in
 from adapters.throttle import Throttle
-from adapters.transport import Refused, Request, Stalled
+from adapters.transport import Request
 
 TICK_S = 0.05
 #: rsync writes so many bytes at once, so a slow file grows seldom.

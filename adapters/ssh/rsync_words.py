@@ -9,20 +9,13 @@ import math
 import re
 from pathlib import Path
 
+from adapters.errors import DiskFailed, EntryMissing, Interrupted, Refused, Stalled, TransportError
 from adapters.files.checks import is_database
 from adapters.ssh.aside import Aside
 from adapters.ssh.connections import address
 from adapters.ssh.push import Place
 from adapters.ssh.shell import meaning
-from adapters.transport import (
-    DiskFailed,
-    EntryMissing,
-    Interrupted,
-    Refused,
-    Request,
-    Stalled,
-    TransportError,
-)
+from adapters.transport import Request
 from streams.values import Endpoint
 
 #: Below this rsync compares whole contents, above it size and time.

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 
-from adapters.files.places import OWN_DIRECTORY
-from adapters.transport import (
+from adapters.errors import (
     DigestMismatch,
     DiskFailed,
     DiskFull,
@@ -23,6 +22,7 @@ from adapters.transport import (
     TransportError,
     Unreachable,
 )
+from adapters.files.places import OWN_DIRECTORY
 
 SAID_CHARS = 600
 

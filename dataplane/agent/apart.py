@@ -14,10 +14,10 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.errors import DiskFull
 from adapters.files.gametables import NotMergeable
 from adapters.files.merging import Merged, merge
 from adapters.files.sqlite import Locked, Unsound
-from adapters.transport import DiskFull
 from dataplane.policy import Quality
 
 _ERRORS: tuple[type[Exception], ...] = (NotMergeable, Unsound, Locked, DiskFull, OSError)

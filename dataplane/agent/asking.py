@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from adapters.errors import TransportError, Unreachable
 from adapters.http.receiving import Receiver, error_of
-from adapters.transport import TransportError, Unreachable
 from dataplane.agent.attempt import Outcome
 from streams import events
 from streams.foreign import Unreadable, from_json

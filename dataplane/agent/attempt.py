@@ -12,8 +12,8 @@ from typing import TypeVar
 
 from msgspec.structs import replace
 
+from adapters.errors import TimedOut, TransportError, Unreachable
 from adapters.http.receiving import error_of
-from adapters.transport import TimedOut, TransportError, Unreachable
 from streams import events
 from streams.values import Transport, TransportResult, added
 

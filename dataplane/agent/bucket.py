@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from adapters.errors import TransportError
 from adapters.s3.bucket import S3Bucket
 from adapters.s3.layout import ManifestEntry, manifest_of
 from adapters.s3.sealing import Sealer
 from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Request, TransportError
+from adapters.transport import Progress, Request
 from dataplane.config import DataPlaneConfig
 from dataplane.crashpoints import reach
 

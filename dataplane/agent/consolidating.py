@@ -18,13 +18,13 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.errors import DiskFull
 from adapters.files import checks
 from adapters.files.gametables import NotMergeable
 from adapters.files.inventory import Inventory
 from adapters.files.merging import Merged
 from adapters.files.places import OWN_DIRECTORY
 from adapters.files.sqlite import Locked, Unsound
-from adapters.transport import DiskFull
 from adapters.workers import finish
 from dataplane.agent.apart import merge_apart, noted
 from dataplane.agent.scrub import Say

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from adapters.errors import NeverReplaced, Superseded
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed, Landing
 from adapters.files.partial import disk_errors
 from adapters.throttle import Throttle
-from adapters.transport import Fetches, FetchesMany, NeverReplaced, Progress, Request, Superseded
+from adapters.transport import Fetches, FetchesMany, Progress, Request
 from dataplane.agent.attempt import Attempt, through
 from dataplane.agent.receipts import Receipts
 from dataplane.agent.together import Together

@@ -12,8 +12,8 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+from adapters.errors import TransportError
 from adapters.files.inventory import Inventory
-from adapters.transport import TransportError
 from adapters.workers import each
 from dataplane.agent.bucket import Backups
 from dataplane.agent.observing import Observer

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from adapters.errors import EntryMissing, Refused
 from adapters.files.inventory import Inventory
 from adapters.throttle import Throttle
-from adapters.transport import EntryMissing, Progress, Pushes, Refused, Request
+from adapters.transport import Progress, Pushes, Request
 from dataplane.agent import asking
 from dataplane.agent.attempt import Attempt, through
 from dataplane.agent.bucket import Backups

@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from adapters.errors import Interrupted, TransportError
 from adapters.files.group import Group, Wanted
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed
 from adapters.files.partial import disk_errors
-from adapters.transport import FetchesMany, Interrupted, Request, TransportError
+from adapters.transport import FetchesMany, Request
 from adapters.workers import finish
 from dataplane.agent.receipts import Receipts
 from dataplane.crashpoints import reach

@@ -11,17 +11,10 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
+from adapters.errors import CheckFailed, Refused, TimedOut, TransportError
 from adapters.files.inventory import Inventory
 from adapters.throttle import Throttle
-from adapters.transport import (
-    CheckFailed,
-    Fetches,
-    Progress,
-    Pushes,
-    Refused,
-    TimedOut,
-    TransportError,
-)
+from adapters.transport import Fetches, Progress, Pushes
 from dataplane.agent.attempt import Attempt, Outcome
 from dataplane.agent.bucket import Backups
 from dataplane.agent.fetching import Fetching

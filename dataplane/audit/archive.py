@@ -12,7 +12,7 @@ from contextlib import aclosing
 import msgspec
 
 from adapters.blobs import Blobs
-from adapters.transport import EntryMissing, TransportError
+from adapters.errors import EntryMissing, TransportError
 from streams.jetstream import JetStreamLog
 from streams.joined import JoinedLog
 from streams.kept import ArchivedLog

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from adapters.blobs import Blobs, blobs_at
-from adapters.transport import TransportError
+from adapters.errors import TransportError
 from dataplane.audit.archive import extend, joined
 from dataplane.audit.bounding import Hold, Shortened, shorten
 from dataplane.config import DataPlaneConfig

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.logging import RichHandler
 
-from adapters.transport import Refused, TransportError, Unreachable
+from adapters.errors import Refused, TransportError, Unreachable
 from dataplane.catalog import Catalog
 from dataplane.cli import show
 from dataplane.config import CONFIG_FILE, ConfigError, DataPlaneConfig

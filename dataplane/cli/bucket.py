@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
-from adapters.transport import TransportError
+from adapters.errors import TransportError
 from dataplane import rows
 from dataplane.api import DataPlane, SyncResult
 from dataplane.cli import show

@@ -20,24 +20,24 @@ from pathlib import Path
 
 import pytest
 
-from adapters.files.landing import Landed, Landing
-from adapters.files.places import OWN_DIRECTORY
-from adapters.s3 import layout
-from adapters.throttle import Throttle
-from adapters.transport import (
+from adapters.errors import (
     DigestMismatch,
     DiskFull,
     EntryMissing,
     Interrupted,
     NeverReplaced,
     PathEscapes,
-    Progress,
     Refused,
     Regression,
     Stalled,
     TransportError,
     Unreachable,
 )
+from adapters.files.landing import Landed, Landing
+from adapters.files.places import OWN_DIRECTORY
+from adapters.s3 import layout
+from adapters.throttle import Throttle
+from adapters.transport import Progress
 from streams.values import DataEntry, DataType, Endpoint
 from tests.contract.rigs import Rig, files_in, left_in
 

@@ -15,6 +15,7 @@ import msgspec
 import zstandard
 from hypothesis import strategies as st
 
+from adapters.errors import Interrupted, Refused
 from adapters.files.blocks import (
     DIGEST_BYTES,
     LEAF_DIGEST_BYTES,
@@ -34,7 +35,6 @@ from adapters.s3 import layout as s3_layout
 from adapters.s3.layout import Manifest, ManifestEntry, ManifestUnreadable, manifest_of
 from adapters.s3.sealing import HEADER_BYTES, Opener, SealBroken, Sealer
 from adapters.ssh.rsync_words import progress_in
-from adapters.transport import Interrupted, Refused
 from dataplane.agent.progress import ProgressMessage
 from dataplane.audit.moments import moment_of
 from dataplane.config import ConfigError, DataPlaneConfig

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
+from adapters.errors import TransportError
 from adapters.files.landing import Landed, Landing
 from adapters.files.maps import MapStore
 from adapters.http.server import FileServer
@@ -15,7 +16,7 @@ from adapters.http.signing import Signer
 from adapters.p2p.asking import Around
 from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
-from adapters.transport import Request, Take, TransportError
+from adapters.transport import Request, Take
 from streams.values import DataEntry, DataType, Endpoint
 from tests.faults import Proxy
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from adapters.blobs import DirectoryBlobs, S3Blobs
+from adapters.errors import EntryMissing
 from adapters.s3.errors import Overtaken
-from adapters.transport import EntryMissing
 from dataplane.audit.archive import (
     ArchiveMismatch,
     archived,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters.blobs import DirectoryBlobs
-from adapters.transport import EntryMissing
+from adapters.errors import EntryMissing
 from bench.history import History
 from dataplane.audit.archive import ArchiveMismatch, bring_back, extend, joined
 from dataplane.audit.archiving import ArchiveKeeper

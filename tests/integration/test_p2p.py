@@ -16,8 +16,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from adapters.files.landing import Landed
-from adapters.transport import (
+from adapters.errors import (
     DigestMismatch,
     EntryMissing,
     Interrupted,
@@ -25,6 +24,7 @@ from adapters.transport import (
     TransportError,
     Unreachable,
 )
+from adapters.files.landing import Landed
 from streams.values import Endpoint
 from tests.integration.peers import Gossiping, Node, entry_of
 

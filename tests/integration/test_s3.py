@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from adapters.errors import DigestMismatch, EntryMissing, Interrupted, Refused, TransportError
 from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed, Landing
 from adapters.s3 import bucket as s3_bucket
@@ -28,16 +29,7 @@ from adapters.s3.layout import ManifestEntry, ManifestUnreadable
 from adapters.s3.sealing import Sealer
 from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
-from adapters.transport import (
-    DigestMismatch,
-    EntryMissing,
-    Fetches,
-    Interrupted,
-    Pushes,
-    Refused,
-    Request,
-    TransportError,
-)
+from adapters.transport import Fetches, Pushes, Request
 from streams.values import DataEntry, DataType, Endpoint
 from tests.faults import Proxy
 from tests.integration.s3_server import (

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from adapters.errors import DigestMismatch, Interrupted, Refused, Stalled
 from adapters.files.landing import Landed, Landing
 from adapters.files.places import OWN_DIRECTORY
 from adapters.ssh import push as ssh_push
@@ -24,14 +25,7 @@ from adapters.ssh.base64_ssh import Base64Transport
 from adapters.ssh.connections import SshOptions
 from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
-from adapters.transport import (
-    DigestMismatch,
-    Interrupted,
-    Progress,
-    Refused,
-    Request,
-    Stalled,
-)
+from adapters.transport import Progress, Request
 from streams.values import DataEntry, DataType, Endpoint
 from tests.contract.rigs import files_in, left_in
 from tests.faults import Proxy

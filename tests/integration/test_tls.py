@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from adapters.errors import Refused, TransportError
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed, Landing
 from adapters.files.maps import MapStore
@@ -26,7 +27,7 @@ from adapters.http.transport import FileServer, HttpTransport
 from adapters.p2p.asking import Around
 from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
-from adapters.transport import Fetches, Refused, Request, TransportError
+from adapters.transport import Fetches, Request
 from streams.values import DataEntry, DataType, Endpoint
 
 SIGNER = Signer(b"the cluster's own key")

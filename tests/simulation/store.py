@@ -71,6 +71,9 @@ class _Cursor:
         self._at = bisect.bisect_left(self._order, key)
         return self._at < len(self._order)
 
+    def key(self) -> bytes:
+        return self._order[self._at]
+
     def iternext(self) -> Iterator[tuple[bytes, bytes]]:
         return self._from(self._order[self._at :])
 
@@ -116,9 +119,7 @@ class MemoryStore:
         """Run `work` and keep what it wrote. No process dies within it: it never awaits."""
         writer = Writer(_Transaction(), self._tables)
         result = work(writer)
-        for table, late in writer._late.items():
-            if late:
-                writer._flush_table(table)
+        writer.flush()
         return result
 
     def close(self) -> None:

@@ -20,6 +20,7 @@ WORDS = st.one_of(
     st.tuples(st.just("get"), st.sampled_from(TABLES), KEYS),
     st.tuples(st.just("count"), st.sampled_from(TABLES)),
     st.tuples(st.just("scan"), st.sampled_from(TABLES), st.binary(max_size=2)),
+    st.tuples(st.just("any"), st.sampled_from(TABLES), st.binary(max_size=2)),
     st.tuples(st.just("back"), st.sampled_from(TABLES), st.binary(max_size=2)),
     st.tuples(st.just("from"), st.sampled_from(TABLES), KEYS),
 )

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adapters.errors import TransportError
 from adapters.files.blocks import (
     BLOCK_BYTES,
     LEAF_BYTES,
@@ -36,7 +37,6 @@ from adapters.p2p.pages import (
     patched,
     unpacked,
 )
-from adapters.transport import TransportError
 from streams.identity import PathRules
 
 

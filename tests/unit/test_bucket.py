@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from adapters.errors import Interrupted
 from adapters.s3.layout import Manifest
 from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
-from adapters.transport import Interrupted, Progress, Request
+from adapters.transport import Progress, Request
 from dataplane.agent.bucket import Backups
 from streams.values import DataEntry, Endpoint
 from tests.spec import T0, games_of

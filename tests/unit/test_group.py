@@ -11,11 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from adapters.files import durable, group
-from adapters.files.group import FEW, Group, Wanted
-from adapters.files.landing import Landed, sweep_partials
-from adapters.files.partial import write_all
-from adapters.transport import (
+from adapters.errors import (
     CheckFailed,
     DigestMismatch,
     DiskFailed,
@@ -26,6 +22,10 @@ from adapters.transport import (
     Regression,
     TransportError,
 )
+from adapters.files import durable, group
+from adapters.files.group import FEW, Group, Wanted
+from adapters.files.landing import Landed, sweep_partials
+from adapters.files.partial import write_all
 from tests.unit.test_landing import archive, database, entry_of, files_in, partials_in
 
 MANY = {f"data/{name}/{number}.bin": os.urandom(300) for name in "ab" for number in range(4)}

@@ -18,10 +18,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from adapters.files import places
-from adapters.files.digest import checksum_of
-from adapters.files.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
-from adapters.transport import (
+from adapters.errors import (
     CheckFailed,
     DigestMismatch,
     DiskFull,
@@ -31,6 +28,9 @@ from adapters.transport import (
     PathEscapes,
     Regression,
 )
+from adapters.files import places
+from adapters.files.digest import checksum_of
+from adapters.files.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
 from streams.identity import PathRules
 from streams.values import DataEntry, DataType
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 
-from dataplane.chain import MOST_VERSIONS
+from dataplane.chain import MOST_VERSIONS, owed
 from dataplane.coordinator.bridge import _moved_on
 from projections.chains import ChainStatus
 from projections.transfers import TransferRow
@@ -840,6 +840,67 @@ def test_facts_of_a_decision_name_their_chain_and_its_cause() -> None:
     """A chain can be read back as a tree of causes."""
     facts = given(*READY).owes("c1")["c1"]
     assert {(fact.chain, fact.cause) for fact in facts} == {("c1", "c1")}
+
+
+PROMOTED = events.ModelPromoted(config_key="hex8_2p", node="train-1", model_path=model().path)
+NEEDED = events.DataNeeded(node="train-1", config_key="hex8_2p", data_type=DataType.GAMES)
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        given(*OPENED, after(60)),
+        given(*OPENED, after(3_600)).under(chains={"answer_limit_s": 9_000.0}),
+        given(*READY),
+        given(*MOVING, after(3_600)),
+        given(*MOVING, succeeded()),
+        given(*LOST),
+        given(*TWO_TARGETS, succeeded("train-1"), failed("train-2"), policy=NO_RETRIES),
+        given(trainer(), opens("c1", PROMOTED), answers("c1", "train-1")),
+        given(trainer(), opens("c1", NEEDED)),
+        given(
+            *(trainer(), node("gpu-1", Role.SELFPLAY, traits=[Trait.GPU]), opens("c1", PROMOTED)),
+            *(answers("c1", "train-1", model()), said_what_is_owed, assigned, succeeded()),
+        ),
+        given(
+            *(trainer(), player(), opens("c1", played("gpu-1")), answers("c1", "gpu-1", GAMES)),
+            *(said_what_is_owed, assigned, succeeded("train-1"), succeeded("s3")),
+            policy=policy_of(s3={"bucket": "b"}),
+        ),
+    ],
+)
+def test_whatever_made_us_ask_is_the_cause_of_what_is_owed_then(story: Story) -> None:
+    """An event that a chain waited for, not its trigger, is why a decision came when it did."""
+    row = story.chain("c1")
+    transfers = {one.id: one for one in story.view.transfers_of("c1")}
+    facts = owed(row, transfers, story.plans, story.policy, story.now, "asked-because")
+    assert facts
+    assert {(fact.chain, fact.cause) for fact in facts} == {("c1", "asked-because")}
+
+
+@pytest.mark.parametrize("facts", [READY, LOST], ids=["first", "again"])
+def test_planner_is_told_when_the_trigger_was_said(facts: tuple[Any, ...]) -> None:
+    """However late a chain is asked: what a deadline counts from does not move."""
+    story, told = given(*facts, after(50)), []
+
+    def plan(trigger: Event, opened_at: float) -> SyncPlanned:
+        told.append((trigger, opened_at))
+        return story.plans(trigger, opened_at)
+
+    row = story.chain("c1")
+    transfers = {one.id: one for one in story.view.transfers_of("c1")}
+    assert owed(row, transfers, plan, story.policy, story.now)
+    assert told == [(played("gpu-1"), row.opened_at)]
+
+
+def test_plan_that_is_made_again_has_ids_of_its_own() -> None:
+    """Each time another, or the second would be taken for the first and never be written."""
+    story = given(*LOST)
+    assert ids(story.owes("c1")["c1"]) == [fact_id("c1", "SYNC_PLANNED", "again", 1, 0)]
+    third = games_of("gpu-1", "third", games=700)
+    story.tell(said_what_is_owed, assigned, holds("gpu-1", third))
+    story.tell(failed(error_class="EntryMissing"))
+    assert ids(story.owes("c1")["c1"]) == [fact_id("c1", "SYNC_PLANNED", "again", 2, 0)]
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from adapters.errors import NeverReplaced, Superseded
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed
 from adapters.http.receiving import Receiver
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer, HttpTransport
 from adapters.throttle import Throttle
-from adapters.transport import NeverReplaced, Request, Superseded
+from adapters.transport import Request
 from streams.values import DataEntry, DataType, Endpoint
 
 SIGNER = Signer(b"the cluster's own key")

@@ -10,6 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from adapters.errors import (
+    DigestMismatch,
+    DiskFailed,
+    DiskFull,
+    EntryMissing,
+    Interrupted,
+    NeverReplaced,
+    PathEscapes,
+    Refused,
+    Stalled,
+    TransportError,
+    Unreachable,
+)
 from adapters.ssh.base64_ssh import Decoder
 from adapters.ssh.connections import SshOptions, address, client_words
 from adapters.ssh.push import Place
@@ -21,20 +34,7 @@ from adapters.ssh.rsync_words import (
     quoted,
 )
 from adapters.ssh.shell import command, meaning, outcome
-from adapters.transport import (
-    DigestMismatch,
-    DiskFailed,
-    DiskFull,
-    EntryMissing,
-    Interrupted,
-    NeverReplaced,
-    PathEscapes,
-    Refused,
-    Request,
-    Stalled,
-    TransportError,
-    Unreachable,
-)
+from adapters.transport import Request
 from streams.values import DataEntry, DataType, Endpoint
 
 FAR = Endpoint(

@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from projections import store as module
@@ -23,6 +24,12 @@ from projections.store import (
 )
 
 TABLES = ("one", "two")
+
+
+class Kept(msgspec.Struct):
+    """A row."""
+
+    word: str
 
 
 @pytest.fixture
@@ -130,6 +137,37 @@ def test_scan_of_an_empty_table_is_empty(store: Store) -> None:
     """Forwards, backwards, and under a prefix."""
     assert keys(store) == keys(store, reverse=True) == keys(store, prefix=b"a") == []
     assert keys(store, prefix=b"a", reverse=True) == []
+
+
+def test_any_key_under_a_prefix_is_seen_in_and_after_the_transaction(store: Store) -> None:
+    """One that is put is there at once, and one that is deleted no more; nor is its neighbour."""
+    put(store, b"a", b"c")
+
+    def work(tx: Writer) -> list[bool]:
+        before = tx.any("one", b"b")
+        tx.put("one", b"bb")
+        there = tx.any("one", b"b")
+        tx.delete("one", b"bb")
+        return [before, there, tx.any("one", b"b"), tx.any("one", b"c"), tx.any("two", b"")]
+
+    assert store.write(work) == [False, True, False, True, False]
+    with store.read() as reader:
+        found = [reader.any("one", prefix) for prefix in (b"a", b"b", b"c", b"d", b"")]
+    assert found == [True, False, True, False, True]
+
+
+def test_row_that_waits_in_the_transaction_counts_as_there(store: Store) -> None:
+    """It is not added again, and deleting says whether there was one, packed or not."""
+
+    def work(tx: Writer) -> list[bool]:
+        tx.put("one", b"row", Kept("first"))
+        again = tx.add("one", b"row", b"other")
+        gone = tx.delete("one", b"row")
+        return [again, gone, tx.delete("one", b"row"), tx.add("one", b"row", b"second")]
+
+    assert store.write(work) == [False, True, False, True]
+    with store.read() as reader:
+        assert reader.get("one", b"row") == b"second"
 
 
 # Digests

@@ -9,18 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from adapters.errors import Interrupted, Refused, TransportError
 from adapters.files.group import Group
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landing
 from adapters.throttle import Throttle
-from adapters.transport import (
-    Interrupted,
-    Progress,
-    Refused,
-    Request,
-    Take,
-    TransportError,
-)
+from adapters.transport import Progress, Request, Take
 from dataplane.agent.saying import Saying
 from dataplane.agent.transfers import TransportManager
 from dataplane.outbox import Outbox

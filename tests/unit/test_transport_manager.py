@@ -13,17 +13,11 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
+from adapters.errors import EntryMissing, Interrupted, TransportError, Unreachable
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landing
 from adapters.throttle import Throttle
-from adapters.transport import (
-    EntryMissing,
-    Interrupted,
-    Progress,
-    Request,
-    TransportError,
-    Unreachable,
-)
+from adapters.transport import Progress, Request
 from dataplane.agent.receipts import Receipts
 from dataplane.agent.transfers import TransportManager
 from streams import events

@@ -1,0 +1,1 @@
+"""Changes of what decides, folds and lands, and the tests that must notice."""

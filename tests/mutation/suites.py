@@ -1,0 +1,33 @@
+"""Which tests must notice a change of a module: those that state its rules, and no others."""
+
+from __future__ import annotations
+
+#: By the beginning of a module's name.
+_SUITES = {
+    "adapters.files.group": ("group", "together"),
+    "adapters.files.landing": ("landing",),
+    "adapters.files.partial": ("landing",),
+    "dataplane.chain": ("owed", "duties"),
+    "dataplane.duties": ("duties", "owed"),
+    "dataplane.planner": ("planner", "policy_cases"),
+    "projections.catalog": ("catalog", "sweeps", "fold"),
+    "projections.chains": ("chains_view", "owed"),
+    "projections.deletions": ("deleting", "deletion"),
+    "projections.fold": ("fold", "rejected_view"),
+    "projections.guards": ("fold", "bridge"),
+    "projections.links": ("links_view", "admission"),
+    "projections.nodes": ("nodes_view", "admission"),
+    "projections.queue": ("transfers_view", "ordering", "admission"),
+    "projections.rejected": ("rejected_view",),
+    "projections.standing": ("sweeps", "catalog"),
+    "projections.sweeps": ("sweeps",),
+    "projections.transfers": ("transfers_view", "owed"),
+}
+
+
+def test_files(module: str) -> tuple[str, ...]:
+    """The files of tests for a module. Raises LookupError for one that has none."""
+    for beginning, names in _SUITES.items():
+        if f"{module}.".startswith(f"{beginning}."):
+            return tuple(f"tests/unit/test_{name}.py" for name in names)
+    raise LookupError(f"tests/mutation/suites.py names no tests for {module}")
