@@ -529,7 +529,8 @@ TEMPLATE = """\
 # ssh_port = 22
 # ssh_user = ""
 
-# The bucket. Credentials come from the standard places of the AWS tools, never from here.
+# The bucket. Credentials come from the standard places of the AWS tools, never from here; agents
+# store and fetch with them, coordinators prove what is there.
 # s3_enabled = false
 # s3_bucket = ""
 # s3_prefix = ""                 # "clusters/a" where several clusters share the bucket

@@ -19,7 +19,7 @@ import nkeys
 
 from dataplane.config import ConfigError
 from streams.permissions import BusRole, permissions
-from streams.values import is_token
+from streams.values import S3_NODE, is_token
 
 
 class User(msgspec.Struct, frozen=True):
@@ -83,6 +83,8 @@ class KeyStore:
         for word in (name, *durables):
             if not is_token(word):
                 raise ConfigError(f"{word!r} must be 1 to 64 of A-Z a-z 0-9 _ -")
+        if name == S3_NODE:
+            raise ConfigError(f"{name!r} is what the bucket is called")
         if any(user.name == name for user in users):
             raise ConfigError(f"{name!r} has a key already; revoke it first")
         seed, public = new_pair()

@@ -13,12 +13,13 @@ import msgspec
 
 from streams.foreign import Unreadable, from_json
 from streams.log import Answering, Bus, LogError
-from streams.permissions import PROVERS
 from streams.values import DataEntry, Proof
 
 #: How long an answer may take: this, and so many bytes a second to read.
 ANSWER_S = 15.0
 READ_BYTES_PER_S = 20_000_000
+#: The queue in which coordinators answer for the bucket.
+_PROVERS = "provers"
 #: Reads a replica again; `adapters.files.inventory.Inventory.prove` for a node's own.
 Prover = Callable[[str, str], Awaitable[Proof]]
 
@@ -42,7 +43,7 @@ async def answer_proofs(bus: Bus, node: str, prover: Prover, *, shared: bool = F
         asked = from_json(body, ProofRequest)
         return msgspec.json.encode(await prover(asked.path, asked.checksum))
 
-    queue = PROVERS if shared else ""
+    queue = _PROVERS if shared else ""
     return await bus.answer(prove_subject(node), answer, queue=queue)
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 async def open_bucket(config: DataPlaneConfig) -> AsyncIterator[S3Bucket]:
     """The configured bucket. Raises ConfigError if there is none."""
     if not config.s3_enabled:
-        raise ConfigError("s3_enabled is off: there is no bucket to restore from")
-    # Its libraries take longer to load than most commands take: only who restores waits for them.
+        raise ConfigError("s3_enabled is off: there is no bucket")
+    # Its libraries take longer to load than most commands take: only who needs it waits for them.
     from adapters.s3.bucket import S3Bucket
     from dataplane.agent.bucket import make_s3
 

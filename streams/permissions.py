@@ -13,7 +13,6 @@ from typing import Any
 from streams.codec import STREAM
 from streams.subjects import PROGRESS_SUBJECTS
 from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT, streams
-from streams.values import S3_NODE
 
 _API, _KEY_VALUE = "$JS.API", "$KV"
 #: What nobody may do to the log, whatever else they may. Coordinators may remove its beginning,
@@ -23,10 +22,6 @@ _NOBODY = ("STREAM.DELETE", "STREAM.MSG.DELETE", "STREAM.UPDATE", "STREAM.RESTOR
 #: What nodes may ask each other: where a file is, whether it is sound, to let one in, to do a
 #: part, to try an address. To delete something only coordinators ask.
 ASKED_BY_NODES = ("locate", "prove", "receive", "part", "probe")
-
-
-#: The queue in which nodes answer for the bucket.
-PROVERS = "provers"
 
 
 class BusRole(enum.StrEnum):
@@ -60,8 +55,6 @@ def permissions(role: BusRole, name: str, durables: Iterable[str] = ()) -> dict[
     else:
         publish = [*own.says(), *own.reads(), *own.works(), *own.asks()]
         subscribe = [f"_INBOX_{name}.>", f"dp.rpc.{name}.>", f"dp.grant.{name}", *_HEARD]
-        # Nodes with the bucket's credentials answer for it, whichever is asked.
-        subscribe.append(f"dp.rpc.{S3_NODE}.prove {PROVERS}")
     for durable in durables:
         publish += own.subscribes(durable)
     return {

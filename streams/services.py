@@ -171,14 +171,22 @@ class JetStreamBus:
         """Answer what is asked under `subject`, several at a time, until the result is closed.
 
         An exception of `answerer` reaches who asked as RequestFailed. Of those that give the same
-        `queue` one gets each question.
+        `queue` one gets each question. Raises PermissionDenied where this is not for us to answer.
         """
 
         def on_question(topic: bytes, reply: bytes, body: bytes, _: bytes | None) -> None:
             self._spawn(self._answer_one(answerer, subject_of(topic), subject_of(reply), body))
 
-        subscription = await self._wire.subscribe(subject, on_question, queue=queue)
-        await self._wire.flush()
+        refusal = _Refusal(subject)
+        self._wire.watch(refusal)
+        try:
+            subscription = await self._wire.subscribe(subject, on_question, queue=queue)
+            await self._wire.flush()
+        finally:
+            self._wire.unwatch(refusal)
+        if refusal.text:
+            await subscription.close()
+            raise PermissionDenied(refusal.text)
         return subscription
 
     async def serve(self, service: Service) -> Subscription:
@@ -209,6 +217,21 @@ class JetStreamBus:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+class _Refusal:
+    """What the server says against a subject, if it does."""
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject.lower()
+        self.text = ""
+
+    def reconnected(self) -> None:
+        """The subscription is made anew; a flush waits for what is said to it."""
+
+    def denied(self, subject: str, text: str) -> None:
+        if subject == self._subject:
+            self.text = text
 
 
 class _Listener:

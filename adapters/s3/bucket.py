@@ -6,10 +6,11 @@ entry**: that a file is absent on a node says nothing about its backup.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adapters.errors import EntryMissing, TransportError
@@ -32,6 +33,8 @@ _ASKED_AT_ONCE = 16
 _RESTORED_AT_ONCE = 4
 #: How often another writer may win before the attempt ends.
 _RACES = 16
+#: What manifests name, by path and checksum.
+_Named = Mapping[tuple[str, str], ManifestEntry]
 
 
 class S3Bucket:
@@ -45,6 +48,8 @@ class S3Bucket:
         self._transport = transport
         self._store = transport.store
         self._clock = clock
+        self._reading = asyncio.Lock()
+        self._next: asyncio.Task[_Named] | None = None
 
     async def write_manifest(self, node: str, manifest: Manifest) -> Manifest:
         """Add to what a node's manifest names; return what it names now.
@@ -87,7 +92,7 @@ class S3Bucket:
     async def catalog(self) -> Manifest:
         """All that can be restored, whether it was consolidated yet or not. It writes nothing."""
         known = await self._manifests(["", *await self.nodes()])
-        return layout.merged("", known, self._clock())
+        return await finish(lambda: layout.merged("", known, self._clock()))
 
     async def entries(self) -> tuple[DataEntry, ...]:
         """The entries of the catalog, from the bucket alone."""
@@ -176,22 +181,35 @@ class S3Bucket:
             return Proof(node=S3_NODE, proven=False, reason=reason)
 
         try:
-            named = [
-                stored
-                for stored in (await self.catalog()).entries
-                if (stored.entry.path, stored.entry.checksum) == (path, checksum)
-            ]
-            if not named:
+            named = (await self._named()).get((path, checksum))
+            if named is None:
                 return unproven(f"no manifest names this content of {path}")
-            found = await self._store.head(named[0].key, Flow())
+            found = await self._store.head(named.key, Flow())
         except TransportError as error:
             return unproven(f"{type(error).__name__}: {error}")
         if found is None:
-            return unproven(f"{named[0].key} is gone")
-        if not found.holds(named[0]):
-            return unproven(f"{named[0].key} is another content")
+            return unproven(f"{named.key} is gone")
+        if not found.holds(named):
+            return unproven(f"{named.key} is another content")
         return Proof(
-            node=S3_NODE, proven=True, checksum=checksum, size_bytes=named[0].entry.size_bytes
+            node=S3_NODE, proven=True, checksum=checksum, size_bytes=named.entry.size_bytes
+        )
+
+    async def _named(self) -> _Named:
+        """All that manifests name, by path and checksum, from a reading that begins after this.
+
+        All who ask before it begins share it: a node that is to go asks for thousands of files.
+        """
+        if self._next is None:
+            self._next = asyncio.create_task(self._read_named())
+        return await asyncio.shield(self._next)
+
+    async def _read_named(self) -> _Named:
+        async with self._reading:
+            self._next = None
+            found = await self.catalog()
+        return await finish(
+            lambda: {(one.entry.path, one.entry.checksum): one for one in found.entries}
         )
 
     async def _check_stored(self, stored: ManifestEntry) -> None:
@@ -208,7 +226,8 @@ class S3Bucket:
                 data = b"".join([piece async for piece in pieces])
         except EntryMissing:
             return None, ""
-        return layout.parsed(data, node), said.object.etag
+        # Thousands of files are named by each: that is no work for the event loop.
+        return await finish(lambda: layout.parsed(data, node)), said.object.etag
 
     async def _grow(self, node: str, manifests: list[Manifest]) -> Manifest:
         """Merge manifests into one that others may be writing too."""

@@ -49,11 +49,10 @@ from dataplane.coordinator.granting import GrantKeeper
 from dataplane.crashpoints import reach
 from dataplane.outbox import Outbox
 from dataplane.presence import Presence, instance_of, signing_key
-from dataplane.proving import answer_proofs
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, in_trace, node_fact, trace_joined
 from streams.log import Answering, Bus, Delivery, Log, LogError
-from streams.values import S3_NODE, Endpoint, NodeDescription, Transport
+from streams.values import Endpoint, NodeDescription, Transport
 
 HEARTBEAT_S = 5.0
 #: How often others are asked to try this node's address, and while nobody was there to ask.
@@ -167,7 +166,9 @@ class Agent:
         await self._custody.start()
         await self._grants.start()
         if config.s3_enabled:
-            await self._open_bucket()
+            s3 = make_s3(config)
+            self._transports[Transport.S3] = s3
+            self._backups = Backups(self.node, s3)
         self._manager = TransportManager(
             self.node,
             config.data_dir,
@@ -276,15 +277,6 @@ class Agent:
         outcome = await manager.transfer(order, Progress(self._bus, order))
         manager.said(order.transfer)
         return outcome
-
-    async def _open_bucket(self) -> None:
-        """The bucket as a place: this node pushes to it, fetches from it, and answers for it."""
-        s3 = make_s3(self._config)
-        self._transports[Transport.S3] = s3
-        self._backups = Backups(self.node, s3)
-        self._answering.append(
-            await answer_proofs(self._bus, S3_NODE, self._backups.bucket.prove, shared=True)
-        )
 
     async def _locate(self, subject: str, body: bytes) -> bytes:
         """Which file of this node holds a content and will not change; "" if none does."""

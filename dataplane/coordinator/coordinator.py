@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 
 import msgspec
 
@@ -25,6 +26,8 @@ from dataplane.coordinator.provisioning import Provisioner
 from dataplane.coordinator.queries import Queries
 from dataplane.health import CoordinatorHealth, coordinator_health
 from dataplane.presence import Presence
+from dataplane.proving import answer_proofs
+from dataplane.restoring import open_bucket
 from dataplane.standstill import Progress, StandsStill, Standstill
 from dataplane.web import WebServer
 from projections.cluster import ClusterView
@@ -33,6 +36,7 @@ from projections.snapshot import Snapshots
 from streams import events
 from streams.codec import fact_id, node_fact
 from streams.log import Answering, Bus, Log, LogError, ReadingLog
+from streams.values import S3_NODE
 
 logger = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
@@ -59,7 +63,8 @@ class Coordinator:
         self.leading = Leading(log, bus, config, self.projector, leads=lambda: self.lease.held)
         self.queries = Queries(log, bus, self.projector, config, whole=whole)
         self.provisioner = Provisioner(log, bus, self.projector, config)
-        self._service: Answering | None = None
+        self._answering: list[Answering] = []
+        self._bucket = AsyncExitStack()
         self._clock_problem = ""
         #: Set when it begins or ceases to lead: that is told at once, not with the next heartbeat.
         self._news = asyncio.Event()
@@ -78,7 +83,9 @@ class Coordinator:
         """Bring the views up to the log, then answer questions from them."""
         await self.projector.start()
         await self._say_if_rolled_back()
-        self._service = await self._bus.serve(self.queries.service())
+        self._answering.append(await self._bus.serve(self.queries.service()))
+        if self._config.s3_enabled:
+            await self._answer_for_bucket()
         if self.web is not None:
             await self.web.start()
 
@@ -104,11 +111,21 @@ class Coordinator:
         await self.lease.release()
         if self.web is not None:
             await self.web.stop()
-        if self._service is not None:
-            await self._service.close()
+        for answering in self._answering:
+            await answering.close()
+        await self._bucket.aclose()
         await self.projector.close()
         if self._keeper is not None:
             await self._keeper.close()
+
+    async def _answer_for_bucket(self) -> None:
+        """Prove what the bucket holds: deletions stand on that, so no node's word is taken for it.
+
+        A proof reads no content and needs no key to it.
+        """
+        keyless = msgspec.structs.replace(self._config, s3_encryption_key_file=Path())
+        bucket = await self._bucket.enter_async_context(open_bucket(keyless))
+        self._answering.append(await answer_proofs(self._bus, S3_NODE, bucket.prove, shared=True))
 
     async def _say_if_rolled_back(self) -> None:
         """The log lost its end since these views were folded: that must not pass in silence."""

@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from dataplane.config import ConfigError
 from dataplane.keys import KeyStore
 from streams.codec import fact_id, node_fact
 from streams.events import SelfplayComplete, TransferSucceeded
@@ -20,7 +21,7 @@ from streams.jetstream import JetStreamLog
 from streams.log import LogError, PermissionDenied
 from streams.permissions import BusRole
 from streams.server import default_config
-from streams.values import S3_NODE, Role
+from streams.values import S3_NODE, Proof, Role
 from streams.wire import Message, api
 from tests.integration.cluster import LocalCluster, until
 from tests.integration.s3_server import S3Server, running_s3_server, with_credentials
@@ -139,6 +140,7 @@ async def test_a_chain_ends_on_a_locked_bus_and_what_is_forbidden_is_refused(
     async with client(cluster, keys, "gpu-7") as node:
         await _node_may_read(node)
         await _each_is_refused(node, FORBIDDEN_TO_A_NODE)
+        await _may_not_answer(node, "dp.rpc.s3.prove", "dp.rpc.train-1.prove", "dp.query.health")
         await _hears_nothing(node, ">", "_INBOX_train-1.>", "dp.rpc.train-1.>", "$KV.>")
     async with client(cluster, keys, "train-1") as trainer:
         await _own_durable(trainer)
@@ -146,6 +148,7 @@ async def test_a_chain_ends_on_a_locked_bus_and_what_is_forbidden_is_refused(
         await until(lambda: _is_well(observer), "an observer to hear that all is well")
         await _node_may_read(observer)
         await _each_is_refused(observer, FORBIDDEN_TO_AN_OBSERVER)
+        await _may_not_answer(observer, "dp.rpc.s3.prove", "dp.rpc.gpu-7.prove")
     async with client(cluster, keys, "coord") as coordinator:
         await _each_is_refused(coordinator, FORBIDDEN_TO_ALL)
     await _nobody_was_hurt(cluster)
@@ -253,6 +256,18 @@ async def _hears_nothing(log: JetStreamLog, *subjects: str) -> None:
             await anext(log.bus.listen(subject))
 
 
+async def _may_not_answer(log: JetStreamLog, *subjects: str) -> None:
+    """Nobody says for others what they hold: not alone, and not as one of those who are asked."""
+
+    async def answer(subject: str, body: bytes) -> bytes:
+        return msgspec.json.encode(Proof(node=S3_NODE, proven=True))
+
+    for subject in subjects:
+        for queue in ("", "provers", "q"):
+            with pytest.raises(PermissionDenied, match="Permissions Violation"):
+                await log.bus.answer(subject, answer, queue=queue)
+
+
 async def _nobody_was_hurt(cluster: LocalCluster) -> None:
     """After all that was tried: the same consumers, the same log, and the next chain ends."""
     names = (await api(cluster.log.connection, "CONSUMER.NAMES.DATAPLANE"))["consumers"]
@@ -289,6 +304,14 @@ async def _revoked(cluster: LocalCluster, keys: KeyStore) -> None:
         await JetStreamLog.connect(cluster.server.url, name="spot-3", nkey_seed_file=kept)
     async with client(cluster, keys, "gpu-7") as node:
         assert (await node.state()).last_sequence > 0
+
+
+def test_no_node_has_the_name_of_the_bucket(keys: KeyStore) -> None:
+    """Its key would answer for what the bucket holds."""
+    for role in (BusRole.NODE, BusRole.OBSERVER):
+        with pytest.raises(ConfigError, match="what the bucket is called"):
+            keys.add(S3_NODE, role)
+    assert S3_NODE not in {user.name for user in keys.users()}
 
 
 def test_keys_on_disk_are_for_their_owner_and_no_list_has_them(keys: KeyStore) -> None:
