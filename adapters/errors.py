@@ -37,6 +37,10 @@ class Interrupted(TransportError):
     """The connection broke off; what has come is kept."""
 
 
+class Overtaken(Interrupted):
+    """Somebody else has written this meanwhile; look again."""
+
+
 class TimedOut(TransportError):
     """The attempt took longer than it was given; what has come is kept."""
 

@@ -26,12 +26,13 @@ from dataplane.rows import (
     transfer_line,
 )
 from dataplane.words import counted
-from projections.catalog import Counted
 from projections.chains import ChainRow, ChainStatus
 from projections.cluster import ClusterView
 from projections.links import BreakerState
+from projections.tallies import Tally
 from projections.trainings import Staging
 from streams.events import DataSyncFailed, type_name
+from streams.values import added
 
 #: Rows of each kind that are shown; how many there are is counted all the same.
 MOST_ROWS = 100
@@ -145,7 +146,7 @@ def overview(
     online = sum(node.planned_for for node in nodes)
     # A cluster of two nodes can't keep three copies; that is no fault of an entry.
     wanted = min(policy.replication.minimum, max(1, online))
-    rows = data_map(view.catalog.counted(), wanted)
+    rows = data_map(view.catalog.tallied(), wanted)
     open_chains = list(view.open_chains())
     ended = list(islice(view.ended_chains(), _ENDED_LOOKED_AT))
     links = tuple(link_line(row, now) for row in view.links())
@@ -184,36 +185,27 @@ def overview(
     )
 
 
-def data_map(current: Iterable[Counted], copies_wanted: int) -> tuple[MapRow, ...]:
+def data_map(counted: Iterable[Tally], copies_wanted: int) -> tuple[MapRow, ...]:
     """Current entries by configuration and type, and by node."""
-    groups: dict[tuple[str, str], list[Counted]] = {}
-    for entry in current:
-        groups.setdefault((entry.config_key, entry.data_type), []).append(entry)
-    return tuple(
-        _map_row(key, type_name, groups[key, type_name], copies_wanted)
-        for key, type_name in sorted(groups)
-    )
+    return tuple(_map_row(tally, copies_wanted) for tally in counted)
 
 
-def _map_row(config_key: str, type_name: str, entries: list[Counted], copies_wanted: int) -> MapRow:
-    counts: Counter[str] = Counter()
-    sizes: Counter[str] = Counter()
-    for entry in entries:
-        for node in entry.locations:
-            counts[node] += 1
-            sizes[node] += entry.size_bytes
-    lacking = [entry for entry in entries if len(entry.locations) < copies_wanted]
-    games = [entry.games for entry in entries if entry.games is not None]
+def _map_row(tally: Tally, copies_wanted: int) -> MapRow:
+    amounts = tally.by_copies.items()
+    lacking = [amount for copies, amount in amounts if copies < copies_wanted]
     return MapRow(
-        config_key=config_key,
-        type=type_name,
-        entries=len(entries),
-        bytes=sum(entry.size_bytes for entry in entries),
-        games=sum(games) if games else None,
-        copies_least=min(len(entry.locations) for entry in entries),
-        under_replicated=len(lacking),
-        under_replicated_bytes=sum(entry.size_bytes for entry in lacking),
-        by_node={node: Held(counts[node], sizes[node]) for node in sorted(counts)},
+        config_key=tally.config_key,
+        type=tally.data_type,
+        entries=sum(amount.entries for _, amount in amounts),
+        bytes=added(*(amount.bytes for _, amount in amounts)),
+        games=None if tally.games is None else added(tally.games),
+        copies_least=min(tally.by_copies),
+        under_replicated=sum(amount.entries for amount in lacking),
+        under_replicated_bytes=added(*(amount.bytes for amount in lacking)),
+        by_node={
+            node: Held(amount.entries, added(amount.bytes))
+            for node, amount in tally.by_node.items()
+        },
     )
 
 
@@ -233,9 +225,9 @@ def _totals(
         nodes_online=sum(node.planned_for for node in nodes),
         entries=sum(row.entries for row in rows),
         replicas=counts["replicas"],
-        bytes=sum(row.bytes for row in rows),
+        bytes=added(*(row.bytes for row in rows)),
         under_replicated=sum(row.under_replicated for row in rows),
-        under_replicated_bytes=sum(row.under_replicated_bytes for row in rows),
+        under_replicated_bytes=added(*(row.under_replicated_bytes for row in rows)),
         copies_wanted=wanted,
         chains_open=counts["chains_open"],
         chains_ended=counts["chains_ended"],

@@ -9,12 +9,11 @@ kept, and is a conflict.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
-from projections import standing
+from projections import standing, tallies
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, text_key, unpacker
 from streams import events
@@ -35,17 +34,6 @@ class EntryRow(Row, frozen=True):
     samples: int | None
     version: int
     quality: float | None = None
-
-
-class Counted(NamedTuple):
-    """A current entry as it is counted."""
-
-    config_key: str
-    data_type: DataType
-    size_bytes: int
-    games: int | None
-    #: Who holds it, by name.
-    locations: tuple[str, ...]
 
 
 class PathRow(Row, frozen=True):
@@ -70,7 +58,7 @@ class CatalogView:
     """Folds observations, removals and arrivals."""
 
     name = "catalog"
-    version = 6
+    version = 7
     tables = (
         "entries",
         "paths",
@@ -80,6 +68,7 @@ class CatalogView:
         "node_path",
         "by_config",
         standing.TABLE,
+        tallies.TABLE,
     )
 
     def __init__(self) -> None:
@@ -127,7 +116,7 @@ class CatalogView:
         known = _entry_row(tx, key) is not None
         nodes = tuple(k[16:].decode() for k, _ in tx.scan("holders", key)) if known else ()
         games = entry.data_type is DataType.GAMES and entry.games != 0
-        standing.counts(tx, path_key, key, nodes, time, games=games)
+        standing.counts(tx, path_key, key, nodes, time, games=games, what=_entry_row)
 
     def _take(self, tx: Writer, event: events.SyncPlanned, recorded: Recorded) -> None:
         """A chain moves these, or found them in place."""
@@ -171,7 +160,7 @@ class CatalogView:
         tx.put("holders", key + node.encode())
         # By the entry's own word: another node may call the same content by another type.
         tx.put("held", text_key(node, row.config_key, row.data_type) + key)
-        standing.came(tx, path_key, key, node)
+        standing.came(tx, path_key, key, row, node)
 
     def _promote(self, tx: Writer, event: events.ModelPromoted, recorded: Recorded) -> None:
         """The node whose model won becomes the authority of its path, with what it holds there."""
@@ -213,7 +202,7 @@ class CatalogView:
         tx.delete("holders", key + node.encode())
         if row is None:
             return
-        standing.went(tx, digest_key(row.path), key, node, time)
+        standing.went(tx, digest_key(row.path), key, row, node, time)
         tx.delete("held", text_key(node, row.config_key, row.data_type) + key)
         if not tx.any("holders", key):
             tx.delete("by_config", text_key(row.config_key, row.data_type) + key)
@@ -330,17 +319,9 @@ class DataCatalog:
             if path_row is not None and counts and authority in ("", path_row.authority):
                 yield self._whole(key, row, path_row)
 
-    def counted(self) -> Iterator[Counted]:
-        """What counting needs of each version that counts and that somebody holds.
-
-        It reads two rows for each, where `current` reads many more.
-        """
-        for _, row in standing.all_standing(self._reader):
-            entry = _entry_row(self._reader, row.entry)
-            if entry is not None and row.nodes:
-                yield Counted(
-                    entry.config_key, entry.data_type, entry.size_bytes, entry.games, row.nodes
-                )
+    def tallied(self) -> Iterator[tallies.Tally]:
+        """How much there is of each configuration and type: of `current`, counted already."""
+        return tallies.tallies(self._reader)
 
     def is_current(self, entry: DataEntry) -> bool:
         """Whether an entry is the version of its path that counts."""

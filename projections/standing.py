@@ -6,11 +6,12 @@ are enough is not known here: that is policy. Kept by the catalog's fold, which 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from msgspec.structs import replace
 
 from projections.store import Reader, Writer
+from projections.tallies import Countable, moved
 from projections.view import Row, unpacker
 
 TABLE = "standing"
@@ -44,26 +45,48 @@ def all_standing(reader: Reader, *, after: bytes = b"") -> Iterator[tuple[bytes,
         yield key, _STANDING.decode(value)
 
 
-def came(tx: Writer, path_key: bytes, entry: bytes, node: str) -> None:
+def came(tx: Writer, path_key: bytes, entry: bytes, what: Countable, node: str) -> None:
     """A node got a copy; it matters if it is of the version that counts."""
     row = standing_of(tx, path_key)
     if row is not None and row.entry == entry and node not in row.nodes:
-        tx.put(TABLE, path_key, replace(row, nodes=tuple(sorted((*row.nodes, node)))))
+        nodes = tuple(sorted((*row.nodes, node)))
+        tx.put(TABLE, path_key, replace(row, nodes=nodes))
+        moved(tx, what, row.nodes, nodes)
 
 
-def went(tx: Writer, path_key: bytes, entry: bytes, node: str, time: float) -> None:
+def went(
+    tx: Writer, path_key: bytes, entry: bytes, what: Countable, node: str, time: float
+) -> None:
     """A node lost a copy."""
     row = standing_of(tx, path_key)
     if row is not None and row.entry == entry and node in row.nodes:
         rest = tuple(name for name in row.nodes if name != node)
         tx.put(TABLE, path_key, replace(row, nodes=rest, since=time))
+        moved(tx, what, row.nodes, rest)
 
 
 def counts(
-    tx: Writer, path_key: bytes, entry: bytes, nodes: tuple[str, ...], time: float, *, games: bool
+    tx: Writer,
+    path_key: bytes,
+    entry: bytes,
+    nodes: tuple[str, ...],
+    time: float,
+    *,
+    games: bool,
+    what: Callable[[Writer, bytes], Countable | None],
 ) -> None:
-    """Another version counts now, with these holders; `games` if a chain is to take it."""
+    """Another version counts now, with these holders; `games` if a chain is to take it.
+
+    `what` knows an entry that somebody holds, by its key.
+    """
     before = standing_of(tx, path_key)
+    for key, held, holds in (
+        (before.entry if before else b"", before.nodes if before else (), ()),
+        (entry, (), nodes),
+    ):
+        known = what(tx, key) if held or holds else None
+        if known is not None:
+            moved(tx, known, held, holds)
     untaken = 0.0
     if games:
         # Games that waited for a chain go on waiting when more are added to their file.

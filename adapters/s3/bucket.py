@@ -13,12 +13,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from adapters.errors import EntryMissing, TransportError
+from adapters.errors import EntryMissing, Overtaken, TransportError
 from adapters.files.digest import checksum_of
 from adapters.files.landing import Landed, Landing
 from adapters.files.places import confined
 from adapters.s3 import layout
-from adapters.s3.errors import Overtaken
 from adapters.s3.flow import Flow
 from adapters.s3.layout import Manifest, ManifestEntry
 from adapters.s3.transport import S3Transport

@@ -12,7 +12,15 @@ from collections.abc import Iterator
 import aiohttp
 from botocore import exceptions as boto
 
-from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError, Unreachable
+from adapters.errors import (
+    EntryMissing,
+    Interrupted,
+    Overtaken,
+    Refused,
+    Stalled,
+    TransportError,
+    Unreachable,
+)
 
 _HINTS = {
     "NoSuchBucket": "there is no such bucket; create it",
@@ -63,10 +71,6 @@ _NO_CREDENTIALS = (
     boto.TokenRetrievalError,
 )
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
-
-
-class Overtaken(Interrupted):
-    """Somebody else has written this meanwhile; look again."""
 
 
 @contextlib.contextmanager

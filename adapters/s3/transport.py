@@ -20,11 +20,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adapters.errors import DigestMismatch, EntryMissing, Refused, TransportError
+from adapters.errors import DigestMismatch, EntryMissing, Overtaken, Refused, TransportError
 from adapters.files.digest import hex_of
 from adapters.files.landing import Landing
 from adapters.s3 import layout
-from adapters.s3.errors import Overtaken
 from adapters.s3.flow import Flow
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.sealing import HEADER_BYTES, Opener, Sealed, Sealer

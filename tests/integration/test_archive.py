@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from adapters.blobs import DirectoryBlobs, S3Blobs
-from adapters.errors import EntryMissing
-from adapters.s3.errors import Overtaken
+from adapters.blobs import DirectoryBlobs
+from adapters.errors import EntryMissing, Overtaken
+from adapters.s3.blobs import S3Blobs
 from dataplane.audit.archive import (
     ArchiveMismatch,
     archived,

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from hypothesis import given as sampled
-from hypothesis import settings
-
 from dataplane.evidence import span_of
 from dataplane.metrics import stages
-from dataplane.overview import FAILED_LATELY_S, Overview, Severity, data_map, overview
-from projections.catalog import Counted
+from dataplane.overview import FAILED_LATELY_S, Overview, Severity, overview
 from streams import events
 from tests.spec import (
     Story,
@@ -28,7 +24,6 @@ from tests.spec import (
     said_what_is_owed,
     trainer,
 )
-from tests.unit.histories import Step, histories, lived
 
 CLUSTER = (trainer(), player())
 BEATS: dict[str, dict[str, Any]] = {
@@ -61,18 +56,6 @@ def test_the_map_counts_current_entries_by_configuration_type_and_node() -> None
     assert (row.config_key, row.type, row.entries, row.games) == ("hex8_2p", "games", 1, 500)
     assert {name: held.entries for name, held in row.by_node.items()} == {"gpu-1": 1, "train-1": 1}
     assert (row.copies_least, row.under_replicated) == (2, 0)
-
-
-@settings(max_examples=60, deadline=None)
-@sampled(histories())
-def test_what_is_counted_is_what_the_catalog_lists(steps: list[Step]) -> None:
-    """After any life, with faults: the map of all entries is that of the rows that are read."""
-    view = lived(steps).view
-    listed = [
-        Counted(e.config_key, e.data_type, e.size_bytes, e.games, e.locations)
-        for e in view.catalog.current()
-    ]
-    assert data_map(view.catalog.counted(), 2) == data_map(listed, 2)
 
 
 def test_the_time_of_a_chain_that_nobody_answered_went_into_waiting_for_the_answer() -> None:
