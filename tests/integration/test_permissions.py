@@ -264,7 +264,7 @@ async def _may_not_answer(log: JetStreamLog, *subjects: str) -> None:
 
     for subject in subjects:
         for queue in ("", "provers", "q"):
-            with pytest.raises(PermissionDenied, match="Permissions Violation"):
+            with pytest.raises(PermissionDenied, match="permissions violation"):
                 await log.bus.answer(subject, answer, queue=queue)
 
 
