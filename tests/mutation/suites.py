@@ -21,6 +21,7 @@ _SUITES = {
     "projections.rejected": ("rejected_view",),
     "projections.standing": ("sweeps", "catalog"),
     "projections.sweeps": ("sweeps",),
+    "projections.tallies": ("tallies",),
     "projections.transfers": ("transfers_view", "owed"),
 }
 
