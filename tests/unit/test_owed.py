@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 
-from dataplane.chain import MOST_VERSIONS, owed
+from dataplane.chain import ERROR_CHARACTERS, MOST_VERSIONS, owed, set_aside
 from dataplane.coordinator.bridge import _moved_on
 from projections.chains import ChainStatus
 from projections.transfers import TransferRow
@@ -555,6 +555,35 @@ def test_ended_chain_owes_nothing(end: Callable[..., Any]) -> None:
     story.when(asked("c1", after=100_000)).then_nothing()
 
 
+# Set aside
+
+
+@pytest.mark.parametrize("length", [20, 5_000], ids=["short", "endless"])
+def test_chain_that_can_not_be_decided_is_set_aside_and_ends_as_failed(length: int) -> None:
+    """P1: it asks nothing but the row; both facts say why, at no greater length than is of use."""
+    story, problem = given(*READY, after(7)), "p" * length
+    row, why = story.chain("c1"), "p" * min(length, ERROR_CHARACTERS)
+    aside, end = set_aside(row, 5, problem, story.now, "asked-because")
+    assert aside.event == events.EventSetAside(
+        sequence=row.opened_sequence,
+        trigger="SELFPLAY_COMPLETE",
+        reason=why,
+        tries=5,
+        config_key="hex8_2p",
+    )
+    assert aside.id == fact_id("c1", "EVENT_SET_ASIDE")
+    assert end.event == DataSyncFailed(
+        config_key="hex8_2p",
+        source_node="gpu-1",
+        reason=f"set aside after 5 tries: {why}",
+        duration_seconds=7.0,
+    )
+    assert end.id == fact_id("c1", "DATA_SYNC_FAILED", "end")
+    assert {(fact.chain, fact.cause) for fact in (aside, end)} == {("c1", "asked-because")}
+    story.tell(aside, end)
+    assert story.chain("c1").status is ChainStatus.FAILED
+
+
 # P1: every trigger ends
 
 
@@ -786,6 +815,38 @@ def test_only_what_was_lost_is_planned_again() -> None:
     }
 
 
+def test_files_that_are_under_way_are_not_planned_again_with_one_that_was_lost() -> None:
+    """Of a plan of two files only the one whose content is gone is planned again."""
+    other = entry("games/gpu-1/b_hex8_2p.db")
+    story = given(*OPENED, answers("c1", "gpu-1", GAMES, other), said_what_is_owed, assigned)
+    story.tell(holds("gpu-1", SECOND), failed(path=GAMES.path, error_class="EntryMissing"))
+    (again,) = [fact.event for fact in story.owes("c1")["c1"]]
+    assert isinstance(again, SyncPlanned)
+    assert [one.checksum for plan in again.plans for one in plan.entries] == [SECOND.checksum]
+
+
+@pytest.mark.parametrize(("target", "announces"), [("train-2", (GAMES.path,)), ("s3", ())])
+def test_games_that_took_the_place_of_announced_ones_are_announced_once_nodes_get_them(
+    target: str, announces: tuple[str, ...]
+) -> None:
+    """The first plan brought what everybody had heard of; what is on its way now nobody has.
+
+    In the bucket nobody plays or trains: its copy alone is no news.
+    """
+    story = given(trainer("train-1"), player("gpu-1"), ran("c0", played("gpu-1"), GAMES))
+    if target == "s3":
+        story.under(s3={"enabled": True, "bucket": "b"})
+    else:
+        story.tell(trainer(target))
+    story.tell(opens("c1", played("gpu-1")), answers("c1", "gpu-1"), said_what_is_owed, assigned)
+    assert story.chain("c1").announces == ()
+    story.tell(holds("gpu-1", SECOND), failed(target, error_class="EntryMissing"))
+    (again,) = [fact.event for fact in story.owes("c1")["c1"]]
+    assert isinstance(again, SyncPlanned)
+    assert {plan.target_nodes for plan in again.plans} == {(target,)}
+    assert (again.announces, again.source_node) == (announces, "gpu-1")
+
+
 def test_what_is_lost_and_has_no_later_version_is_tried_again_and_fails_in_the_end() -> None:
     """Another holder may have it; nobody else is planned for."""
     story = given(*MOVING, failed(error_class="EntryMissing"))
@@ -865,8 +926,9 @@ NEEDED = events.DataNeeded(node="train-1", config_key="hex8_2p", data_type=DataT
         given(
             *(trainer(), player(), opens("c1", played("gpu-1")), answers("c1", "gpu-1", GAMES)),
             *(said_what_is_owed, assigned, succeeded("train-1"), succeeded("s3")),
-            policy=policy_of(s3={"bucket": "b"}),
+            policy=policy_of(s3={"enabled": True, "bucket": "b"}),
         ),
+        given(*MOVING, succeeded(), lambda story: story.owes("c1")["c1"][:1]),
     ],
 )
 def test_whatever_made_us_ask_is_the_cause_of_what_is_owed_then(story: Story) -> None:
