@@ -311,11 +311,12 @@ def test_message_beside_a_guarded_subject_is_no_guard(subject: str) -> None:
     assert view.last_assigned_sequence() == 0
 
 
-def test_nonsense_under_a_guarded_subject_is_the_guard() -> None:
+@pytest.mark.parametrize("rest", ["NONSENSE.hex8_2p", "NONSENSE", "SYNC_PLANNED.a.b.c"])
+def test_nonsense_under_a_guarded_subject_is_the_guard(rest: str) -> None:
     """The log counts it, so must we: else no decision and no assignment is ever taken again."""
     view = given(
         opens("c1", played()),
-        raw("dp.chain.c1.NONSENSE.hex8_2p"),
+        raw(f"dp.chain.c1.{rest}"),
         raw("dp.task.gpu-1.TRANSFER_ASSIGNED.hex8_2p", b"[]"),
     ).view
     assert view.last_sequence_of("c1") == 2

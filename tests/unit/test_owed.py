@@ -847,6 +847,13 @@ def test_games_that_took_the_place_of_announced_ones_are_announced_once_nodes_ge
     assert (again.announces, again.source_node) == (announces, "gpu-1")
 
 
+def test_what_is_fetched_from_another_holder_is_not_planned_again_meanwhile() -> None:
+    """That its source had lost it is over once the next attempt has begun."""
+    story = given(*MOVING, failed(error_class="EntryMissing"), after(60), assigned)
+    story.tell(holds("gpu-1", SECOND))
+    assert story.owes("c1") == {"c1": []}
+
+
 def test_what_is_lost_and_has_no_later_version_is_tried_again_and_fails_in_the_end() -> None:
     """Another holder may have it; nobody else is planned for."""
     story = given(*MOVING, failed(error_class="EntryMissing"))

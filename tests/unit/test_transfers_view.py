@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 
 from projections.transfers import TransferRow, TransferState, transfer_id
 from streams import events
+from streams.codec import fact_id
 from streams.values import DataEntry, DataType, SyncPlan, SyncPriority, Transport
 from tests.spec import (
     T0,
@@ -181,6 +183,21 @@ def test_shared_transfer_is_as_urgent_as_the_most_urgent_chain() -> None:
     assert (the(story).priority, the(story).deadline) == (SyncPriority.CRITICAL, 20.0)
     assert waiting(story) == ["hex8_2p.db", "other"]
     assert story.view.counts()["transfers_pending"] == 2
+
+
+@pytest.mark.parametrize("urgent", range(len(SyncPriority)))
+@pytest.mark.parametrize("lax", range(len(SyncPriority)))
+def test_shared_transfer_has_the_more_urgent_of_any_two_priorities(urgent: int, lax: int) -> None:
+    """By what they mean, not by how they are spelled, whichever came first."""
+    first, second = list(SyncPriority)[urgent], list(SyncPriority)[lax]
+    story = given(planned("c1", GAMES, priority=first), planned("c2", GAMES, priority=second))
+    assert the(story).priority is list(SyncPriority)[min(urgent, lax)]
+
+
+def test_id_of_a_transfer_is_what_every_release_makes_of_its_content_and_place() -> None:
+    """It is in the log: another id would be another transfer of bytes that are on their way."""
+    expected = fact_id("transfer", GAMES.path, GAMES.checksum, "train-1")
+    assert transfer_id(GAMES, "train-1") == expected
 
 
 def test_transfer_stays_until_the_last_chain_that_waits_for_it_has_ended() -> None:
