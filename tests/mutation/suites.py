@@ -7,7 +7,7 @@ _SUITES = {
     "adapters.files.group": ("group", "together"),
     "adapters.files.landing": ("landing",),
     "adapters.files.partial": ("landing",),
-    "dataplane.chain": ("owed", "duties", "backup"),
+    "dataplane.chain": ("owed", "duties", "backup", "prestaging"),
     "dataplane.duties": ("duties", "owed", "prestaging"),
     "dataplane.planner": ("planner", "policy_cases"),
     "projections.catalog": ("catalog", "sweeps", "fold"),

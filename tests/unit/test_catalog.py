@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
+from msgspec.structs import replace
 
 from projections.catalog import DataCatalog
 from streams import events
 from streams.codec import Recorded
 from streams.values import S3_NODE, DataEntry, DataType
 from tests.spec import (
+    T0,
     Story,
+    after,
     copied,
     entry,
     games_of,
@@ -68,6 +74,119 @@ def test_p4_same_named_databases_of_two_producers_are_two_entries() -> None:
     assert known.get_replication_factor(mine.path) == 1
     assert known.get_replication_factor(theirs.path) == 1
     assert known.counts() == {"paths": 2, "entries": 2, "replicas": 2}
+
+
+def promoted(node: str) -> events.ModelPromoted:
+    """A node's model won."""
+    return events.ModelPromoted(config_key="hex8_2p", node=node, model_path=MODEL.path)
+
+
+def test_promotion_makes_what_the_winner_holds_the_version_that_counts() -> None:
+    """The path is the winner's from then on; what counted before is an older version of it."""
+    story = given(holds("gpu-1", MODEL), holds("gpu-2", OTHER), after(5), promoted("gpu-2"))
+    known = story.view.catalog
+    one = known.get(MODEL.path)
+    assert one is not None
+    assert (one.checksum, one.version, one.primary_location) == (OTHER.checksum, 3, "gpu-2")
+    [(_, row)] = story.view.standing()
+    assert (row.nodes, row.since) == (("gpu-2",), T0 + 5)
+    assert [(o.checksum, o.version) for o in known.versions(MODEL.path)] == [
+        (OTHER.checksum, 3),
+        (MODEL.checksum, 1),
+    ]
+    assert [one.locations for one in known.counted()] == [("gpu-2",)]
+
+
+@pytest.mark.parametrize("facts", [(), (copied(MODEL.path, "gpu-2"),)], ids=["lacks", "has"])
+def test_promotion_of_what_counts_already_changes_only_whose_it_is(
+    facts: tuple[object, ...],
+) -> None:
+    """Whether the winner holds a copy or none: no other content begins to count."""
+    known = catalog(holds("gpu-1", MODEL), *facts, promoted("gpu-2"))
+    one = known.get(MODEL.path)
+    assert one is not None
+    assert (one.checksum, one.primary_location, one.version) == (MODEL.checksum, "gpu-2", 1)
+
+
+def test_content_that_neither_counts_nor_is_held_is_forgotten() -> None:
+    """A replaced version, or one in conflict, is of no use once its last holder is gone."""
+    facts = (holds("gpu-1", MODEL), holds("gpu-2", OTHER), removed("gpu-2", MODEL.path))
+    known = catalog(*facts)
+    assert [one.checksum for one in known.versions(MODEL.path)] == [MODEL.checksum]
+    left = catalog(*facts, removed("gpu-1", MODEL.path)).versions(MODEL.path)
+    assert [(one.checksum, one.locations) for one in left] == [(MODEL.checksum, ())]
+
+
+def filled(size: int) -> Callable[[], bool]:
+    """Says that it is enough when it is asked for the last time that fits."""
+    asked = itertools.count(1)
+    return lambda: next(asked) >= size
+
+
+def pages(page: Callable[[bytes], tuple[list[DataEntry], bytes | None]]) -> list[list[DataEntry]]:
+    """All pages, from the first on."""
+    found, after = [], b""
+    while True:
+        entries, last = page(after)
+        found.append(entries)
+        if last is None:
+            return found
+        after = last
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+def test_pages_of_what_a_node_holds_leave_nothing_out_and_repeat_nothing(size: int) -> None:
+    """However few fit into a page; what others hold is on none."""
+    mine = [entry(f"games/gpu-1/{n}.db", games=10) for n in range(5)]
+    known = catalog(holds("gpu-1", *mine), holds("gpu-10", GAMES))
+
+    every = pages(lambda after: known.held_page("gpu-1", after, filled(size)))
+    assert all(len(one) <= size for one in every)
+    assert sorted(one.path for found in every for one in found) == [one.path for one in mine]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 10])
+def test_pages_of_what_a_node_lacks_name_all_that_counts_and_that_it_has_not(size: int) -> None:
+    """Neither what it holds, nor another version, nor what is of another kind."""
+    first, second, third = (entry(f"games/gpu-1/{n}.db") for n in "abc")
+    known = catalog(
+        holds("gpu-1", first, second, third, npz(), MODEL),
+        holds("gpu-2", OTHER),
+        copied(second.path, "train-1"),
+    )
+
+    def lacks(kind: DataType) -> set[tuple[str, str]]:
+        every = pages(
+            lambda after: known.lacking_page("train-1", "hex8_2p", kind, after, filled(size))
+        )
+        return found(one for some in every for one in some)
+
+    assert lacks(DataType.GAMES) == {(one.path, one.checksum) for one in (first, third)}
+    assert lacks(DataType.MODELS) == {(MODEL.path, MODEL.checksum)}
+
+
+def test_promotion_of_an_unknown_path_is_no_news() -> None:
+    """Nobody holds it: there is nothing to count."""
+    assert catalog(promoted("gpu-2")).get(MODEL.path) is None
+
+
+def test_content_that_does_not_count_is_no_younger_for_another_copy() -> None:
+    """A third node that has it does not lift it over the version that counts."""
+    known = catalog(holds("gpu-1", MODEL), holds("gpu-2", OTHER), holds("gpu-3", OTHER))
+    assert {(one.checksum, one.version) for one in known.versions(MODEL.path)} == {
+        (MODEL.checksum, 1),
+        (OTHER.checksum, 2),
+    }
+
+
+def test_one_content_under_two_paths_is_two_entries() -> None:
+    """A copy by another name has a place, and holders, of its own."""
+    first = entry("a/hex8_2p.db")
+    second = replace(entry("b/hex8_2p.db"), checksum=first.checksum)
+    known = catalog(holds("gpu-1", first), holds("gpu-2", second))
+    assert known.holders(first.path, first.checksum) == ("gpu-1",)
+    assert known.holders(second.path, second.checksum) == ("gpu-2",)
+    assert found(known.entries()) == {(first.path, first.checksum), (second.path, first.checksum)}
 
 
 def test_p4_two_contents_under_a_shared_path_are_not_two_copies() -> None:

@@ -18,7 +18,7 @@ from projections.transfers import TransferRow
 from streams import events
 from streams.codec import MAX_MESSAGE_BYTES, Fact, encode, fact_id
 from streams.events import Event
-from streams.values import MOST_COUNTED, DataType, Role, TargetOutcome, Trait
+from streams.values import MOST_COUNTED, DataType, Held, Refusal, Role, TargetOutcome, Trait
 from tests.spec import (
     T0,
     Raw,
@@ -221,6 +221,28 @@ def test_large_plan_is_cut_so_that_each_part_fits_into_a_message() -> None:
     story.tell(*facts[len(parts) - 1 :])
     assert story.chain("c1").status is ChainStatus.MOVING
     assert len(story.chain("c1").needs) == 8_000
+
+
+def test_whatever_a_large_plan_says_is_said_in_exactly_one_of_its_parts() -> None:
+    """Also what was in place, what was refused and what is to be announced."""
+    numbers = [f"{'d' * 90}/{n:05}.db" for n in range(3_000)]
+    decision = SyncPlanned(
+        config_key="hex8_2p",
+        source_node="gpu-1",
+        held=tuple(Held(target="train-1", path=one, checksum=GAMES.checksum) for one in numbers),
+        refusals=tuple(Refusal(rule="r", reason="why", path=one) for one in numbers),
+        announces=tuple(numbers),
+    )
+    story = given(*READY)
+    row = story.chain("c1")
+    facts = owed(row, {}, lambda *_: decision, story.policy, story.now)
+    parts = [fact.event for fact in facts if isinstance(fact.event, SyncPlanned)]
+    assert len(parts) > 3
+    assert [held for part in parts for held in part.held] == [*decision.held]
+    assert [refusal for part in parts for refusal in part.refusals] == [*decision.refusals]
+    assert [path for part in parts for path in part.announces] == [*decision.announces]
+    assert {(part.config_key, part.source_node) for part in parts} == {("hex8_2p", "gpu-1")}
+    assert [part.last_part for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
 # Moving

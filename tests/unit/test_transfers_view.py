@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
+from msgspec.structs import replace
 
-from projections.transfers import TransferRow, TransferState, transfer_id
+from projections.transfers import CopyRow, TransferRow, TransferState, transfer_id
 from streams import events
 from streams.codec import fact_id
 from streams.values import DataEntry, DataType, SyncPlan, SyncPriority, Transport
@@ -273,6 +274,28 @@ def test_totals_count_transfers_bytes_and_failures_since_the_log_began() -> None
     assert (totals.transfers, totals.bytes, totals.failures) == (2, 1_005, 1)
 
 
+def test_each_failure_names_who_tried_and_all_bytes_of_all_attempts_are_kept() -> None:
+    """Two executors in turn: what each of them lost is told apart, what both moved is summed."""
+    story = given(planned("c1", GAMES), order(GAMES), failure(GAMES, moved=70))
+    second = replace(order(GAMES, 2), executor="gpu-1")
+    story.tell(second, failure(GAMES, attempt=2, moved=30))
+    row = the(story)
+    assert [one.executor for one in row.failures] == ["train-1", "gpu-1"]
+    assert row.bytes_transferred == 100
+
+
+def test_last_proven_copy_of_each_configuration_is_known() -> None:
+    """When it arrived, what it was and where: the newest, whoever had asked for it."""
+    other = entry("games/gpu-1/square8_2p.db", config_key="square8_2p")
+    story = given(planned("c1", GAMES, other), order(GAMES), success(GAMES), success(other))
+    assert story.view.last_copies() == {
+        "hex8_2p": CopyRow(T0, GAMES.path, "train-1"),
+        "square8_2p": CopyRow(T0, other.path, "train-1"),
+    }
+    story.tell(after(7), success(GAMES, "train-2"))
+    assert story.view.last_copies()["hex8_2p"] == CopyRow(T0 + 7, GAMES.path, "train-2")
+
+
 # Too late, twice, unknown
 
 
@@ -388,6 +411,13 @@ def test_older_version_supersedes_nothing() -> None:
     assert the(story, newer).state is PENDING
     story.tell(success(games_of("gpu-1", "third", version=9), "train-2"))
     assert the(story, newer).state is PENDING
+
+
+def test_version_of_the_same_age_supersedes_nothing() -> None:
+    """Two contents that were claimed by one fact: neither is the older."""
+    twin = games_of("gpu-1", "twin", version=GAMES.version)
+    story = given(planned("c1", GAMES, twin), success(twin))
+    assert the(story).state is PENDING
 
 
 def test_superseded_transfer_is_forgotten_with_its_chain() -> None:
