@@ -84,11 +84,12 @@ def promoted(node: str) -> events.ModelPromoted:
 def test_promotion_makes_what_the_winner_holds_the_version_that_counts() -> None:
     """The path is the winner's from then on; what counted before is an older version of it."""
     story = given(holds("gpu-1", MODEL), holds("gpu-2", OTHER), after(5), promoted("gpu-2"))
-    known = story.view.catalog
+    view = story.view
+    known = view.catalog
     one = known.get(MODEL.path)
     assert one is not None
     assert (one.checksum, one.version, one.primary_location) == (OTHER.checksum, 3, "gpu-2")
-    [(_, row)] = story.view.standing()
+    [(_, row)] = view.standing()
     assert (row.nodes, row.since) == (("gpu-2",), T0 + 5)
     assert [(o.checksum, o.version) for o in known.versions(MODEL.path)] == [
         (OTHER.checksum, 3),
