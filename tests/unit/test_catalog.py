@@ -95,7 +95,6 @@ def test_promotion_makes_what_the_winner_holds_the_version_that_counts() -> None
         (OTHER.checksum, 3),
         (MODEL.checksum, 1),
     ]
-    assert [one.locations for one in known.counted()] == [("gpu-2",)]
 
 
 @pytest.mark.parametrize("facts", [(), (copied(MODEL.path, "gpu-2"),)], ids=["lacks", "has"])
