@@ -50,7 +50,7 @@ def owed(
     """
     cause = cause or chain.trigger_id
     if chain.status is ChainStatus.WAITING_FOR_FILES:
-        if now - chain.opened_at < policy.chains.answer_limit_s:
+        if now - max(chain.opened_at, chain.reading_at) < policy.chains.answer_limit_s:
             return _overdue(chain, policy, now, cause, f"{chain.node} to say what it holds")
         reason = f"{chain.node} gave no answer within {policy.chains.answer_limit_s:g} s"
         return [_failure(chain, [], [], now, reason, cause)]

@@ -170,7 +170,7 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_retries: Annotated[int, Meta(ge=0)] = 3
 
     # Chains
-    #: How long a node may take to say what it holds.
+    #: How long a node may owe what it holds without a word that it is still reading.
     answer_limit_seconds: _Positive = 60.0
     #: A chain older than this is said to be overdue.
     chain_limit_seconds: _Positive = 3600.0
@@ -555,7 +555,7 @@ TEMPLATE = """\
 # exclude_hosts = []             # names or globs of nodes that never receive
 
 # Chains.
-# answer_limit_seconds = 60.0    # how long a node may take to say what it holds
+# answer_limit_seconds = 60.0    # how long a node that reads nothing may owe what it holds
 # chain_limit_seconds = 3600.0   # a chain older than this is said to be overdue
 # sweep_interval = 5.0
 # offline_after_seconds = 300.0  # without a heartbeat a node is taken out of planning

@@ -86,6 +86,8 @@ class ChainRow(Row, frozen=True):
     backed_up_at: float = 0.0
     #: When a promoted model was on the quorum of its targets.
     distributed_at: float = 0.0
+    #: When its node last said that it is still reading what it holds.
+    reading_at: float = 0.0
 
     @property
     def open(self) -> bool:
@@ -236,7 +238,7 @@ class ChainsView:
         if row.status is not ChainStatus.WAITING_FOR_FILES or event.node != row.node:
             return None
         if not event.last_part:
-            return row
+            return replace(row, reading_at=time)
         problems = tuple(
             Refusal(rule="unreadable", reason=text, blocking=True) for text in event.problems
         )

@@ -217,7 +217,8 @@ class FilesObserved(Event, frozen=True):
 
     node: Token
     entries: tuple[DataEntry, ...] = ()
-    #: A large answer comes in parts; only the last one completes it.
+    #: A large answer comes in parts, and a slow one begins with empty parts that say no more than
+    #: that it is still being read; only the last one completes it.
     last_part: bool = True
     #: What the node could not read and why, for people.
     problems: tuple[str, ...] = ()

@@ -89,7 +89,9 @@ class Inventory:
         self._rescan_s = rescan_s
         self._clock = clock
         self._halt = threading.Event()
-        self._reader = Reader(self._root, node, self._rules, self._halt.is_set)
+        #: How often reading has gone a little further: where it stands still, nothing is read.
+        self.steps = 0
+        self._reader = Reader(self._root, node, self._rules, self._stepped)
         self._known = Known(self._root, keep_snapshots_s, clock)
         #: Files that could not be understood, as they looked then.
         self._failed: dict[str, Reading] = {}
@@ -467,6 +469,11 @@ class Inventory:
             scanned_at=now,
             scan_s=took_s,
         )
+
+    def _stepped(self) -> bool:
+        """Whether reading has to stop; asked for every few megabytes, however large a file is."""
+        self.steps += 1
+        return self._halt.is_set()
 
     async def _check_root(self) -> str:
         """Why nothing can be said of the root; "" if all is well."""

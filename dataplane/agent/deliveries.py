@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from dataplane.logs import about
 from streams.log import Delivery, LogError
@@ -15,17 +15,22 @@ logger = logging.getLogger(__name__)
 ACK_WAIT_S = 6.0
 
 
-@contextlib.asynccontextmanager
-async def kept_alive(delivery: Delivery) -> AsyncIterator[None]:
+def kept_alive(delivery: Delivery) -> contextlib.AbstractAsyncContextManager[None]:
     """Say 'in progress' every third of the ack wait while the work goes on."""
+    return meanwhile(delivery.in_progress, ACK_WAIT_S / 3)
 
-    async def say() -> None:
+
+@contextlib.asynccontextmanager
+async def meanwhile(say: Callable[[], Awaitable[object]], every_s: float) -> AsyncIterator[None]:
+    """Say something again and again while the work goes on; what the bus does not take is left."""
+
+    async def saying() -> None:
         while True:
-            await asyncio.sleep(ACK_WAIT_S / 3)
+            await asyncio.sleep(every_s)
             with contextlib.suppress(LogError):
-                await delivery.in_progress()
+                await say()
 
-    task = asyncio.create_task(say())
+    task = asyncio.create_task(saying())
     try:
         yield
     finally:

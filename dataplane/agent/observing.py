@@ -16,7 +16,7 @@ from contextlib import aclosing
 from adapters.files.inventory import Inventory, Scan
 from adapters.files.landing import sweep_partials, sweep_quarantine
 from adapters.files.places import OWN_DIRECTORY
-from dataplane.agent.deliveries import kept_alive, left_to_redelivery
+from dataplane.agent.deliveries import kept_alive, left_to_redelivery, meanwhile
 from dataplane.agent.reconciling import Reconciler
 from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
@@ -30,6 +30,8 @@ from streams.values import ALL_CONFIGS, DataEntry, config_key_in
 logger = logging.getLogger(__name__)
 #: How long the answer to a trigger waits for files that are being written, of its limit.
 PATIENCE = 0.5
+#: How often an answer that takes long is said to come, in each of these limits.
+_WORDS = 3
 
 
 class Observer:
@@ -109,11 +111,10 @@ class Observer:
         """Say what this node holds, to each trigger that speaks of its files."""
         deliveries = await triggers_of(self.node).open(self._log)
         try:
-            async for delivery in deliveries:
-                async with kept_alive(delivery), left_to_redelivery(delivery):
-                    # Where the disk fails it comes again; who asks does not wait for ever.
-                    with self._disk_may_fail():
-                        await self._answer(delivery)
+            async with asyncio.TaskGroup() as answering:
+                # Who waits behind a long reading is told so as well as who asked for it.
+                async for delivery in deliveries:
+                    answering.create_task(self._answer_one(delivery))
         finally:
             await deliveries.close()
 
@@ -126,11 +127,41 @@ class Observer:
             self.problem = f"the data directory can't be looked through: {error}"
             logger.warning("%s", self.problem)
 
-    async def _answer(self, delivery: Delivery) -> None:
-        trigger = delivery.recorded
-        if trigger.event is None:
+    async def _answer_one(self, delivery: Delivery) -> None:
+        if delivery.recorded.event is None:
             await delivery.ack()
             return
+        async with (
+            kept_alive(delivery),
+            left_to_redelivery(delivery),
+            self._said_to_come(delivery.recorded),
+        ):
+            # Where the disk fails it comes again; who asks does not wait for ever.
+            with self._disk_may_fail():
+                await self._answer(delivery)
+
+    def _said_to_come(self, trigger: Recorded) -> contextlib.AbstractAsyncContextManager[None]:
+        """Say that the answer will come, as long as reading goes on: who stands still says nothing.
+
+        A database of many gigabytes takes longer to read than who asks would wait for silence.
+        """
+        before = self._inventory.steps
+
+        async def say() -> None:
+            nonlocal before
+            if before == self._inventory.steps:
+                return
+            before = self._inventory.steps
+            id = fact_id("reading", self.node, trigger.id, time.time_ns())
+            event = events.FilesObserved(node=self.node, last_part=False)
+            await self._log.publish(
+                node_fact(event, self.node, id, chain=trigger.chain, cause=trigger.id)
+            )
+
+        return meanwhile(say, self._config.answer_limit_seconds / _WORDS)
+
+    async def _answer(self, delivery: Delivery) -> None:
+        trigger = delivery.recorded
         whole_node = isinstance(trigger.event, events.NodeTerminating)
         async with self._reporting:
             scan = await self._inventory.scan(None if whole_node else trigger.config_key)

@@ -295,7 +295,7 @@ class Transports(Concern, frozen=True):
 class Chains(Concern, frozen=True):
     """How long chains may wait, and what their ends say."""
 
-    #: How long a node may take to say what it holds.
+    #: How long a node may owe what it holds without a word that it is still reading.
     answer_limit_s: Positive = 60.0
     #: A chain older than this is said to be overdue.
     limit_s: Positive = 3600.0

@@ -83,6 +83,21 @@ def test_unanswered_observation_ends_the_chain_as_failed() -> None:
     )
 
 
+def test_a_node_that_says_that_it_is_reading_is_waited_for() -> None:
+    """A database of 89 GB takes longer than the limit: it counts from the node's last word."""
+    story = given(*OPENED, after(50), answers("c1", "gpu-1", last_part=False))
+    story.when(asked("c1", after=59)).then_nothing()
+    story.when(asked("c1", after=60)).then(
+        says(DataSyncFailed, reason="gpu-1 gave no answer within 60 s")
+    )
+
+
+def test_what_another_node_reads_prolongs_nothing() -> None:
+    """Only the node the trigger speaks of is waited for."""
+    story = given(*OPENED, after(50), answers("c1", "gpu-2", last_part=False))
+    story.when(asked("c1", after=10)).then(says(DataSyncFailed))
+
+
 def test_part_of_an_answer_is_no_answer() -> None:
     """A large answer comes in parts, and the plan waits for the last one."""
     story = given(*OPENED, answers("c1", "gpu-1", GAMES, last_part=False))
