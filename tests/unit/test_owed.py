@@ -592,6 +592,15 @@ def test_ended_chain_owes_nothing(end: Callable[..., Any]) -> None:
     story.when(asked("c1", after=100_000)).then_nothing()
 
 
+def test_failure_says_how_many_copies_are_missing_and_where() -> None:
+    """In words, each place once, by name."""
+    story = given(*TWO_TARGETS, said_what_is_owed, assigned, policy=NO_RETRIES)
+    story.tell(failed())
+    story.when(asked("c1")).then(
+        says(DataSyncFailed, reason="2 of 2 copies are missing on train-1, train-2")
+    )
+
+
 # Set aside
 
 
@@ -954,32 +963,35 @@ NEEDED = events.DataNeeded(node="train-1", config_key="hex8_2p", data_type=DataT
 @pytest.mark.parametrize(
     "story",
     [
-        given(*OPENED, after(60)),
-        given(*OPENED, after(3_600)).under(chains={"answer_limit_s": 9_000.0}),
-        given(*READY),
-        given(*MOVING, after(3_600)),
-        given(*MOVING, succeeded()),
-        given(*LOST),
-        given(*TWO_TARGETS, succeeded("train-1"), failed("train-2"), policy=NO_RETRIES),
-        given(trainer(), opens("c1", PROMOTED), answers("c1", "train-1")),
-        given(trainer(), opens("c1", NEEDED)),
-        given(
+        lambda: given(*OPENED, after(60)),
+        lambda: given(*OPENED, after(3_600)).under(chains={"answer_limit_s": 9_000.0}),
+        lambda: given(*READY),
+        lambda: given(*MOVING, after(3_600)),
+        lambda: given(*MOVING, succeeded()),
+        lambda: given(*LOST),
+        lambda: given(*TWO_TARGETS, succeeded("train-1"), failed("train-2"), policy=NO_RETRIES),
+        lambda: given(trainer(), opens("c1", PROMOTED), answers("c1", "train-1")),
+        lambda: given(trainer(), opens("c1", NEEDED)),
+        lambda: given(
             *(trainer(), node("gpu-1", Role.SELFPLAY, traits=[Trait.GPU]), opens("c1", PROMOTED)),
             *(answers("c1", "train-1", model()), said_what_is_owed, assigned, succeeded()),
         ),
-        given(
+        lambda: given(
             *(trainer(), player(), opens("c1", played("gpu-1")), answers("c1", "gpu-1", GAMES)),
             *(said_what_is_owed, assigned, succeeded("train-1"), succeeded("s3")),
             policy=policy_of(s3={"enabled": True, "bucket": "b"}),
         ),
-        given(*MOVING, succeeded(), lambda story: story.owes("c1")["c1"][:1]),
+        lambda: given(*MOVING, succeeded(), lambda story: story.owes("c1")["c1"][:1]),
     ],
 )
-def test_whatever_made_us_ask_is_the_cause_of_what_is_owed_then(story: Story) -> None:
+def test_whatever_made_us_ask_is_the_cause_of_what_is_owed_then(
+    story: Callable[[], Story],
+) -> None:
     """An event that a chain waited for, not its trigger, is why a decision came when it did."""
-    row = story.chain("c1")
-    transfers = {one.id: one for one in story.view.transfers_of("c1")}
-    facts = owed(row, transfers, story.plans, story.policy, story.now, "asked-because")
+    told = story()
+    row = told.chain("c1")
+    transfers = {one.id: one for one in told.view.transfers_of("c1")}
+    facts = owed(row, transfers, told.plans, told.policy, told.now, "asked-because")
     assert facts
     assert {(fact.chain, fact.cause) for fact in facts} == {("c1", "asked-because")}
 
@@ -1012,20 +1024,20 @@ def test_plan_that_is_made_again_has_ids_of_its_own() -> None:
 @pytest.mark.parametrize(
     ("story", "types"),
     [
-        (given(*OPENED, after(60)), {DataSyncFailed: ("end",)}),
-        (given(*MOVING, after(3_600)), {ChainOverdue: ()}),
-        (given(*MOVING, succeeded()), {DataSyncCompleted: ("end",), NewGamesAvailable: ()}),
+        (lambda: given(*OPENED, after(60)), {DataSyncFailed: ("end",)}),
+        (lambda: given(*MOVING, after(3_600)), {ChainOverdue: ()}),
+        (lambda: given(*MOVING, succeeded()), {DataSyncCompleted: ("end",), NewGamesAvailable: ()}),
         (
-            given(*TWO_TARGETS, succeeded("train-1"), failed("train-2"), policy=NO_RETRIES),
+            lambda: given(*TWO_TARGETS, succeeded("train-1"), failed("train-2"), policy=NO_RETRIES),
             {DataSyncFailed: ("end",)},
         ),
     ],
 )
 def test_whatever_a_chain_owes_is_said_for_it_under_the_id_it_always_has(
-    story: Story, types: dict[type[Event], tuple[str, ...]]
+    story: Callable[[], Story], types: dict[type[Event], tuple[str, ...]]
 ) -> None:
     """Its subject, its cause, and an id that another release of this would give it, too."""
-    facts = story.owes("c1")["c1"]
+    facts = story().owes("c1")["c1"]
     assert {type(fact.event) for fact in facts} == set(types)
     for fact in facts:
         name = events.type_name(fact.event)
