@@ -297,3 +297,51 @@ def test_unknown_chain_is_nothing() -> None:
     assert story.view.chain("c1") is None
     assert story.view.transfers_of("c1") == []
     assert story.view.last_sequence_of("c1") == 0
+
+
+# What is found without reading a chain
+
+
+def test_trigger_of_a_chain_is_known_by_its_wire_name() -> None:
+    """Open or ended; of a chain nobody opened there is none."""
+    story = given(trainer(), opens("c1", played("gpu-1")), end("c1"))
+    assert story.view.trigger_of("c1") == "SELFPLAY_COMPLETE"
+    assert story.view.trigger_of("c2") == ""
+
+
+def test_chains_are_found_by_how_their_ids_begin() -> None:
+    """In order, and none that only contains it."""
+    story = given(*(opens(id, played()) for id in ("sweep-2", "c1", "sweep-1", "a-sweep-")))
+    assert list(story.view.chain_ids("sweep-")) == ["sweep-1", "sweep-2"]
+
+
+def test_open_chains_go_on_behind_a_place() -> None:
+    """The oldest first, and from any of them on only the younger."""
+    story = given(*(opens(id, played()) for id in ("c3", "c1", "c2")))
+    assert ids(story.view.open_chains()) == ["c3", "c1", "c2"]
+    first = place_of(story.chain("c3"))
+    assert ids(story.view.open_chains(first)) == ["c1", "c2"]
+    assert ids(story.view.open_chains(place_of(story.chain("c2")))) == []
+
+
+def leaves(chain: str) -> Any:
+    """A node says that it will go."""
+    return opens(chain, events.NodeTerminating(node="gpu-1"))
+
+
+def test_node_is_drained_once_the_chain_of_its_leaving_has_completed() -> None:
+    """Until that is said; no other chain of the node, and no failed one, lets it go."""
+    story = given(leaves("d1"), opens("c1", played("gpu-1")), end("c1"))
+    assert ids(story.view.drains()) == []
+    story.tell(end("d1"))
+    assert ids(story.view.drains()) == ["d1"]
+    story.tell(decided("d1", events.NodeDrained(node="gpu-1")))
+    assert ids(story.view.drains()) == []
+    failed = given(leaves("d1"), end("d1", events.DataSyncFailed, reason="why"))
+    assert ids(failed.view.drains()) == []
+
+
+@pytest.mark.parametrize("back", [leaves("d2"), events.NodeRecovered(node="gpu-1")])
+def test_what_emptied_a_node_is_overtaken_by_what_it_says_later(back: Any) -> None:
+    """That it leaves anew, or stays: it may hold other files by now."""
+    assert ids(given(leaves("d1"), end("d1"), back).view.drains()) == []

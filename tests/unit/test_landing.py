@@ -103,6 +103,33 @@ async def test_p6_a_partial_never_has_the_final_name(tmp_path: Path) -> None:
     assert partials_in(tmp_path) == []
 
 
+async def test_p15_a_landing_counts_what_came_and_not_what_was_there(tmp_path: Path) -> None:
+    """Pieces add up, and what an earlier attempt brought is no byte that moved in this one."""
+    data = os.urandom(1_000_000)
+    first = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    assert (first.received, first.offset) == (0, 0)
+    await first.write(data[:300_000])
+    await first.write(data[300_000:600_000])
+    assert (first.received, first.offset) == (600_000, 600_000)
+    await first.abort()
+    again = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    assert (again.received, again.offset) == (0, 600_000)
+    await again.write(data[600_000:])
+    assert again.received == 400_000
+    await again.abort()
+
+
+def test_a_partial_is_called_by_its_transfer_and_content_whatever_they_are_called() -> None:
+    """Two transfers never write one file, and no name of theirs is too long for a disk."""
+    first, second = entry_of(b"first"), entry_of(b"second")
+    names = [
+        partial_name(t, e) for t in ("t-1", "t-2", "x/../y", "z" * 999) for e in (first, second)
+    ]
+    assert len(set(names)) == 8
+    assert names[0] == f"t-1.{first.checksum.removeprefix('sha256:')}.partial"
+    assert all("/" not in name and len(name) <= 255 for name in names)
+
+
 async def test_p6_a_resume_never_mixes_two_versions(tmp_path: Path) -> None:
     """What came of one version is not continued with bytes of another under the same path."""
     old, new = os.urandom(1_000_000), os.urandom(1_000_000)
