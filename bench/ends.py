@@ -20,12 +20,20 @@ import msgspec
 from adapters.files.maps import MapStore
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer
-from bench.peers import KEY, File
 from streams.values import DataEntry, DataType, Endpoint
 from tests.integration.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.integration.ssh_server import SshServer
 
+#: What the file server and all who ask it share.
+KEY = b"a key that all nodes of a bench share"
 _MEBIBYTE = 1 << 20
+
+
+class File(msgspec.Struct, frozen=True):
+    """An entry, and the file here that holds it."""
+
+    entry: DataEntry
+    path: str
 
 
 class Setting(msgspec.Struct):

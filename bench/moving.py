@@ -19,9 +19,8 @@ from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
 from adapters.transport import FetchesMany, Request
 from adapters.workers import each, finish
-from bench.ends import Setting
+from bench.ends import KEY, File, Setting
 from bench.measuring import Usage, peak_bytes, usage
-from bench.peers import KEY, File
 
 #: Entries at once, where there are many.
 AT_ONCE = 48

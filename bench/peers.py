@@ -10,20 +10,12 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import msgspec
 
 from adapters.http.signing import Signer
 from adapters.ssh.connections import CIPHERS
+from bench.ends import KEY, Ends, File, Setting
 from bench.measuring import Usage, commands
-from streams.values import DataEntry
 
-if TYPE_CHECKING:
-    from bench.ends import Ends, Setting
-
-#: What the file server and all who ask it share.
-KEY = b"a key that all nodes of a bench share"
 ABSENT = "absent"
 _ASKED = {
     "curl": ("--version",),
@@ -35,13 +27,6 @@ _ASKED = {
 _TTL_S = 86_400.0
 _RCLONE = {"RCLONE_CONFIG": os.devnull, "RCLONE_CONFIG_S_TYPE": "s3"}
 Way = Callable[[Path], Usage]
-
-
-class File(msgspec.Struct, frozen=True):
-    """An entry, and the file here that holds it."""
-
-    entry: DataEntry
-    path: str
 
 
 @cache

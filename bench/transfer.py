@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench import many, peers
-from bench.ends import Ends, running_ends
+from bench.ends import Ends, File, running_ends
 from bench.measuring import Usage, process, workplace
 from bench.moving import idle_and_peak, move
 from bench.report import Report, begin, paired
@@ -90,7 +90,7 @@ def _wanted(sides: tuple[str, ...], only: tuple[str, ...]) -> tuple[str, ...]:
 def _compare(
     report: Report,
     ends: Ends,
-    given: list[peers.File],
+    given: list[File],
     what: str,
     sides: tuple[str, ...],
     rounds: int,
@@ -133,7 +133,7 @@ def _tell(
     report: Report,
     title: str,
     side: str,
-    given: list[peers.File],
+    given: list[File],
     found: dict[str, list[Usage]],
 ) -> None:
     many = len(given) > 1
@@ -172,7 +172,7 @@ def _measure_memory(
 
 
 def _measure_memory_of(
-    report: Report, ends: Ends, side: str, little: list[peers.File], much: peers.File, place: Path
+    report: Report, ends: Ends, side: str, little: list[File], much: File, place: Path
 ) -> None:
     target = place / "target"
     target.mkdir()

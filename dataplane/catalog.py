@@ -14,8 +14,8 @@ from typing import Protocol
 from dataplane.config import DataPlaneConfig
 from dataplane.planner import SyncPlanner
 from projections.cluster import ClusterView
-from projections.fold import TABLES
-from projections.store import Reader, StoreReader
+from projections.fold import TABLES, WANTED_VERSIONS
+from projections.store import Reader, StoreError, StoreReader
 from streams.values import S3_NODE, DataEntry, DataType
 
 _POLL_S = 0.005
@@ -41,9 +41,15 @@ class Catalog:
 
     @contextlib.contextmanager
     def view(self) -> Iterator[ClusterView]:
-        """All views at one moment; keep it short."""
+        """All views at one moment; keep it short. Raises `StoreError` if other code folded them."""
         with self._reader.read() as reader:
-            yield ClusterView(reader)
+            view = ClusterView(reader)
+            if view.checkpoint.versions != WANTED_VERSIONS:
+                raise StoreError(
+                    "the views here were written by another version of dataplane: "
+                    "a coordinator of this one folds them anew when it starts"
+                )
+            yield view
 
     def get(self, path: str, *, min_sequence: int = 0, timeout_s: float = 10.0) -> DataEntry | None:
         """The current version of a path and who holds it; None if it is unknown.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -42,9 +41,8 @@ class Projector:
         self._store: Store | None = None
         self._created = ""
         self.checkpoint = Checkpoint()
-        #: Batches committed, and when the last one was: progress, for health.
+        #: Batches committed: progress, for health.
         self.batches = 0
-        self.last_commit = 0.0
         #: What was wrong with the views at the start, and where they were: "" if nothing was.
         self.rolled_back = ""
         self.rolled_back_from = 0
@@ -151,7 +149,6 @@ class Projector:
             async for batch in batches:
                 self.checkpoint = await self._fold(self.store, batch)
                 self.batches += 1
-                self.last_commit = time.monotonic()
                 for tell in self.on_commit:
                     tell()
                 async with self._advanced:

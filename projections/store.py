@@ -93,10 +93,6 @@ class Reader:
         """How many keys a table has."""
         return int(self._txn.stat(self._tables[table])["entries"])
 
-    def has_tables(self, tables: Sequence[str]) -> bool:
-        """Whether all these tables exist; a store written by an older version may lack some."""
-        return all(name in self._tables for name in tables)
-
     def digest(self, tables: Sequence[str]) -> str:
         """SHA-256 over all keys and values of these tables, in order."""
         total = hashlib.sha256()
@@ -349,10 +345,6 @@ class Store:
     def clear_stale_readers(self) -> int:
         """Free the pages that killed readers pin; how many there were."""
         return int(self._env.reader_check())
-
-    def used_bytes(self) -> int:
-        """Bytes of the file that hold pages."""
-        return int((self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"])
 
     def sync(self) -> None:
         """Put everything written onto the disk."""

@@ -91,11 +91,6 @@ class ArchiveManifest(msgspec.Struct, frozen=True):
         """Of its last message; 0 if it has none."""
         return self.segments[-1].last if self.segments else 0
 
-    @property
-    def last_digest(self) -> str:
-        """What the next segment names as its previous one."""
-        return self.segments[-1].digest if self.segments else BEGINNING
-
 
 def packed(messages: Sequence[Stored], origin: str, previous: str) -> tuple[SegmentInfo, bytes]:
     """A segment of these messages, at least one, which follow each other without a gap."""

@@ -20,6 +20,7 @@ import pytest
 
 from adapters.blobs import DirectoryBlobs
 from dataplane.audit.archive import bring_back, extend
+from dataplane.clocks import ClockWatch
 from dataplane.config import DataPlaneConfig
 from dataplane.coordinator import coordinator as coordinator_module
 from dataplane.coordinator.coordinator import Coordinator
@@ -256,6 +257,16 @@ class JumpingTime:
         return time.time() + self.ahead_s
 
 
+class SeenClockWatch(ClockWatch):
+    """Counts how often it looked."""
+
+    looks = 0
+
+    def look(self, wall: float, steady: float) -> str:
+        SeenClockWatch.looks += 1
+        return super().look(wall, steady)
+
+
 @pytest.mark.parametrize(("jump_s", "way"), [(3600.0, "ahead"), (-3600.0, "back")])
 async def test_clock_that_jumps_is_said_and_ends_nothing(
     own_server: EmbeddedServer,
@@ -267,6 +278,8 @@ async def test_clock_that_jumps_is_said_and_ends_nothing(
     """As a problem of health; what is decided goes by the times in the log."""
     clock = JumpingTime()
     monkeypatch.setattr(coordinator_module, "time", clock)
+    monkeypatch.setattr(SeenClockWatch, "looks", 0)
+    monkeypatch.setattr(coordinator_module, "ClockWatch", SeenClockWatch)
     monkeypatch.setattr(coordinator_module, "WATCH_S", 0.05)
     config = DataPlaneConfig.from_values(
         {"node": "boss", "state_dir": tmp_path / "state", "web_enabled": False}
@@ -277,7 +290,7 @@ async def test_clock_that_jumps_is_said_and_ends_nothing(
         await coordinator.start()
         running = asyncio.create_task(coordinator.run())
         await eventually(lambda: coordinator.lease.held)
-        await asyncio.sleep(0.2)
+        await eventually(lambda: SeenClockWatch.looks > 0)
         clock.ahead_s = jump_s
 
         async def named() -> bool:

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 from msgspec.structs import replace
 
+from dataplane.catalog import Catalog
+from dataplane.config import DataPlaneConfig
 from projections.catalog import DataCatalog
+from projections.fold import WANTED_VERSIONS, Checkpoint
+from projections.store import Store, StoreDirectory, StoreError
 from streams import events
 from streams.codec import Recorded
 from streams.values import S3_NODE, DataEntry, DataType
@@ -513,3 +520,19 @@ def test_the_bucket_stands_in_for_a_producer_until_it_speaks() -> None:
     assert (current.checksum, current.primary_location) == (newer.checksum, "gpu-1")
     story.tell(holds(S3_NODE, stored))
     assert [e.primary_location for e in story.view.catalog.current()] == ["gpu-1"]
+
+
+def test_views_of_another_version_are_said_to_be_so(tmp_path: Path) -> None:
+    """After an upgrade, until a coordinator of the new version has folded them anew."""
+    config = DataPlaneConfig.from_values({"node": "boss", "state_dir": tmp_path})
+    directory = StoreDirectory(config.views_dir)
+    store = Store.open(directory.next(), ("meta",), durable=False)
+    older = Checkpoint(sequence=7, versions={**WANTED_VERSIONS, "catalog": 1})
+    store.write(lambda tx: tx.put("meta", b"checkpoint", msgspec.json.encode(older)))
+    store.close()
+    directory.switch(store.path)
+    with (
+        closing(Catalog(config)) as catalog,
+        pytest.raises(StoreError, match="written by another version"),
+    ):
+        catalog.where("models/canonical_hex8_2p.pth")

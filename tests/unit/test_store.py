@@ -114,8 +114,6 @@ def test_tables_are_apart(store: Store) -> None:
     with store.read() as reader:
         assert (reader.get("one", b"a"), reader.get("two", b"a")) == (b"1", b"2")
         assert reader.get("one", b"nothing") is None
-        assert reader.has_tables(TABLES)
-        assert not reader.has_tables((*TABLES, "three"))
 
 
 def test_scan_gives_keys_under_a_prefix_in_byte_order(store: Store) -> None:
@@ -215,7 +213,6 @@ def test_full_map_grows_and_the_write_is_done_once(store: Store) -> None:
     store.write(work)
     assert calls > 1
     assert len(keys(store)) == len(set(keys(store))) == 200
-    assert store.used_bytes() > 1 << 18
 
 
 @pytest.mark.usefixtures("small_map")
@@ -306,16 +303,6 @@ def test_store_open_for_reading_can_not_be_written_in_the_same_process(tmp_path:
     reading = Store.open(path, TABLES, writable=False)
     with pytest.raises(StoreError, match="open for reading in this process; close it first"):
         Store.open(path, TABLES)
-    reading.close()
-
-
-def test_store_of_an_older_version_lacks_tables_and_says_so(tmp_path: Path) -> None:
-    """A reader of newer code finds out without an error."""
-    Store.open(tmp_path / "store", ("one",), durable=False).close()
-    reading = Store.open(tmp_path / "store", TABLES, writable=False)
-    with reading.read() as reader:
-        assert reader.has_tables(("one",))
-        assert not reader.has_tables(TABLES)
     reading.close()
 
 
