@@ -7,10 +7,14 @@ judge itself. The demonstration, `dataplane prove` and the simulation ask the sa
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import takewhile
+from operator import is_not
 
 import msgspec
 
+from projections.trainings import EXPECTED_CHAIN
 from streams import events
 from streams.codec import Recorded, chain_of_trigger
 from streams.events import CHAIN_TRIGGERS
@@ -209,41 +213,106 @@ def budgets_are_kept(max_total: int, max_per_node: int, small_per_slot: int = 1)
     """
 
     def law(facts: Sequence[Recorded]) -> Iterator[str]:
-        running: dict[str, events.TransferAssigned] = {}
-        brought: set[tuple[str, str, str]] = set()
-        for recorded in facts:
-            event = recorded.event
-            if isinstance(event, events.SyncPlanned):
-                brought -= _wanted(event)
-            elif isinstance(event, events.TransferSucceeded):
-                # Whichever attempt of whichever transfer brought it: what is there need not be
-                # brought again, and an order that still stands for it, or for a version before
-                # it, moves nothing.
-                brought.add(_moved(event))
-                running = {id: one for id, one in running.items() if not _spared(one, event)}
-            elif isinstance(event, events.TransferFailed):
-                order = running.get(event.transfer)
-                if order is not None and order.attempt == event.attempt:
-                    del running[event.transfer]
-            elif isinstance(event, events.TransferAssigned):
-                if _moved(event) in brought:
-                    # Decided just before it arrived: the order moves nothing.
+        for recorded, event, running in _assignments(facts):
+            extra = int(event.priority is SyncPriority.CRITICAL)
+            taken = _taken(running, small_per_slot)
+            for where in dict.fromkeys((event.source, event.target, "")):
+                if where == S3_NODE:
                     continue
-                running[event.transfer] = event
-                extra = int(event.priority is SyncPriority.CRITICAL)
-                taken: Counter[str] = Counter()
-                for one in running.values():
-                    takes = 1 if one.entry.size_bytes <= SMALL_BYTES else small_per_slot
-                    taken.update(dict.fromkeys({one.source, one.target, ""}, takes))
-                for where in dict.fromkeys((event.source, event.target, "")):
-                    if where == S3_NODE:
-                        continue
-                    most = max_per_node if where else max_total
-                    if taken[where] > (most + extra) * small_per_slot:
-                        count, at = taken[where] / small_per_slot, where and f" at {where}"
-                        yield f"{count:g} transfers ran{at} at {recorded.sequence}, not {most}"
+                most = max_per_node if where else max_total
+                if taken[where] > (most + extra) * small_per_slot:
+                    count, at = taken[where] / small_per_slot, where and f" at {where}"
+                    yield f"{count:g} transfers ran{at} at {recorded.sequence}, not {most}"
 
     return law
+
+
+def what_is_ahead_leaves_slots(share: float, max_total: int, max_per_node: int) -> Law:
+    """The law that what only data ahead of its need takes is no more than may be spared.
+
+    What somebody else has asked for by then is not ahead any more.
+    """
+
+    def law(facts: Sequence[Recorded]) -> Iterator[str]:
+        needed: set[tuple[str, str, str]] = set()
+        ahead: set[str] = set()
+        earlier = iter(facts)
+        for recorded, event, running in _assignments(facts):
+            for fact in takewhile(partial(is_not, recorded), earlier):
+                if isinstance(fact.event, events.SyncPlanned):
+                    needed |= _wanted(fact.event, spare_only=False)
+            if _is_ahead(recorded):
+                ahead.add(event.transfer)
+            spare = [one for one in running if one.transfer in ahead and _moved(one) not in needed]
+            if event not in spare:
+                continue
+            if event.priority is not SyncPriority.BACKGROUND:
+                yield f"what is ahead was assigned as {event.priority} at {recorded.sequence}"
+            taken = _taken(spare, 1)
+            for where in dict.fromkeys((event.source, event.target, "")):
+                most = int(share * (max_per_node if where else max_total))
+                if where != S3_NODE and taken[where] > most:
+                    name = where and f" at {where}"
+                    yield f"{taken[where]} ran ahead{name} at {recorded.sequence}, not {most}"
+
+    return law
+
+
+def copies_ahead(facts: Sequence[Recorded]) -> tuple[int, int]:
+    """Bytes that were moved ahead of a training, and of them those that a start found in place."""
+    brought: dict[tuple[str, str, str], int] = {}
+    starts: set[str] = set()
+    moved = found = 0
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.TrainingStarted):
+            starts.add(recorded.chain)
+        elif isinstance(event, events.TransferSucceeded) and _is_ahead(recorded):
+            moved += event.bytes_transferred
+            brought[_moved(event)] = event.bytes_transferred
+        elif isinstance(event, events.SyncPlanned) and recorded.chain in starts:
+            held = [(one.path, one.checksum, one.target) for one in event.held]
+            found += sum(brought.pop(place, 0) for place in held)
+    return moved, found
+
+
+def _is_ahead(recorded: Recorded) -> bool:
+    return recorded.chain.startswith(EXPECTED_CHAIN)
+
+
+def _assignments(
+    facts: Sequence[Recorded],
+) -> Iterator[tuple[Recorded, events.TransferAssigned, list[events.TransferAssigned]]]:
+    """Every order that moves something, with all orders that move something from then on."""
+    running: dict[str, events.TransferAssigned] = {}
+    brought: set[tuple[str, str, str]] = set()
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.SyncPlanned):
+            brought -= _wanted(event)
+        elif isinstance(event, events.TransferSucceeded):
+            # Whichever attempt of whichever transfer brought it: what is there need not be
+            # brought again, and an order that still stands for it, or for a version before
+            # it, moves nothing.
+            brought.add(_moved(event))
+            running = {id: one for id, one in running.items() if not _spared(one, event)}
+        elif isinstance(event, events.TransferFailed):
+            order = running.get(event.transfer)
+            if order is not None and order.attempt == event.attempt:
+                del running[event.transfer]
+        elif isinstance(event, events.TransferAssigned) and _moved(event) not in brought:
+            # One that was decided just before it arrived moves nothing.
+            running[event.transfer] = event
+            yield recorded, event, list(running.values())
+
+
+def _taken(running: Iterable[events.TransferAssigned], small_per_slot: int) -> Counter[str]:
+    """Parts of slots that are taken, by node and in all under ""."""
+    taken: Counter[str] = Counter()
+    for one in running:
+        takes = 1 if one.entry.size_bytes <= SMALL_BYTES else small_per_slot
+        taken.update(dict.fromkeys({one.source, one.target, ""}, takes))
+    return taken
 
 
 def _moved(event: events.TransferAssigned | events.TransferSucceeded) -> tuple[str, str, str]:
@@ -260,11 +329,12 @@ def _spared(order: events.TransferAssigned, arrived: events.TransferSucceeded) -
     return (order.entry.path, order.target) == place and older
 
 
-def _wanted(event: events.SyncPlanned) -> set[tuple[str, str, str]]:
-    """What a plan wants: path, checksum and target."""
+def _wanted(event: events.SyncPlanned, *, spare_only: bool = True) -> set[tuple[str, str, str]]:
+    """What a plan wants: path, checksum and target; or without what it wants `spare_only`."""
     return {
         (entry.path, entry.checksum, target)
         for plan in event.plans
+        if spare_only or not plan.spare_only
         for target in plan.target_nodes
         for entry in plan.entries
     }

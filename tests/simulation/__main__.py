@@ -8,7 +8,7 @@ import sys
 import time
 from functools import partial
 
-from tests.simulation.schedule import drawn, drawn_with_custody
+from tests.simulation.schedule import drawn, drawn_in_rhythm, drawn_with_custody
 from tests.simulation.search import Summary, search
 
 _PIECE = 250
@@ -23,13 +23,14 @@ def main() -> int:
     parser.add_argument(
         "--custody", action="store_true", help="copies come and go: sweeper and deleter take part"
     )
+    parser.add_argument("--ahead", action="store_true", help="data is brought ahead of trainings")
     given = parser.parse_args()
     began = time.monotonic()
     pieces = [
         range(start, min(start + _PIECE, given.seed + given.schedules))
         for start in range(given.seed, given.seed + given.schedules, _PIECE)
     ]
-    draw = drawn_with_custody if given.custody else drawn
+    draw = drawn_with_custody if given.custody else drawn_in_rhythm if given.ahead else drawn
     total, found = Summary(0, 0, 0, 0, 0.0, []), []
     with concurrent.futures.ProcessPoolExecutor(given.processes) as pool:
         for one in pool.map(partial(search, draw=draw), pieces):

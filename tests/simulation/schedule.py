@@ -38,10 +38,13 @@ class Schedule(msgspec.Struct, frozen=True):
     steps: tuple[Step, ...]
     #: Whether copies are asked to be deleted, missed and made again: sweeper and deleter take part.
     custody: bool = False
+    #: Whether data is brought ahead of trainings: there are slots to be spared for it.
+    ahead: bool = False
 
     def __str__(self) -> str:
         lines = [f"  {s.at:5.1f} s  {s.what} {s.name} {s.config_key}".rstrip() for s in self.steps]
         besides = ", with custody" if self.custody else ""
+        besides += ", ahead" if self.ahead else ""
         return "\n".join([f"seed {self.seed}, faults {self.share:.2f}{besides}", *lines])
 
 
@@ -74,6 +77,20 @@ def drawn_with_custody(seed: int) -> Schedule:
     early = [_said(rng)._replace(at=round(rng.uniform(0.5, 10.0), 2)) for _ in range(3)]
     keeps = [_kept(rng) for _ in range(rng.randint(2, 8))]
     return Schedule(seed, plain.share, tuple(sorted((*plain.steps, *early, *keeps))), custody=True)
+
+
+def drawn_in_rhythm(seed: int) -> Schedule:
+    """A schedule in which a node trains again and again, each time with data of its own."""
+    rng = random.Random(f"rhythm {seed}")
+    plain = drawn(seed)
+    name, config_key, gap = rng.choice(TRAINERS), rng.choice(CONFIG_KEYS), rng.uniform(9.0, 14.0)
+    rhythm = []
+    for number in range(rng.randint(4, 6)):
+        at = 1.0 + gap * (number + rng.uniform(-0.05, 0.05))
+        rhythm.append(Step(round(at, 2), "trains", name, config_key))
+        written = at + rng.uniform(0.1, 0.5) * gap
+        rhythm.append(Step(round(written, 2), "prepares", rng.choice(PLAYERS), config_key))
+    return Schedule(seed, plain.share, tuple(sorted((*plain.steps, *rhythm))), ahead=True)
 
 
 def _kept(rng: random.Random) -> Step:

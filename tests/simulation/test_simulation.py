@@ -19,12 +19,14 @@ from dataplane.coordinator import deleting
 from dataplane.coordinator.bridge import Decision, EventBridge
 from dataplane.coordinator.deleting import Deleter
 from dataplane.coordinator.dispatch import Dispatcher
+from dataplane.slots import Slots
+from projections import trainings
 from projections.transfers import TransferState
 from streams.codec import Fact
 from streams.log import Receipt
 from streams.values import DataEntry, Proof
 from tests.simulation.clock import VirtualLoop
-from tests.simulation.schedule import Schedule, Step, drawn, drawn_with_custody
+from tests.simulation.schedule import Schedule, Step, drawn, drawn_in_rhythm, drawn_with_custody
 from tests.simulation.search import Found, search
 from tests.simulation.world import run
 
@@ -57,6 +59,12 @@ def test_no_schedule_in_which_copies_come_and_go_breaks_a_promise() -> None:
     assert not found, "\n\n".join(map(str, found))
 
 
+def test_no_schedule_in_which_data_is_brought_ahead_breaks_a_promise() -> None:
+    """What is expected ends once, takes only slots to be spared, and each byte counts once."""
+    found = search(range(SCHEDULES // 6), draw=drawn_in_rhythm).found
+    assert not found, "\n\n".join(map(str, found))
+
+
 def test_schedules_that_once_broke_a_promise_break_none() -> None:
     """What was found once must not come back."""
     broken = {seed: run(drawn(seed)).problems for seed in REGRESSIONS}
@@ -68,6 +76,7 @@ def test_same_seed_does_the_same() -> None:
     """A finding can be looked at again: facts, steps and virtual time are equal."""
     assert run(drawn(7)) == run(drawn(7))
     assert run(drawn_with_custody(7)) == run(drawn_with_custody(7))
+    assert run(drawn_in_rhythm(7)) == run(drawn_in_rhythm(7))
 
 
 def test_schedules_differ_and_do_much() -> None:
@@ -75,6 +84,13 @@ def test_schedules_differ_and_do_much() -> None:
     summary = search(range(30))
     assert summary.chains > 60 and summary.facts > 600
     assert len({drawn(seed).steps for seed in range(30)}) == 30
+
+
+def test_starts_in_rhythm_find_what_was_brought_ahead_and_some_come_to_nothing() -> None:
+    """A simulation in which nothing is expected would prove nothing of it."""
+    outcomes = [run(drawn_in_rhythm(seed)) for seed in range(10)]
+    assert sum(found > 0 for _, found in (one.ahead for one in outcomes)) >= 5
+    assert any(found < moved for moved, found in (one.ahead for one in outcomes))
 
 
 # A simulation that can't fail proves nothing: each of these handlers is broken, and found.
@@ -171,6 +187,30 @@ def test_deleter_that_ignores_its_guards_is_caught(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Deleter, "_append", append)
     found = first_found(draw=drawn_with_custody)
     assert any("deleted" in one or "has ended" in one for one in found.problems), found.problems
+
+
+def test_data_ahead_that_takes_any_slot_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is free then is not left for what somebody needs."""
+    monkeypatch.setattr(Slots, "_no_spare", lambda self, transfer, name: None)
+    found = first_found(draw=drawn_in_rhythm)
+    assert any("ran ahead" in problem for problem in found.problems), found.problems
+
+
+def test_copy_that_counts_for_each_start_that_finds_it_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A fold that forgets to forget: hits are then more than what was brought."""
+    real = trainings._drop
+
+    def drop(tx: Any, key: bytes, *, wasted: bool) -> None:
+        staged = tx.get("staged", key)
+        real(tx, key, wasted=wasted)
+        if staged is not None and not wasted:
+            tx.put("staged", key, staged)
+
+    monkeypatch.setattr(trainings, "_drop", drop)
+    found = first_found(draw=drawn_in_rhythm)
+    assert any("brought ahead" in problem for problem in found.problems), found.problems
 
 
 def _as_if_arrived(row: Any) -> Any:

@@ -12,17 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from dataplane import laws
-from dataplane.coordinator import bridge, deleting, dispatch, sweeping
+from dataplane.coordinator import bridge, deleting, dispatch, staging, sweeping
 from dataplane.coordinator.bridge import EventBridge
 from dataplane.coordinator.deleting import Deleter
 from dataplane.coordinator.dispatch import Dispatcher
+from dataplane.coordinator.staging import Stager
 from dataplane.coordinator.sweeping import Sweeper
-from dataplane.policy import Bandwidth, Chains, Policy, Quality, Replication, Retries, Schedule
+from dataplane.policy import (
+    Bandwidth,
+    Chains,
+    Policy,
+    Prestage,
+    Quality,
+    Replication,
+    Retries,
+    Schedule,
+)
 from projections.cluster import ClusterView
 from projections.fold import TABLES, checkpoint, fold, view_digests
 from projections.projector import Projector
+from projections.trainings import Staging
 from streams import events
 from streams.codec import Recorded, fact_id, node_fact
 from streams.events import Event
@@ -48,18 +60,31 @@ POLICY = Policy(
     replication=Replication(warn_after_s=15.0, cooldown_s=30.0),
     schedule=Schedule(replication_s=10.0, cleanup_s=10.0),
 )
+#: With slots to be spared for what is brought ahead of trainings that follow each other quickly.
+AHEAD = replace(
+    POLICY,
+    bandwidth=Bandwidth(max_per_node=2, max_total=4, small_per_slot=1),
+    prestage=Prestage(min_confidence=0.5, horizon_s=15.0, max_share=0.5, cooldown_s=3.0),
+    schedule=Schedule(replication_s=10.0, cleanup_s=10.0, prestage_s=3.0),
+)
 SWEEP_S = 5.0
 #: Unanswered attempts are looked for more rarely than by the real dispatcher: time costs steps.
 TICK_S = 5.0
 #: A cluster that is left in peace owes nothing any more after this.
 PATIENCE_S = 1_500.0
 _OVERDUE_SLACK_S = 60.0
-LAWS = (
-    *laws.ALWAYS,
-    laws.late_chains_are_named(POLICY.chains.limit_s, _OVERDUE_SLACK_S),
-    laws.budgets_are_kept(POLICY.bandwidth.max_total, POLICY.bandwidth.max_per_node),
-    laws.deletions_leave_enough(POLICY.disk.min_verified_copies),
-)
+
+
+def laws_under(policy: Policy) -> tuple[laws.Law, ...]:
+    """What must hold of every run."""
+    slots = policy.bandwidth.max_total, policy.bandwidth.max_per_node
+    return (
+        *laws.ALWAYS,
+        laws.late_chains_are_named(policy.chains.limit_s, _OVERDUE_SLACK_S),
+        laws.budgets_are_kept(*slots),
+        laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
+        laws.deletions_leave_enough(policy.disk.min_verified_copies),
+    )
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -71,6 +96,8 @@ class Outcome(msgspec.Struct, frozen=True):
     steps: int
     #: Virtual seconds.
     took_s: float
+    #: Bytes brought ahead of a training, and of them those it found.
+    ahead: tuple[int, int] = (0, 0)
 
 
 class SimProjector(Projector):
@@ -109,8 +136,10 @@ class SimCoordinator:
         clock: Callable[[], float],
         bus: MemoryBus | None,
         unrest: asyncio.Event,
+        policy: Policy = POLICY,
     ) -> None:
         self._bus = bus
+        self._policy = policy
         self._unrest = unrest
         self.name = name
         self.views = MemoryStore(TABLES)
@@ -123,13 +152,16 @@ class SimCoordinator:
         self.log = log = self._first_log.another()
         projector = SimProjector(log, self.views)
         await projector.start()
-        bridge = SimBridge(log, projector, POLICY, clock=self._clock)
-        dispatcher = Dispatcher(log, projector, POLICY, self.name, clock=self._clock)
+        bridge = SimBridge(log, projector, self._policy, clock=self._clock)
+        dispatcher = Dispatcher(log, projector, self._policy, self.name, clock=self._clock)
         async with asyncio.TaskGroup() as group:
             group.create_task(projector.run())
             group.create_task(bridge.run())
             group.create_task(dispatcher.run())
             group.create_task(self._sweep(bridge))
+            if self._policy is AHEAD:
+                sweeper = Sweeper(log, projector, AHEAD, self.name, clock=self._clock)
+                group.create_task(self._stage(sweeper.stager))
             if self._bus is not None:
                 bus = FaultyBus(self._bus, log)
                 deleter = Deleter(log, bus, projector, POLICY, clock=self._clock)  # type: ignore[arg-type]
@@ -145,6 +177,13 @@ class SimCoordinator:
                 with contextlib.suppress(LogError, TimeoutError):
                     await sweeper.survey_and_say()
                     await sweeper.clean_up()
+
+    async def _stage(self, stager: Stager) -> None:
+        """Bring data ahead of trainings that are near."""
+        while True:
+            await asyncio.sleep(AHEAD.schedule.prestage_s)
+            with contextlib.suppress(LogError, TimeoutError):
+                await stager.stage_ahead()
 
     async def _sweep(self, bridge: EventBridge) -> None:
         while True:
@@ -166,6 +205,7 @@ class World:
         roles = dict.fromkeys(PLAYERS, Role.SELFPLAY)
         roles |= dict.fromkeys(TRAINERS, Role.TRAINING) | {"vault": Role.STORAGE}
         self._bus = MemoryBus() if schedule.custody else None
+        self._policy = AHEAD if schedule.ahead else POLICY
         self.overseer = Overseer(disks, POLICY, self.log._store.messages)
         self.nodes = {
             name: Node(name, roles[name], disks, self._rng, self._keeping(name, disks))
@@ -174,7 +214,9 @@ class World:
         self._unrest = asyncio.Event()
         self._unrest.set()
         self.coordinators = {
-            name: SimCoordinator(name, self.log.another(), self._clock, self._bus, self._unrest)
+            name: SimCoordinator(
+                name, self.log.another(), self._clock, self._bus, self._unrest, self._policy
+            )
             for name in COORDINATORS
         }
         self._running: dict[str, asyncio.Task[None]] = {}
@@ -204,11 +246,12 @@ class World:
             await self._kill(name)
         facts = self.log._store.messages
         problems = [] if settled else [f"it did not come to rest within {PATIENCE_S:g} s"]
-        problems += laws.broken(facts, LAWS)
+        problems += laws.broken(facts, laws_under(self._policy))
         problems += self.overseer.problems
         problems += self._views_problems(facts) + self._disk_problems(facts)
         chains = len(laws.chains(facts))
-        return Outcome(problems, chains, len(facts), self._loop.steps, self._loop.time())
+        ahead = laws.copies_ahead(facts)
+        return Outcome(problems, chains, len(facts), self._loop.steps, self._loop.time(), ahead)
 
     # What happens
 
@@ -338,7 +381,8 @@ class World:
         fresh.write(lambda tx: fold(tx, facts, created))
         with fresh.read() as reader:
             wanted = view_digests(reader)
-        problems = []
+            staging = ClusterView(reader).staging(self._clock())
+        problems = list(_staging_problems(staging, *laws.copies_ahead(facts)))
         for name, one in self.coordinators.items():
             with one.views.read() as reader:
                 have = view_digests(reader)
@@ -367,6 +411,16 @@ class World:
         ]
 
 
+def _staging_problems(staging: Staging, moved: int, found: int) -> Iterable[str]:
+    """What was brought ahead is found, in vain, or still waited for, each byte once."""
+    told = staging.hit_bytes + staging.wasted_bytes + staging.waiting_bytes
+    if staging.staged_bytes != told:
+        yield f"{staging.staged_bytes} bytes were brought ahead, and {told} accounted for"
+    if staging.staged_bytes > moved or staging.hit_bytes > found:
+        have = staging.staged_bytes, staging.hit_bytes
+        yield f"{have} bytes count as brought ahead and found: by the log {(moved, found)}"
+
+
 def _checksum_at(disk: Disk, path: str) -> str:
     there = disk.files.get(path)
     return there.checksum if there else ""
@@ -376,6 +430,13 @@ def _plays(node: Node, config_key: str, number: int) -> Event:
     path = f"games/{node.name}/{config_key}.db"
     node.write(path, DataType.GAMES, config_key, f"{node.name} {number}")
     return events.SelfplayComplete(config_key=config_key, source_node=node.name, games_count=20)
+
+
+def _prepares(node: Node, config_key: str, number: int) -> Event:
+    for part in range(3):
+        path = f"training/{config_key}_{number}_{part}.npz"
+        node.write(path, DataType.NPZ, config_key, f"samples {number} {part}")
+    return _plays(node, config_key, number)
 
 
 def _promotes(node: Node, config_key: str, number: int) -> Event:
@@ -406,6 +467,7 @@ def _needs(node: Node, config_key: str, number: int) -> Event:
 
 _TRIGGERS: dict[str, Callable[[Node, str, int], Event]] = {
     "plays": _plays,
+    "prepares": _prepares,
     "promotes": _promotes,
     "finds-orphans": _orphans,
     "terminates": _terminates,
@@ -417,10 +479,10 @@ _TRIGGERS: dict[str, Callable[[Node, str, int], Event]] = {
 def run(schedule: schedules.Schedule) -> Outcome:
     """Run a schedule in a loop of its own."""
     logging.disable(logging.CRITICAL)
-    real = dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S, bridge.SLICE_S
+    real = dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S, bridge.SLICE_S, staging.PAGE_S
     # How long something takes on this machine is no part of what a seed says.
     dispatch.TICK_S, deleting.TICK_S = TICK_S, TICK_S
-    sweeping.PAGE_S = bridge.SLICE_S = math.inf
+    sweeping.PAGE_S = bridge.SLICE_S = staging.PAGE_S = math.inf
     loop = VirtualLoop(random.Random(f"order {schedule.seed}"))
     try:
         return loop.run_until_complete(World(schedule, loop).run())
@@ -430,7 +492,7 @@ def run(schedule: schedules.Schedule) -> Outcome:
             task.cancel()
         loop.run_until_complete(_ended(left))
         logging.disable(logging.NOTSET)
-        dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S, bridge.SLICE_S = real
+        dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S, bridge.SLICE_S, staging.PAGE_S = real
         loop.close()
 
 
