@@ -13,7 +13,7 @@ from dataplane.demo.disks import checksum_of, gone
 from dataplane.prove import bundle
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, decode, encode, fact_id, node_fact
-from streams.values import Proof, SyncPriority, TargetOutcome
+from streams.values import Held, Proof, SyncPlan, SyncPriority, TargetOutcome
 from tests.spec import T0, decided, entry, games_of, given, opens, played, player, ran, trainer
 
 GAMES = games_of("gpu-1")
@@ -147,6 +147,56 @@ def test_deletion_without_enough_proofs_is_found() -> None:
     assert list(law(deletion(*proven[1:]))) == []
     assert len(list(law(deletion(proven[0], proven[1])))) == 1
     assert len(list(law(deletion(proven[1], Proof(node="n3", proven=False))))) == 1
+
+
+def ahead(*said: events.Event) -> list[Recorded]:
+    """A log of these, where all that is assigned and brought is ahead of a training."""
+    return [
+        replace(one, chain="sweep-prestage-x")
+        if isinstance(one.event, events.TransferAssigned | events.TransferSucceeded)
+        else one
+        for one in recorded(*said)
+    ]
+
+
+def test_data_ahead_that_takes_more_than_may_be_spared_is_found() -> None:
+    """At a node and in all; what somebody has asked for by then does not count."""
+    low = {"priority": SyncPriority.BACKGROUND}
+    one = assigned("t1", "gpu-1", "train-1", **low)
+    other = replace(one, transfer="t2", entry=entry("other.db"))
+    law = laws.what_is_ahead_leaves_slots(0.5, 4, 2)
+    assert ["2 ran ahead at gpu-1" in p for p in law(ahead(one, other))] == [True, False]
+    assert ["2 ran ahead" in p for p in law(ahead(one, other))] == [True, True]
+    assert list(laws.what_is_ahead_leaves_slots(0.5, 4, 4)(ahead(one, other))) == []
+    assert list(law(recorded(one, other))) == []
+    wants = SyncPlan(source_node="gpu-1", target_nodes=("train-1",), entries=(GAMES,))
+    asked = events.SyncPlanned(config_key="hex8_2p", plans=(wants,))
+    assert list(law(ahead(asked, one, other))) == list(law(ahead(one, asked, other))) == []
+    spare = events.SyncPlanned(config_key="hex8_2p", plans=(replace(wants, spare_only=True),))
+    assert len(list(law(ahead(spare, one, other)))) == 2
+    (problem,) = law(ahead(assigned("t1", "gpu-1", "train-1")))
+    assert "assigned as normal" in problem
+
+
+def test_what_a_start_finds_of_what_was_brought_ahead_is_counted_once() -> None:
+    """By the log alone: what the views count must not be more."""
+    order = assigned("t", "gpu-1", "train-1")
+    came = events.TransferSucceeded(
+        transfer="t",
+        node="train-1",
+        source="gpu-1",
+        target="train-1",
+        entry=GAMES,
+        attempt=1,
+        bytes_transferred=7,
+    )
+    start = events.TrainingStarted(config_key="hex8_2p", node="train-1")
+    held = Held(target="train-1", path=GAMES.path, checksum=GAMES.checksum)
+    plan = events.SyncPlanned(config_key="hex8_2p", held=(held,))
+    facts = ahead(order, came, start, plan, plan)
+    assert laws.copies_ahead(facts) == (7, 0)
+    story = [*facts[:3], *(replace(one, chain=facts[2].chain) for one in facts[3:])]
+    assert laws.copies_ahead(story) == (7, 7)
 
 
 def test_deletion_that_nobody_hears_of_or_that_is_done_twice_is_found() -> None:
