@@ -21,6 +21,7 @@ from msgspec import Meta
 from dataplane.policy import Policy
 from dataplane.policy.limits import Prefix
 from dataplane.policy.reading import PolicyError, laid_over, leaves
+from dataplane.typos import meant
 from streams.identity import PathRules, escapes
 from streams.topology import DUPLICATE_WINDOW_S
 from streams.values import S3_NODE, Role, Trait, Transport, is_token
@@ -288,7 +289,7 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name in values:
             if name not in known:
                 raise ConfigError(
-                    f"{where}: unknown field {name!r}; fields: {', '.join(sorted(known))}"
+                    f"{where}: unknown field {name!r}; {meant(name, 'fields', sorted(known))}"
                 )
         try:
             config = msgspec.convert(dict(values), cls, strict=False, dec_hook=_decode_path)

@@ -25,7 +25,9 @@ def hold(directory: Path) -> IO[str]:
         lock.seek(0)
         holder = lock.read().strip() or "another process"
         lock.close()
-        raise DirectoryInUse(f"{directory} is in use by {holder}") from None
+        raise DirectoryInUse(
+            f"{directory} is in use by {holder}: end that first, or take another --state-dir"
+        ) from None
     lock.truncate(0)
     lock.write(f"process {os.getpid()}")
     lock.flush()

@@ -16,6 +16,7 @@ from dataplane.cli.app import BACK, From, Json, app, config_of, run
 from dataplane.cli.looking import whole_id
 from dataplane.config import ConfigError
 from dataplane.schema import asyncapi
+from dataplane.typos import meant
 from streams.events import EVENT_TYPES
 from streams.log import ReadingLog
 
@@ -34,7 +35,7 @@ def replay(
 ) -> None:
     """The log as a timeline."""
     if type_name and type_name not in EVENT_TYPES:
-        raise ConfigError(f"--type {type_name!r} is none of {', '.join(EVENT_TYPES)}")
+        raise ConfigError(f"--type {type_name!r} is none; {meant(type_name, 'known', EVENT_TYPES)}")
     if follow and until:
         raise ConfigError("--follow goes on for ever: it takes no --until")
     chain = whole_id(chain) if chain else ""

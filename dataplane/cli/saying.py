@@ -14,6 +14,7 @@ from dataplane.cli import show
 from dataplane.cli.app import SAY, Json, Node, app, config_of, run
 from dataplane.config import ConfigError
 from dataplane.coordinator.queries import PREFIX
+from dataplane.typos import meant
 from dataplane.words import size
 from projections.store import StoreMissing
 from streams.codec import lift, unknown_fields
@@ -39,8 +40,10 @@ def publish(
     """Say that something happened."""
     cls = EVENT_TYPES.get(type_name)
     if cls is None or place_of(cls) is not Place.NODE:
-        known = ", ".join(name for name, c in EVENT_TYPES.items() if place_of(c) is Place.NODE)
-        raise ConfigError(f"TYPE {type_name!r} can't be published; known: {known}")
+        known = [name for name, c in EVENT_TYPES.items() if place_of(c) is Place.NODE]
+        raise ConfigError(
+            f"TYPE {type_name!r} can't be published; {meant(type_name, 'known', known)}"
+        )
     config = config_of(node=node)
     text = sys.stdin.read() if payload == "-" else payload
     try:

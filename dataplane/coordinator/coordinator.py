@@ -159,7 +159,7 @@ class Coordinator:
         """Wait to lead, lead until the lease is lost, and wait again."""
         while True:
             await self.lease.acquire()
-            logger.info("leads, as the %s of its kind", _ordinal(self.lease.term))
+            logger.info("leads, in term %d", self.lease.term)
             self._news.set()
             try:
                 async with asyncio.TaskGroup() as group:
@@ -244,10 +244,6 @@ class Coordinator:
         while True:
             await asyncio.sleep(READERS_S)
             self.projector.store.clear_stale_readers()
-
-
-def _ordinal(term: int) -> str:
-    return f"{term}."
 
 
 def snapshots_of(config: DataPlaneConfig) -> Snapshots | None:

@@ -17,6 +17,7 @@ import msgspec
 
 from dataplane.policy import Policy
 from dataplane.policy.placement import AUTO, BY_NAME, SELECTORS
+from dataplane.typos import meant
 from streams.events import CHAIN_TRIGGERS, SweepDue, type_name
 from streams.values import BOARDS, SweepKind, config_key_in
 
@@ -116,7 +117,7 @@ def _read_struct(kind: type[msgspec.Struct], value: Any, where: str, base: Any) 
     fields: dict[str, Any] = {}
     for name, item in _table(value, where).items():
         if name not in hints:
-            raise PolicyError(f"{where}: unknown field {name!r}; fields: {', '.join(hints)}")
+            raise PolicyError(f"{where}: unknown field {name!r}; {meant(name, 'fields', hints)}")
         fields[name] = _read(hints[name], item, f"{where}.{name}", getattr(base, name, None))
     if base is not None:
         return msgspec.structs.replace(base, **fields)

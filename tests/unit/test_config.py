@@ -280,6 +280,8 @@ def test_environment_sets_any_field_of_the_policy(tmp_path: Path) -> None:
         ),
         ("[policy.retries]\nretry = 1", ["policy.retries: unknown field 'retry'", "max_retries"]),
         ("[policy.pace]\nx = 1", ["policy: unknown field 'pace'", "bandwidth"]),
+        ("[policy.bandwith]\nx = 1", ["unknown field 'bandwith'; did you mean 'bandwidth'?"]),
+        ("nodde = 'x'", ["unknown field 'nodde'; did you mean 'node'?"]),
         ("[policy.disk]\ncleanup_from = 85", ["policy.disk.cleanup_from", "<= 1.0"]),
         ('[policy.transports]\nsmall_file = ["p2p", "ftp"]', ["small_file[1]", "'ftp'", "base64"]),
         ("[policy.bandwidth.class_weights]\nurgent = 2", ["class_weights.urgent", "critical"]),
