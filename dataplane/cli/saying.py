@@ -50,8 +50,9 @@ def publish(
         fields = msgspec.json.decode(text, type=dict[str, Any])
         # On the wire an unknown field is tolerated; at a prompt it is a typing error.
         if unknown := unknown_fields(cls, fields):
-            known = ", ".join(field.name for field in msgspec.structs.fields(cls))
-            raise ConfigError(f"payload of {type_name}: unknown {unknown[0]!r}; known: {known}")
+            known = [field.name for field in msgspec.structs.fields(cls)]
+            hint = meant(unknown[0], "known", known)
+            raise ConfigError(f"payload of {type_name}: unknown {unknown[0]!r}; {hint}")
         event = lift(cls, config.node, ALL_CONFIGS, text.encode())
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise ConfigError(f"payload of {type_name}: {error}") from None
