@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from adapters.p2p.asking import Around
 from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Request
-from bench.measuring import MEGABYTE, workplace
+from bench.measuring import MEGABYTE, commands, settle, usage, workplace
 from bench.namespaces import demand
 from bench.receiver import KEY, PORT
 from bench.report import Report, begin, median, paired
@@ -40,7 +40,8 @@ _PATH = "games/gpu-7/hex8_2p.db"
 _PAGE = 4096
 _RSYNC_PORT = 8873
 _GAME_BYTES = 4_000
-#: Ours beside theirs.
+#: Ours beside theirs: as it is, and with the digest that ours has.
+_PROVEN = ", then openssl dgst"
 _PAIRS = {"p2p": "rsync -B4096", "p2p with zstd": "rsync -z -B4096"}
 
 
@@ -49,7 +50,9 @@ class Turn(msgspec.Struct):
 
     bytes: int
     seconds: float
-    #: Of it: until every byte is there and the whole is digested.
+    #: What the target's own process, or the peer's, took of it.
+    cpu_s: float
+    #: Of it: until every byte is there.
     fetching: float = 0.0
 
 
@@ -72,7 +75,8 @@ def run(size_mb: int, rounds: int, seed: int, base: Path | None) -> Report:
         _tell(report, kind, found)
     report.notes.append(
         "Bytes are all that passed either way, with headers. Ours ends when the file is proven, "
-        "synced, checked by SQLite and renamed; rsync's when it exits, with nothing synced or "
+        "synced, checked by SQLite and renamed, and keeps the older version whole until then; "
+        "rsync's when it exits, having changed the older version in place, with nothing synced or "
         "checked. rsync runs against its own daemon, without ssh."
     )
     return report
@@ -82,13 +86,17 @@ def _tell(report: Report, kind: str, found: Found) -> None:
     report.add(f"{kind}: pages that differ", [found.changed_bytes / 1e6], "MB")
     for way, turns in found.turns.items():
         sizes, seconds = [t.bytes for t in turns], [t.seconds for t in turns]
-        other = found.turns[_PAIRS[way]] if way in _PAIRS else []
         beside = _PAIRS.get(way, "")
+        other = found.turns[beside] if beside else []
         ratio = paired(sizes, [t.bytes for t in other]) if other else None
         report.add(f"{kind}: {way}", [size / 1e6 for size in sizes], "MB", ratio, beside)
         ratio = paired(seconds, [t.seconds for t in other]) if other else None
         report.add(f"{kind}: {way}", seconds, "s", ratio, beside)
+        report.add(f"{kind}: {way}, CPU at the target", [t.cpu_s for t in turns], "s")
         if other:
+            proven = [t.seconds for t in found.turns[beside + _PROVEN]]
+            ratio = paired(seconds, proven)
+            report.add(f"{kind}: {way}", seconds, "s", ratio, beside + _PROVEN)
             fetching = [t.fetching for t in turns]
             ratio = median(fetching) / median([t.seconds for t in other])
             report.add(f"{kind}: {way}, of it fetching", fetching, "s", ratio, beside)
@@ -111,9 +119,11 @@ def measure(place: Path, size_mb: int, rounds: int, seed: int) -> dict[str, Foun
         change(new)
         turns: dict[str, list[Turn]] = {}
         with _source(place / f"source-{number}", new) as entry, _daemon(new.parent):
-            for _ in range(rounds):
-                for way, once in _ways(place / "target", old, entry).items():
-                    turns.setdefault(way, []).append(once())
+            ways = _ways(place / "target", old, entry)
+            for number in range(rounds):
+                for way in ways if number % 2 == 0 else reversed(ways):
+                    turns.setdefault(way, []).append(ways[way]())
+            turns = {way: turns[way] for way in ways}
         found[kind] = Found(_changed_bytes(old, new), turns)
     return found
 
@@ -121,12 +131,14 @@ def measure(place: Path, size_mb: int, rounds: int, seed: int) -> dict[str, Foun
 def _ways(root: Path, old: Path, entry: DataEntry) -> dict[str, Callable[[], Turn]]:
     url = f"rsync://127.0.0.1:{_RSYNC_PORT}/data/hex8_2p.db"
     rsync = ["rsync", "--inplace", "--no-whole-file", "-B4096", "--times", "--ignore-times"]
-    return {
+    ways: dict[str, Callable[[], Turn]] = {
         "p2p": lambda: _fetched(root, old, entry, compress=False),
-        "rsync -B4096": lambda: _commanded(root, old, [*rsync, url]),
         "p2p with zstd": lambda: _fetched(root, old, entry, compress=True),
-        "rsync -z -B4096": lambda: _commanded(root, old, [*rsync, "-z", url]),
     }
+    for name, words in (("rsync -B4096", [*rsync, url]), ("rsync -z -B4096", [*rsync, "-z", url])):
+        ways[name] = partial(_commanded, root, old, words)
+        ways[name + _PROVEN] = partial(_commanded, root, old, words, ["openssl", "dgst", "-sha256"])
+    return ways
 
 
 @contextlib.contextmanager
@@ -135,6 +147,7 @@ def _target(root: Path, old: Path) -> Iterator[Path]:
     file = root / _PATH
     file.parent.mkdir(parents=True)
     shutil.copy(old, file)
+    settle(root / "warm", old.stat().st_size)
     try:
         yield file
     finally:
@@ -148,24 +161,24 @@ def _fetched(root: Path, old: Path, entry: DataEntry, compress: bool) -> Turn:
         transport = P2PTransport(Around(Signer(KEY), compress=compress))
         source = Endpoint(node="source", http_url=f"http://127.0.0.1:{PORT}")
         request = Request("bench", entry, source, Endpoint(node="target"))
-        before, began = _passed(), time.perf_counter()
-        landing = await Landing.open(root, entry, "bench", entry.path)
-        await transport.fetch(request, landing, Throttle(), lambda *_: None)
-        fetched = time.perf_counter() - began
-        await landing.commit()
-        took = time.perf_counter() - began
+        before = _passed()
+        with usage() as used:
+            landing = await Landing.open(root, entry, "bench", entry.path)
+            with usage() as fetching:
+                await transport.fetch(request, landing, Throttle(), lambda *_: None)
+            await landing.commit()
         await transport.close()
-        return Turn(_passed() - before, took, fetched)
+        return Turn(_passed() - before, used.seconds, used.cpu_s, fetching.seconds)
 
     with _target(root, old):
         return asyncio.run(fetch())
 
 
-def _commanded(root: Path, old: Path, command: list[str]) -> Turn:
+def _commanded(root: Path, old: Path, command: list[str], then: Sequence[str] = ()) -> Turn:
     with _target(root, old) as file:
-        before, began = _passed(), time.perf_counter()
-        subprocess.run([*command, str(file)], check=True)
-        return Turn(_passed() - before, time.perf_counter() - began)
+        before = _passed()
+        used = commands(*([*words, str(file)] for words in (command, then) if words))
+        return Turn(_passed() - before, used.seconds, used.cpu_s)
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from adapters.http.signing import Signer
 from adapters.http.transport import FileServer, HttpTransport
 from adapters.throttle import Throttle
 from adapters.transport import Request
-from bench.measuring import Usage, commands, process, usage, workplace
+from bench.measuring import Usage, commands, process, settle, usage, workplace
 from bench.report import Report, begin, median, paired
 from streams.values import DataEntry, DataType, Endpoint
 
@@ -49,7 +49,7 @@ def run(size_mib: int, rounds: int, cold: bool, seed: int, base: Path | None) ->
         signer = Signer(random.Random(seed).randbytes(32))
         with _served(place / "source.bin", signer) as url, process() as agent:
             ways = _ways(url, signer, entry, place, agent)
-            warm = partial(_warm, place / "warm", entry.size_bytes)
+            warm = partial(settle, place / "warm", entry.size_bytes)
             prepare = partial(time.sleep, _COLD_S) if cold else warm
             found = [_turn(ways, number, place, prepare) for number in range(rounds)]
     _tell(report, entry.size_bytes, found)
@@ -92,19 +92,6 @@ def _turn(
         found[way] = ways[way]()
         shutil.rmtree(place / "target")
     return found
-
-
-def _warm(file: Path, size_bytes: int) -> None:
-    """Touch so much memory, so that no way finds it cold that another left warm.
-
-    A virtual machine gives free memory back to its host within seconds; to touch it again costs
-    ten times as much.
-    """
-    block = bytes(_MEBIBYTE // 4)
-    with file.open("wb", buffering=0) as out:
-        for _ in range(size_bytes // len(block)):
-            out.write(block)
-    file.unlink()
 
 
 def _ways(

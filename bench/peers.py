@@ -118,7 +118,7 @@ def _rsync(ends: Ends, side: str, file: File) -> dict[str, Way]:
         ssh = [*_ssh(setting, same_cipher=True), "-l", setting.ssh.ssh_user, "127.0.0.1"]
         return way(target, [*ssh, shlex.join([*digest, f"{setting.ssh.data_root}/copy"])])
 
-    return {"rsync": way, "rsync, then openssl dgst": proven}
+    return {"rsync -t over ssh": way, "rsync -t over ssh, then openssl dgst": proven}
 
 
 def _base64(ends: Ends, side: str, file: File) -> dict[str, Way]:

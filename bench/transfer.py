@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import many, peers
 from bench.ends import Ends, File, running_ends
-from bench.measuring import Usage, process, workplace
+from bench.measuring import Usage, process, settle, workplace
 from bench.moving import idle_and_peak, move
 from bench.report import Report, begin, paired
 
@@ -103,27 +103,33 @@ def _compare(
                     move, ends.setting, side, given, target
                 ).result()
             }
-            ways |= peers.ways(ends, side, given)
+            others = peers.ways(ends, side, given)
+            assert side not in others, "a peer has the name of the side it stands beside"
+            ways |= others
             found: dict[str, list[Usage]] = {name: [] for name in ways}
             # Once for nothing: connections, imports, caches.
-            first = _turn(ways, 0, place, ends)
+            first = _turn(ways, 0, place, ends, given)
             for name, used in first.items():
                 if used.seconds > SLOW * first[side].seconds:
                     found[name].append(used)
                     del ways[name]
             for number in range(rounds):
-                for name, used in _turn(ways, number, place, ends).items():
+                for name, used in _turn(ways, number, place, ends, given).items():
                     found[name].append(used)
         _tell(report, f"{what}: {side}", side, given, found)
 
 
-def _turn(ways: dict[str, Way], number: int, place: Path, ends: Ends) -> dict[str, Usage]:
+def _turn(
+    ways: dict[str, Way], number: int, place: Path, ends: Ends, given: list[File]
+) -> dict[str, Usage]:
     """Every way once, each into a new place that is removed; every second turn backwards."""
     found = {}
+    size_bytes = sum(file.entry.size_bytes for file in given)
     for name in ways if number % 2 == 0 else reversed(ways):
         target = place / "target"
         target.mkdir()
         ends.renew()
+        settle(place / "warm", size_bytes)
         found[name] = ways[name](target)
         shutil.rmtree(target)
     return found
