@@ -8,6 +8,7 @@ touch an asyncio object.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TypeVar
@@ -29,7 +30,7 @@ async def finish(
     executor: Executor = DISK,
     hurry: Callable[[], None] = lambda: None,
 ) -> T:
-    """Run a function in a thread to its end, even if the caller is cancelled meanwhile.
+    """Run a function in a thread to its end, however often the caller is cancelled meanwhile.
 
     A thread cannot be stopped, and what it uses (a file, a lock) must not be taken from under it:
     the cancellation is raised once the function has ended. `hurry` is called then to let it end
@@ -40,7 +41,9 @@ async def finish(
         return await asyncio.shield(job)
     except asyncio.CancelledError:
         hurry()
-        await settled(job)
+        while not job.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await settled(job)
         raise
 
 

@@ -164,13 +164,22 @@ def blocks_in(handle: int, size_bytes: int, block_bytes: int) -> Iterator[tuple[
 
     What is given is used again for the next ones.
     """
+    for first, data in runs_in(handle, size_bytes, block_bytes):
+        for index, at in enumerate(range(0, len(data), block_bytes), first):
+            yield index, data[at : at + block_bytes]
+
+
+def runs_in(
+    handle: int, size_bytes: int, block_bytes: int, first: int = 0
+) -> Iterator[tuple[int, memoryview]]:
+    """As `blocks_in` from block `first` on, some in a row at a time, by the index of the first."""
+    offset = first * block_bytes
     at_once = max(1, _READ_BYTES // block_bytes) * block_bytes
-    buffer = memoryview(bytearray(min(at_once, max(size_bytes, 1))))
-    offset = 0
+    buffer = memoryview(bytearray(max(1, min(at_once, size_bytes - offset))))
     while offset < size_bytes:
         count = _read_all(handle, buffer[: size_bytes - offset], offset)
-        for at in range(0, count, block_bytes):
-            yield (offset + at) // block_bytes, buffer[at : min(at + block_bytes, count)]
+        if count:
+            yield offset // block_bytes, buffer[:count]
         if count < len(buffer):
             return
         offset += count

@@ -1,4 +1,5 @@
-"""Making names and many files durable, with as few calls to the disk as can be trusted.
+"""Making names, growing files and many files durable, with as few calls to the disk as can be
+trusted.
 
 One call flushes a whole file system. It is only made where the kernel is known to tell afterwards
 what it lost: elsewhere every file must be flushed by itself.
@@ -12,13 +13,63 @@ import os
 import re
 import sys
 from collections.abc import Iterable
+from concurrent.futures import Future
 from pathlib import Path
 
+from adapters.workers import DISK
+
+#: So much is flushed at a time while more comes.
+FLUSH_BYTES = 32 << 20
+#: Less than this costs more to be flushed twice than is won by beginning early.
+REST_BYTES = 8 << 20
 #: Of others, some (network, FUSE, overlays) say all is well when not all of it is.
 _HONEST = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "tmpfs"})
 #: Older kernels forget what a file system lost before they are asked.
 _OLDEST_KERNEL = (5, 8)
 _MOUNTS = Path("/proc/self/mountinfo")
+
+
+class Flushing:
+    """Flushes one file while more is written to it, so that little is left in the end.
+
+    One thread at a time. A disk says only once that it lost something: all of these raise it as
+    `OSError`, but `settle`.
+    """
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self._unflushed = 0
+        self._last: Future[None] | None = None
+
+    def wrote(self, nbytes: int) -> None:
+        """So much more was written; begin to flush if it is much."""
+        self._unflushed += nbytes
+        if self._unflushed >= FLUSH_BYTES and (self._last is None or self._last.done()):
+            self.wait()
+            self.rest()
+
+    def rest(self) -> None:
+        """No more is written for now: begin to flush what was, unless it is little."""
+        if self._unflushed >= REST_BYTES:
+            self._unflushed = 0
+            self._last = DISK.submit(self._flush, self._last)
+
+    def wait(self) -> None:
+        """Wait until all is flushed that was begun to be. Blocks, also in a thread of `DISK`: what
+        was submitted there before has begun by now.
+        """
+        if self._last is not None:
+            self._last.result()
+
+    def settle(self) -> None:
+        """As `wait`, whatever came of it."""
+        if self._last is not None:
+            self._last.exception()
+
+    def _flush(self, former: Future[None] | None) -> None:
+        if former is not None:
+            former.result()
+        os.fdatasync(self._handle)
 
 
 class Disk:

@@ -7,6 +7,7 @@ Nothing here opens a connection, and nothing retries.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import os
@@ -86,7 +87,14 @@ class Landing:
         Raises `PathEscapes`, `DiskFull`, `DiskFailed`, `InUse`, or what `commit` would refuse.
         """
         known = rules or PathRules()
-        return await finish(lambda: cls._open(root, entry, transfer, local_path, known))
+        opened: list[Landing] = []
+        try:
+            await finish(lambda: opened.append(cls._open(root, entry, transfer, local_path, known)))
+        except asyncio.CancelledError:
+            for landing in opened:
+                await landing.abort()
+            raise
+        return opened[0]
 
     @classmethod
     def _open(
@@ -178,15 +186,12 @@ class Landing:
 
     async def scatter(self, block_map: BlockMap) -> Scattered:
         """Go on in any order, with blocks that fit `block_map`; those that are there stay."""
-        partial = self._partial
-        if isinstance(partial, Scattered) and partial.map == block_map:
-            scattered = partial
-        else:
+        scattered = self._partial
+        if not isinstance(scattered, Scattered) or scattered.map != block_map:
             sequential = await self._in_order()
             await sequential.flush()
-            path, handle = sequential.path, sequential.let_go()
-            scattered = await finish(lambda: _begun(path, handle, block_map))
-        self._partial, self._in_any_order = scattered, True
+            scattered = await finish(lambda: self._begin_scattered(sequential, block_map))
+        self._in_any_order = True
         return scattered
 
     def came(self, nbytes: int) -> None:
@@ -194,12 +199,22 @@ class Landing:
         self.received += nbytes
         self._reservation.used(nbytes)
 
+    def _begin_scattered(self, sequential: Partial, block_map: BlockMap) -> Scattered:
+        # Ours at once: nobody else may be left to close it.
+        begun = self._partial = _begun(sequential.path, sequential.let_go(), block_map)
+        return begun
+
     async def _in_order(self) -> Partial:
         """The partial file for writing at its end."""
         if isinstance(self._partial, Scattered):
             scattered = self._partial
-            self._partial, self._in_any_order = await finish(scattered.in_order), False
+            return await finish(lambda: self._begin_in_order(scattered))
         return self._partial
+
+    def _begin_in_order(self, scattered: Scattered) -> Partial:
+        begun = self._partial = scattered.in_order()
+        self._in_any_order = False
+        return begun
 
     async def abort(self) -> None:
         """Stop without a file; the bytes are kept for the next attempt. May be called twice."""
@@ -217,7 +232,7 @@ class Landing:
         is cancelled, it ends first, one way or the other.
         """
         try:
-            await self._partial.flush()
+            await self._partial.digested()
             if self.offset != self.entry.size_bytes:
                 raise Interrupted(f"{self.offset} of {self.entry.size_bytes} bytes are there")
             return await finish(self._prove_and_publish)
@@ -231,6 +246,7 @@ class Landing:
                 partial.path.unlink()
                 self._forget_notes()
                 raise DigestMismatch(f"{self.entry.path}: got {partial.checksum()}")
+            # Meanwhile the last bytes go to the disk.
             if problem := checks.problem_in(partial.path, self.entry.path):
                 raise CheckFailed(f"{self.entry.path} {problem}; see {self._quarantine()}")
             games, samples = checks.counts_of(partial.path, self.entry.path)

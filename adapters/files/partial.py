@@ -18,13 +18,12 @@ from pathlib import Path
 
 from adapters.errors import DiskFailed, DiskFull, InUse
 from adapters.files.digest import BLOCK_BYTES, feed, named
-from adapters.workers import DIGESTS, DISK, SOCKETS, finish, settled
+from adapters.files.durable import Flushing
+from adapters.workers import DIGESTS, DISK, SOCKETS, finish
 
-#: Larger pieces make the kernel use larger pages, for which a virtual machine may first have to ask
-#: its host: a third of the speed at 256 KiB. Where it has not, digesting takes longer anyway.
-PIECE_BYTES = 32 << 10
-#: So much is flushed at a time while more comes, that little is left to be flushed in the end.
-FLUSH_BYTES = 32 << 20
+#: Smaller ones cost a third more. Larger ones make the kernel use pages so large that a virtual
+#: machine may first have to ask its host for them: a third of the speed at 1 MiB.
+PIECE_BYTES = 128 << 10
 #: Blocks of one transfer: those being filled, written and digested.
 BLOCKS = 4
 
@@ -49,9 +48,8 @@ class Partial:
         self._digester = _Digester(sha, self._blocks)
         self._gathering: bytearray | None = None
         self._fill = 0
-        self._job: asyncio.Future[None] | None = None
-        self._flushed = offset
-        self._flushing: Future[None] | None = None
+        self._job: Future[None] | None = None
+        self._flushing = Flushing(handle)
         self._broken = False
 
     @classmethod
@@ -102,39 +100,50 @@ class Partial:
         with disk_errors():
             await finish(lambda: os.ftruncate(self._handle, self._written))
 
-    async def flush(self) -> None:
-        """Wait until all bytes were given to the file and to the digest."""
+    async def digested(self) -> None:
+        """Wait until all bytes were given to the file and to the digest; begin to flush them."""
         await self._pass_on()
         await self._wait()
+        self._flushing.rest()
         await finish(self._digester.wait)
-        if self._flushing is not None:
-            with disk_errors():
-                await asyncio.wrap_future(self._flushing)
+
+    async def flush(self) -> None:
+        """As `digested`, and wait for what the disk says of it."""
+        await self.digested()
+        with disk_errors():
+            await finish(self._flushing.wait)
 
     async def restart(self) -> None:
         """Forget all bytes."""
-        await self._quiet()
+        await finish(self._quiet)
         await finish(lambda: os.ftruncate(self._handle, 0))
         self._digester = _Digester(hashlib.sha256(), self._blocks)
-        self.offset = self._written = self._flushed = self._fill = 0
-        self._flushing = None
+        self._flushing = Flushing(self._handle)
+        self.offset = self._written = self._fill = 0
         self._broken = False
 
     async def close(self) -> None:
         """Let go of the file, with what was appended in it if the disk takes it."""
         if self._handle < 0:
             return
-        await self._quiet()
         handle, self._handle = self._handle, -1
-        rest = memoryview(self._gathering or b"")[: 0 if self._broken else self._fill]
-        await finish(lambda: _close(handle, rest, self._written))
+
+        def close() -> None:
+            self._quiet()
+            _close(handle, memoryview(self._gathering or b"")[: self._fill], self._written)
+
+        # In one go: whoever is cancelled meanwhile would leave the file open, and locked.
+        await finish(close)
 
     def checksum(self) -> str:
         """The digest of what was flushed."""
         return named(self._digester.sha)
 
     def make_durable(self, mtime: float) -> None:
-        """Give the file its mode and time, and flush it to the disk. Blocks."""
+        """Give the file its mode and time, and flush it to the disk. Only once it is digested.
+        Blocks.
+        """
+        self._flushing.wait()
         make_durable(self._handle, mtime)
 
     def let_go(self) -> int:
@@ -157,21 +166,25 @@ class Partial:
             block, count, at = self._gathering, self._fill, self._written
             self._gathering, self._fill = None, 0
             self._written += count
-            self._job = asyncio.wrap_future(DISK.submit(self._keep, block, count, at))
+            self._job = DISK.submit(self._keep, block, count, at)
 
     async def _wait(self) -> None:
         if self._job is not None:
             with disk_errors():
-                await asyncio.shield(self._job)
+                await asyncio.shield(asyncio.wrap_future(self._job))
             self._job = None
 
-    async def _quiet(self) -> None:
+    def _quiet(self) -> None:
+        """Let everything end that was begun, whatever comes of it. Blocks, also in a thread of
+        `DISK`: what was submitted there before has begun by now.
+        """
         if self._job is not None:
-            await settled(self._job)
+            self._job.exception()
             self._job = None
-        await finish(self._digester.wait)
-        if self._flushing is not None:
-            await settled(asyncio.wrap_future(self._flushing))
+        self._digester.wait()
+        self._flushing.settle()
+        if self._broken:
+            self._fill = 0
 
     def _take_in(self, receive: Callable[[memoryview], int], most: int) -> int:
         block = self._blocks.take()
@@ -189,7 +202,7 @@ class Partial:
         block = self._blocks.take()
         try:
             count = os.preadv(self._handle, [memoryview(block)[:most]], self._written)
-            self._begin_flushing(self._written + count)
+            self._flushing.wrote(count)
         except BaseException:
             self._blocks.give_back(block)
             raise
@@ -200,21 +213,11 @@ class Partial:
     def _keep(self, block: bytearray, count: int, at: int) -> None:
         try:
             write_all(self._handle, memoryview(block)[:count], at)
-            self._begin_flushing(at + count)
+            self._flushing.wrote(count)
         except OSError:
             self._broken = True
             raise
         self._digester.put(block, count)
-
-    def _begin_flushing(self, written: int) -> None:
-        """Flush what was written, beside the writing of more. Raises what the last flush said."""
-        if self._flushing is None or self._flushing.done():
-            # A disk says only once that it lost something.
-            if self._flushing is not None:
-                self._flushing.result()
-            if written - self._flushed >= FLUSH_BYTES:
-                self._flushed = written
-                self._flushing = DISK.submit(os.fdatasync, self._handle)
 
 
 class _Blocks:

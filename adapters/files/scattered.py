@@ -13,13 +13,13 @@ import mmap
 import os
 import threading
 from collections.abc import Callable, MutableMapping
-from concurrent.futures import Future
 from pathlib import Path
 
 from adapters.files.blocks import BlockMap, MalformedMap, block_count_of, blocks_in, encoded_bytes
 from adapters.files.digest import BLOCK_BYTES, named
-from adapters.files.partial import FLUSH_BYTES, Partial, disk_errors, make_durable, write_all
-from adapters.workers import DIGESTS, DISK, finish
+from adapters.files.durable import Flushing
+from adapters.files.partial import Partial, disk_errors, make_durable, write_all
+from adapters.workers import DIGESTS, finish
 
 #: Files under way, by checksum: what of them is there can be given to others already.
 Underway = MutableMapping[str, "Scattered"]
@@ -37,8 +37,7 @@ class Scattered:
         self._at = encoded_bytes(block_map.size_bytes)
         self._lock = threading.Lock()
         self._behind = _Behind(handle)
-        self._flushing: Future[None] | None = None
-        self._unflushed = 0
+        self._flushing = Flushing(handle)
         #: Called once the file is let go of.
         self.on_close: Callable[[], None] = lambda: None
         self._have = bytearray(notes[self._at :])
@@ -109,22 +108,24 @@ class Scattered:
         last = self.map.span(self.map.count - 1)[1]
         return size - self._lacking * block + (block - last if self._last_lacks else 0)
 
-    def put(self, index: int, data: memoryview) -> bool:
-        """Write a block if it is that block; whether it was. Blocks. Raises the disk's errors."""
-        if not self.map.fits(index, data):
-            return False
-        with disk_errors():
-            write_all(self._handle, data, index * self.map.block_bytes)
-            with self._lock:
-                if self._have[index]:
-                    return True
-                self._have[index] = self._notes[self._at + index] = 1
-                self._lacking -= 1
-                if index == self.map.count - 1:
-                    self._last_lacks = False
-                self._begin_flushing(len(data))
-        self._behind.reach(self.offset)
-        return True
+    def put(self, first: int, data: memoryview) -> list[int]:
+        """Write blocks in a row, from block `first` on: those that are these blocks. Return the
+        numbers of those that are not. Blocks. Raises the disk's errors.
+        """
+        block, wrong = self.map.block_bytes, list[int]()
+        right: list[range] = []
+        for index, at in enumerate(range(0, len(data), block), first):
+            if self._have[index]:
+                continue
+            if not self.map.fits(index, data[at : at + block]):
+                wrong.append(index)
+            elif right and right[-1].stop == index:
+                right[-1] = range(right[-1].start, index + 1)
+            else:
+                right.append(range(index, index + 1))
+        for run in right:
+            self._write(run, data[(run.start - first) * block : (run.stop - first) * block])
+        return wrong
 
     def read(self, offset: int, count: int) -> bytes:
         """Bytes of the file as they are now. Blocks."""
@@ -144,51 +145,60 @@ class Scattered:
             notes_of(self.path).unlink(missing_ok=True)
             return Partial.resume(self.path, self._handle, self.map.size_bytes)
 
-    async def flush(self) -> None:
-        """Wait until all blocks were given to the file, and those without a gap to the digest."""
+    async def digested(self) -> None:
+        """Wait until all blocks were given to the file, and those without a gap to the digest;
+        begin to flush them.
+        """
+        with self._lock:
+            self._flushing.rest()
         await finish(lambda: self._behind.finish(self.offset))
-        if self._flushing is not None:
-            with disk_errors():
-                await finish(self._flushing.result)
 
     def checksum(self) -> str:
         """The digest of what was flushed."""
         return named(self._behind.sha)
 
     def make_durable(self, mtime: float) -> None:
-        """Give the file its mode and time, and flush it to the disk. Blocks."""
+        """Give the file its mode and time, and flush it to the disk. Only once it is digested.
+        Blocks.
+        """
+        self._flushing.wait()
         make_durable(self._handle, mtime)
 
     async def close(self) -> None:
         """Let go of the file."""
         if self._handle < 0:
             return
-        await finish(self._let_go)
         handle, self._handle = self._handle, -1
-        await finish(lambda: os.close(handle))
+
+        def close() -> None:
+            self._let_go()
+            os.close(handle)
+
+        # In one go: whoever is cancelled meanwhile would leave the file open, and locked.
+        await finish(close)
+
+    def _write(self, run: range, data: memoryview) -> None:
+        with disk_errors():
+            write_all(self._handle, data, run.start * self.map.block_bytes)
+            with self._lock:
+                self._lacking -= self._have.count(0, run.start, run.stop)
+                there = b"\1" * len(run)
+                self._have[run.start : run.stop] = there
+                self._notes[self._at + run.start : self._at + run.stop] = there
+                self._last_lacks = not self._have[-1]
+                self._flushing.wrote(len(data))
+        self._behind.reach(self.offset)
 
     def _let_go(self) -> None:
         self.on_close()
         self._behind.stop()
-        if self._flushing is not None:
-            self._flushing.exception()
+        self._flushing.settle()
         self._notes.close()
 
     def _prefix_blocks(self) -> int:
         gap = self._have.find(0, self._prefix)
         self._prefix = len(self._have) if gap < 0 else gap
         return self._prefix
-
-    def _begin_flushing(self, more: int) -> None:
-        """Flush what was written, beside the writing of more. Raises what the last flush said."""
-        self._unflushed += more
-        if self._unflushed < FLUSH_BYTES or not (self._flushing is None or self._flushing.done()):
-            return
-        # A disk says only once that it lost something.
-        if self._flushing is not None:
-            self._flushing.result()
-        self._unflushed = 0
-        self._flushing = DISK.submit(os.fdatasync, self._handle)
 
 
 class _Behind:

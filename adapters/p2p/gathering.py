@@ -30,14 +30,16 @@ from adapters.p2p.nearby import older_version, take_elsewhere, take_same
 from adapters.p2p.pages import Old, decode_answer, encode_question, most_blocks, patched, unpacked
 from adapters.p2p.peer import Peer
 from adapters.p2p.swarming import Swarming
-from adapters.workers import finish
+from adapters.workers import each, finish
 
 T = TypeVar("T")
 
 #: A delta pays while less than this share of the pages differs.
 DELTA_SHARE = 0.75
-#: A file that is no database is worth a delta if so much of it is at its old place.
+#: A stretch of a file that is no database is worth a delta if so much of it is at its old place.
 SAME_SHARE = 0.5
+#: An older version is looked through in stretches, so many at once.
+STRETCH_BYTES, AT_ONCE = 64 << 20, 2
 #: A peer that is first asked for a map reads the whole file, at least this fast.
 MAPPED_BYTES_PER_S = 100e6
 
@@ -49,6 +51,7 @@ class Gathering:
         self._asking = asking
         self._entry = asking.request.entry
         self._stop = False
+        self._delta_pays = True
 
     async def run(self) -> int:
         """Bring what is lacking; return how many bytes came. Raises as `Fetches.fetch`."""
@@ -99,23 +102,30 @@ class Gathering:
     async def _take_nearby(self, scattered: Scattered) -> None:
         """Take what need not travel, or only in part."""
         maps, locate = self._asking.around.maps, self._asking.around.locate
-        database = is_database(self._entry.path)
         with older_version(self._asking.landing.path) as old:
             if old is not None:
-                same = await self._on_disk(lambda: take_same(old, scattered, self._stopped))
-                worth = database or same >= SAME_SHARE * scattered.map.count
-                if worth and not scattered.whole:
-                    await self._take_pages(scattered, old)
+                count, step = scattered.map.count, _stretch_of(scattered.map)
+                stretches = (range(at, min(at + step, count)) for at in range(0, count, step))
+                # While one waits for its pages another is looked through, and the digest of the
+                # whole follows behind both.
+                await each(stretches, partial(self._take_older, scattered, old), AT_ONCE)
         if maps is not None and not scattered.whole:
             await self._on_disk(lambda: take_elsewhere(scattered, maps, locate, self._stopped))
 
-    async def _take_pages(self, scattered: Scattered, old: int) -> None:
+    async def _take_older(self, scattered: Scattered, old: int, blocks: range) -> None:
+        """Take some blocks in a row from an older version, or the pages in which they differ."""
+        lacking = await self._on_disk(lambda: take_same(old, scattered, blocks, self._stopped))
+        same = len(blocks) - len(lacking)
+        worth = is_database(self._entry.path) or same >= SAME_SHARE * len(blocks)
+        if lacking and worth and self._delta_pays:
+            await self._take_pages(scattered, old, lacking)
+
+    async def _take_pages(self, scattered: Scattered, old: int, lacking: list[int]) -> None:
         """Ask the source for the pages in which blocks differ from those of an older version.
 
         What does not come this way is brought block by block.
         """
         block_map = scattered.map
-        lacking = [index for index, there in enumerate(scattered.have()) if not there]
         at_once = most_blocks(block_map.block_bytes)
         async with self._asking.peer(self._asking.request.source) as peer:
             for at in range(0, len(lacking), at_once):
@@ -125,10 +135,12 @@ class Gathering:
                 try:
                     pages = await self._pages_of(peer, scattered, old, olds)
                 except (EntryMissing, Interrupted, Refused, Stalled, Unreachable):
+                    self._delta_pays = False
                     return
                 leaves = sum(len(one.leaves) for one in olds) // LEAF_DIGEST_BYTES
                 if self._asking.request.peers and pages > DELTA_SHARE * leaves:
                     # New data for all of them is to leave the source once.
+                    self._delta_pays = False
                     return
 
     async def _pages_of(self, peer: Peer, scattered: Scattered, old: int, olds: list[Old]) -> int:
@@ -169,6 +181,11 @@ class Gathering:
 
     def _stopped(self) -> bool:
         return self._stop
+
+
+def _stretch_of(block_map: BlockMap) -> int:
+    """How many blocks of an older version are looked through before the source is asked."""
+    return max(1, STRETCH_BYTES // block_map.block_bytes)
 
 
 def _olds(handle: int, block_map: BlockMap, indices: list[int]) -> list[Old]:

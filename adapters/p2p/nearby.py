@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from adapters.files.blocks import BlockMap, blocks_in
+from adapters.files.blocks import BlockMap, runs_in
 from adapters.files.maps import MapStore
 from adapters.files.scattered import Scattered
 from adapters.p2p.asking import Locate
@@ -32,16 +32,19 @@ def older_version(path: Path) -> Iterator[int | None]:
             os.close(handle)
 
 
-def take_same(handle: int, scattered: Scattered, stopped: Callable[[], bool]) -> int:
-    """Put the blocks that an older version has at the same place; return how many. Blocks."""
-    found, wanted = 0, scattered.map
-    size = min(os.fstat(handle).st_size, wanted.size_bytes)
-    for index, data in blocks_in(handle, size, wanted.block_bytes):
+def take_same(
+    handle: int, scattered: Scattered, blocks: range, stopped: Callable[[], bool]
+) -> list[int]:
+    """Put those of some blocks in a row that an older version has at the same place; return which
+    are lacking then. Blocks.
+    """
+    block = scattered.map.block_bytes
+    size = min(os.fstat(handle).st_size, scattered.map.size_bytes, blocks.stop * block)
+    for first, data in runs_in(handle, size, block, blocks.start):
         if stopped():
             break
-        if not scattered.holds(index, 1):
-            found += len(data) == wanted.span(index)[1] and scattered.put(index, data)
-    return found
+        scattered.put(first, data)
+    return [index for index in blocks if not scattered.holds(index, 1)]
 
 
 def take_elsewhere(
@@ -81,7 +84,7 @@ def _take_from(
         with path.open("rb", buffering=0) as file:
             data = memoryview(os.pread(file.fileno(), length, offset))
         for index in list(indices):
-            if len(data) == scattered.map.span(index)[1] and scattered.put(index, data):
+            if len(data) == scattered.map.span(index)[1] and not scattered.put(index, data):
                 indices.remove(index)
                 found += 1
         if not indices:

@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from urllib.parse import urlsplit
 
-from adapters.errors import EntryMissing, Interrupted, Refused, Stalled
+from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError
 from adapters.http.download import connect
 
 _ERROR_TEXT = 300
@@ -47,6 +47,7 @@ class Peer:
         self._socket: socket.socket | None = None
         self._woken_for = 1
         self._aborted = False
+        self._room = memoryview(b"")
 
     def ask(
         self,
@@ -76,16 +77,35 @@ class Peer:
             self.close()
             raise Interrupted(f"{self.node} broke off instead of an answer: {error!r}") from error
 
-    def fill(self, view: memoryview) -> None:
-        """Fill `view` with the next bytes of the answer. Raises `Stalled` or `Interrupted`."""
-        with self._reading() as answer:
-            self._wake_for(WAKE_BYTES if (answer.length or 0) - len(view) >= WAKE_BYTES else 1)
-            count = 0
-            while count < len(view):
-                came = answer.readinto(view[count:])
-                if not came:
-                    raise ConnectionResetError("ended early")
-                count += came
+    def room(self, nbytes: int) -> memoryview:
+        """Memory to read into: the same each time, as long as it is enough."""
+        if len(self._room) < nbytes:
+            self._room = memoryview(bytearray(nbytes))
+        return self._room[:nbytes]
+
+    def fill(self, view: memoryview) -> tuple[int, TransportError | None]:
+        """Fill `view` with the next bytes of the answer; how many came, and what ended it if it
+        is not all: `Stalled` or `Interrupted`.
+        """
+        count = 0
+        try:
+            with self._reading() as answer:
+                if answer.length is None or answer.length < len(view):
+                    raise ConnectionResetError("ends early")
+                self._wake_for(WAKE_BYTES if answer.length - len(view) >= WAKE_BYTES else 1)
+                while count < len(view):
+                    # One call to the system at a time: what came before it broke off counts.
+                    came = answer.fp.readinto1(view[count:])
+                    if not came:
+                        raise ConnectionResetError("ended early")
+                    count += came
+                    answer.length -= came
+                if not answer.length:
+                    # It is over, and the next question may be asked.
+                    answer.read()
+        except TransportError as error:
+            return count, error
+        return count, None
 
     def some(self, view: memoryview) -> int:
         """Put bytes that have come, or else the next that come, into `view`; how many. As `fill`

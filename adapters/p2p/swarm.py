@@ -25,6 +25,10 @@ NEARLY_DONE = 0.9
 IDLE_S = 1.0
 #: A piece that has been on its way for so long may be asked for once more, of somebody else.
 LATE_S = 2.0
+#: Asked for at once where nobody else fetches the same; else it is one piece. The longest suits a
+#: link that brings it within `RUN_S` and breaks off nothing.
+SHORTEST_RUN_BYTES, LONGEST_RUN_BYTES = 2 << 20, 16 << 20
+RUN_S = 0.25
 #: The rarest is looked for among the first of what a peer could give, so many pieces for each peer:
 #: the digest of the whole follows close behind what comes. With few, a slow peer slows all.
 _LOOKED_AT = 8
@@ -252,6 +256,19 @@ class Swarm:
 
     def _lives(self, known: Known, now: float) -> bool:
         return known.away_until <= now and (known.whole or now - known.heard_at <= SILENT_S)
+
+
+def next_run_bytes(run_bytes: int, took_s: float | None) -> int:
+    """How much to ask for at once after a run that took so long, or (None) did not come whole.
+
+    Each question costs both ends as much as a megabyte does. But an answer that is cut off is asked
+    for again, and a long one keeps those waiting who begin to fetch the same.
+    """
+    if took_s is None:
+        return SHORTEST_RUN_BYTES
+    if took_s > RUN_S:
+        return max(run_bytes // 2, SHORTEST_RUN_BYTES)
+    return min(run_bytes * 2, LONGEST_RUN_BYTES)
 
 
 def bits(pieces: Iterable[int]) -> int:

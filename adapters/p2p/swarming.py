@@ -29,12 +29,10 @@ from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
 from adapters.p2p.asking import Asking
 from adapters.p2p.gossip import Gossip, Having, bits_in, subject_of
 from adapters.p2p.peer import Peer
-from adapters.p2p.swarm import Kind, Swarm
+from adapters.p2p.swarm import SHORTEST_RUN_BYTES, Kind, Swarm, next_run_bytes
 from adapters.workers import PEERS, finish
 from streams.values import Endpoint
 
-#: Asked for at once where nobody else fetches the same; else it is one piece.
-RUN_BYTES = 2 << 20
 #: Read at once, unless the rate is limited to less; and how much of a limited rate, in seconds.
 CHUNK_BYTES = 1 << 20
 CHUNK_S = 0.1
@@ -144,12 +142,15 @@ class Swarming:
             if first and place.node != self._request.source.node:
                 with contextlib.suppress(TransportError):
                     await self._ask_having(peer)
+            run_bytes = SHORTEST_RUN_BYTES
             while not self._swarm.done:
-                piece = self._swarm.next(peer.node, time.monotonic())
+                began = time.monotonic()
+                piece = self._swarm.next(peer.node, began)
                 if piece is None:
                     await self._rung(peer.node)
-                else:
-                    await self._try(peer, self._run_from(peer, piece))
+                    continue
+                came = await self._try(peer, self._run_from(peer, piece, run_bytes))
+                run_bytes = next_run_bytes(run_bytes, time.monotonic() - began if came else None)
 
     async def _ask_having(self, peer: Peer) -> None:
         said = await self._asking.ask(peer, HAVE_ROUTE, lambda: peer.read(_HAVE_BYTES))
@@ -162,19 +163,21 @@ class Swarming:
         if self._swarm.heard(node, pieces, having.whole, time.monotonic()):
             self._ring(node)
 
-    def _run_from(self, peer: Peer, piece: int) -> list[int]:
+    def _run_from(self, peer: Peer, piece: int, run_bytes: int) -> list[int]:
         """A piece and those right behind it that may be asked for together."""
         run, now = [piece], time.monotonic()
-        most = RUN_BYTES // (self._step * self._map.block_bytes)
+        most = run_bytes // (self._step * self._map.block_bytes)
         while len(run) < most and self._swarm.extend(peer.node, run[-1] + 1, now):
             run.append(run[-1] + 1)
         return run
 
-    async def _try(self, peer: Peer, run: list[int]) -> None:
+    async def _try(self, peer: Peer, run: list[int]) -> bool:
+        """Ask a peer for a run of pieces; whether all that was asked for came."""
         self._bringing += 1
         node, source = peer.node, peer.node == self._request.source.node
         try:
             await self._bring(peer, run)
+            return True
         except EntryMissing as error:
             self._errors[node] = error
             if source:
@@ -199,6 +202,7 @@ class Swarming:
             if any(self._swarm.lacks(piece) for piece in run):
                 # Others may be asked for it now.
                 self._ring(*self._bells)
+        return False
 
     def _is_liar(self, node: str, run: list[int]) -> bool:
         return any(self._bad.get((node, piece), 0) >= MOST_BAD for piece in run)
@@ -242,21 +246,21 @@ class Swarming:
     def _take(
         self, peer: Peer, first: int, count: int
     ) -> tuple[int, int | None, TransportError | None]:
-        """Read blocks and put them: bytes that came, a block that was bad, what ended it."""
-        came, bad = 0, None
-        buffer = memoryview(bytearray(self._map.block_bytes))
-        try:
-            for index in range(first, first + count):
-                view = buffer[: self._map.span(index)[1]]
-                peer.fill(view)
-                came += len(view)
-                if not self._scattered.put(index, view):
-                    bad = index
-                    peer.close()
-                    break
-        except (Stalled, Interrupted) as error:
-            return came, None, error
-        return came, bad, None
+        """Read blocks and put them: bytes that came, a block that was bad, what ended it.
+
+        All are read first: each call to the system may have to wait for the interpreter.
+        """
+        (begin, _), (last, length) = self._map.span(first), self._map.span(first + count - 1)
+        view = peer.room(last + length - begin)
+        came, error = peer.fill(view)
+        if error is not None:
+            # What came of a block that broke off is not that block.
+            came -= came % self._map.block_bytes
+        wrong = self._scattered.put(first, view[:came])
+        if wrong:
+            peer.close()
+            return came, wrong[0], None
+        return came, None, error
 
     def _chunk_blocks(self) -> int:
         rate = self._asking.throttle.bytes_per_s

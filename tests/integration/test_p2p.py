@@ -178,7 +178,7 @@ async def test_a_swarm_of_partial_holders_is_enough(make: MAKE) -> None:
         node.around.underway[entry.checksum] = scattered
         for index in range(number * block_map.count // 2, (number + 1) * block_map.count // 2):
             offset, length = block_map.span(index)
-            assert scattered.put(index, memoryview(data[offset : offset + length]))
+            assert not scattered.put(index, memoryview(data[offset : offset + length]))
     landing = await third.open(entry)
     await landing.scatter(block_map)
     await source.link.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import os
@@ -10,9 +11,11 @@ import pickle
 import sqlite3
 import stat
 import subprocess
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import Executor
 from pathlib import Path
 
 import msgspec
@@ -29,8 +32,10 @@ from adapters.errors import (
     Regression,
 )
 from adapters.files import places
+from adapters.files.blocks import BlockMap, Mapping
 from adapters.files.digest import checksum_of
 from adapters.files.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
+from adapters.workers import DIGESTS, DISK
 from streams.identity import PathRules
 from streams.values import DataEntry, DataType
 
@@ -54,6 +59,27 @@ async def land(
     landing = await Landing.open(root, entry or entry_of(data, path), "t-1", path)
     await landing.write(data[landing.offset :])
     return await landing.commit()
+
+
+def map_of_bytes(data: bytes) -> BlockMap:
+    """The map of a content."""
+    mapping = Mapping(len(data))
+    mapping.add(memoryview(data))
+    made = mapping.made()
+    assert made is not None
+    return made
+
+
+@contextlib.contextmanager
+def busy(executor: Executor, threads: int) -> Iterator[None]:
+    """No thread of an executor is free meanwhile."""
+    enough = threading.Event()
+    for _ in range(threads):
+        executor.submit(enough.wait)
+    try:
+        yield
+    finally:
+        enough.set()
 
 
 def files_in(root: Path) -> dict[str, bytes]:
@@ -386,6 +412,43 @@ async def test_two_attempts_at_one_transfer_never_write_at_once(tmp_path: Path) 
         await Landing.open(tmp_path, entry_of(b"x"), "t-1", "data/x.bin")
     await first.abort()
     assert await land(tmp_path, b"x") == Landed(bytes=1)
+
+
+@pytest.mark.parametrize("in_any_order", [False, True])
+async def test_cancelled_while_it_is_let_go_of_nothing_stays_locked(
+    tmp_path: Path, in_any_order: bool
+) -> None:
+    """The next attempt can begin, with the bytes of this one."""
+    data = os.urandom(6 << 20)
+    landing = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    with busy(DIGESTS, 2):
+        if in_any_order:
+            scattered = await landing.scatter(map_of_bytes(data))
+            assert not scattered.put(0, memoryview(data))
+        else:
+            await landing.write(data)
+        ending = asyncio.create_task(landing.abort())
+        for _ in range(3):
+            await asyncio.sleep(0)
+            ending.cancel()
+        assert not ending.done()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    again = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    assert again.offset == len(data)
+    await again.commit()
+
+
+async def test_cancelled_while_it_is_opened_nothing_stays_locked(tmp_path: Path) -> None:
+    """Nobody else would ever close it."""
+    entry = entry_of(b"x" * 1000)
+    with busy(DISK, 6):
+        opening = asyncio.create_task(Landing.open(tmp_path, entry, "t-1", "data/x.bin"))
+        await asyncio.sleep(0)
+        opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    await land(tmp_path, b"x" * 1000)
 
 
 async def test_k21_room_is_promised_to_one_landing_only(

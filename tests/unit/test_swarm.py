@@ -8,7 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adapters.p2p.swarm import AWAY_S, IDLE_S, LATE_S, SILENT_S, Kind, Swarm, bits
+from adapters.p2p.swarm import (
+    AWAY_S,
+    IDLE_S,
+    LATE_S,
+    LONGEST_RUN_BYTES,
+    RUN_S,
+    SHORTEST_RUN_BYTES,
+    SILENT_S,
+    Kind,
+    Swarm,
+    bits,
+    next_run_bytes,
+)
 
 SOURCE = "source"
 
@@ -171,3 +183,18 @@ def test_p12_everybody_gets_everything_and_the_source_gives_it_about_once(
                     made.heard(name, bits(here[name]), len(here[name]) == count, now)
     assert all(pieces == set(range(count)) for pieces in here.values())
     assert given_by[SOURCE] <= 1.3 * count + nodes
+
+
+def test_runs_grow_while_they_come_quickly_and_shrink_when_they_do_not() -> None:
+    """Few questions on a good link; on one that is slow, nobody waits long for an answer to end."""
+    quick = slow = SHORTEST_RUN_BYTES
+    for _ in range(10):
+        quick = next_run_bytes(quick, RUN_S / 2)
+    assert quick == LONGEST_RUN_BYTES
+    assert next_run_bytes(quick, RUN_S * 2) == LONGEST_RUN_BYTES // 2
+    assert next_run_bytes(slow, RUN_S * 2) == SHORTEST_RUN_BYTES
+
+
+def test_a_link_that_cuts_answers_off_is_asked_for_little() -> None:
+    """What is asked for again is then little, too."""
+    assert next_run_bytes(LONGEST_RUN_BYTES, None) == SHORTEST_RUN_BYTES
