@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import msgspec
@@ -31,7 +32,7 @@ from adapters.files.places import (
     sweep_quarantine,
 )
 from adapters.files.scattered import Scattered, notes_of
-from adapters.workers import finish
+from adapters.workers import DISK, finish
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry, is_token
 
@@ -232,24 +233,36 @@ class Landing:
         is cancelled, it ends first, one way or the other.
         """
         try:
-            await self._partial.digested()
+            await self._partial.written()
             if self.offset != self.entry.size_bytes:
                 raise Interrupted(f"{self.offset} of {self.entry.size_bytes} bytes are there")
-            return await finish(self._prove_and_publish)
+            # Beside the digest, which is far behind where blocks came in any order.
+            looked = DISK.submit(self._look_inside)
+            await self._partial.digested()
+            return await finish(lambda: self._prove_and_publish(looked))
         finally:
             await self.abort()
 
-    def _prove_and_publish(self) -> Landed:
+    def _look_inside(self) -> tuple[str | None, int | None, int | None]:
+        """What is wrong with the bytes for their type, and what can be counted in them."""
+        path, name = self._partial.path, self.entry.path
+        problem = checks.problem_in(path, name)
+        return problem, *((None, None) if problem else checks.counts_of(path, name))
+
+    def _prove_and_publish(
+        self, looked: Future[tuple[str | None, int | None, int | None]]
+    ) -> Landed:
         partial = self._partial
+        # Nothing that reads the file may outlast us; what came of it counts if the digest is right.
+        wait([looked])
         with disk_errors():
             if partial.checksum() != self.entry.checksum:
                 partial.path.unlink()
                 self._forget_notes()
                 raise DigestMismatch(f"{self.entry.path}: got {partial.checksum()}")
-            # Meanwhile the last bytes go to the disk.
-            if problem := checks.problem_in(partial.path, self.entry.path):
+            problem, games, samples = looked.result()
+            if problem:
                 raise CheckFailed(f"{self.entry.path} {problem}; see {self._quarantine()}")
-            games, samples = checks.counts_of(partial.path, self.entry.path)
             partial.make_durable(self.entry.mtime)
             self._publish()
             return Landed(bytes=self.path.stat().st_size, games=games, samples=samples)

@@ -100,11 +100,15 @@ class Partial:
         with disk_errors():
             await finish(lambda: os.ftruncate(self._handle, self._written))
 
-    async def digested(self) -> None:
-        """Wait until all bytes were given to the file and to the digest; begin to flush them."""
+    async def written(self) -> None:
+        """Wait until all bytes were given to the file; begin to flush them."""
         await self._pass_on()
         await self._wait()
         self._flushing.rest()
+
+    async def digested(self) -> None:
+        """As `written`, and wait until they were given to the digest."""
+        await self.written()
         await finish(self._digester.wait)
 
     async def flush(self) -> None:

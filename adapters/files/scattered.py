@@ -145,12 +145,13 @@ class Scattered:
             notes_of(self.path).unlink(missing_ok=True)
             return Partial.resume(self.path, self._handle, self.map.size_bytes)
 
-    async def digested(self) -> None:
-        """Wait until all blocks were given to the file, and those without a gap to the digest;
-        begin to flush them.
-        """
+    async def written(self) -> None:
+        """All blocks that were put were given to the file; begin to flush them."""
         with self._lock:
             self._flushing.rest()
+
+    async def digested(self) -> None:
+        """Wait until those without a gap were given to the digest."""
         await finish(lambda: self._behind.finish(self.offset))
 
     def checksum(self) -> str:

@@ -96,6 +96,11 @@ def partials_in(root: Path) -> list[Path]:
     return list(root.rglob("*.partial"))
 
 
+def quarantined_in(root: Path) -> list[Path]:
+    """All that was set aside."""
+    return list(root.glob(".dataplane/quarantine/*"))
+
+
 def database(path: Path, games: int) -> bytes:
     """The bytes of a database of so many games."""
     with sqlite3.connect(path) as db:
@@ -192,6 +197,16 @@ async def test_p22_same_size_is_not_same_content(tmp_path: Path) -> None:
         await land(tmp_path, b"x" * 1000, entry=entry_of(b"y" * 1000))
     assert files_in(tmp_path) == {"data/x.bin": b"old content"}
     assert partials_in(tmp_path) == []
+
+
+async def test_p22_what_is_inside_other_bytes_counts_for_nothing(tmp_path: Path) -> None:
+    """They are looked into while they are digested; they are forgotten, and not quarantined."""
+    entry = entry_of(b"right" * 1000, "games/x.db")
+    with pytest.raises(DigestMismatch):
+        await land(tmp_path, b"wrong" * 1000, "games/x.db", entry=entry)
+    assert not files_in(tmp_path)
+    assert not partials_in(tmp_path)
+    assert not quarantined_in(tmp_path)
 
 
 async def test_more_bytes_than_the_entry_has_are_refused(tmp_path: Path) -> None:
