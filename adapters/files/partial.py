@@ -130,10 +130,10 @@ class Partial:
         """Let go of the file, with what was appended in it if the disk takes it."""
         if self._handle < 0:
             return
-        handle, self._handle = self._handle, -1
 
         def close() -> None:
             self._quiet()
+            handle, self._handle = self._handle, -1
             _close(handle, memoryview(self._gathering or b"")[: self._fill], self._written)
 
         # In one go: whoever is cancelled meanwhile would leave the file open, and locked.

@@ -169,10 +169,10 @@ class Scattered:
         """Let go of the file."""
         if self._handle < 0:
             return
-        handle, self._handle = self._handle, -1
 
         def close() -> None:
             self._let_go()
+            handle, self._handle = self._handle, -1
             os.close(handle)
 
         # In one go: whoever is cancelled meanwhile would leave the file open, and locked.

@@ -436,11 +436,13 @@ async def test_cancelled_while_it_is_let_go_of_nothing_stays_locked(
     """The next attempt can begin, with the bytes of this one."""
     data = os.urandom(6 << 20)
     landing = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
-    with busy(DIGESTS, 2):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(busy(DIGESTS, 2))
         if in_any_order:
             scattered = await landing.scatter(map_of_bytes(data))
             assert not scattered.put(0, memoryview(data))
         else:
+            stack.enter_context(busy(DISK, 6))
             await landing.write(data)
         ending = asyncio.create_task(landing.abort())
         for _ in range(3):
