@@ -10,8 +10,9 @@ from typing import Any
 
 import msgspec
 
+from projections.standing import SWEEP_CHAIN
 from streams.codec import Recorded
-from streams.values import DataEntry, Endpoint, TransportResult
+from streams.values import DataEntry, Endpoint, NodeDescription, TransportResult
 
 
 def summary(recorded: Recorded) -> str:
@@ -69,7 +70,14 @@ def span(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def short(chain: str) -> str:
+    """A chain's id where there is little room; of a sweep the number, for they all begin alike."""
+    return f"{SWEEP_CHAIN}{chain[-4:]}" if chain.startswith(SWEEP_CHAIN) else chain[:8]
+
+
 def _brief(value: Any) -> str:
+    if isinstance(value, NodeDescription):
+        return "+".join((*value.roles, *value.traits)) or value.name
     if isinstance(value, DataEntry):
         return f"{value.path}@{value.checksum[7:15]}"
     if isinstance(value, Endpoint):

@@ -26,7 +26,7 @@ from dataplane.coordinator.queries import PREFIX
 from dataplane.motion import Motion, Moving, Traffic
 from dataplane.overview import Overview, Severity, overview
 from dataplane.rows import ChainLine, TransferLine
-from dataplane.words import rate, size, span
+from dataplane.words import rate, short, size, span
 from streams.log import Bus, LogUnavailable
 
 #: Lines of each kind where a terminal tells no height.
@@ -205,7 +205,7 @@ def _chains(lines: tuple[ChainLine, ...], now: float, rows: int) -> Table:
     for line in lines[:rows]:
         took = (line.ended_at or now) - line.opened_at
         table.add_row(
-            line.chain[:8],
+            short(line.chain),
             line.trigger,
             line.config_key,
             line.node,

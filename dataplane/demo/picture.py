@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dataplane.agent.progress import ProgressMessage
-from dataplane.words import size
+from dataplane.words import short, size
 from streams import events
 from streams.codec import Recorded
 from streams.events import CHAIN_TRIGGERS, Event
@@ -115,7 +115,7 @@ class Picture:
         self.chains[recorded.chain] = line
         played = getattr(event, "games_count", "?")
         text = f"{recorded.type}: {played} games of {line.config_key} on {line.node}"
-        self.note(recorded.time, f"chain {line.id[:8]} begins: {text}")
+        self.note(recorded.time, f"chain {short(line.id)} begins: {text}")
 
     def _assign(self, event: events.TransferAssigned) -> None:
         entry = event.entry
@@ -147,6 +147,6 @@ class Picture:
             moved = f"{event.games_synced} games, {size(event.bytes_transferred)} moved"
             self.note(
                 recorded.time,
-                f"chain {chain.id[:8]} {chain.status} after {took}: "
+                f"chain {short(chain.id)} {chain.status} after {took}: "
                 + (event.reason if failed else moved),
             )

@@ -16,7 +16,7 @@ from rich.text import Text
 from dataplane.demo.children import Child
 from dataplane.demo.cluster import COORDINATOR, DemoCluster
 from dataplane.demo.picture import ChainLine, Picture, TransferLine
-from dataplane.words import size
+from dataplane.words import short, size
 
 _REFRESH_S = 0.25
 #: Rows of each of chains, transfers and journal, where the terminal is high enough.
@@ -154,7 +154,7 @@ def _chains(picture: Picture, ended: list[ChainLine], now: float, rows: int) -> 
     latest += sorted(ended, key=lambda chain: -chain.ended_at)[: rows - len(latest)]
     for chain in latest:
         table.add_row(
-            chain.id[:8],
+            short(chain.id),
             chain.config_key,
             chain.node,
             _styled(chain.status),

@@ -17,7 +17,7 @@ from dataplane.metrics import stages
 from dataplane.motion import Moving
 from dataplane.overview import Held, MapRow, Overview
 from dataplane.rows import ChainLine, TransferLine
-from dataplane.words import clock, rate, size, span, summary
+from dataplane.words import clock, rate, short, size, span, summary
 
 #: Sections of the overview, in order; each is drawn, and sent when it changes, by itself.
 SECTIONS = ("alerts", "totals", "nodes", "map", "transfers", "chains", "links", "facts")
@@ -57,7 +57,7 @@ def environment() -> jinja2.Environment:
         clock=clock,
         number=lambda value: f"{value:,}".replace(",", " "),
         iso=lambda value: datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds"),
-        short=lambda id: id[:8],
+        short=short,
         summary=summary,
     )
     found.globals.update(facts=facts_link, heat=heat, stages=chain_stages, query=_link)
