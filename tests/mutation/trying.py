@@ -45,6 +45,8 @@ class Trying:
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
         """For each module runs its tests as they are, then with each change."""
+        if session.testsfailed:
+            raise session.Interrupted("tests could not be collected: remove mutants/, try again")
         _hasten(session.items)
         gc.collect()
         gc.freeze()

@@ -35,6 +35,7 @@ from adapters.files import places
 from adapters.files.blocks import BlockMap, Mapping
 from adapters.files.digest import checksum_of
 from adapters.files.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
+from adapters.files.scattered import notes_of
 from adapters.workers import DIGESTS, DISK
 from streams.identity import PathRules
 from streams.values import DataEntry, DataType
@@ -148,6 +149,22 @@ async def test_p15_a_landing_counts_what_came_and_not_what_was_there(tmp_path: P
     await again.write(data[600_000:])
     assert again.received == 400_000
     await again.abort()
+
+
+async def test_p6_a_partial_whose_notes_are_lost_begins_anew(tmp_path: Path) -> None:
+    """Its blocks came in any order: which of them are there, nobody knows."""
+    data = os.urandom(1_000_000)
+    first = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    await first.write(data[:600_000])
+    await first.abort()
+    (partial,) = partials_in(tmp_path)
+    notes_of(partial).write_bytes(b"no notes")
+    again = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    assert again.offset == 0
+    assert (partial.stat().st_size, notes_of(partial).exists()) == (0, False)
+    await again.write(data)
+    assert await again.commit() == Landed(bytes=len(data))
+    assert files_in(tmp_path) == {"data/x.bin": data}
 
 
 def test_a_partial_is_called_by_its_transfer_and_content_whatever_they_are_called() -> None:
