@@ -85,9 +85,9 @@ def _run(trying: Trying, tests: list[str]) -> int:
     os.environ["PY_IGNORE_IMPORTMISMATCH"] = "1"
     root = Path.cwd()
     os.chdir("mutants")
-    with tempfile.TemporaryDirectory(prefix="mutants-") as place:
+    with tempfile.TemporaryDirectory("", "mutants-", ignore_cleanup_errors=True) as place:
         how = ("--rootdir=.", "-q", "-s", "--tb=no", "--no-header", "--disable-warnings")
-        args = [*how, f"--basetemp={place}/tests", *config().pytest_add_cli_args, *tests]
+        args = [*how, f"--basetemp={place}", *config().pytest_add_cli_args, *tests]
         status = pytest.main(args, plugins=[trying])
     os.chdir(root)
     return int(status)

@@ -21,7 +21,7 @@ from tests.mutation.suites import test_files
 #: As mutmut counts them.
 SURVIVED, KILLED, NO_TESTS, TIMEOUT = 0, 1, 33, 36
 #: A change that makes a loop endless, or a list: so much it may use before it counts as noticed.
-CPU_S, WALL_S, MEMORY_BYTES = 120, 1200, 4 << 30
+CPU_S, WALL_S, MEMORY_BYTES = 30, 600, 4 << 30
 #: What hypothesis tries of each property: the first examples notice nearly all that any would.
 EXAMPLES = 20
 
@@ -118,6 +118,9 @@ class Trying:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(WALL_S)
             _quiet()
+            # A disk that a test had mounted when it was ended is in nobody's way.
+            at = items[0].config._tmp_path_factory  # type: ignore[attr-defined]
+            at._given_basetemp = at._given_basetemp / str(os.getpid())
             trampoline.set_mutant_under_test(name)
             code = KILLED if self._fails(items) else SURVIVED
         finally:
