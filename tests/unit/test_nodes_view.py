@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from projections.nodes import NodeRow
 from streams import events
 from streams.events import Event
 from streams.values import Role, Trait
-from tests.spec import T0, Story, after, given, node, opens, played, player, trainer
+from tests.spec import (
+    T0,
+    Story,
+    after,
+    entry,
+    given,
+    node,
+    opens,
+    played,
+    player,
+    succeeded_with,
+    trainer,
+)
 
 
 def the(story: Story, name: str = "gpu-1") -> NodeRow:
@@ -68,3 +81,51 @@ def test_nodes_are_listed_by_name() -> None:
     """Decisions that go through all nodes go in the same order everywhere."""
     story = given(player("b"), player("c"), player("a"), opens("c1", played("z")))
     assert [row.name for row in story.view.nodes()] == ["a", "b", "c"]
+
+
+# What it trains, and what arrives
+
+
+def starts(key: str = "hex8_2p") -> Event:
+    """A training starts on the node."""
+    return events.TrainingStarted(config_key=key, node="gpu-1")
+
+
+def ends(key: str = "hex8_2p") -> Event:
+    """A training has ended on the node."""
+    return events.TrainingCompleted(config_key=key, node="gpu-1", model_path="models/m.pth")
+
+
+def test_node_trains_what_was_started_and_not_completed() -> None:
+    """Each configuration once, however often it starts; of a node nobody knows nothing is kept."""
+    story = given(starts(), player("gpu-1"), starts("a_2p"), starts("b_2p"), starts("a_2p"))
+    assert the(story).training == ("b_2p", "a_2p")
+    story.tell(ends("b_2p"), ends("c_2p"))
+    assert the(story).training == ("a_2p",)
+    assert given(starts()).view.node("gpu-1") is None
+
+
+def test_node_remembers_when_bytes_last_arrived() -> None:
+    """A copy that was there already is no arrival, nor is one on a node nobody knows."""
+    story = given(player("gpu-1"))
+    assert the(story).received_at == 0.0
+    story.tell(after(3), succeeded_with(entry("x"), "gpu-1", moved=7))
+    story.tell(after(3), succeeded_with(entry("y"), "gpu-1", moved=0))
+    assert the(story).received_at == T0 + 3
+    assert given(succeeded_with(entry("x"), "gpu-9", moved=7)).view.node("gpu-9") is None
+
+
+@pytest.mark.parametrize(("changed", "since"), [(True, T0 + 1), (False, T0 + 9)])
+def test_description_that_changed_is_no_return_and_a_registration_is(
+    changed: bool, since: float
+) -> None:
+    """Either way the newest description counts, and what it trains and received stays known."""
+    story = given(player("gpu-1"), starts(), succeeded_with(entry("x"), "gpu-1", moved=7))
+    story.tell(after(1), events.HostOffline(node="gpu-1", reason="ping lost"), after(8))
+    again = msgspec.structs.replace(trainer("gpu-1"), changed=changed)
+    story.tell(again)
+    row = the(story)
+    assert row.description == again.description
+    assert (row.online, row.reason) == ((False, "ping lost") if changed else (True, ""))
+    assert (row.since, row.registered_at) == (since, T0 + 9)
+    assert (row.training, row.received_at) == (("hex8_2p",), T0)

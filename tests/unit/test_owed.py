@@ -18,7 +18,17 @@ from projections.transfers import TransferRow
 from streams import events
 from streams.codec import MAX_MESSAGE_BYTES, Fact, encode, fact_id
 from streams.events import Event
-from streams.values import MOST_COUNTED, DataType, Held, Refusal, Role, TargetOutcome, Trait
+from streams.values import (
+    MOST_COUNTED,
+    DataType,
+    Held,
+    Refusal,
+    Role,
+    SyncPlan,
+    TargetOutcome,
+    Trait,
+    Transport,
+)
 from tests.spec import (
     T0,
     Raw,
@@ -257,6 +267,44 @@ def test_whatever_a_large_plan_says_is_said_in_exactly_one_of_its_parts() -> Non
     assert [refusal for part in parts for refusal in part.refusals] == [*decision.refusals]
     assert [path for part in parts for path in part.announces] == [*decision.announces]
     assert {(part.config_key, part.source_node) for part in parts} == {("hex8_2p", "gpu-1")}
+    assert [part.last_part for part in parts] == [False] * (len(parts) - 1) + [True]
+
+
+def test_what_was_said_before_a_decider_died_stands_and_the_rest_is_said_once() -> None:
+    """Who decides again may see that what was to move is in place: it is not said a second time."""
+    refusals = tuple(
+        Refusal(rule="r", reason="why", path=f"{'d' * 90}/{n:05}.db") for n in range(3_000)
+    )
+    moves = SyncPlan(
+        source_node="gpu-1",
+        target_nodes=("train-1",),
+        entries=(GAMES,),
+        transport_preference=(Transport.HTTP_FETCH,),
+    )
+    news = (GAMES.path, "games/gpu-1/other.db")
+    first = SyncPlanned(
+        **{"config_key": "hex8_2p", "source_node": "gpu-1", "refusals": refusals},
+        **{"plans": (moves,), "announces": news},
+    )
+    held = (
+        Held(target="train-1", path=GAMES.path, checksum=GAMES.checksum),
+        Held(target="train-2", path=GAMES.path, checksum=GAMES.checksum),
+    )
+    story, died = given(*READY), 2
+
+    def asked_for(decision: SyncPlanned) -> list[Fact]:
+        facts = owed(story.chain("c1"), {}, lambda *_: decision, story.policy, story.now)
+        return [fact for fact in facts if isinstance(fact.event, SyncPlanned)]
+
+    said = asked_for(first)[:died]
+    story.tell(*said)
+    rest = asked_for(msgspec.structs.replace(first, plans=(), held=held))
+    assert rest and len(set(ids([*said, *rest]))) == died + len(rest)
+    parts: list[Any] = [fact.event for fact in (*said, *rest)]
+    assert [plan.entries for part in parts for plan in part.plans] == [(GAMES,)]
+    assert [one.target for part in parts for one in part.held] == ["train-2"]
+    assert sorted(one.path for part in parts for one in part.refusals) == [r.path for r in refusals]
+    assert [path for part in parts for path in part.announces] == [*news]
     assert [part.last_part for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
