@@ -235,7 +235,7 @@ class Known:
         return None if name == S3_NODE else self._planner.known.node(name)
 
     def nodes(self) -> Sequence[NodeRow]:
-        return list(self._planner.known.nodes())
+        return self._planner.known.nodes()
 
     def link(self, node: str, transport: Transport | None = None) -> LinkRow | None:
         return self._view.link(node, transport)

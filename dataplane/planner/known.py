@@ -5,7 +5,7 @@ Whoever asks for a node's roles and traits asks here, so that they mean one thin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from msgspec.structs import replace
@@ -59,10 +59,13 @@ class Known:
         self.now = now
         #: By name, so that many entries on few nodes read each node once.
         self._rows: dict[str, NodeRow | None] = {}
+        self._all: Sequence[NodeRow] | None = None
 
-    def nodes(self) -> Iterable[NodeRow]:
-        """All nodes, as the policy has them."""
-        return map(self._as_policy_has_it, self.view.nodes())
+    def nodes(self) -> Sequence[NodeRow]:
+        """All nodes, as the policy has them; read once."""
+        if self._all is None:
+            self._all = tuple(map(self._as_policy_has_it, self.view.nodes()))
+        return self._all
 
     def node(self, name: str) -> NodeRow | None:
         """A node, or the bucket where there is one, as the policy has it."""

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dataplane.admission import MOST_AT_ONCE, MOST_LOOKED_AT, admit, shares_of, unanswered
 from dataplane.policy import MEGABYTE, Policy
 from projections.chains import ChainStatus
+from projections.cluster import ClusterView
 from projections.links import LinkRow
 from projections.nodes import NodeRow
 from projections.transfers import Failure, TransferRow, TransferState, transfer_id
@@ -736,3 +737,29 @@ def test_retry_through_the_views_goes_to_another_holder() -> None:
     assert story.under_way() == []
     story.tell(after(3), assigned)
     assert [(one.source, one.attempt) for one in story.under_way()] == [("vault", 2)]
+
+
+def test_round_reads_the_nodes_once_however_many_transfers_need_a_relay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A thousand nodes read again for each transfer took most of a round."""
+    reads = []
+    real = ClusterView.nodes
+
+    def nodes(self: ClusterView) -> list[NodeRow]:
+        reads.append(1)
+        return real(self)
+
+    files = [entry(f"games/gpu-1/hex8_2p_{n}.db") for n in range(5)]
+    hidden = [
+        events.NodeRegistered(description=NodeDescription(name=name, roles=(Role.SELFPLAY,)))
+        for name in ("train-1", "gpu-1")
+    ]
+    story = given(*hidden, player("relay-1"), holds("gpu-1", *files))
+    story.under(bandwidth={"max_per_node": 10, "max_total": 10, "small_per_slot": 1})
+    story.tell(opens("c1", events.TrainingStarted(config_key="hex8_2p", node="train-1")))
+    story.tell(said_what_is_owed)
+    monkeypatch.setattr(ClusterView, "nodes", nodes)
+    orders = story.admits().assignments
+    assert [one.event.executor for one in orders] == ["relay-1"] * 5  # type: ignore[attr-defined]
+    assert len(reads) == 1
