@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adapters.errors import EntryMissing, Overtaken, TransportError
@@ -50,13 +50,17 @@ class S3Bucket:
         self._reading = asyncio.Lock()
         self._next: asyncio.Task[_Named] | None = None
 
-    async def write_manifest(self, node: str, manifest: Manifest) -> Manifest:
+    async def write_manifest(
+        self, node: str, manifest: Manifest, pushed: Collection[str] = ()
+    ) -> Manifest:
         """Add to what a node's manifest names; return what it names now.
 
         Raises `EntryMissing`, and writes nothing, unless each object is there with its size and
-        digest. What the node's manifest named before, it still names, or a newer version of it.
+        digest; those with the keys in `pushed`, which the server has just taken, are not asked for
+        again. What the node's manifest named before, it still names, or a newer version of it.
         """
-        await each(manifest.entries, self._check_stored, _ASKED_AT_ONCE)
+        unproven = [stored for stored in manifest.entries if stored.key not in pushed]
+        await each(unproven, self._check_stored, _ASKED_AT_ONCE)
         return await self._grow(node, [manifest])
 
     async def read_manifest(self, node: str) -> Manifest:

@@ -72,6 +72,11 @@ class Flow:
         self._done = 0
         self.tell(nbytes)
 
+    def count(self, nbytes: int) -> None:
+        """So many more went through a connection."""
+        self.moved += nbytes
+        self.tell(nbytes)
+
     def tell(self, nbytes: int) -> None:
         """So many more are done."""
         self._done = min(self._done + nbytes, self._size)
@@ -97,8 +102,7 @@ class Body:
             await self._flow.take(length)
             self._expect_by(clock() + self._flow.stall_s)
             yield self._data[at : at + length]
-            self._flow.moved += length
-            self._flow.tell(length)
+            self._flow.count(length)
 
     def _expect_by(self, when: float | None) -> None:
         # The question may have ended, with an early answer or without one.

@@ -15,6 +15,18 @@ from adapters.s3.sealing import Sealer
 from adapters.workers import DIGESTS, finish
 
 
+def whole(file: Path, stored: ManifestEntry, sealer: Sealer | None) -> tuple[bytes, bytes]:
+    """A small file as the object it is to be, and its SHA-256. Blocks; belongs in a thread.
+
+    It is read once: what is proven is what is sent. Raises as `Source`.
+    """
+    source = Source(file, stored, sealer)
+    try:
+        return source.whole()
+    finally:
+        source.close()
+
+
 class Source:
     """A local file as the object it is to be, plain or sealed. Blocks; belongs in a thread."""
 
@@ -32,6 +44,20 @@ class Source:
         """Let go of the file."""
         os.close(self._handle)
 
+    def whole(self) -> tuple[bytes, bytes]:
+        """All of the object, and its SHA-256. Raises `DigestMismatch` if it is not the entry's."""
+        entry = self.stored.entry
+        plain = self.read_plain(0, entry.size_bytes)
+        sha = hashlib.sha256(plain)
+        self._expect_size()
+        self._expect(sha)
+        if self._sealed is None:
+            return plain, sha.digest()
+        sealed = self._sealed.read(
+            lambda offset, length: plain[offset : offset + length], 0, self.stored.stored_bytes
+        )
+        return sealed, hashlib.sha256(sealed).digest()
+
     def read(self, offset: int, length: int) -> bytes:
         """A range of the object. Raises `DigestMismatch` if the file has become shorter."""
         if self._sealed is not None:
@@ -48,16 +74,15 @@ class Source:
     async def prove(self) -> None:
         """Raise `DigestMismatch` unless the file holds exactly the entry."""
         entry, sha = self.stored.entry, hashlib.sha256()
-        if self._state[0] != entry.size_bytes:
-            raise DigestMismatch(f"{entry.path} has {self._state[0]} bytes")
-        if entry.size_bytes <= BLOCK_BYTES:
-            await finish(lambda: sha.update(self.read_plain(0, entry.size_bytes)))
-            self._expect(sha)
-            return
+        self._expect_size()
         for at, length in layout.spans(0, entry.size_bytes, BLOCK_BYTES):
             data = await finish(partial(self.read_plain, at, length))
             await finish(partial(sha.update, data), executor=DIGESTS)
         self._expect(sha)
+
+    def _expect_size(self) -> None:
+        if self._state[0] != self.stored.entry.size_bytes:
+            raise DigestMismatch(f"{self.stored.entry.path} has {self._state[0]} bytes")
 
     def _expect(self, sha: hashlib._Hash) -> None:
         if named(sha) != self.stored.entry.checksum:

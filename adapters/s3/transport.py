@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from adapters.s3.flow import Flow
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.sealing import HEADER_BYTES, Opener, Sealed, Sealer
 from adapters.s3.small import Sink, fetch_small
-from adapters.s3.source import Source
+from adapters.s3.source import Source, whole
 from adapters.s3.store import Found, Got, Store
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request, Take
@@ -44,6 +44,9 @@ ASKED_FROM_BYTES = 64 << 10
 STALE_S = 24 * 3600.0
 #: A server may think for long about putting the parts of an upload together.
 COMPLETE_S = 300.0
+
+#: Makes an object appear, on the given condition only.
+Put = Callable[[dict[str, str], Flow], Awaitable[None]]
 
 
 class Coming:
@@ -235,41 +238,41 @@ class S3Transport:
         if there is not None and there.holds(stored):
             flow.tell(entry.size_bytes)
             return 0
+        if stored.stored_bytes <= self._part_bytes:
+            data, sha256 = await finish(lambda: whole(file, stored, self._sealer))
+            await self._put(stored, partial(self._put_whole, stored, data, sha256), there, flow)
+            return flow.moved
         source = await finish(lambda: Source(file, stored, self._sealer))
         try:
-            if stored.stored_bytes <= self._part_bytes:
-                await source.prove()
-            await self._put(source, there, flow)
+            await self._put(stored, partial(self._put_in_parts, source), there, flow)
         finally:
             source.close()
         return flow.moved
 
-    async def _put(self, source: Source, there: Found | None, flow: Flow) -> None:
+    async def _put(self, stored: ManifestEntry, put: Put, there: Found | None, flow: Flow) -> None:
         """Make the object appear, and see that it has."""
         # What is there under this key and is not its content may be replaced, but nothing else.
         only = {"If-None-Match": "*"} if there is None else {"If-Match": there.etag}
-        small = source.stored.stored_bytes <= self._part_bytes
         overtaken = None
         try:
-            await (self._put_whole if small else self._put_in_parts)(source, only, flow)
+            await put(only, flow)
         except Overtaken as error:
             # If it was by the same content, it is as good as ours.
             overtaken = error
-        if small and overtaken is None:
+        if stored.stored_bytes <= self._part_bytes and overtaken is None:
             # The server has proven what it took against its digest.
             return
-        found = await self.store.head(source.stored.key, flow)
-        if found is not None and found.holds(source.stored):
+        found = await self.store.head(stored.key, flow)
+        if found is not None and found.holds(stored):
             return
         if found is not None and there is None and overtaken is not None:
-            await self._put(source, found, flow)
+            await self._put(stored, put, found, flow)
             return
-        raise overtaken or DigestMismatch(f"{source.stored.key} is not what was sent")
+        raise overtaken or DigestMismatch(f"{stored.key} is not what was sent")
 
-    async def _put_whole(self, source: Source, only: dict[str, str], flow: Flow) -> None:
-        stored = source.stored
-        data, sha256 = await finish(lambda: _digested(source.read(0, stored.stored_bytes)))
-        source.check_unchanged()
+    async def _put_whole(
+        self, stored: ManifestEntry, data: bytes, sha256: bytes, only: dict[str, str], flow: Flow
+    ) -> None:
         about = {f"x-amz-meta-{name}": said for name, said in _metadata(stored).items()}
         if self._storage:
             about["x-amz-storage-class"] = self._storage["StorageClass"]
@@ -400,10 +403,6 @@ def _check(said: Got, entry: DataEntry, start: int, length: int, whole: int | No
     offered, _, size = said.content_range.partition("/")
     if offered != f"bytes {start}-{start + length - 1}" or size != str(whole or size):
         raise EntryMissing(f"the object of {entry.path} has {size} bytes, not {whole}")
-
-
-def _digested(data: bytes) -> tuple[bytes, bytes]:
-    return data, hashlib.sha256(data).digest()
 
 
 def _metadata(stored: ManifestEntry) -> dict[str, str]:

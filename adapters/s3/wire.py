@@ -1,22 +1,22 @@
 """The bytes of S3 over plain signed requests: a tenth of what a client's call costs an object.
 
-Where the bucket is and who may use it, botocore says; how a request is signed, too. It makes each
-request once, and keeps connections.
+Where the bucket is and who may use it, botocore says. It makes each request once, and keeps
+connections.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncIterable, Mapping
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 import aiohttp
 from botocore import exceptions as boto
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
 from yarl import URL
 
 from adapters.s3.flow import CONNECT_S
+from adapters.s3.signing import signed
 
 EMPTY_SHA256 = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 _CONNECTIONS = 64
@@ -24,18 +24,14 @@ _READ_BYTES = 1 << 20
 _PROBE = "x"
 
 
-class _Auth(S3SigV4Auth):  # type: ignore[misc]
-    """Signs the digest of a body that is known, so that no body is read to sign it."""
-
-    def payload(self, request: Any) -> str:
-        return str(request.context["sha256"])
-
-
 class Wire:
     """Requests to one bucket. Lives on one event loop."""
 
     def __init__(self, base: str, region: str, credentials: Any) -> None:
-        self._base = base
+        where = urlsplit(base)
+        self._origin = f"{where.scheme}://{where.netloc}"
+        self._host = _host(where.scheme, where.netloc)
+        self._path = where.path
         self._region = region
         self._credentials = credentials
         self._session = aiohttp.ClientSession(
@@ -43,6 +39,8 @@ class Wire:
             auto_decompress=False,
             read_bufsize=_READ_BYTES,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=("Content-Type", "User-Agent"),
         )
 
     @classmethod
@@ -68,26 +66,40 @@ class Wire:
         key: str,
         headers: Mapping[str, str],
         query: Mapping[str, str] | None,
-        body: AsyncIterable[bytes] | None,
+        body: AsyncIterable[bytes] | bytes,
         sha256: str,
         length: int,
     ) -> aiohttp.ClientResponse:
         """Ask once; the answer may be one of an error. Keys need no quoting."""
-        url = self._base + key
-        if query:
-            url += "?" + urlencode(query)
-        given = dict(headers)
+        path = self._path + key
+        asked = urlencode(sorted((query or {}).items()), quote_via=quote, safe="-_.~")
+        known = await self._credentials.get_frozen_credentials()
+        given = signed(
+            method,
+            self._host,
+            path,
+            asked,
+            headers,
+            sha256=sha256,
+            now=time.time(),
+            region=self._region,
+            access_key=known.access_key,
+            secret_key=known.secret_key,
+            token=known.token,
+        )
+        given["Accept-Encoding"] = "identity"
         if method == "PUT":
             given["Content-Length"] = str(length)
-        request = AWSRequest(method, url, headers=given)
-        request.context["sha256"] = sha256
-        known = await self._credentials.get_frozen_credentials()
-        _Auth(known, "s3", self._region).add_auth(request)
         return await self._session.request(
             method,
-            URL(url, encoded=True),
-            headers={**request.headers, "Accept-Encoding": "identity"},
-            data=body,
+            URL(f"{self._origin}{path}?{asked}" if asked else self._origin + path, encoded=True),
+            headers=given,
+            data=body or None,
             allow_redirects=False,
-            skip_auto_headers=("Content-Type", "User-Agent"),
         )
+
+
+def _host(scheme: str, netloc: str) -> str:
+    """A server as the header ``Host`` names it."""
+    usual = {"http": ":80", "https": ":443"}.get(scheme, "")
+    return netloc.rpartition("@")[2].removesuffix(usual)

@@ -91,7 +91,8 @@ class Backups:
         try:
             entries = [stored for stored, _ in batch]
             manifest = manifest_of(self._node, entries, self._clock())
-            await self.bucket.write_manifest(self._node, manifest)
+            pushed = {stored.key for stored in entries}
+            await self.bucket.write_manifest(self._node, manifest, pushed)
             self._grown.set()
         except TransportError as error:
             outcome = error

@@ -25,6 +25,7 @@ from adapters.s3 import store as s3_store
 from adapters.s3 import transport as s3
 from adapters.s3 import wire as s3_wire
 from adapters.s3.bucket import S3Bucket
+from adapters.s3.flow import Flow
 from adapters.s3.layout import ManifestEntry, ManifestUnreadable
 from adapters.s3.sealing import Sealer
 from adapters.s3.transport import S3Transport
@@ -566,6 +567,28 @@ async def test_p10_a_manifest_never_names_an_object_that_is_not_there(
     with pytest.raises(EntryMissing):
         await s3_bucket.read_manifest("gpu-7")
     assert await s3_bucket.nodes() == []
+
+
+async def test_what_was_just_pushed_is_named_without_a_question_and_nothing_else_is(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """A backup of many asks once for each; what was stored before is still asked for."""
+    transport = connect()
+    just = await stored(transport, files, "data/just.bin", b"just")
+    before, _ = files.make(b"before", "data/before.bin")
+    named, pushed = manifest("gpu-7", transport, just, before), {layout.object_key(just.checksum)}
+    with pytest.raises(EntryMissing, match=r"data/before\.bin"):
+        await S3Bucket(transport).write_manifest("gpu-7", named, pushed)
+    asked: list[str] = []
+    head = transport.store.head
+
+    async def heard(key: str, flow: Flow) -> Any:
+        asked.append(key)
+        return await head(key, flow)
+
+    transport.store.head = heard  # type: ignore[method-assign]
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, just), pushed)
+    assert asked == []
 
 
 async def test_p10_the_manifest_is_written_after_its_objects(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -43,10 +44,13 @@ class Manifests:
         self.may_go_on = asyncio.Event()
         self.failure: Interrupted | None = None
 
-    async def write_manifest(self, node: str, manifest: Manifest) -> Manifest:
+    async def write_manifest(
+        self, node: str, manifest: Manifest, pushed: Collection[str]
+    ) -> Manifest:
         """Take note of what is named."""
         named = {stored.entry.checksum for stored in manifest.entries}
         assert named <= self._objects.stored_now
+        assert pushed == {stored.key for stored in manifest.entries}
         self.written.append(named)
         await self.may_go_on.wait()
         if self.failure is not None:
