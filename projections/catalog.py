@@ -18,7 +18,7 @@ from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, text_key, unpacker
 from streams import events
 from streams.codec import Recorded
-from streams.values import S3_NODE, DataEntry, DataType
+from streams.values import S3_NODE, DataEntry, DataType, Transport
 
 
 class EntryRow(Row, frozen=True):
@@ -58,7 +58,7 @@ class CatalogView:
     """Folds observations, removals and arrivals."""
 
     name = "catalog"
-    version = 7
+    version = 8
     tables = (
         "entries",
         "paths",
@@ -75,6 +75,7 @@ class CatalogView:
         self.folds: dict[type[events.Event], Handler] = {
             events.FilesObserved: self._observe,
             events.TransferSucceeded: self._arrive,
+            events.TransferFailed: self._fall_short,
             events.FilesRemoved: self._remove,
             events.FileQuarantined: self._quarantine,
             events.ModelPromoted: self._promote,
@@ -130,9 +131,30 @@ class CatalogView:
 
     def _arrive(self, tx: Writer, event: events.TransferSucceeded, recorded: Recorded) -> None:
         """A transfer put this content under this path on a node."""
-        entry = event.entry
+        self._arrive_at(tx, event.target, event.entry, recorded)
+        self._pass_through(tx, event, recorded)
+
+    def _fall_short(self, tx: Writer, event: events.TransferFailed, recorded: Recorded) -> None:
+        """It did not get to its target, but maybe half-way."""
+        self._pass_through(tx, event, recorded)
+
+    def _pass_through(
+        self,
+        tx: Writer,
+        event: events.TransferSucceeded | events.TransferFailed,
+        recorded: Recorded,
+    ) -> None:
+        """What its holder sent by way of the bucket stays there, named in its manifest."""
+        sent = any(
+            one.success and one.transport_used is Transport.S3 and one.remote == S3_NODE
+            for one in event.results
+        )
+        if sent and event.node == event.source:
+            self._arrive_at(tx, S3_NODE, event.entry, recorded)
+
+    def _arrive_at(self, tx: Writer, node: str, entry: DataEntry, recorded: Recorded) -> None:
         path_key, key = digest_key(entry.path), entry_key(entry.path, entry.checksum)
-        self._hold(tx, event.target, path_key, key, entry, entry.version, recorded.time)
+        self._hold(tx, node, path_key, key, entry, entry.version, recorded.time)
 
     def _hold(
         self,

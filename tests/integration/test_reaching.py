@@ -6,6 +6,8 @@ import asyncio
 import json
 from pathlib import Path
 
+from adapters.s3.bucket import S3Bucket
+from adapters.s3.transport import S3Transport
 from dataplane import DataPlane
 from streams import events
 from streams.events import Event
@@ -120,6 +122,11 @@ async def test_the_bucket_relays_where_nobody_else_can(tmp_path: Path, s3_server
         assert isinstance(arrived, events.TransferSucceeded)
         assert {one.transport_used for one in arrived.results} == {Transport.S3}
         assert {one.remote for one in arrived.results} == {S3_NODE}
+        # What went through the bucket is a copy there, and proves to be one.
+        transport = S3Transport("relay-only", endpoint_url=s3_server.url)
+        entry = arrived.entry
+        assert (await S3Bucket(transport).prove(entry.path, entry.checksum)).proven
+        await transport.close()
 
 
 async def test_a_source_that_dies_is_replaced_by_another_holder(tmp_path: Path) -> None:

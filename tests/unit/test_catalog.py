@@ -20,7 +20,7 @@ from projections.fold import WANTED_VERSIONS, Checkpoint
 from projections.store import Store, StoreDirectory, StoreError
 from streams import events
 from streams.codec import Recorded
-from streams.values import S3_NODE, DataEntry, DataType
+from streams.values import S3_NODE, DataEntry, DataType, Transport, TransportResult
 from tests.spec import (
     T0,
     Story,
@@ -520,6 +520,56 @@ def test_the_bucket_stands_in_for_a_producer_until_it_speaks() -> None:
     assert (current.checksum, current.primary_location) == (newer.checksum, "gpu-1")
     story.tell(holds(S3_NODE, stored))
     assert [e.primary_location for e in story.view.catalog.current()] == ["gpu-1"]
+
+
+def through_the_bucket(*, sent: bool, came: bool) -> tuple[TransportResult, ...]:
+    """What a holder that sent by way of the bucket tells of itself and of the target."""
+    return tuple(
+        TransportResult(
+            success=success,
+            transport_used=Transport.S3,
+            bytes_transferred=1,
+            duration_seconds=1.0,
+            remote=S3_NODE,
+        )
+        for success in ([sent, came] if sent else [sent])
+    )
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_what_was_sent_by_way_of_the_bucket_is_held_there_too(came: bool) -> None:
+    """Object and manifest are there, whether the target has fetched it yet or not."""
+    arrived = succeeded_with(GAMES, "train-1", source="gpu-1")
+    results = through_the_bucket(sent=True, came=came)
+    if came:
+        event: events.Event = replace(arrived, node="gpu-1", results=results)
+    else:
+        event = fell_short(GAMES, results)
+    [current] = catalog(holds("gpu-1", GAMES), event).current()
+    assert set(current.locations) == {"gpu-1", S3_NODE} | ({"train-1"} if came else set())
+
+
+def test_the_bucket_holds_nothing_of_a_push_that_failed_or_went_elsewhere() -> None:
+    """A try proves nothing, nor does another node that only speaks of the bucket."""
+    failed = fell_short(GAMES, through_the_bucket(sent=False, came=False))
+    elsewhere = replace(fell_short(GAMES, through_the_bucket(sent=True, came=True)), node="train-1")
+    [current] = catalog(holds("gpu-1", GAMES), failed, elsewhere).current()
+    assert current.locations == ("gpu-1",)
+
+
+def fell_short(what: DataEntry, results: tuple[TransportResult, ...]) -> events.TransferFailed:
+    """A holder could not get an entry to its target."""
+    return events.TransferFailed(
+        transfer="t",
+        node="gpu-1",
+        source="gpu-1",
+        target="train-1",
+        entry=replace(what, locations=()),
+        attempt=1,
+        error="no byte came",
+        error_class="Stalled",
+        results=results,
+    )
 
 
 def test_views_of_another_version_are_said_to_be_so(tmp_path: Path) -> None:
