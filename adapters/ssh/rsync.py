@@ -9,21 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
-from adapters.errors import EntryMissing, Interrupted
+from adapters.errors import EntryMissing, Interrupted, TransportError
 from adapters.files.landing import Landing
 from adapters.ssh.aside import set_aside, size_of
 from adapters.ssh.channel import Channel
 from adapters.ssh.connections import Connections, SshOptions, address, client_words, source_file
 from adapters.ssh.push import FOLLOWED_FROM_BYTES, Place, prepared, published, sent
+from adapters.ssh.rsync_many import fetch_small
 from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, pull_words, push_words
 from adapters.telling import Telling
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Request
+from adapters.transport import Progress, Request, Take
 from adapters.workers import finish
 from streams.identity import PathRules
 from streams.values import Endpoint, Transport
@@ -91,6 +93,17 @@ class RsyncTransport:
             if aside.basis is not None and runs == 1 and run.literal is not None:
                 return run.literal
             return landing.offset - begun
+
+    async def fetch_many(
+        self, requests: Sequence[Request], take: Take
+    ) -> Sequence[TransportError | None]:
+        """As `FetchesMany.fetch_many`, by one rsync."""
+        try:
+            shell = self._shell(requests[0].source, requests[0])
+        except TransportError as error:
+            return [type(error)(str(error)) for _ in requests]
+        async with self._slots:
+            return await fetch_small(self._rsync, shell, requests, self._rules, take)
 
     async def push(
         self, request: Request, file: Path, throttle: Throttle, progress: Progress

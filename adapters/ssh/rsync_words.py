@@ -16,7 +16,7 @@ from adapters.ssh.connections import address
 from adapters.ssh.push import Place
 from adapters.ssh.shell import meaning
 from adapters.transport import Request
-from streams.values import Endpoint
+from streams.values import SMALL_BYTES, Endpoint
 
 #: Below this rsync compares whole contents, above it size and time.
 CHECKSUM_BELOW_BYTES = 100_000_000
@@ -68,6 +68,16 @@ def pull_words(request: Request, shell: list[str], bytes_per_s: float, aside: As
     else:
         words.append("--append")
     return [*words, "--", f"{_host(request.source)}:/", f"{aside.directory}/"]
+
+
+def many_words(request: Request, shell: list[str], directory: str) -> list[str]:
+    """The words that fetch small files, whose names are said on stdin, under their own names into
+    a directory of ours.
+    """
+    words = common_words(request, shell, 0)
+    words += ["--files-from=-", "--from0", "--relative", "--no-dirs", "--no-implied-dirs"]
+    words += [f"--max-size={SMALL_BYTES}b"]
+    return [*words, "--", f"{_host(request.source)}:/", f"{directory}/"]
 
 
 def push_words(
