@@ -102,3 +102,22 @@ class Pushes(Protocol):
 
     async def close(self) -> None:
         """Let go of connections."""
+
+
+@runtime_checkable
+class PushesMany(Protocol):
+    """A transport that also sends many small entries at about the price of one."""
+
+    @property
+    def name(self) -> Transport: ...
+
+    async def push_many(
+        self, requests: Sequence[Request], files: Sequence[Path]
+    ) -> Sequence[int | TransportError]:
+        """Send small entries from one source to one target; return how many bytes of each moved, or
+        what it failed with.
+
+        What holds for `Pushes.push` holds for each with its file; no two are of one path. Whatever
+        ends the attempt early is the failure of those that the target did not say have landed: some
+        of them may have. Several may run at once.
+        """

@@ -17,7 +17,9 @@ from pathlib import Path
 
 import msgspec
 
+from adapters.files.inventory import Inventory
 from adapters.files.maps import MapStore
+from adapters.http.receiving import Receiver
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer
 from streams.values import DataEntry, DataType, Endpoint
@@ -188,24 +190,34 @@ def _serve(base: Path, pipe: Connection) -> None:
 
     async def serve() -> None:
         (base / "serving").mkdir()
-        server = FileServer(locate, Signer(KEY), maps=MapStore(base / "serving"))
+        (base / "received").mkdir()
+        inventory = Inventory(base / "received", "source")
+        server = FileServer(
+            locate,
+            Signer(KEY),
+            maps=MapStore(base / "serving"),
+            receiver=Receiver("source", base / "received", inventory),
+        )
         await server.start()
         pipe.send(server.url)
         await asyncio.to_thread(pipe.recv)
         await server.stop()
+        await inventory.close()
 
     asyncio.run(serve())
 
 
 @contextmanager
 def _daemon(base: Path) -> Iterator[int]:
-    """An rsync daemon over everything that is made for the run; its port."""
+    """An rsync daemon over everything that is made for the run, and with room; its port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     config = base / "rsyncd.conf"
+    (base / "taken").mkdir()
     config.write_text(
-        f"address=127.0.0.1\nport={port}\nuse chroot=no\n[all]\npath={base.parent}\nuid=0\ngid=0\n"
+        f"address=127.0.0.1\nport={port}\nuse chroot=no\nuid=0\ngid=0\n"
+        f"[all]\npath={base.parent}\n[taken]\npath={base / 'taken'}\nread only=no\n"
     )
     command = ["rsync", "--daemon", "--no-detach", f"--config={config}"]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

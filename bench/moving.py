@@ -6,6 +6,8 @@ import asyncio
 import sys
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed, Landing
 from adapters.http.signing import Signer
@@ -17,7 +19,7 @@ from adapters.ssh.base64_ssh import Base64Transport
 from adapters.ssh.connections import SshOptions
 from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
-from adapters.transport import FetchesMany, Request
+from adapters.transport import FetchesMany, PushesMany, Request
 from adapters.workers import each, finish
 from bench.ends import KEY, File, Setting
 from bench.measuring import Usage, peak_bytes, usage
@@ -43,6 +45,8 @@ def move(setting: Setting, side: str, files: list[File], root: Path) -> Usage:
         with usage() as used:
             if len(files) > 1 and not pushes and isinstance(transport, FetchesMany):
                 await _fetch_together(transport, setting, side, files, root)
+            elif len(files) > 1 and pushes and isinstance(transport, PushesMany):
+                await _push_together(transport, setting, side, files)
             else:
                 await each(files, one, AT_ONCE)
         await transport.close()
@@ -88,6 +92,24 @@ async def _fetch_together(
             assert all(isinstance(outcome, Landed) for outcome in group.outcomes)
         finally:
             await finish(group.close)
+
+    await each(groups, one, GROUPS_AT_ONCE)
+
+
+async def _push_together(
+    transport: PushesMany, setting: Setting, side: str, files: list[File]
+) -> None:
+    """As `_fetch_together`, each turn under paths of its own."""
+    groups = [files[at : at + GROUP] for at in range(0, len(files), GROUP)]
+
+    async def one(some: list[File]) -> None:
+        requests = [_request(setting, side, file) for file in some]
+        anew = [
+            replace(one, entry=replace(one.entry, path=f"{setting.bucket}/{one.entry.path}"))
+            for one in requests
+        ]
+        moved = await transport.push_many(anew, [Path(file.path) for file in some])
+        assert moved == [file.entry.size_bytes for file in some], moved
 
     await each(groups, one, GROUPS_AT_ONCE)
 

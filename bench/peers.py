@@ -48,8 +48,10 @@ def ways(ends: Ends, side: str, files: list[File]) -> dict[str, Way]:
     found: dict[str, Way] = {}
     if side in ("http", "p2p") and not many:
         found = _http(ends.setting, files[0])
-    elif side in ("http", "p2p"):
+    elif side in ("http", "p2p") or (side == "rsync" and many):
         found = _many(ends.setting, files)
+    elif side == "http push":
+        found = _many_pushed(ends, files)
     elif side.startswith("rsync"):
         found = _rsync(ends, side, files[0])
     elif side.startswith("base64"):
@@ -91,6 +93,17 @@ def _many(setting: Setting, files: list[File]) -> dict[str, Way]:
             ["rsync", "-a", "-e", shlex.join(_ssh(setting, same_cipher=True)), there, str(target)]
         ),
     }
+
+
+def _many_pushed(ends: Ends, files: list[File]) -> dict[str, Way]:
+    directory = Path(files[0].path).parent
+
+    def way(target: Path) -> Usage:
+        setting = ends.setting
+        there = f"rsync://127.0.0.1:{setting.rsyncd_port}/taken/{setting.bucket}/"
+        return commands(["rsync", "-a", f"{directory}/", there])
+
+    return {"rsync -a to a daemon": way}
 
 
 def _ssh(setting: Setting, *, same_cipher: bool) -> list[str]:

@@ -24,7 +24,7 @@ FULL = (1024, 10_000, 2000, 5120, 3)
 FILE_KIB = 20
 #: The sides that are compared, and which way bytes go.
 LARGE = ("http", "p2p", "rsync", "rsync push", "base64", "base64 push", "s3 down", "s3 up")
-SMALL = ("p2p", "http", "s3 down", "s3 up")
+SMALL = ("p2p", "http", "http push", "rsync", "s3 down", "s3 up")
 #: Small files all the way, from a trigger to its announcement.
 CHAIN = "chain"
 #: A peer that takes so many times as long as ours is run once: its ratio is no close one.

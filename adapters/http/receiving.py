@@ -10,7 +10,7 @@ import asyncio
 import base64
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -48,11 +48,11 @@ class Knows(Protocol):
     async def keeps_own(self, path: str) -> bool:
         """Whether a file of the node's own stands there."""
 
-    async def expect(self, entry: DataEntry, local: str) -> None:
-        """An entry is about to appear."""
+    async def expect_all(self, entries: Mapping[str, DataEntry]) -> None:
+        """These are about to appear, by local path."""
 
-    async def landed(self, entry: DataEntry, local: str) -> None:
-        """It has appeared."""
+    async def all_landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
+        """They have appeared; which of them are gone again."""
 
 
 class Receiver:
@@ -69,11 +69,11 @@ class Receiver:
         stall_s: float = 30.0,
     ) -> None:
         self.node = node
-        self._root = root
-        self._inventory = inventory
-        self._rules = rules or PathRules()
+        self.root = root
+        self.inventory = inventory
+        self.rules = rules or PathRules()
         self._on_landed = on_landed
-        self._stall_s = stall_s
+        self.stall_s = stall_s
         self._under_way: dict[str, asyncio.Task[object]] = {}
         self._diverted: dict[str, Receiver] = {}
 
@@ -89,18 +89,36 @@ class Receiver:
 
         If it is not, it may come: the inventory expects it from now on.
         """
-        there = await self._inventory.arrived(entry.path)
+        if await self.there(entry):
+            return True
+        await self.inventory.expect_all({self.local(entry): entry})
+        return False
+
+    async def there(self, entry: DataEntry) -> bool:
+        """Whether an entry is here already; raises what forbids to receive it."""
+        there = await self.inventory.arrived(entry.path)
         if there is not None and there.checksum == entry.checksum:
             return True
-        await self._refuse(entry, there)
-        await self._inventory.expect(entry, self._rules.local(entry.path, self.node))
+        if there is not None and there.version > entry.version:
+            raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
+        owned = self.rules.ownership(entry.path) is Ownership.OWNED
+        if owned and await self.inventory.keeps_own(entry.path):
+            raise NeverReplaced(f"{entry.path} is a file of {self.node}'s own")
         return False
+
+    def local(self, entry: DataEntry) -> str:
+        """Where this node keeps an entry, relative to its data root."""
+        return self.rules.local(entry.path, self.node)
+
+    def of(self, transfer: str) -> Receiver:
+        """Who takes what comes for a transfer."""
+        return self._diverted.get(transfer, self)
 
     async def land(self, entry: DataEntry, transfer: str) -> Landed:
         """Land what another transport has gathered for a transfer; as `Landing.commit`."""
-        local = self._rules.local(entry.path, self.node)
+        local = self.local(entry)
         async with self._alone(partial_name(transfer, entry)):
-            landing = await Landing.open(self._root, entry, transfer, local, rules=self._rules)
+            landing = await Landing.open(self.root, entry, transfer, local, rules=self.rules)
             try:
                 return await self._land(entry, landing, local)
             finally:
@@ -110,23 +128,18 @@ class Receiver:
         """Take a body, or say how much of it is there already. The URL was proven before."""
         try:
             entry, transfer = _said(request, checksum)
-            if (other := self._diverted.get(transfer)) is not None:
+            if (other := self.of(transfer)) is not self:
                 return await other.answer(request, checksum)
             async with self._alone(partial_name(transfer, entry)):
                 return await self._take(request, entry, transfer)
         except TransportError as error:
-            kind = type(error).__name__
-            return web.Response(
-                status=_STATUS.get(kind, 409), text=str(error), headers={ERROR_HEADER: kind}
-            )
+            return refusal(error)
 
     async def _take(self, request: web.Request, entry: DataEntry, transfer: str) -> web.Response:
-        there = await self._inventory.arrived(entry.path)
-        if there is not None and there.checksum == entry.checksum:
+        if await self.there(entry):
             return web.Response(status=201, text="it is here already")
-        await self._refuse(entry, there)
-        local = self._rules.local(entry.path, self.node)
-        landing = await Landing.open(self._root, entry, transfer, local, rules=self._rules)
+        local = self.local(entry)
+        landing = await Landing.open(self.root, entry, transfer, local, rules=self.rules)
         try:
             first = _first(request.headers.get(hdrs.CONTENT_RANGE, ""), entry)
             if first is None and landing.offset < entry.size_bytes:
@@ -138,13 +151,6 @@ class Receiver:
             await landing.abort()
         return web.json_response(msgspec.to_builtins(landed), status=201)
 
-    async def _refuse(self, entry: DataEntry, there: DataEntry | None) -> None:
-        if there is not None and there.version > entry.version:
-            raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
-        owned = self._rules.ownership(entry.path) is Ownership.OWNED
-        if owned and await self._inventory.keeps_own(entry.path):
-            raise NeverReplaced(f"{entry.path} is a file of {self.node}'s own")
-
     async def _receive(self, request: web.Request, landing: Landing, first: int) -> None:
         if first == 0 and landing.offset:
             await landing.reset()
@@ -152,24 +158,29 @@ class Receiver:
             raise Interrupted(f"{landing.offset} bytes are here, the rest was sent from {first}")
         try:
             while True:
-                async with asyncio.timeout(self._stall_s):
+                async with asyncio.timeout(self.stall_s):
                     data = await request.content.readany()
                 if not data:
                     return
                 await landing.write(data)
         except TimeoutError:
-            raise Stalled(f"no byte came for {self._stall_s:g} s") from None
+            raise Stalled(f"no byte came for {self.stall_s:g} s") from None
         except (ClientConnectionError, ConnectionError, web.RequestPayloadError) as error:
             raise Interrupted(f"the sender broke off: {error}") from error
 
     async def _land(self, entry: DataEntry, landing: Landing, local: str) -> Landed:
         # Said before the file appears: a crash in between must not make the file our own.
-        await self._inventory.expect(entry, local)
+        await self.inventory.expect_all({local: entry})
         landed = await landing.commit()
-        await self._inventory.landed(entry, local)
+        if await self.inventory.all_landed({local: entry}):
+            raise Interrupted(f"{local} is gone again")
+        await self.tell(entry, landed)
+        return landed
+
+    async def tell(self, entry: DataEntry, landed: Landed) -> None:
+        """Say what has landed, once it is known as received."""
         if self._on_landed is not None:
             await self._on_landed(entry, landed)
-        return landed
 
     @contextlib.asynccontextmanager
     async def _alone(self, name: str) -> AsyncIterator[None]:
@@ -190,6 +201,14 @@ def described(entry: DataEntry, transfer: str) -> dict[str, str]:
     """The headers that say which entry a body is of."""
     said = base64.b64encode(msgspec.json.encode(entry)).decode()
     return {ENTRY_HEADER: said, TRANSFER_HEADER: transfer}
+
+
+def refusal(error: TransportError) -> web.Response:
+    """The answer that an error is."""
+    kind = type(error).__name__
+    return web.Response(
+        status=_STATUS.get(kind, 409), text=str(error), headers={ERROR_HEADER: kind}
+    )
 
 
 def error_of(name: str, text: str) -> TransportError:

@@ -27,6 +27,9 @@ from aiohttp import hdrs, web
 from adapters.files.digest import named
 from adapters.files.maps import MapStore
 from adapters.files.scattered import Underway
+from adapters.http.arriving import answer_batch
+from adapters.http.batches import MalformedBatch, decode_list, frames
+from adapters.http.packed import PACKED, pack
 from adapters.http.receiving import Receiver
 from adapters.http.signing import (
     BATCH_ROUTE,
@@ -37,7 +40,6 @@ from adapters.http.signing import (
     BadSignature,
     Signer,
 )
-from adapters.p2p.batches import MalformedBatch, decode_list, frames
 from adapters.p2p.offers import Offers, Opened
 from adapters.p2p.pages import MalformedPages
 from adapters.workers import PEERS, finish
@@ -111,6 +113,7 @@ class FileServer:
         router.add_post(BATCH_ROUTE + _DIGEST, self._answer_batch)
         if self._receiver is not None:
             router.add_put(ENTRY_ROUTE + _DIGEST, self._receive)
+            router.add_put(BATCH_ROUTE + _DIGEST, self._receive_batch)
         self._runner = web.AppRunner(
             application, access_log=None, shutdown_timeout=_GRACE_S, read_bufsize=_READ_BYTES
         )
@@ -157,14 +160,14 @@ class FileServer:
         if refusal is not None:
             return refusal
         question = await request.read()
-        compress = "zstd" in request.headers.get(hdrs.ACCEPT_ENCODING, "")
+        compress = PACKED in request.headers.get(hdrs.ACCEPT_ENCODING, "")
         try:
             found = await self._found(lambda: self._offers.pages(checksum, question, compress))
         except MalformedPages as error:
             return web.Response(status=400, text=str(error))
         if found is None:
             return self._missing()
-        return self._whole(found, {hdrs.CONTENT_ENCODING: "zstd"} if compress else {})
+        return self._whole(found, {hdrs.CONTENT_ENCODING: PACKED} if compress else {})
 
     async def _answer_batch(self, request: web.Request) -> web.StreamResponse:
         checksum, refusal = self._trusted(request)
@@ -189,30 +192,34 @@ class FileServer:
             await response.write_eof()
         return response
 
-    def _trusted(self, request: web.Request) -> tuple[str, web.Response | None]:
-        """The content that a question is about, and why it is not answered, if it is not."""
+    def _trusted(
+        self, request: web.Request, verb: str = "GET", only_to: str = ""
+    ) -> tuple[str, web.Response | None]:
+        """The content that a question is about, and why it is not answered, if it is not.
+
+        `only_to`: the node that it must have been signed for.
+        """
         self.served.requests += 1
         checksum = "sha256:" + request.match_info["digest"]
         try:
-            self._signer.verify(checksum, request.query, self._clock())
+            target = self._signer.verify(checksum, request.query, self._clock(), verb)
         except BadSignature as error:
             self.served.refused += 1
             return checksum, web.Response(status=403, text=str(error))
+        if only_to and target != only_to:
+            self.served.refused += 1
+            return checksum, web.Response(status=403, text=f"this is {only_to}, not {target}")
         return checksum, None
 
     async def _receive(self, request: web.Request) -> web.StreamResponse:
-        self.served.requests += 1
         assert self._receiver is not None
-        checksum = "sha256:" + request.match_info["digest"]
-        try:
-            target = self._signer.verify(checksum, request.query, self._clock(), "PUT")
-        except BadSignature as error:
-            self.served.refused += 1
-            return web.Response(status=403, text=str(error))
-        if target != self._receiver.node:
-            self.served.refused += 1
-            return web.Response(status=403, text=f"this is {self._receiver.node}, not {target}")
-        return await self._receiver.answer(request, checksum)
+        checksum, refusal = self._trusted(request, "PUT", self._receiver.node)
+        return refusal or await self._receiver.answer(request, checksum)
+
+    async def _receive_batch(self, request: web.Request) -> web.StreamResponse:
+        assert self._receiver is not None
+        checksum, refusal = self._trusted(request, "PUT", self._receiver.node)
+        return refusal or await answer_batch(self._receiver, request, checksum)
 
     def _missing(self) -> web.Response:
         self.served.missing += 1
@@ -246,14 +253,44 @@ class FileServer:
         if asked:
             response.headers[hdrs.CONTENT_RANGE] = f"bytes {first}-{first + count - 1}/{size}"
         response.content_type = _BINARY
-        response.content_length = count
+        packed = PACKED in request.headers.get(hdrs.ACCEPT_ENCODING, "")
+        if packed:
+            response.headers[hdrs.CONTENT_ENCODING] = PACKED
+        else:
+            response.content_length = count
         await response.prepare(request)
         if count and request.method != hdrs.METH_HEAD:
-            await self._send_bytes(request, opened.handle, first, count)
+            send = self._send_packed if packed else self._send_bytes
+            await send(request, response, opened.handle, first, count)
         await response.write_eof()
         return response
 
-    async def _send_bytes(self, request: web.Request, handle: int, first: int, count: int) -> None:
+    async def _send_packed(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        handle: int,
+        first: int,
+        count: int,
+    ) -> None:
+        pieces = pack(handle, first, count)
+        try:
+            while (piece := await finish(lambda: next(pieces, None), executor=PEERS)) is not None:
+                if piece:
+                    await response.write(piece)
+                    self.served.bytes_sent += len(piece)
+        except (ConnectionError, asyncio.CancelledError):
+            self.served.broken_off += 1
+            raise
+
+    async def _send_bytes(
+        self,
+        request: web.Request,
+        response: web.StreamResponse,
+        handle: int,
+        first: int,
+        count: int,
+    ) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the other side is gone")

@@ -1,8 +1,9 @@
 """The transport over HTTP: ranged and resumable, from and to the file server of another node.
 
 It makes one attempt and never follows a redirect, never retries, never trusts a length that the
-entry does not confirm. Small entries come over connections that are kept; a large one has a socket
-and a thread of its own, which costs one connection and saves the event loop every byte.
+entry does not confirm. Small entries that are wanted together come in one answer, others over
+connections that are kept; a large one has a socket and a thread of its own, which costs one
+connection and saves the event loop every byte.
 """
 
 from __future__ import annotations
@@ -11,30 +12,34 @@ import asyncio
 import re
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import aiohttp
-import msgspec
 
-from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, Unreachable
+from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError, Unreachable
 from adapters.files.landing import Landing
 from adapters.files.sent import opened
+from adapters.http.answers import Answer, check, refusal
 from adapters.http.download import Download
+from adapters.http.packed import PACKED, PACKED_BELOW_BYTES_S, Unpacking, shrinks
+from adapters.http.peer import Peer
 from adapters.http.receiving import ERROR_HEADER, OFFSET_HEADER, described, error_of
 from adapters.http.server import FileServer
 from adapters.http.signing import Signer
+from adapters.http.small import Access, fetch_small, push_small
 from adapters.http.upload import Answered, Upload
 from adapters.telling import Telling
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Request
+from adapters.transport import Progress, Request, Take
 from adapters.workers import SOCKETS, finish
-from streams.values import Transport
+from streams.values import SMALL_BYTES, DataEntry, Transport
 
 __all__ = ["FileServer", "HttpTransport"]
 
 C = TypeVar("C", Download, Upload)
+T = TypeVar("T")
 
 #: From here on an entry is worth a connection of its own.
 LARGE_BYTES = 8 << 20
@@ -46,16 +51,6 @@ URL_TTL_S = 300.0
 #: A target that digests and syncs slower than this is taken for stalled.
 SLOWEST_DIGEST_BYTES_S = 20e6
 _ERROR_TEXT = 300
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What a source says before the bytes."""
-
-    status: int
-    reason: str
-    etag: str | None
-    content_range: str | None
-    length: int | None
 
 
 class HttpTransport:
@@ -71,14 +66,19 @@ class HttpTransport:
         clock: Callable[[], float] = time.time,
         connections_per_host: int = 16,
         large_bytes: int = LARGE_BYTES,
+        pack: bool = True,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        """`context`: whom to trust over TLS; None trusts whom this machine trusts."""
+        """`context`: whom to trust over TLS; None trusts whom this machine trusts.
+
+        With `pack`, contents that shrink are asked for packed where the grant makes a link slow.
+        """
         self._signer = signer
         self._ttl_s = ttl_s
         self._clock = clock
         self._connections_per_host = connections_per_host
         self._large_bytes = large_bytes
+        self._pack = pack
         self._context = context or ssl.create_default_context()
         self._session: aiohttp.ClientSession | None = None
 
@@ -92,6 +92,8 @@ class HttpTransport:
         if not request.source.http_url:
             raise Unreachable(f"{request.source.node} has no file server")
         telling = Telling(progress, request.entry.size_bytes)
+        if self._packs(request.entry, lacking, throttle):
+            return await self._fetch_packed(request, landing, throttle, telling)
         if lacking >= self._large_bytes:
             return await self._fetch_large(request, landing, throttle, telling)
         try:
@@ -104,6 +106,21 @@ class HttpTransport:
             raise Unreachable(f"{request.source.node}: {error}") from error
         except (aiohttp.ClientError, ConnectionError) as error:
             raise Interrupted(f"{request.source.node} broke off: {error}") from error
+
+    async def fetch_many(
+        self, requests: Sequence[Request], take: Take
+    ) -> Sequence[TransportError | None]:
+        """As `FetchesMany.fetch_many`."""
+        return await fetch_small(self._access(), requests, take)
+
+    async def push_many(
+        self, requests: Sequence[Request], files: Sequence[Path]
+    ) -> Sequence[int | TransportError]:
+        """As `PushesMany.push_many`."""
+        return await push_small(self._access(), requests, files)
+
+    def _access(self) -> Access:
+        return Access(self._signer, self._clock(), self._ttl_s, self._context)
 
     async def push(
         self, request: Request, file: Path, throttle: Throttle, progress: Progress
@@ -166,6 +183,49 @@ class HttpTransport:
             session, self._session = self._session, None
             await session.close()
 
+    def _packs(self, entry: DataEntry, lacking: int, throttle: Throttle) -> bool:
+        """Whether bytes are dearer than packing them."""
+        slow = 0 < throttle.bytes_per_s <= PACKED_BELOW_BYTES_S
+        return self._pack and slow and lacking > SMALL_BYTES and shrinks(entry.path)
+
+    async def _fetch_packed(
+        self, request: Request, landing: Landing, throttle: Throttle, telling: Telling
+    ) -> int:
+        """Bring what is lacking, packed if the source packs; how many bytes that were."""
+        entry, source = request.entry, request.source
+        url, headers = self._question(request, landing.offset)
+        headers["Accept-Encoding"] = PACKED
+        peer = Peer(source.node, source.http_url, request.connect_s, request.stall_s, self._context)
+
+        async def blocking(work: Callable[[], T]) -> T:
+            return await finish(work, executor=SOCKETS, hurry=peer.abort)
+
+        try:
+            said = await blocking(lambda: peer.ask(url, headers=headers))
+            if said.status == 200 and landing.offset:
+                await landing.reset()
+            lacking = entry.size_bytes - landing.offset
+            packed = said.getheader("Content-Encoding") == PACKED
+            answer = Answer(
+                status=said.status,
+                reason=said.reason,
+                etag=said.getheader("ETag"),
+                content_range=said.getheader("Content-Range"),
+                length=lacking if packed else said.length,
+            )
+            check(answer, request, landing.offset)
+            body, moved = Unpacking(peer, packed=packed), 0
+            while lacking := entry.size_bytes - landing.offset:
+                most = min(lacking, throttle.paced(SMALLEST_READ_BYTES, READ_BYTES, READ_S))
+                data, came = await blocking(lambda most=most: body.next(most))  # type: ignore[misc]
+                await landing.write(data)
+                await throttle.take(came)
+                moved += came
+                telling.tell(landing.offset)
+            return moved
+        finally:
+            await finish(peer.close)
+
     async def _fetch_large(
         self, request: Request, landing: Landing, throttle: Throttle, telling: Telling
     ) -> int:
@@ -183,10 +243,10 @@ class HttpTransport:
             )
             if answer.status not in (200, 206):
                 said = await finish(lambda: download.text(_ERROR_TEXT), executor=SOCKETS)
-                raise _refusal(answer, request, said)
+                raise refusal(answer, request, said)
             if answer.status == 200 and landing.offset:
                 await landing.reset()
-            _check(answer, request, landing.offset)
+            check(answer, request, landing.offset)
             came = 0
             while landing.offset < request.entry.size_bytes:
                 count = await landing.fill(
@@ -213,10 +273,10 @@ class HttpTransport:
             if answer.status not in (200, 206):
                 async with asyncio.timeout(request.stall_s):
                     said = (await response.content.read(_ERROR_TEXT)).decode(errors="replace")
-                raise _refusal(answer, request, said)
+                raise refusal(answer, request, said)
             if answer.status == 200 and landing.offset:
                 await landing.reset()
-            _check(answer, request, landing.offset)
+            check(answer, request, landing.offset)
             came = 0
             while data := await _read(response, request):
                 await landing.write(data)
@@ -315,25 +375,6 @@ def _judge(answer: Answered, request: Request) -> None:
     if ERROR_HEADER in answer.headers:
         raise error_of(answer.headers[ERROR_HEADER], said)
     raise Refused(f"{request.target.node} answered {answer.status}: {answer.text[:_ERROR_TEXT]}")
-
-
-def _refusal(answer: Answer, request: Request, said: str) -> EntryMissing | Refused:
-    who, entry = request.source.node, request.entry
-    if answer.status in (404, 410):
-        return EntryMissing(f"{who} does not hold {entry.path} with this content any more")
-    return Refused(f"{who} answered {answer.status} {answer.reason}: {said}")
-
-
-def _check(answer: Answer, request: Request, offset: int) -> None:
-    """Raise unless this answer brings exactly the bytes that are lacking."""
-    who, entry = request.source.node, request.entry
-    if answer.etag != f'"{entry.checksum}"':
-        raise EntryMissing(f"{who} offers other content than {entry.checksum}")
-    expected = f"bytes {offset}-{entry.size_bytes - 1}/{entry.size_bytes}"
-    if answer.status == 206 and answer.content_range != expected:
-        raise EntryMissing(f"{who} offers {answer.content_range!r}")
-    if answer.length != entry.size_bytes - offset:
-        raise EntryMissing(f"{who} has {answer.length} bytes, not {entry.size_bytes}")
 
 
 async def _read(response: aiohttp.ClientResponse, request: Request) -> bytes:

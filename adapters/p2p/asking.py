@@ -15,9 +15,9 @@ from adapters.errors import Unreachable
 from adapters.files.landing import Landing
 from adapters.files.maps import MapStore
 from adapters.files.scattered import Underway
+from adapters.http.peer import Peer
 from adapters.http.signing import Signer
 from adapters.p2p.gossip import Gossip
-from adapters.p2p.peer import Peer
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request
 from adapters.workers import PEERS, finish

@@ -24,11 +24,11 @@ from adapters.errors import (
 from adapters.files.blocks import LEAF_DIGEST_BYTES, BlockMap, encoded_bytes, leaf_digests
 from adapters.files.checks import is_database
 from adapters.files.scattered import Scattered
+from adapters.http.peer import Peer
 from adapters.http.signing import MAP_ROUTE, PAGES_ROUTE
 from adapters.p2p.asking import Asking
 from adapters.p2p.nearby import older_version, take_elsewhere, take_same
 from adapters.p2p.pages import Old, decode_answer, encode_question, most_blocks, patched, unpacked
-from adapters.p2p.peer import Peer
 from adapters.p2p.swarming import Swarming
 from adapters.workers import each, finish
 

@@ -25,10 +25,10 @@ from adapters.errors import (
 )
 from adapters.files.blocks import piece_blocks_of
 from adapters.files.scattered import Scattered
+from adapters.http.peer import Peer
 from adapters.http.signing import ENTRY_ROUTE, HAVE_ROUTE
 from adapters.p2p.asking import Asking
 from adapters.p2p.gossip import Gossip, Having, bits_in, subject_of
-from adapters.p2p.peer import Peer
 from adapters.p2p.swarm import SHORTEST_RUN_BYTES, Kind, Swarm, next_run_bytes
 from adapters.workers import PEERS, finish
 from streams.values import Endpoint

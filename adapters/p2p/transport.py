@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from adapters.errors import TransportError, Unreachable
 from adapters.files.landing import Landing
+from adapters.http.small import Access, fetch_small
 from adapters.p2p.asking import Around, Asking
 from adapters.p2p.gathering import Gathering
-from adapters.p2p.small import fetch_small
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request, Take
 from streams.values import SMALL_BYTES, Transport
@@ -53,7 +53,9 @@ class P2PTransport:
         self, requests: Sequence[Request], take: Take
     ) -> Sequence[TransportError | None]:
         """As `FetchesMany.fetch_many`."""
-        return await fetch_small(self._around, requests, take)
+        around = self._around
+        access = Access(around.signer, around.clock(), around.url_ttl_s, around.context)
+        return await fetch_small(access, requests, take)
 
     async def close(self) -> None:
         """Let go of connections: none is kept."""

@@ -16,6 +16,7 @@ from adapters.files.partial import disk_errors
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, FetchesMany, Progress, Request
 from dataplane.agent.attempt import Attempt, through
+from dataplane.agent.company import suits
 from dataplane.agent.receipts import Receipts
 from dataplane.agent.together import Together
 from dataplane.agent.transports import CONNECT_TIMEOUT_S, NAMING_FILES
@@ -122,7 +123,7 @@ class Fetching:
             stall_s=self._stall_s,
             connect_s=CONNECT_TIMEOUT_S,
         )
-        if isinstance(transport, FetchesMany) and self._together.suits(request):
+        if isinstance(transport, FetchesMany) and suits(request):
             return await self._with_others(transport, request, attempt, throttle, progress)
         landing = await Landing.open(self._root, entry, order.transfer, local, rules=self._rules)
         try:

@@ -15,10 +15,12 @@ from msgspec.structs import replace
 from adapters.errors import EntryMissing, Refused
 from adapters.files.inventory import Inventory
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Pushes, Request
+from adapters.transport import Progress, Pushes, PushesMany, Request
 from dataplane.agent import asking
 from dataplane.agent.attempt import Attempt, through
 from dataplane.agent.bucket import Backups
+from dataplane.agent.company import suits
+from dataplane.agent.together import SentTogether
 from dataplane.agent.transports import CONNECT_TIMEOUT_S, NAMING_FILES
 from dataplane.crashpoints import reach
 from streams import events
@@ -48,6 +50,7 @@ class Pushing:
         self._backups = backups
         self._rules = rules
         self._stall_s = stall_s
+        self._together = SentTogether()
 
     async def send(
         self,
@@ -102,9 +105,24 @@ class Pushing:
                 local_path=self._rules.local(entry.path, target),
                 gathers=bus is not None,
             )
+            if bus is None and isinstance(transport, PushesMany) and suits(request):
+                measured.moved = await self._with_others(transport, request, file, throttle)
+                progress(entry.size_bytes, entry.size_bytes)
+                return
             measured.moved = await transport.push(request, file, throttle, telling)
             if bus is not None:
                 await asking.land(bus, target, entry, order.transfer)
+
+    async def _with_others(
+        self, transport: PushesMany, request: Request, file: Path, throttle: Throttle
+    ) -> int:
+        """One push, together with whatever else goes to that target now; bytes that moved."""
+        await throttle.take(request.entry.size_bytes)
+        return await self._together.send(transport, request, file)
+
+    async def close(self) -> None:
+        """Give up what is on its way."""
+        await self._together.close()
 
     async def _store(
         self,

@@ -11,6 +11,7 @@ import contextlib
 import os
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -110,11 +111,12 @@ class _Nothing:
     async def keeps_own(self, path: str) -> bool:
         return False
 
-    async def expect(self, entry: DataEntry, local: str) -> None:
-        """It comes, and goes again."""
+    async def expect_all(self, entries: Mapping[str, DataEntry]) -> None:
+        """They come, and go again."""
 
-    async def landed(self, entry: DataEntry, local: str) -> None:
-        """It has come, and goes again."""
+    async def all_landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
+        """They have come, and go again."""
+        return set()
 
 
 def _begin(place: Path) -> None:

@@ -99,6 +99,7 @@ class TransportManager:
     async def close(self) -> None:
         """Give up what is on its way."""
         await self._fetching.close()
+        await self._pushing.close()
 
     def said(self, transfer: str) -> None:
         """The result of a transfer is in the log: what was kept in case of a crash can go."""

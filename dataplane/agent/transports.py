@@ -32,7 +32,9 @@ def make_transports(config: DataPlaneConfig, around: Around) -> dict[Transport, 
     ssh = SshOptions(known_hosts=config.ssh_known_hosts, identity=config.ssh_identity)
     makers: dict[Transport, Callable[[], Fetches]] = {
         Transport.P2P_GOSSIP: lambda: P2PTransport(around),
-        Transport.HTTP_FETCH: lambda: HttpTransport(around.signer, context=around.context),
+        Transport.HTTP_FETCH: lambda: HttpTransport(
+            around.signer, context=around.context, pack=around.compress
+        ),
         Transport.BASE64_SSH: lambda: Base64Transport(ssh, rules=config.path_rules),
     }
     if all(map(shutil.which, ("rsync", "ssh"))):

@@ -26,9 +26,9 @@ from adapters.files.blocks import (
 )
 from adapters.http import receiving, server
 from adapters.http import transport as http_transport
+from adapters.http.batches import MalformedBatch, decode_list
 from adapters.http.signing import BadSignature, Signer
 from adapters.p2p import pages
-from adapters.p2p.batches import MalformedBatch, decode_list
 from adapters.p2p.gossip import Having, bits_in
 from adapters.p2p.pages import MalformedPages
 from adapters.s3 import layout as s3_layout

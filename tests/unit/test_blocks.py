@@ -24,7 +24,7 @@ from adapters.files.blocks import (
 )
 from adapters.files.maps import MapStore
 from adapters.files.reading import MAPPED_FROM_BYTES, Reader
-from adapters.p2p.batches import MOST_FRAMES, MalformedBatch, decode_list, encode_list, frames
+from adapters.http.batches import MOST_FRAMES, MalformedBatch, decode_list, encode_list, frames
 from adapters.p2p.gossip import Having, bits_in, pieces_in
 from adapters.p2p.pages import (
     MalformedPages,

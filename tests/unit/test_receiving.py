@@ -10,6 +10,7 @@ import pytest
 from msgspec import structs
 
 from adapters.errors import NeverReplaced, Superseded
+from adapters.files.group import Group
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed
 from adapters.http.receiving import Receiver
@@ -41,8 +42,8 @@ class Target:
         self.root = root
         self.told: list[tuple[str, Landed, bool]] = []
         self.inventory = Inventory(root, "train-1")
-        receiver = Receiver("train-1", root, self.inventory, on_landed=self._landed)
-        self.server = FileServer(lambda _: None, SIGNER, receiver=receiver)
+        self.receiver = Receiver("train-1", root, self.inventory, on_landed=self._landed)
+        self.server = FileServer(lambda _: None, SIGNER, receiver=self.receiver)
         self._transport = HttpTransport(SIGNER)
 
     async def _landed(self, entry: DataEntry, landed: Landed) -> None:
@@ -54,6 +55,17 @@ class Target:
         there = Endpoint(node="train-1", http_url=self.server.url, data_root=str(self.root))
         request = Request("t-1", entry, Endpoint(node="gpu-7"), there)
         return await self._transport.push(request, file, Throttle(), lambda *_: None)
+
+    async def push_many(
+        self, tmp_path: Path, *sent: tuple[DataEntry, bytes], key: Signer = SIGNER, to: str = ""
+    ) -> list[int | str]:
+        """Push files to it at once; bytes of each that moved, or the class of its failure."""
+        there = Endpoint(node=to or "train-1", http_url=self.server.url)
+        source = Endpoint(node="gpu-7")
+        requests = [Request(f"t-{n}", one, source, there) for n, (one, _) in enumerate(sent)]
+        files = [file_of(tmp_path, data) for _, data in sent]
+        outcomes = await HttpTransport(key).push_many(requests, files)
+        return [one if isinstance(one, int) else type(one).__name__ for one in outcomes]
 
     async def close(self) -> None:
         """Stop it."""
@@ -108,3 +120,86 @@ async def test_p4_a_file_of_the_nodes_own_is_not_replaced(target: Target, tmp_pa
     with pytest.raises(NeverReplaced):
         await target.push(entry, file_of(tmp_path, b"theirs"))
     assert own.read_bytes() == b"mine"
+
+
+async def test_each_of_many_is_known_as_received_before_anybody_is_told(
+    target: Target, tmp_path: Path
+) -> None:
+    """One that is there already is a success, moves no byte, and nobody is told of it again."""
+    sent = [(entry_of(f"models/{name}.bin", name.encode()), name.encode()) for name in "abcdef"]
+    assert await target.push_many(tmp_path, *sent[:2]) == [1, 1]
+    assert await target.push_many(tmp_path, *sent) == [0, 0, 1, 1, 1, 1]
+    assert target.told == [(entry.path, Landed(bytes=1), True) for entry, _ in sent]
+
+
+async def test_p4_p5_what_may_not_replace_what_is_here_is_refused_alone(
+    target: Target, tmp_path: Path
+) -> None:
+    """An older version, and what another node calls as this one calls a file of its own."""
+    path = "games/gpu-7/hex8_2p.jsonl"
+    own = target.root / path
+    own.parent.mkdir(parents=True)
+    own.write_bytes(b"mine")
+    await target.push(entry_of("models/x.bin", b"new", 9), file_of(tmp_path, b"new"))
+    failed = await target.push_many(
+        tmp_path,
+        (entry_of("models/x.bin", b"older", 7), b"older"),
+        (structs.replace(entry_of(path, b"theirs"), data_type=DataType.GAMES), b"theirs"),
+        (entry_of("models/y.bin", b"fine"), b"fine"),
+    )
+    assert failed == ["Superseded", "NeverReplaced", 4]
+    assert (target.root / "models/x.bin").read_bytes() == b"new"
+    assert own.read_bytes() == b"mine"
+    assert (target.root / "models/y.bin").read_bytes() == b"fine"
+
+
+async def test_p4_many_that_appear_were_expected_before(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies right after they got their names takes none for its own."""
+
+    def dies(group: Group) -> None:
+        commit(group)
+        raise ZeroDivisionError
+
+    commit = Group.commit
+    monkeypatch.setattr(Group, "commit", dies)
+    sent = [(entry_of(f"models/{name}.bin", name.encode()), name.encode()) for name in "abc"]
+    assert await target.push_many(tmp_path, *sent) == ["Refused"] * 3
+    assert sorted(file.name for file in (target.root / "models").iterdir()) == [
+        "a.bin",
+        "b.bin",
+        "c.bin",
+    ]
+    await target.inventory.close()
+    again = Inventory(target.root, "train-1")
+    assert not any([await again.keeps_own(entry.path) for entry, _ in sent])
+    await again.close()
+
+
+async def test_many_are_only_taken_from_who_may_send_them_here(
+    target: Target, tmp_path: Path
+) -> None:
+    """Neither with another key, nor what was signed for another node, nor a path twice."""
+    sent = (entry_of("models/x.bin", b"x"), b"x")
+    stranger = Signer(b"a key of someone else")
+    assert await target.push_many(tmp_path, sent, key=stranger) == ["Refused"]
+    assert await target.push_many(tmp_path, sent, to="train-2") == ["Refused"]
+    assert await target.push_many(tmp_path, sent, sent) == ["Refused", "Refused"]
+    assert list(target.root.glob("models/*")) == []
+
+
+async def test_what_is_only_passed_on_goes_elsewhere_also_among_others(
+    target: Target, tmp_path: Path
+) -> None:
+    """It is no data of the node's, and nobody is told of it."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    known = Inventory(elsewhere, "train-1")
+    target.receiver.divert("t-1", Receiver("train-1", elsewhere, known))
+    sent = [(entry_of(f"models/{name}.bin", name.encode()), name.encode()) for name in "abc"]
+    assert await target.push_many(tmp_path, *sent) == [1, 1, 1]
+    assert sorted(file.name for file in target.root.glob("models/*")) == ["a.bin", "c.bin"]
+    assert (elsewhere / "models/b.bin").read_bytes() == b"b"
+    assert [path for path, _, _ in target.told] == ["models/a.bin", "models/c.bin"]
+    await known.close()

@@ -263,6 +263,60 @@ async def test_a_file_of_the_nodes_own_is_not_replaced_by_one_of_a_group(
     ]
 
 
+class Sends:
+    """A transport that pushes many at once; some are refused."""
+
+    name = HTTP
+
+    def __init__(self, *, refuses: Sequence[int] = ()) -> None:
+        self.asked: list[list[bytes]] = []
+        self._refuses = refuses
+
+    async def fetch(
+        self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+    ) -> int:
+        """Nobody fetches here."""
+        raise AssertionError
+
+    async def push(
+        self, request: Request, file: Path, throttle: Throttle, progress: Progress
+    ) -> int:
+        """Nobody sends one alone."""
+        raise AssertionError
+
+    async def push_many(
+        self, requests: Sequence[Request], files: Sequence[Path]
+    ) -> Sequence[int | TransportError]:
+        """They land, but those that are refused."""
+        self.asked.append([file.read_bytes() for file in files])
+        numbers = [int(request.transfer[1:]) for request in requests]
+        return [
+            Refused("no") if number in self._refuses else len(content(number)) for number in numbers
+        ]
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+async def test_what_is_sent_to_one_node_at_one_moment_goes_in_one_question(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each with its own result: what is refused keeps no other from arriving."""
+    (tmp_path / "data").mkdir()
+    for number in range(20):
+        (tmp_path / f"data/{number}.bin").write_bytes(content(number))
+    mine, sends = Inventory(tmp_path, "gpu-7"), Sends(refuses=[3])
+    files = {entry(number).checksum: tmp_path / f"data/{number}.bin" for number in range(20)}
+    monkeypatch.setattr(mine, "locate", files.get)
+    carrying = TransportManager("gpu-7", tmp_path, mine, {HTTP: sends})
+    results = await asyncio.gather(*(carrying.transfer(order(n, HTTP)) for n in range(20)))
+    assert sends.asked == [[content(number) for number in range(20)]]
+    assert getattr(results.pop(3), "error_class", "") == "Refused"
+    moved = [one.bytes_transferred for one in results if isinstance(one, events.TransferSucceeded)]
+    assert moved == [len(content(number)) for number in range(20) if number != 3]
+    await mine.close()
+
+
 class Counting(MemoryLog):
     """A log that counts what it is asked, and may be away."""
 

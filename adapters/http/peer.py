@@ -10,7 +10,7 @@ import contextlib
 import http.client
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError
@@ -55,7 +55,7 @@ class Peer:
         *,
         method: str = "GET",
         headers: Mapping[str, str] | None = None,
-        body: bytes | None = None,
+        body: bytes | Iterable[bytes] | None = None,
     ) -> http.client.HTTPResponse:
         """Ask, and return what was answered, of which the body is still to be read.
 
@@ -173,7 +173,11 @@ class Peer:
         self._woken_for = count
 
     def _asked(
-        self, url: str, method: str, headers: Mapping[str, str], body: bytes | None
+        self,
+        url: str,
+        method: str,
+        headers: Mapping[str, str],
+        body: bytes | Iterable[bytes] | None,
     ) -> http.client.HTTPResponse:
         if self.answer is not None and not self.answer.isclosed():
             # Something of the last answer was not read: it would be taken for the next one.

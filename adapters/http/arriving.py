@@ -1,0 +1,264 @@
+"""Many small entries that are pushed here in one question: each for itself, landed as a group.
+
+What holds for one that is pushed alone holds for each: it is refused before its bytes are taken
+where it may not come, and known as received before anybody is told. It never believes a size, nor
+gives a name to bytes that are not an entry's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import msgspec
+from aiohttp import ClientConnectionError, StreamReader, web
+
+from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError
+from adapters.files.digest import named
+from adapters.files.group import Group, Wanted
+from adapters.files.landing import Landed
+from adapters.files.partial import disk_errors
+from adapters.http.batches import ABSENT, BATCH_BYTES, FRAME, MOST_FRAMES
+from adapters.http.receiving import Receiver, refusal
+from adapters.workers import finish
+from streams.foreign import from_json
+from streams.values import SMALL_BYTES, DataEntry
+
+#: What is said of all entries of a batch before their contents.
+MOST_LIST_BYTES = 4 << 20
+#: So much is taken from the wire before a thread writes it down.
+_HELD_BYTES = 1 << 20
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """What a sender says of one entry of a batch."""
+
+    entry: DataEntry
+    transfer: str
+
+
+class Failed(msgspec.Struct, frozen=True):
+    """Why an entry of a batch did not land: an error by its class, and its text."""
+
+    error_class: str
+    text: str
+
+
+#: What is said of an entry that may come, where only the list was sent.
+LACKING = Failed("", "it is not here yet")
+
+
+class _Place(NamedTuple):
+    """Where the content of one entry goes."""
+
+    part: _Part
+    number: int
+
+
+async def answer_batch(receiver: Receiver, request: web.Request, checksum: str) -> web.Response:
+    """Take what is sent, and say of each entry, in order, why it did not land; null if it did.
+
+    Who sends a list alone is told which of it is `LACKING`. The URL was proven before: for who
+    sends a list with this digest.
+    """
+    try:
+        said = await _read_list(request.content, receiver.stall_s)
+        sent = _listed(said, checksum)
+        if request.content_length == FRAME.size + len(said):
+            told = [await _asked(receiver.of(one.transfer), one.entry) for one in sent]
+        else:
+            failed = await _take(receiver, request.content, sent)
+            told = [_told(error) if error else None for error in failed]
+    except TransportError as error:
+        return refusal(error)
+    return web.Response(body=msgspec.json.encode(told), content_type="application/json")
+
+
+def _told(error: TransportError) -> Failed:
+    return Failed(type(error).__name__, str(error))
+
+
+async def _asked(receiver: Receiver, entry: DataEntry) -> Failed | None:
+    """Whether an entry is here, is lacking, or may not come."""
+    try:
+        with disk_errors():
+            return None if await receiver.there(entry) else LACKING
+    except TransportError as error:
+        return _told(error)
+
+
+async def _read_list(content: StreamReader, stall_s: float) -> bytes:
+    (size,) = FRAME.unpack(await _exactly(content, FRAME.size, stall_s))
+    if not 0 <= size <= MOST_LIST_BYTES:
+        raise Refused(f"a list of {size} bytes is none of a batch")
+    return await _exactly(content, size, stall_s)
+
+
+def _listed(said: bytes, checksum: str) -> list[Sent]:
+    """What is to come. Raises `Refused` unless it is the list that was signed for, and small."""
+    if named(hashlib.sha256(said)) != checksum:
+        raise Refused("the URL was signed for another list")
+    try:
+        sent = from_json(said, list[Sent])
+    except ValueError as error:
+        raise Refused(f"what is sent is no list of entries: {error}") from error
+    if len({one.entry.path for one in sent}) < len(sent):
+        raise Refused("a path is twice in a batch")
+    sizes = [one.entry.size_bytes for one in sent]
+    if len(sizes) > MOST_FRAMES or sum(sizes) > BATCH_BYTES or max(sizes, default=0) > SMALL_BYTES:
+        raise Refused(f"{len(sizes)} entries of {sum(sizes)} bytes are no batch")
+    return sent
+
+
+async def _take(
+    receiver: Receiver, content: StreamReader, sent: Sequence[Sent]
+) -> list[TransportError | None]:
+    """Take the contents, and let them land; what each failed with, if."""
+    # A transfer that is only passed on goes elsewhere than the node's own.
+    of_whom: dict[Receiver, list[int]] = {}
+    for number, one in enumerate(sent):
+        of_whom.setdefault(receiver.of(one.transfer), []).append(number)
+    places: dict[int, _Place] = {}
+    parts: list[_Part] = []
+    try:
+        for taker, numbers in of_whom.items():
+            part = _Part(taker, [sent[number].entry for number in numbers])
+            parts.append(part)
+            places |= {number: _Place(part, index) for index, number in enumerate(numbers)}
+            await part.begin()
+        await _fill(receiver, content, sent, places)
+        for part in parts:
+            await part.land()
+    finally:
+        for part in parts:
+            await part.close()
+    return [places[number].part.failed[places[number].number] for number in range(len(sent))]
+
+
+async def _fill(
+    receiver: Receiver, content: StreamReader, sent: Sequence[Sent], places: dict[int, _Place]
+) -> None:
+    """Write down what comes. Where it breaks off, what came before is kept."""
+    held: list[tuple[_Place, bytes]] = []
+    total = 0
+    try:
+        async for number, data in _contents(content, sent, receiver.stall_s):
+            place = places[number]
+            if data is None:
+                path = sent[number].entry.path
+                place.part.fail(place.number, EntryMissing(f"the sender has no such {path}"))
+                continue
+            held.append((place, data))
+            total += len(data)
+            if total >= _HELD_BYTES:
+                await finish(partial(_put, held))
+                held, total = [], 0
+    except (Stalled, Interrupted) as error:
+        for part in {place.part for place in places.values()}:
+            part.error = error
+    await finish(partial(_put, held))
+
+
+def _put(held: Sequence[tuple[_Place, bytes]]) -> None:
+    for place, data in held:
+        place.part.put(place.number, data)
+
+
+async def _contents(
+    content: StreamReader, sent: Sequence[Sent], stall_s: float
+) -> AsyncIterator[tuple[int, bytes | None]]:
+    """The contents by number, as they come; None for one that is not what its entry says."""
+    for number, one in enumerate(sent):
+        (size,) = FRAME.unpack(await _exactly(content, FRAME.size, stall_s))
+        if size != ABSENT and not 0 <= size <= SMALL_BYTES:
+            raise Interrupted(f"a frame of {size} bytes was sent")
+        data = await _exactly(content, max(size, 0), stall_s)
+        yield number, data if size == one.entry.size_bytes else None
+
+
+async def _exactly(content: StreamReader, count: int, stall_s: float) -> bytes:
+    try:
+        async with asyncio.timeout(stall_s):
+            return await content.readexactly(count)
+    except TimeoutError:
+        raise Stalled(f"no byte came for {stall_s:g} s") from None
+    except (
+        asyncio.IncompleteReadError,
+        ClientConnectionError,
+        ConnectionError,
+        web.RequestPayloadError,
+    ) as error:
+        raise Interrupted(f"the sender broke off: {error}") from error
+
+
+class _Part:
+    """Those entries of a batch that one receiver takes."""
+
+    def __init__(self, receiver: Receiver, entries: Sequence[DataEntry]) -> None:
+        self._receiver = receiver
+        self._entries = entries
+        self.failed: list[TransportError | None] = [None] * len(entries)
+        #: What becomes of those that did not come.
+        self.error: TransportError = Interrupted("the sender broke off")
+        #: Numbers of those that may come, in the order of the group.
+        self._coming: list[int] = []
+        self._index: dict[int, int] = {}
+        self._group: Group | None = None
+
+    async def begin(self) -> None:
+        """See which may come."""
+        with disk_errors():
+            for number, entry in enumerate(self._entries):
+                try:
+                    if not await self._receiver.there(entry):
+                        self._coming.append(number)
+                except TransportError as error:
+                    self.failed[number] = error
+            local = self._receiver.local
+            wanted = [Wanted(self._entries[n], local(self._entries[n])) for n in self._coming]
+            self._index = {number: index for index, number in enumerate(self._coming)}
+            receiver = self._receiver
+            self._group = await finish(lambda: Group(receiver.root, wanted, receiver.rules))
+
+    def put(self, number: int, data: bytes) -> None:
+        """A content has come. Blocks."""
+        if self._group is not None and number in self._index:
+            self._group.put(self._index[number], data)
+
+    def fail(self, number: int, error: TransportError) -> None:
+        """A content will not come."""
+        if self._group is not None and number in self._index:
+            self._group.fail(self._index[number], error)
+
+    async def land(self) -> None:
+        """Give names to those that came."""
+        group, inventory = self._group, self._receiver.inventory
+        assert group is not None
+        for index in set(group.open) - set(group.gathered):
+            group.fail(index, self.error)
+        with disk_errors():
+            # Said before the files appear: a crash in between must not make them our own.
+            coming = [group.wanted[index] for index in group.gathered]
+            await inventory.expect_all({one.local: one.entry for one in coming})
+            await finish(group.commit)
+            landed = {
+                one.local: one.entry
+                for one, outcome in zip(group.wanted, group.outcomes, strict=True)
+                if isinstance(outcome, Landed)
+            }
+            gone = await inventory.all_landed(landed)
+        for number, one, outcome in zip(self._coming, group.wanted, group.outcomes, strict=True):
+            if not isinstance(outcome, Landed):
+                self.failed[number] = outcome or self.error
+            elif one.local in gone:
+                self.failed[number] = Interrupted(f"{one.local} is gone again")
+            else:
+                await self._receiver.tell(one.entry, outcome)
+
+    async def close(self) -> None:
+        """Let go of what has no name."""
+        if self._group is not None:
+            await finish(self._group.close)

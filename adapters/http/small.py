@@ -1,0 +1,188 @@
+"""Small entries between two nodes at the same time, in one question and one answer.
+
+What comes is handed on as it is read; nothing is believed but the sizes that were asked for. What
+is sent has landed once the target has said so of each.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from adapters.errors import EntryMissing, Interrupted, TransportError, Unreachable
+from adapters.files.digest import named
+from adapters.http.arriving import LACKING, Failed, Sent
+from adapters.http.batches import ABSENT, FRAME, encode_list, frames
+from adapters.http.peer import Peer
+from adapters.http.receiving import error_of
+from adapters.http.signing import BATCH_ROUTE, Signer
+from adapters.transport import Request, Take
+from adapters.workers import PEERS, finish
+from streams.foreign import from_json
+from streams.values import SMALL_BYTES, Endpoint
+
+#: So much of an answer is held at a time, at least.
+_HELD_BYTES = 1 << 20
+#: What a target says of a batch.
+_MOST_SAID_BYTES = 4 << 20
+
+
+class Access(NamedTuple):
+    """Who asks, and how it is proven."""
+
+    signer: Signer
+    #: A question is signed now and may be asked for so long.
+    now: float
+    ttl_s: float
+    #: Whom to trust over TLS; None: whom this machine trusts.
+    context: ssl.SSLContext | None = None
+
+    def url(self, base: str, what: bytes, target: str, verb: str = "GET") -> str:
+        """Where a list of entries, and nothing else, may be asked for or sent."""
+        digest = named(hashlib.sha256(what))
+        return self.signer.url(
+            base, digest, "", target, self.now, self.ttl_s, verb, route=BATCH_ROUTE
+        )
+
+
+async def fetch_small(
+    access: Access, requests: Sequence[Request], take: Take
+) -> list[TransportError | None]:
+    """As `FetchesMany.fetch_many`; at most a batch, of entries that are small."""
+    first = requests[0]
+    if not first.source.http_url:
+        return [Unreachable(f"{first.source.node} has no file server") for _ in requests]
+    peer = _peer(first.source, first, access)
+    failed: list[TransportError | None] = [Interrupted(f"{peer.node}: given up") for _ in requests]
+    body = encode_list([request.entry.checksum for request in requests])
+    url = access.url(peer.base, body, first.target.node)
+
+    def receive() -> None:
+        came = 0
+        try:
+            peer.ask(url, method="POST", body=body)
+            for came, outcome in enumerate(_received(peer, requests, take), 1):
+                failed[came - 1] = outcome
+        except TransportError as error:
+            failed[came:] = [type(error)(str(error)) for _ in requests[came:]]
+        finally:
+            peer.close()
+
+    await finish(receive, executor=PEERS, hurry=peer.abort)
+    return failed
+
+
+async def push_small(
+    access: Access, requests: Sequence[Request], files: Sequence[Path]
+) -> list[int | TransportError]:
+    """As `PushesMany.push_many`; at most a batch, of entries that are small."""
+    first = requests[0]
+    if not first.target.http_url:
+        return [Unreachable(f"{first.target.node} has no file server") for _ in requests]
+    peer = _peer(first.target, first, access)
+    held = {one.entry.checksum: file for one, file in zip(requests, files, strict=True)}
+
+    def send() -> list[int | TransportError]:
+        outcomes: list[int | TransportError] = [0] * len(requests)
+        left = list(range(len(requests)))
+        try:
+            # What is there already, or may not come, moves no byte.
+            for contents in (None, held):
+                asked = [requests[number] for number in left]
+                said = dict(zip(left, _say(peer, access, asked, contents), strict=True))
+                for number, failed in said.items():
+                    outcomes[number] = _outcome(peer, failed, requests[number], contents)
+                left = [number for number, failed in said.items() if failed == LACKING]
+                if not left:
+                    break
+        except TransportError as error:
+            for number in left:
+                outcomes[number] = type(error)(str(error))
+        finally:
+            peer.close()
+        return outcomes
+
+    return await finish(send, executor=PEERS, hurry=peer.abort)
+
+
+def _say(
+    peer: Peer, access: Access, requests: Sequence[Request], held: dict[str, Path] | None
+) -> list[Failed | None]:
+    """Say what is to be sent, with contents if any are held; what the target says. Blocks."""
+    said = msgspec.json.encode([Sent(one.entry, one.transfer) for one in requests])
+    url = access.url(peer.base, said, requests[0].target.node, "PUT")
+    head = FRAME.pack(len(said)) + said
+    if held is None:
+        peer.ask(url, method="PUT", body=head)
+    else:
+        contents = frames([one.entry.checksum for one in requests], held.get)
+        peer.ask(url, method="PUT", body=chain([head], contents))
+    try:
+        told = from_json(peer.read(_MOST_SAID_BYTES), list[Failed | None])
+    except ValueError as error:
+        raise Interrupted(f"{peer.node} does not say what has landed: {error}") from error
+    if len(told) != len(requests):
+        raise Interrupted(f"{peer.node} speaks of {len(told)} of {len(requests)} entries")
+    return told
+
+
+def _outcome(
+    peer: Peer, failed: Failed | None, request: Request, sent: object
+) -> int | TransportError:
+    """What came of one entry: nothing moved yet where only a question was asked."""
+    if failed is None:
+        return request.entry.size_bytes if sent is not None else 0
+    if failed == LACKING:
+        return Interrupted(f"{peer.node} did not take {request.entry.path}")
+    return error_of(failed.error_class, f"{peer.node}: {failed.text}")
+
+
+def _peer(there: Endpoint, request: Request, access: Access) -> Peer:
+    return Peer(there.node, there.http_url, request.connect_s, request.stall_s, access.context)
+
+
+def _received(
+    peer: Peer, requests: Sequence[Request], take: Take
+) -> Iterator[TransportError | None]:
+    """Hand on the contents of an answer, one after the other; whether each one came. Blocks."""
+    answer = _Answer(peer)
+    for number, request in enumerate(requests):
+        (size,) = FRAME.unpack(answer.next(FRAME.size))
+        if size != ABSENT and not 0 <= size <= SMALL_BYTES:
+            raise Interrupted(f"{peer.node} sent a frame of {size} bytes")
+        content = answer.next(max(size, 0))
+        if size == request.entry.size_bytes:
+            take(number, content)
+            yield None
+        else:
+            path = request.entry.path
+            yield EntryMissing(f"{peer.node} does not hold {path} with this content any more")
+
+
+class _Answer:
+    """An answer, read in large pieces and given away in small ones."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+        self._held = memoryview(bytearray(_HELD_BYTES + SMALL_BYTES))
+        self._from = self._to = 0
+
+    def next(self, count: int) -> memoryview:
+        """The next bytes, which are overwritten by those after them."""
+        if self._to - self._from < count:
+            self._read(count)
+        first, self._from = self._from, self._from + count
+        return self._held[first : self._from]
+
+    def _read(self, count: int) -> None:
+        left = self._to - self._from
+        self._held[:left] = bytes(self._held[self._from : self._to])
+        self._from, self._to = 0, left
+        while self._to < count:
+            self._to += self._peer.some(self._held[self._to :])
