@@ -148,14 +148,27 @@ class Scores(Concern, frozen=True):
     quality: float = 30.0
 
 
+_STORAGE = (Role.COORDINATOR.value, Role.STORAGE.value)
+_GAMES, _MODELS, _NPZ = (DataType.GAMES,), (DataType.MODELS,), (DataType.NPZ,)
+
+
 def _rules() -> dict[str, Rule]:
     """The table as it is by default."""
-    games, models, npz = (DataType.GAMES,), (DataType.MODELS,), (DataType.NPZ,)
-    storage = (Role.COORDINATOR.value, Role.STORAGE.value)
+    return {
+        **_of_games(),
+        **_of_trainings(),
+        **_of_promotions(),
+        **_of_requests(),
+        **_of_sweeps(),
+    }
+
+
+def _of_games() -> dict[str, Rule]:
+    """What was played leaves who played it."""
     return {
         "selfplay": Rule(
             on=("SELFPLAY_COMPLETE",),
-            data=games,
+            data=_GAMES,
             to=(Role.TRAINING,),
             strategy="auto",
             quality_gate=True,
@@ -164,15 +177,21 @@ def _rules() -> dict[str, Rule]:
         ),
         "selfplay-backup": Rule(
             on=("SELFPLAY_COMPLETE",),
-            data=games,
+            data=_GAMES,
             to=(S3_NODE,),
             priority=SyncPriority.LOW,
             backup_gate=True,
             reason="self-play games for the bucket",
         ),
+    }
+
+
+def _of_trainings() -> dict[str, Rule]:
+    """A training has its data, and what it made leaves the trainer."""
+    return {
         "training-start": Rule(
             on=("TRAINING_STARTED",),
-            data=games + npz,
+            data=_GAMES + _NPZ,
             source=Source.HOLDER,
             to=(SPEAKER,),
             order=Order.LARGE_FILE,
@@ -181,7 +200,7 @@ def _rules() -> dict[str, Rule]:
         ),
         "prestage": Rule(
             on=("TRAINING_EXPECTED",),
-            data=games + npz,
+            data=_GAMES + _NPZ,
             source=Source.HOLDER,
             to=(SPEAKER,),
             priority=SyncPriority.BACKGROUND,
@@ -191,7 +210,7 @@ def _rules() -> dict[str, Rule]:
         "training-completed": Rule(
             on=("TRAINING_COMPLETED",),
             data=(DataType.MODELS, DataType.CHECKPOINT),
-            to=storage,
+            to=_STORAGE,
             priority=SyncPriority.HIGH,
             reason="candidate and checkpoint leave the trainer",
         ),
@@ -202,9 +221,15 @@ def _rules() -> dict[str, Rule]:
             priority=SyncPriority.LOW,
             reason="candidate and checkpoint for the bucket",
         ),
+    }
+
+
+def _of_promotions() -> dict[str, Rule]:
+    """A model that won goes to all who play with it."""
+    return {
         "promotion": Rule(
             on=("MODEL_PROMOTED",),
-            data=models,
+            data=_MODELS,
             to=(Trait.GPU,),
             strategy="broadcast",
             order=Order.BROADCAST,
@@ -215,15 +240,21 @@ def _rules() -> dict[str, Rule]:
         ),
         "promotion-backup": Rule(
             on=("MODEL_PROMOTED",),
-            data=models,
+            data=_MODELS,
             to=(S3_NODE,),
             priority=SyncPriority.LOW,
             reason="a promoted model for the bucket",
         ),
+    }
+
+
+def _of_requests() -> dict[str, Rule]:
+    """Who needs data gets it; what is about to be lost goes where it lasts."""
+    return {
         "orphans": Rule(
             on=("ORPHAN_GAMES_DETECTED",),
-            data=games,
-            to=(*storage, S3_NODE),
+            data=_GAMES,
+            to=(*_STORAGE, S3_NODE),
             order=Order.URGENT,
             priority=SyncPriority.CRITICAL,
             reason="orphaned games to safety",
@@ -250,6 +281,12 @@ def _rules() -> dict[str, Rule]:
             lasting_only=True,
             reason="a node is about to vanish",
         ),
+    }
+
+
+def _of_sweeps() -> dict[str, Rule]:
+    """What nobody asks for and belongs somewhere all the same."""
+    return {
         "replication": Rule(
             on=("SWEEP_DUE/replication",),
             source=Source.HOLDER,
@@ -267,7 +304,7 @@ def _rules() -> dict[str, Rule]:
             reason="the bucket's turn",
         ),
         "training-sets": Rule(
-            data=npz,
+            data=_NPZ,
             source=Source.HOLDER,
             to=(Role.TRAINING,),
             standing=True,
@@ -278,14 +315,13 @@ def _rules() -> dict[str, Rule]:
 
 def _strategies() -> dict[str, Strategy]:
     """K1: the strategies of old, as data. ``auto`` is a choice among them."""
-    storage = (Role.COORDINATOR.value, Role.STORAGE.value)
     return {
         "hybrid": Strategy(),
         "ephemeral": Strategy(
             urgent=True, at_least=SyncPriority.HIGH, also_to=(Role.STORAGE, S3_NODE)
         ),
         "broadcast": Strategy(eligible_only=True),
-        "pull": Strategy(collect_to=storage),
+        "pull": Strategy(collect_to=_STORAGE),
     }
 
 
