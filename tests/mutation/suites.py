@@ -12,7 +12,7 @@ _SUITES = {
     "dataplane.planner": ("planner", "policy_cases"),
     "projections.catalog": ("catalog", "sweeps", "fold"),
     "projections.chains": ("chains_view", "owed"),
-    "projections.deletions": ("deleting", "deletion"),
+    "projections.deletions": ("deletions_view", "deleting", "deletion"),
     "projections.fold": ("fold", "rejected_view"),
     "projections.guards": ("fold", "bridge"),
     "projections.links": ("links_view", "admission"),
