@@ -1044,6 +1044,24 @@ def test_whatever_made_us_ask_is_the_cause_of_what_is_owed_then(
     assert {(fact.chain, fact.cause) for fact in facts} == {("c1", "asked-because")}
 
 
+def test_refusals_that_block_are_the_reason_of_the_end_they_cause() -> None:
+    """All of them, in the words of the planner; those that block nobody are none."""
+    refusals = [
+        Refusal(rule="disk", reason="train-1 is full", blocking=True),
+        Refusal(rule="size", reason="too small"),
+        Refusal(rule="disk", reason="train-2 is full", blocking=True),
+    ]
+    decision = SyncPlanned(config_key="hex8_2p", source_node="gpu-1", refusals=tuple(refusals))
+    story = given(*READY)
+    row = story.chain("c1")
+    facts = owed(row, {}, lambda *_: decision, story.policy, story.now, "asked-because")
+    assert [type(fact.event) for fact in facts] == [SyncPlanned, DataSyncFailed]
+    end = facts[-1].event
+    assert isinstance(end, DataSyncFailed)
+    assert end.reason == "train-1 is full; train-2 is full"
+    assert {fact.cause for fact in facts} == {"asked-because"}
+
+
 @pytest.mark.parametrize("facts", [READY, LOST], ids=["first", "again"])
 def test_planner_is_told_when_the_trigger_was_said(facts: tuple[Any, ...]) -> None:
     """However late a chain is asked: what a deadline counts from does not move."""
