@@ -212,8 +212,7 @@ class S3Rig(Rig):
             self._server.client.put_object(
                 Bucket=self._bucket,
                 Key=layout.object_key(entry.checksum),
-                # boto waits for leave to send nothing, and takes the answer to it for the next one.
-                Body=body if file.stat().st_size else b"",
+                Body=body,
                 Metadata={"sha256": entry.checksum.removeprefix("sha256:")},
             )
 
