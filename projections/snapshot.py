@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -90,17 +90,15 @@ class Snapshots:
 
         Its sequence; 0 if there is none, and then nothing is put there.
         """
-        async for sequence in self.usable(log, until):
-            if await asyncio.to_thread(_unpack, self.path(sequence), directory):
-                return sequence
-        return 0
-
-    async def usable(self, log: ReadingLog, until: int) -> AsyncGenerator[int, None]:
-        """Snapshots of this log at or before a sequence, the newest first; sound or not."""
         state = await log.state()
         for sequence in reversed(self.sequences()):
-            if sequence <= until and await self._is_of(log, state, sequence):
-                yield sequence
+            if (
+                sequence <= until
+                and await self._is_of(log, state, sequence)
+                and await asyncio.to_thread(_unpack, self.path(sequence), directory)
+            ):
+                return sequence
+        return 0
 
     async def _is_of(self, log: ReadingLog, state: LogState, sequence: int) -> bool:
         try:

@@ -6,7 +6,6 @@ views, a snapshot or the log.
 
 from __future__ import annotations
 
-import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -22,9 +21,6 @@ from projections.snapshot import Snapshots
 from projections.store import Reader, Store, Writer
 from streams.codec import Recorded
 from streams.log import LogState, ReadingLog
-
-#: So many facts are held in memory while a snapshot is unpacked, and no more.
-_READ_AHEAD = 20_000
 
 
 class PointNotHeld(ValueError):
@@ -86,11 +82,10 @@ async def past(
     """
     state = await log.state()
     with tempfile.TemporaryDirectory(prefix="dataplane-past-") as directory:
-        tail = await _unpacked(log, state, until, snapshots, Path(directory))
+        if snapshots is not None:
+            await snapshots.bring(log, until, Path(directory))
         store = Store.open(Path(directory), TABLES, durable=False)
         try:
-            for batch in tail:
-                store.write(partial(fold, batch=batch, created=state.created))
             with store.read() as reader:
                 done = checkpoint(reader)
             await _fill(store, log, state, done, until)
@@ -100,34 +95,6 @@ async def past(
                 yield there
         finally:
             store.close()
-
-
-async def _unpacked(
-    log: ReadingLog, state: LogState, until: int, snapshots: Snapshots | None, directory: Path
-) -> list[list[Recorded]]:
-    """Put the nearest snapshot into a directory; the facts behind it, if they are few.
-
-    They are read while a thread unpacks: each takes about as long as the other.
-    """
-    if snapshots is None:
-        return []
-    async with aclosing(snapshots.usable(log, until)) as usable:
-        nearest = await anext(usable, 0)
-    few = 0 < until - nearest <= _READ_AHEAD
-    after = Checkpoint(sequence=nearest)
-    reading = asyncio.create_task(_read(log, state, after, until if few else nearest))
-    try:
-        brought = await snapshots.bring(log, until, directory)
-        return await reading if brought == nearest else []
-    finally:
-        reading.cancel()
-
-
-async def _read(
-    log: ReadingLog, state: LogState, done: Checkpoint, until: int
-) -> list[list[Recorded]]:
-    async with aclosing(_tail(log, state, done, until)) as batches:
-        return [batch async for batch in batches]
 
 
 async def _fill(
