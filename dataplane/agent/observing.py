@@ -128,9 +128,6 @@ class Observer:
             logger.warning("%s", self.problem)
 
     async def _answer_one(self, delivery: Delivery) -> None:
-        if delivery.recorded.event is None:
-            await delivery.ack()
-            return
         async with (
             kept_alive(delivery),
             left_to_redelivery(delivery),
@@ -162,6 +159,9 @@ class Observer:
 
     async def _answer(self, delivery: Delivery) -> None:
         trigger = delivery.recorded
+        if trigger.event is None:
+            await delivery.ack()
+            return
         whole_node = isinstance(trigger.event, events.NodeTerminating)
         async with self._reporting:
             scan = await self._inventory.scan(None if whole_node else trigger.config_key)

@@ -17,7 +17,8 @@ from dataplane.agent.observing import Observer
 from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
 from streams import events
-from streams.memory import MemoryBus, MemoryLog
+from streams.log import LogUnavailable
+from streams.memory import MemoryBus, MemoryDelivery, MemoryLog
 from tests.conftest import eventually
 from tests.spec import as_fact, opens, played
 
@@ -107,6 +108,34 @@ async def test_p18_who_stands_still_says_nothing(tmp_path: Path) -> None:
     async with asked_twice(tmp_path, goes_on=False) as words:
         await eventually(lambda: words.inventory.looks > 40)
         assert not words.reading
+
+
+async def test_a_bus_that_goes_away_at_an_unreadable_trigger_ends_no_answering(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes again, and meanwhile the others are answered."""
+    log, inventory = MemoryLog(), Inventory(tmp_path, "gpu-1")
+    config = DataPlaneConfig(node="gpu-1", data_dir=tmp_path)
+    observer = Observer(log, MemoryBus(), config, inventory)
+    await triggers_of("gpu-1").provide(log)
+    log.tell("dp.node.gpu-1.SELFPLAY_COMPLETE.hex8_2p", b"no JSON")
+    refused = asyncio.Event()
+
+    async def ack(delivery: MemoryDelivery) -> None:
+        if delivery.recorded.event is None:
+            refused.set()
+            raise LogUnavailable("it is away")
+
+    monkeypatch.setattr(MemoryDelivery, "ack", ack)
+    words = _Words(_SlowReading(tmp_path, goes_on=False))
+    tasks = [asyncio.create_task(one) for one in (words.hear(log), observer.answer_triggers())]
+    await eventually(refused.is_set)
+    await log.publish(as_fact(opens("a", played("gpu-1")), 0))
+    await eventually(lambda: "a" in words.answered)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await inventory.close()
 
 
 async def test_reading_a_large_file_goes_on_in_steps(tmp_path: Path) -> None:
