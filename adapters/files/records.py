@@ -120,9 +120,9 @@ class _Table:
             self._merge_by_key()
         else:
             self._merge_by_content()
-        self._renumber()
         others = self._tally.added + self._tally.newer + sum(self._tally.left.values())
         self._tally.there = self._count(f"FROM source.{self._quoted}") - others
+        self._renumber()
         return self._tally
 
     @cached_property
@@ -130,7 +130,9 @@ class _Table:
         """The columns that tell its rows apart in every database; none if there are none such."""
         found = self._db.execute(
             "SELECT i.name FROM pragma_index_list(?, 'main') i"
-            " WHERE i.\"unique\" AND NOT i.partial ORDER BY i.origin <> 'pk', i.origin <> 'u'",
+            # Of several keys the one that was declared first, which SQLite lists last.
+            ' WHERE i."unique" AND NOT i.partial'
+            " ORDER BY i.origin <> 'pk', i.origin <> 'u', i.seq DESC",
             (self._name,),
         ).fetchall()
         keys = [self._columns_of_index(index) for (index,) in found]
@@ -150,15 +152,18 @@ class _Table:
         both = f"FROM source.{self._quoted} s JOIN main.{self._quoted} m ON {same}"
         lacking = f"FROM source.{self._quoted} s WHERE NOT EXISTS ({self._there(same)})"
         wanted = self._count(lacking)
+        refused = 0
         reason = f"another is there, and no column tells which is newer ({', '.join(TIMES)})"
         if later := self._later():
             self._tally.newer = self._take(same, later)
             reason = "another is there that is not older"
-        self._leave(reason, self._count(f"{both} AND ({other})"))
+            refused = self._count(f"{both} AND ({other}) AND {later}")
+        self._leave(reason, self._count(f"{both} AND ({other})") - refused)
         self._tally.added = db.execute(
             f"INSERT OR IGNORE INTO main.{self._quoted} ({columns}) SELECT {columns} {lacking}"
         ).rowcount
-        self._leave("a rule of the target's table refuses it", wanted - self._tally.added)
+        refused += wanted - self._tally.added
+        self._leave("a rule of the target's table refuses it", refused)
 
     def _there(self, same: str) -> str:
         return f"SELECT 1 FROM main.{self._quoted} m WHERE {same}"
@@ -211,10 +216,19 @@ class _Table:
         same = " AND ".join(f"n.{quoted(one)} IS t.{quoted(one)}" for one in key)
         for table, column in referring:
             refers = quoted(column)
+            anew = (
+                f"SELECT n.number FROM source.{self._quoted} t JOIN numbered n ON {same}"
+                f" WHERE t.{quoted(self._number)} = r.{refers}"
+            )
+            # What refers to a row that stayed behind, or never was, would refer to nothing.
+            alone = db.execute(
+                f"DELETE FROM source.{quoted(table)} AS r"
+                f" WHERE {refers} IS NOT NULL AND NOT EXISTS ({anew})"
+            ).rowcount
+            self._leave(f"a row of {table} refers to one that is not there", alone)
             db.execute(
-                f"UPDATE source.{quoted(table)} AS r SET {refers} = (SELECT n.number"
-                f" FROM source.{self._quoted} t JOIN numbered n ON {same}"
-                f" WHERE t.{quoted(self._number)} = r.{refers}) WHERE {refers} IS NOT NULL"
+                f"UPDATE source.{quoted(table)} AS r SET {refers} = ({anew})"
+                f" WHERE {refers} IS NOT NULL"
             )
 
     @property

@@ -198,9 +198,10 @@ def _snapshot_privately(source: Path, target: Path, stopped: Callable[[], bool])
 
 def _copy_file(source: Path, copy: Path, stopped: Callable[[], bool]) -> None:
     with source.open("rb") as read, copy.open("wb") as written:
-        while os.sendfile(written.fileno(), read.fileno(), None, _COPY_BYTES):
+        while data := read.read(_COPY_BYTES):
             if stopped():
                 raise Stopped
+            written.write(data)
 
 
 def _copy(source: sqlite3.Connection, target: Path, stopped: Callable[[], bool]) -> None:

@@ -114,6 +114,40 @@ def test_numbers_that_each_database_gives_are_given_anew(tmp_path: Path) -> None
     assert merge_records(here, there).added == 0
 
 
+def test_what_refers_to_a_row_that_stayed_behind_stays_behind_with_it(tmp_path: Path) -> None:
+    """A result of a match that is not there would be a result of nothing; it is said."""
+    schema = """
+    CREATE TABLE m (id INTEGER PRIMARY KEY, name TEXT UNIQUE, place TEXT UNIQUE);
+    CREATE TABLE r (m_id INTEGER NOT NULL REFERENCES m (id), score REAL);
+    """
+    here = made(tmp_path / "a.db", "INSERT INTO m VALUES (1, 'ours', 'taken')", schema=schema)
+    there = made(
+        tmp_path / "b.db",
+        "INSERT INTO m VALUES (1, 'theirs', 'taken'), (2, 'free', 'free')",
+        "INSERT INTO r VALUES (1, 0.5), (2, 1.0), (9, 0.0)",
+        schema=schema,
+    )
+    done = merge_records(here, there)
+    assert done.left == {
+        "m: a rule of the target's table refuses it": 1,
+        "m: a row of r refers to one that is not there": 2,
+    }
+    assert rows(here, "SELECT name, score FROM r JOIN m ON m.id = m_id") == [("free", 1.0)]
+    assert rows(here, "SELECT count(*) FROM r") == [(1,)]
+
+
+def test_a_later_row_that_the_target_refuses_is_said_to_be_refused(tmp_path: Path) -> None:
+    """It is newer, and still may not come: another of its columns is taken."""
+    schema = "CREATE TABLE t (k TEXT PRIMARY KEY, name TEXT UNIQUE, updated_at INT)"
+    here = made(
+        tmp_path / "a.db", "INSERT INTO t VALUES ('1', 'a', 1), ('2', 'b', 1)", schema=schema
+    )
+    there = made(tmp_path / "b.db", "INSERT INTO t VALUES ('1', 'b', 2)", schema=schema)
+    done = merge_records(here, there)
+    assert (done.newer, done.left) == (0, {"t: a rule of the target's table refuses it": 1})
+    assert rows(here, "SELECT name FROM t WHERE k = '1'") == [("a",)]
+
+
 def test_a_number_that_means_something_is_a_key(tmp_path: Path) -> None:
     """Generation 7 is generation 7 everywhere; and without a time the target's word stays."""
     here = made(tmp_path / "registry.db", "INSERT INTO generations VALUES (7, 'ours')")
