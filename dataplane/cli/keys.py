@@ -9,6 +9,7 @@ import typer
 
 from dataplane.cli import show
 from dataplane.cli.app import SAFE, Json, app
+from dataplane.config import ConfigError
 from dataplane.keys import KeyStore, User, summary
 from streams.permissions import BusRole
 
@@ -58,6 +59,22 @@ def ls(directory: Directory = _HERE, as_json: Json = False) -> None:
     """Who has a key."""
     rows = [summary(user) for user in KeyStore(directory).users()]
     show.emit(rows, ["name", "role", "nkey", "durables"], as_json=as_json, empty="nobody")
+
+
+@keys_app.command("seal")
+def seal(path: Annotated[Path, typer.Argument(help="A new file for the key.")]) -> None:
+    """A key that seals what a node stores in the bucket; set s3_encryption_key_file to it."""
+    # Only here, for it takes long to load.
+    from adapters.s3.sealing import Sealer
+
+    try:
+        Sealer.make_key(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    show.console.print(
+        f"a new key is in {path}: set s3_encryption_key_file to it, and keep a copy elsewhere, "
+        "but not in the bucket: what is sealed can't be opened without it"
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:

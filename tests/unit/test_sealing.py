@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from adapters.s3.sealing import (
     HEADER_BYTES,
@@ -20,6 +21,7 @@ from adapters.s3.sealing import (
     Sealed,
     Sealer,
 )
+from dataplane.cli.app import app
 
 KEY = bytes(range(32))
 CHUNK = 64
@@ -166,6 +168,16 @@ def test_a_new_key_is_for_its_owner_only_and_never_replaces_one(tmp_path: Path) 
     assert Sealer.from_file(path).key_id == Sealer.from_file(path).key_id
     with pytest.raises(FileExistsError):
         Sealer.make_key(path)
+
+
+def test_the_command_makes_a_key_and_never_replaces_one(tmp_path: Path) -> None:
+    """What it wrote seals; asked again it names the file, and the key is the same."""
+    path = tmp_path / "sealing.key"
+    assert CliRunner().invoke(app, ["keys", "seal", str(path)]).exit_code == 0
+    before = Sealer.from_file(path).key_id
+    again = CliRunner().invoke(app, ["keys", "seal", str(path)])
+    assert again.exit_code != 0
+    assert Sealer.from_file(path).key_id == before
 
 
 @pytest.mark.parametrize("held", [KEY, KEY.hex().encode(), KEY.hex().encode() + b"\n"])
