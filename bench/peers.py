@@ -113,12 +113,12 @@ def _ssh(setting: Setting, *, same_cipher: bool) -> list[str]:
 
 
 def _rsync(ends: Ends, side: str, file: File) -> dict[str, Way]:
-    """Bare, with the cipher that ours takes; and with a digest, as ours has one."""
+    """As one types it; with the cipher that ours takes; and so with a digest, as ours has one."""
 
-    def way(target: Path, *then: list[str]) -> Usage:
+    def way(target: Path, *then: list[str], same_cipher: bool = True) -> Usage:
         setting = ends.setting
         far = f"{setting.ssh.ssh_user}@127.0.0.1"
-        words = ["rsync", "-t", "-e", shlex.join(_ssh(setting, same_cipher=True))]
+        words = ["rsync", "-t", "-e", shlex.join(_ssh(setting, same_cipher=same_cipher))]
         if side == "rsync":
             return commands([*words, f"{far}:{file.path}", f"{target}/copy"], *then)
         return commands([*words, file.path, f"{far}:{setting.ssh.data_root}/copy"], *then)
@@ -131,7 +131,11 @@ def _rsync(ends: Ends, side: str, file: File) -> dict[str, Way]:
         ssh = [*_ssh(setting, same_cipher=True), "-l", setting.ssh.ssh_user, "127.0.0.1"]
         return way(target, [*ssh, shlex.join([*digest, f"{setting.ssh.data_root}/copy"])])
 
-    return {"rsync -t over ssh": way, "rsync -t over ssh, then openssl dgst": proven}
+    return {
+        "rsync -t over ssh as typed": lambda target: way(target, same_cipher=False),
+        "rsync -t over ssh": way,
+        "rsync -t over ssh, then openssl dgst": proven,
+    }
 
 
 def _base64(ends: Ends, side: str, file: File) -> dict[str, Way]:

@@ -75,6 +75,7 @@ def run(
         "Ours proves SHA-256, checks the file's type, syncs it and its directory; curl, rclone, "
         "rsync and aws do none of it, or compare sums of their own.",
         "Both ends run on this machine's cores: what one side spends, the other lacks.",
+        "ssh is given the cipher that ours takes, which OpenSSH would not; as typed it is not.",
         "Ours is timed in a process that runs already, as an agent does; a command from its start.",
         f"A peer that takes {SLOW:g} times as long as ours is run once.",
     ]
