@@ -16,6 +16,7 @@ import msgspec
 import xxhash
 
 from adapters.errors import Refused
+from adapters.memory import room
 
 #: Pages of a database, the unit of a delta: second level, never kept, digested when asked for.
 LEAF_BYTES = 4 << 10
@@ -175,7 +176,7 @@ def runs_in(
     """As `blocks_in` from block `first` on, some in a row at a time, by the index of the first."""
     offset = first * block_bytes
     at_once = max(1, _READ_BYTES // block_bytes) * block_bytes
-    buffer = memoryview(bytearray(max(1, min(at_once, size_bytes - offset))))
+    buffer = room(max(1, min(at_once, size_bytes - offset)))
     while offset < size_bytes:
         count = _read_all(handle, buffer[: size_bytes - offset], offset)
         if count:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from adapters.memory import room
+
 #: A thread gives up the interpreter for each block: small blocks starve beside a busy event loop.
 BLOCK_BYTES = 4 << 20
 
@@ -50,7 +52,7 @@ def feed(
     """`sha`, fed with all that `file` holds from where it stands, in flat memory."""
     # A block is zeroed when it is made, which takes longer than to digest a small file.
     size = os.fstat(file.fileno()).st_size
-    block = memoryview(bytearray(min(BLOCK_BYTES, size + 1)))
+    block = room(min(BLOCK_BYTES, size + 1))
     while count := file.readinto(block):  # type: ignore[attr-defined]
         if stopped():
             raise Stopped

@@ -19,6 +19,7 @@ from pathlib import Path
 from adapters.errors import DiskFailed, DiskFull, InUse
 from adapters.files.digest import BLOCK_BYTES, feed, named
 from adapters.files.durable import Flushing
+from adapters.memory import room
 from adapters.workers import DIGESTS, DISK, SOCKETS, finish
 
 #: Smaller ones cost a third more. Larger ones make the kernel use pages so large that a virtual
@@ -46,7 +47,7 @@ class Partial:
         self._block_bytes = block_bytes
         self._blocks = _Blocks(block_bytes)
         self._digester = _Digester(sha, self._blocks)
-        self._gathering: bytearray | None = None
+        self._gathering: memoryview | None = None
         self._fill = 0
         self._job: Future[None] | None = None
         self._flushing = Flushing(handle)
@@ -155,7 +156,7 @@ class Partial:
         handle, self._handle = self._handle, -1
         return handle
 
-    async def _block(self) -> bytearray:
+    async def _block(self) -> memoryview:
         """The block that bytes are gathered in; a new one once there is one."""
         if self._gathering is None:
             self._gathering = self._blocks.fresh()
@@ -193,7 +194,7 @@ class Partial:
     def _take_in(self, receive: Callable[[memoryview], int], most: int) -> int:
         block = self._blocks.take()
         try:
-            count = receive(memoryview(block)[:most])
+            count = receive(block[:most])
         except BaseException:
             self._blocks.give_back(block)
             raise
@@ -205,7 +206,7 @@ class Partial:
     def _take_over(self, most: int) -> int:
         block = self._blocks.take()
         try:
-            count = os.preadv(self._handle, [memoryview(block)[:most]], self._written)
+            count = os.preadv(self._handle, [block[:most]], self._written)
             self._flushing.wrote(count)
         except BaseException:
             self._blocks.give_back(block)
@@ -214,9 +215,9 @@ class Partial:
         self._digester.put(block, count)
         return count
 
-    def _keep(self, block: bytearray, count: int, at: int) -> None:
+    def _keep(self, block: memoryview, count: int, at: int) -> None:
         try:
-            write_all(self._handle, memoryview(block)[:count], at)
+            write_all(self._handle, block[:count], at)
             self._flushing.wrote(count)
         except OSError:
             self._broken = True
@@ -229,23 +230,23 @@ class _Blocks:
 
     def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
-        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        self._free: queue.SimpleQueue[memoryview] = queue.SimpleQueue()
         self._made = 0
 
-    def fresh(self) -> bytearray | None:
+    def fresh(self) -> memoryview | None:
         """A free block, if there is one or one may be made."""
         with contextlib.suppress(queue.Empty):
             return self._free.get_nowait()
         if self._made == BLOCKS:
             return None
         self._made += 1
-        return bytearray(self._block_bytes)
+        return room(self._block_bytes)
 
-    def take(self) -> bytearray:
+    def take(self) -> memoryview:
         """A free block, once there is one. Blocks."""
         return self.fresh() or self._free.get()
 
-    def give_back(self, block: bytearray) -> None:
+    def give_back(self, block: memoryview) -> None:
         """Let it be used again."""
         self._free.put(block)
 
@@ -256,12 +257,12 @@ class _Digester:
     def __init__(self, sha: hashlib._Hash, blocks: _Blocks) -> None:
         self.sha = sha
         self._blocks = blocks
-        self._waiting: deque[tuple[bytearray, int]] = deque()
+        self._waiting: deque[tuple[memoryview, int]] = deque()
         self._lock = threading.Lock()
         self._idle = threading.Event()
         self._idle.set()
 
-    def put(self, block: bytearray, count: int) -> None:
+    def put(self, block: memoryview, count: int) -> None:
         """Digest the first `count` bytes of a block, then give it back."""
         with self._lock:
             self._waiting.append((block, count))
@@ -275,7 +276,7 @@ class _Digester:
 
     def _digest_one(self) -> None:
         block, count = self._waiting.popleft()
-        self.sha.update(memoryview(block)[:count])
+        self.sha.update(block[:count])
         self._blocks.give_back(block)
         with self._lock:
             # Queue up again behind the blocks of other transfers.

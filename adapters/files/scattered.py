@@ -19,6 +19,7 @@ from adapters.files.blocks import BlockMap, MalformedMap, block_count_of, blocks
 from adapters.files.digest import BLOCK_BYTES, named
 from adapters.files.durable import Flushing
 from adapters.files.partial import Partial, disk_errors, make_durable, write_all
+from adapters.memory import room
 from adapters.workers import DIGESTS, finish
 
 #: Files under way, by checksum: what of them is there can be given to others already.
@@ -237,7 +238,7 @@ class _Behind:
 
     def _digest_one(self) -> None:
         if self._block is None:
-            self._block = memoryview(bytearray(BLOCK_BYTES))
+            self._block = room(BLOCK_BYTES)
         try:
             most = min(BLOCK_BYTES, max(0, self._end - self._done))
             count = os.preadv(self._handle, [self._block[:most]], self._done) if most else 0

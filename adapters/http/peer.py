@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError
 from adapters.http.download import connect
+from adapters.memory import room
 
 _ERROR_TEXT = 300
 #: Larger pieces cost more to make room for than to ask for.
@@ -80,7 +81,7 @@ class Peer:
     def room(self, nbytes: int) -> memoryview:
         """Memory to read into: the same each time, as long as it is enough."""
         if len(self._room) < nbytes:
-            self._room = memoryview(bytearray(nbytes))
+            self._room = room(nbytes)
         return self._room[:nbytes]
 
     def fill(self, view: memoryview) -> tuple[int, TransportError | None]:

@@ -22,6 +22,7 @@ from adapters.http.batches import ABSENT, FRAME, encode_list, frames
 from adapters.http.peer import Peer
 from adapters.http.receiving import error_of
 from adapters.http.signing import BATCH_ROUTE, Signer
+from adapters.memory import room
 from adapters.transport import Request, Take
 from adapters.workers import PEERS, finish
 from streams.foreign import from_json
@@ -170,7 +171,7 @@ class _Answer:
 
     def __init__(self, peer: Peer) -> None:
         self._peer = peer
-        self._held = memoryview(bytearray(_HELD_BYTES + SMALL_BYTES))
+        self._held = room(_HELD_BYTES + SMALL_BYTES)
         self._from = self._to = 0
 
     def next(self, count: int) -> memoryview:

@@ -89,19 +89,21 @@ class Flow:
 class Body:
     """The body of a request, given away piece by piece as the connection takes it."""
 
-    def __init__(self, data: bytes, flow: Flow, watch: asyncio.Timeout) -> None:
-        self._data = data
+    def __init__(self, data: bytes | memoryview, flow: Flow, watch: asyncio.Timeout) -> None:
+        self._data = memoryview(data)
         self._flow = flow
         self._watch = watch
 
-    async def __aiter__(self) -> AsyncGenerator[bytes]:
+    async def __aiter__(self) -> AsyncGenerator[memoryview]:
         clock = asyncio.get_running_loop().time
-        for at, length in layout.spans(0, len(self._data), self._flow.piece_bytes):
+        # Whoever asks may keep us for long, but not the bytes.
+        data, self._data = self._data, memoryview(b"")
+        for at, length in layout.spans(0, len(data), self._flow.piece_bytes):
             # To wait for the throttle is no silence.
             self._expect_by(None)
             await self._flow.take(length)
             self._expect_by(clock() + self._flow.stall_s)
-            yield self._data[at : at + length]
+            yield data[at : at + length]
             self._flow.count(length)
 
     def _expect_by(self, when: float | None) -> None:

@@ -164,7 +164,7 @@ def spans(start: int, end: int, span_bytes: int) -> list[tuple[int, int]]:
     return [(at, min(span_bytes, end - at)) for at in range(start, end, span_bytes)]
 
 
-def digest(data: bytes) -> str:
+def digest(data: bytes | memoryview) -> str:
     """SHA-256 as S3 writes it."""
     return in_base64(hashlib.sha256(data).digest())
 

@@ -16,7 +16,7 @@ import hmac
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -146,16 +146,22 @@ class Sealed:
         except InvalidTag:
             raise SealBroken(f"chunk {index} of {self.chunks} is not what was sealed") from None
 
-    def read(self, plain: Callable[[int, int], bytes], offset: int, length: int) -> bytes:
-        """A range of the sealed form, `plain` being asked for (offset, length) of the content."""
+    def read(
+        self, plain: Callable[[int, int], bytes], offset: int, length: int
+    ) -> Iterator[memoryview]:
+        """A range of the sealed form, piece by piece, `plain` being asked for (offset, length) of
+        the content.
+        """
         end = min(offset + length, self.sealed_bytes)
         index = max(0, offset - HEADER_BYTES) // (self.chunk_bytes + TAG_BYTES)
-        start = self.chunk_at(index) if offset >= HEADER_BYTES else 0
-        gathered = bytearray(self.header if not start else b"")
-        while start + len(gathered) < end:
-            gathered += self.seal(index, plain(index * self.chunk_bytes, self.chunk_bytes))
+        at, piece = (self.chunk_at(index), b"") if offset >= HEADER_BYTES else (0, self.header)
+        while True:
+            yield memoryview(piece)[max(0, offset - at) : end - at]
+            at += len(piece)
+            if at >= end:
+                return
+            piece = self.seal(index, plain(index * self.chunk_bytes, self.chunk_bytes))
             index += 1
-        return bytes(memoryview(gathered)[offset - start : end - start])
 
     def _nonce(self, index: int) -> bytes:
         return self._prefix + _PLACE.pack(index, index == self.chunks - 1)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from adapters.errors import DigestMismatch, EntryMissing
 from adapters.files.digest import BLOCK_BYTES, named
+from adapters.memory import room
 from adapters.s3 import layout
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.sealing import Sealer
@@ -53,31 +54,45 @@ class Source:
         self._expect(sha)
         if self._sealed is None:
             return plain, sha.digest()
-        sealed = self._sealed.read(
+        pieces = self._sealed.read(
             lambda offset, length: plain[offset : offset + length], 0, self.stored.stored_bytes
         )
+        sealed = b"".join(pieces)
         return sealed, hashlib.sha256(sealed).digest()
 
-    def read(self, offset: int, length: int) -> bytes:
-        """A range of the object. Raises `DigestMismatch` if the file has become shorter."""
-        if self._sealed is not None:
-            return self._sealed.read(self.read_plain, offset, length)
-        return self.read_plain(offset, length)
+    def read(self, offset: int, into: memoryview) -> None:
+        """Fill memory with the object from `offset` on. Raises `DigestMismatch` if the file has
+        become shorter.
+        """
+        if self._sealed is None:
+            self._read_plain(offset, into)
+            return
+        at = 0
+        for piece in self._sealed.read(self.read_plain, offset, len(into)):
+            into[at : at + len(piece)] = piece
+            at += len(piece)
 
     def read_plain(self, offset: int, length: int) -> bytes:
         """A range of the file."""
         data = os.pread(self._handle, length, offset)
-        if len(data) != min(length, self.stored.entry.size_bytes - offset):
-            raise DigestMismatch(f"{self.stored.entry.path} has other bytes than its entry")
+        self._expect_whole(len(data), offset, length)
         return data
+
+    def _read_plain(self, offset: int, into: memoryview) -> None:
+        self._expect_whole(os.preadv(self._handle, [into], offset), offset, len(into))
+
+    def _expect_whole(self, count: int, offset: int, length: int) -> None:
+        if count != min(length, self.stored.entry.size_bytes - offset):
+            raise DigestMismatch(f"{self.stored.entry.path} has other bytes than its entry")
 
     async def prove(self) -> None:
         """Raise `DigestMismatch` unless the file holds exactly the entry."""
         entry, sha = self.stored.entry, hashlib.sha256()
         self._expect_size()
+        block = room(BLOCK_BYTES)
         for at, length in layout.spans(0, entry.size_bytes, BLOCK_BYTES):
-            data = await finish(partial(self.read_plain, at, length))
-            await finish(partial(sha.update, data), executor=DIGESTS)
+            await finish(partial(self._read_plain, at, block[:length]))
+            await finish(partial(sha.update, block[:length]), executor=DIGESTS)
         self._expect(sha)
 
     def _expect_size(self) -> None:

@@ -148,7 +148,7 @@ class Store:
     async def send(
         self,
         key: str,
-        data: bytes,
+        data: bytes | memoryview,
         sha256: bytes,
         flow: Flow,
         headers: Mapping[str, str],
@@ -162,7 +162,7 @@ class Store:
             # What may pass at once goes out with the headers, in one piece.
             await flow.take(len(data))
             flow.count(len(data))
-            watch, body = flow.answering(), data
+            watch, body = flow.answering(), bytes(data)
         async with self._answered(
             "PUT", key, watch, sent, query, body, sha256.hex(), len(data)
         ) as said:

@@ -23,6 +23,7 @@ from typing import Any
 from adapters.errors import DigestMismatch, EntryMissing, Overtaken, Refused, TransportError
 from adapters.files.digest import hex_of
 from adapters.files.landing import Landing
+from adapters.memory import room
 from adapters.s3 import layout
 from adapters.s3.flow import Flow
 from adapters.s3.layout import ManifestEntry
@@ -36,6 +37,8 @@ from adapters.workers import DIGESTS, cancelled, each, finish
 from streams.values import DataEntry, Transport
 
 PART_BYTES = 16 << 20
+#: Memory for the parts of one object that are sent at once; one part goes, however large.
+PARTS_BYTES = 64 << 20
 #: Smaller than a part: what is fetched but not yet in order is lost when an attempt ends.
 RANGE_BYTES = 8 << 20
 #: Whether a smaller object is there is only asked once it turns out that one is.
@@ -290,14 +293,20 @@ class S3Transport:
             if proving.done():
                 await proving
             number, (at, length) = part
-            data = await finish(partial(source.read, at, length))
+            memory = spare.pop()
+            data = memory[:length]
+            await finish(partial(source.read, at, data))
             parts[number] = await self._put_part(
                 stored.key, upload, number, data, there.get(number, {}), flow
             )
+            # Nobody sends it any more, now that the server has answered.
+            spare.append(memory)
 
         numbered = enumerate(layout.spans(0, stored.stored_bytes, size), 1)
+        at_once = max(1, min(self._concurrency, PARTS_BYTES // size))
+        spare = [room(size) for _ in range(at_once)]
         try:
-            await each(numbered, put_part, self._concurrency)
+            await each(numbered, put_part, at_once)
             await proving
         finally:
             await cancelled([proving])
@@ -332,7 +341,13 @@ class S3Transport:
         return max(mine, key=lambda one: one["Initiated"])["UploadId"] if mine else ""
 
     async def _put_part(
-        self, key: str, upload: str, number: int, data: bytes, there: dict[str, Any], flow: Flow
+        self,
+        key: str,
+        upload: str,
+        number: int,
+        data: memoryview,
+        there: dict[str, Any],
+        flow: Flow,
     ) -> dict[str, Any]:
         """Store a part unless it is there; return how it is named when all are put together."""
         digest = await finish(partial(layout.digest, data), executor=DIGESTS)
@@ -411,7 +426,7 @@ def _metadata(stored: ManifestEntry) -> dict[str, str]:
     return about | {"sealed-with": key_id} if key_id else about
 
 
-def _same(there: dict[str, Any], data: bytes, digest: str) -> bool:
+def _same(there: dict[str, Any], data: memoryview, digest: str) -> bool:
     """Whether a listed part holds these bytes."""
     if there.get("Size") != len(data):
         return False

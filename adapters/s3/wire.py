@@ -66,7 +66,7 @@ class Wire:
         key: str,
         headers: Mapping[str, str],
         query: Mapping[str, str] | None,
-        body: AsyncIterable[bytes] | bytes,
+        body: AsyncIterable[bytes | memoryview] | bytes,
         sha256: str,
         length: int,
     ) -> aiohttp.ClientResponse:

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import itertools
 import os
-import re
 import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
@@ -40,6 +39,7 @@ from adapters.throttle import Throttle
 from adapters.transport import Progress
 from streams.values import DataEntry, DataType, Endpoint
 from tests.contract.rigs import Rig, files_in, left_in
+from tests.memory import forget_peak, memory
 
 PATIENCE_S = 90.0
 PATH = "data/gpu-7/x.bin"
@@ -469,17 +469,6 @@ async def test_p12_memory_does_not_grow_with_the_file(rig: Rig, tmp_path: Path, 
     rig.hold(entry, file)
     assert await bring(rig, root, entry) == (size, Landed(bytes=size))
     assert memory("VmHWM") - before < 72 << 20
-
-
-def memory(what: str) -> int:
-    """A line of this process's memory, in bytes."""
-    (found,) = re.findall(rf"{what}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found) * 1024
-
-
-def forget_peak() -> None:
-    """Let the peak of this process's memory begin at what it is now."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 @pytest.fixture

@@ -41,6 +41,7 @@ from tests.integration.s3_server import (
     running_s3_server,
     with_credentials,
 )
+from tests.memory import forget_peak, memory
 
 __all__ = ["running_s3_server"]
 
@@ -307,6 +308,27 @@ async def test_an_object_cut_short_is_replaced_by_its_content(
         client.put_object(Bucket=bucket, Key=key, Body=b"cut short")
         assert await push(connect(), entry, file) >= size
         await fetch(connect(), entry, root)
+
+
+async def test_p12_parts_take_so_much_memory_however_large_they_are(
+    connect: Callable[..., S3Transport], tmp_path: Path
+) -> None:
+    """Of the largest objects a part is so large that four at once would be too much."""
+    size, file = 192 << 20, tmp_path / "sparse"
+    file.touch()
+    os.truncate(file, size)
+    entry = DataEntry(
+        path="data/sparse.bin",
+        data_type=DataType.METADATA,
+        config_key="all",
+        size_bytes=size,
+        checksum=f"sha256:{hashlib.sha256(bytes(size)).hexdigest()}",
+    )
+    transport = connect(part_bytes=48 << 20)
+    before = memory("VmRSS")
+    forget_peak()
+    assert await push(transport, entry, file) == size
+    assert memory("VmHWM") - before < s3.PARTS_BYTES + (24 << 20)
 
 
 # Resume
