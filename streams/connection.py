@@ -306,7 +306,9 @@ class Connection:
         if self._client.is_connected:
             with contextlib.suppress(LogUnavailable):
                 await self.flush()
-        await self._client.close()
+        # What was still unsent goes to the server that is gone; there is nobody else to tell.
+        with contextlib.suppress(nats.errors.Error, OSError):
+            await self._client.close()
 
     def _on_answer(self, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
         future, _ = self._waiting.get(subject[len(self._inbox) + 1 :], (None, None))

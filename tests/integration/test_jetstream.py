@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import logging
 import os
@@ -147,6 +148,21 @@ class TestCrash:
                 assert (await consuming).recorded.id == trigger(2).id
                 assert [fact.id for fact in await reading] == [trigger(2).id]
             await impatient.close()
+
+    async def test_who_closes_with_something_unsent_hears_no_more_of_it(
+        self, own_server: EmbeddedServer
+    ) -> None:
+        """The server is gone: closing ends, and no task is left with an error nobody asks for."""
+        unasked: list[str] = []
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: unasked.append(context["message"]))
+        async with connected(own_server) as log:
+            own_server.kill()
+            await eventually(lambda: not log.connected)
+            await log.connection.send(Message("unsent", b""))
+        gc.collect()
+        await asyncio.sleep(0)
+        assert unasked == []
 
     async def test_publishers_lose_and_double_nothing(self, own_server: EmbeddedServer) -> None:
         """Killed mid-publish: every receipt is true, every fact is there once."""
