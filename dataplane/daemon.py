@@ -162,6 +162,7 @@ async def _end_with(log: JetStreamLog) -> None:
 async def _patiently_connect(config: DataPlaneConfig) -> JetStreamLog:
     """Connect, waiting for a bus that is just starting; wrong credentials are said at once."""
     deadline = time.monotonic() + _BUS_PATIENCE_S
+    told = False
     while True:
         try:
             return await open_log(config)
@@ -170,7 +171,10 @@ async def _patiently_connect(config: DataPlaneConfig) -> JetStreamLog:
         except LogUnavailable as error:
             if time.monotonic() > deadline:
                 raise
-            logger.info("waiting for the bus: %s", error)
+            # Once: whoever waits for long ends, and the one started in his place says it again.
+            if not told:
+                logger.info("waiting for the bus: %s", error)
+            told = True
             await asyncio.sleep(0.5)
 
 

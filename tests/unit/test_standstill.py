@@ -1,13 +1,20 @@
-"""The silent stop is seen by what is not done, and a child without a pulse is killed (P18)."""
+"""The silent stop is seen by what is not done, and a child without a pulse is killed (P18).
+
+Who waits for the bus says so, once.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import sys
 from pathlib import Path
 
-from dataplane.daemon import Part, _kill_without_pulse
+import pytest
+
+from dataplane.config import DataPlaneConfig
+from dataplane.daemon import Part, _kill_without_pulse, _patiently_connect
 from dataplane.standstill import Progress, Standstill
 
 
@@ -41,6 +48,26 @@ def test_time_without_a_bus_does_not_count() -> None:
     watch.judge([Progress("bridge", 1, 0)], 0.0)
     watch.forget()
     assert watch.judge([Progress("bridge", 1, 0)], 100.0) == ""
+
+
+async def test_bus_that_is_waited_for_is_said_to_be_once(caplog: pytest.LogCaptureFixture) -> None:
+    """However often it is tried: a journal is no place for the same sentence twice a second."""
+    tries = asyncio.Semaphore(0)
+
+    def refuse(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        tries.release()
+
+    caplog.set_level(logging.INFO, "dataplane.daemon")
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as shut:
+        port = shut.sockets[0].getsockname()[1]
+        config = DataPlaneConfig(nats_url=f"nats://127.0.0.1:{port}")
+        waiting = asyncio.create_task(_patiently_connect(config))
+        async with asyncio.timeout(60):
+            for _ in range(4):
+                await tries.acquire()
+        waiting.cancel()
+    assert [record.message[:19] for record in caplog.records] == ["waiting for the bus"]
 
 
 async def test_p18_child_that_is_stopped_is_killed(tmp_path: Path) -> None:
