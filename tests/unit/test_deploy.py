@@ -93,9 +93,10 @@ def test_each_server_of_the_cluster_has_a_configuration_that_is_right(tmp_path: 
 
 @pytest.mark.parametrize("unit", sorted(file.name for file in (DEPLOY / "systemd").iterdir()))
 def test_units_start_what_there_is_and_start_it_again(unit: str) -> None:
-    """Restart=always is what makes the processes' one answer to trouble, to end, a good one."""
+    """For ever: it makes the processes' one answer to trouble, to end, a good one."""
     text = (DEPLOY / "systemd" / unit).read_text()
     assert "Restart=always" in text
+    assert "StartLimitIntervalSec=0" in text
     start = re.search(r"^ExecStart=/opt/dataplane/bin/(.*)$", text, re.MULTILINE)
     assert start is not None
     if not unit.startswith("nats"):
