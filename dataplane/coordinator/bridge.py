@@ -62,8 +62,6 @@ BATCH = 128
 _MOST_FACTS = 900
 #: Of facts that are appended together, as they are said: they are made and sent in one go.
 _MOST_BYTES = 1024 * 1024
-#: Parts of a plan that are appended together; each is as large as a message may be.
-PARTS_AT_ONCE = 5
 #: After so long what was decided is appended before more is.
 SLICE_S = 0.1
 _SWEEP_PAGE = 100
@@ -369,18 +367,15 @@ def _said_bytes(facts: Sequence[Fact], guard: Guard, now: float) -> int:
 def pieces_of(decision: Decision) -> list[tuple[Fact, ...]]:
     """The facts of a decision as they are appended: together, but for the parts of a long plan.
 
-    Those leave a chain as it was, with a plan of which the rest is owed: of what they say some may
-    be said alone.
+    Those leave a chain as it was, with a plan of which the rest is owed, so that each may be said
+    alone. Each is as large as a message may be: the loop has its turn between one and the next.
     """
-    pieces, piece = [], list[Fact]()
+    unfinished, rest = list[Fact](), list[Fact]()
     for fact in decision.facts:
-        piece.append(fact)
         event = fact.event
-        unfinished = isinstance(event, events.SyncPlanned) and not event.last_part
-        if unfinished and len(piece) == PARTS_AT_ONCE:
-            pieces.append(tuple(piece))
-            piece = []
-    return [*pieces, tuple(piece)] if piece else pieces
+        part = isinstance(event, events.SyncPlanned) and not event.last_part
+        (unfinished if part else rest).append(fact)
+    return [*((fact,) for fact in unfinished), *([tuple(rest)] if rest else [])]
 
 
 def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str]:

@@ -295,15 +295,19 @@ class Draft:
         for precious, source, entry, target in wanted:
             chain = transport_chain(self._known, entry, rule, strategy, source, target.name)
             by_target.setdefault((precious, source, chain, target.name), []).append(entry)
-        grouped: dict[tuple[Any, ...], list[str]] = {}
+        # All targets are given the same objects: they are compared by what they are, not by what
+        # is in them, of which there may be very much.
+        grouped: dict[tuple[Any, ...], tuple[list[DataEntry], list[str]]] = {}
         for (precious, source, chain, name), entries in by_target.items():
-            grouped.setdefault((precious, source, chain, tuple(entries)), []).append(name)
+            key = (precious, source, chain, tuple(map(id, entries)))
+            grouped.setdefault(key, (entries, []))[1].append(name)
         # The most precious first; else as the rules and entries came.
-        for precious, source, chain, entries in sorted(grouped, key=lambda key: key[0]):
+        ordered = sorted(grouped.items(), key=lambda item: item[0][0])
+        for (precious, source, chain, _), (entries, names) in ordered:
             self.plans.append(
                 SyncPlan(
                     source_node=source,
-                    target_nodes=tuple(grouped[precious, source, chain, entries]),
+                    target_nodes=tuple(names),
                     entries=tuple(replace(entry, locations=()) for entry in entries),
                     priority=self._priority(rule, strategy, precious),
                     reason=rule.reason,

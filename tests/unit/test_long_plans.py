@@ -106,7 +106,7 @@ def wanted(facts: Sequence[Recorded]) -> list[str]:
     return sorted(e.path for event in plans for plan in event.plans for e in plan.entries)
 
 
-async def test_long_plan_is_appended_in_pieces_of_few_messages(tmp_path: Path) -> None:
+async def test_long_plan_is_appended_part_by_part(tmp_path: Path) -> None:
     """Whatever its length, no append and no message grows with it."""
     log = Counting()
     await told(log)
@@ -116,10 +116,10 @@ async def test_long_plan_is_appended_in_pieces_of_few_messages(tmp_path: Path) -
     facts = await decisions(log)
     assert wanted(facts) == sorted(one.path for one in MANY)
     parts = [fact.event for fact in facts if isinstance(fact.event, events.SyncPlanned)]
-    assert len(parts) > bridge_module.PARTS_AT_ONCE
+    assert len(parts) > 2
     assert [part.last_part for part in parts] == [False] * (len(parts) - 1) + [True]
-    assert len(log.sizes) == -(-len(parts) // bridge_module.PARTS_AT_ONCE) == 2
-    assert max(log.sizes) <= (bridge_module.PARTS_AT_ONCE + 1) * MAX_MESSAGE_BYTES
+    assert len(log.sizes) == len(parts)
+    assert max(log.sizes) <= MAX_MESSAGE_BYTES
     assert [fact.type for fact in facts][len(parts) :] == ["DATA_SYNC_STARTED"]
     assert bridge.conflicts == 0
 
@@ -162,10 +162,9 @@ async def test_lease_is_renewed_while_a_long_decision_is_taken(
 
 @pytest.mark.parametrize("said", range(7))
 async def test_who_leads_next_says_the_rest_of_a_plan_and_nothing_twice(
-    said: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    said: int, tmp_path: Path
 ) -> None:
     """Wherever its decider is cut off; what it said stands, also where the cluster has changed."""
-    monkeypatch.setattr(bridge_module, "PARTS_AT_ONCE", 1)
     log = await told(MemoryLog())
     first = Counting(store=log._store)
     first.left = said
@@ -191,11 +190,8 @@ async def test_who_leads_next_says_the_rest_of_a_plan_and_nothing_twice(
     assert len({need.transfer for need in chain.needs}) == len(chain.needs) == chain.copies
 
 
-async def test_two_who_decide_on_one_plan_at_once_say_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_two_who_decide_on_one_plan_at_once_say_it_once(tmp_path: Path) -> None:
     """The guard of each piece lets one of them on; the other sees what was said and goes on."""
-    monkeypatch.setattr(bridge_module, "PARTS_AT_ONCE", 1)
     log = await told(MemoryLog())
     async with (
         bridge_on(log.another(), tmp_path / "a") as one,
