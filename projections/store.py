@@ -48,9 +48,12 @@ class Reader:
     def __init__(self, txn: Any, tables: dict[str, Any]) -> None:
         self._txn = txn
         self._tables = tables
+        #: Values asked for so far: how far a reading is that takes long.
+        self.steps = 0
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """The value of a key; None if there is none."""
+        self.steps += 1
         value: bytes | None = self._txn.get(key, db=self._tables[table])
         return value
 

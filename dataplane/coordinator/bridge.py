@@ -31,7 +31,7 @@ from dataplane.policy import Policy
 from projections.chains import Chain, ChainRow, place_of
 from projections.cluster import ClusterView
 from projections.projector import Projector
-from projections.store import StoreError
+from projections.store import Reader, StoreError
 from projections.transfers import ENTRY_MISSING
 from streams import events
 from streams.appending import place_guards
@@ -122,8 +122,14 @@ class EventBridge:
         self._swept: dict[str, float] = {}
         #: One is driven after the other: two would decide the same, and one of them in vain.
         self._driving = asyncio.Lock()
-        #: How often deliveries were dealt with, in whatever way: progress, for health.
-        self.turns = 0
+        self._turns = 0
+        #: What the last decision reads, or has read.
+        self._reading: Reader | None = None
+
+    @property
+    def turns(self) -> int:
+        """A number that changes with whatever is done, also within one long decision."""
+        return self._turns + (self._reading.steps if self._reading else 0)
 
     async def run(self) -> None:
         """Handle what is delivered, for ever."""
@@ -169,7 +175,7 @@ class EventBridge:
         return True
 
     async def _handle(self, deliveries: list[Delivery]) -> None:
-        self.turns += 1
+        self._turns += 1
         try:
             await self._projector.wait_for(max(d.recorded.sequence for d in deliveries), ACK_WAIT_S)
             touched = self._touched([d.recorded for d in deliveries])
@@ -255,10 +261,11 @@ class EventBridge:
         now: float,
         slice_s: float,
     ) -> tuple[list[Asked], bool]:
-        """Ask the next of these what they owe, in one reading. It changes nothing of the bridge."""
+        """Ask the next of these what they owe, in one reading. Nothing is said yet."""
         until = time.perf_counter() + slice_s
         found = []
         with self._projector.store.read() as reader:
+            self._reading = reader
             view = ClusterView(reader)
             planner = SyncPlanner(self._policy, view, now)
             for id, cause in asked:
@@ -305,6 +312,7 @@ class EventBridge:
         if not self._leads():
             raise LogUnavailable("this coordinator leads no more: another decides")
         reach("coordinator.decided")
+        self._turns += 1
         facts = [fact for decision in group for fact in decision.facts]
         receipt = await self._log.append(facts, [decision.guard for decision in group])
         self.full = ""

@@ -160,6 +160,29 @@ async def test_lease_is_renewed_while_a_long_decision_is_taken(
     assert wanted(await decisions(log)) == sorted(one.path for one in MANY)
 
 
+async def test_long_decision_is_no_standstill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else whoever takes it is ended in the middle of it, and who takes it over as well."""
+    seen, real = list[int](), bridge_module.owed
+
+    async with bridge_on(await told(MemoryLog()), tmp_path) as bridge:
+
+        def owed(chain: Any, rows: Any, plan: Any, *asked: Any) -> list[Fact]:
+            def noting(*trigger: Any) -> events.SyncPlanned:
+                seen.append(bridge.turns)
+                planned: events.SyncPlanned = plan(*trigger)
+                seen.append(bridge.turns)
+                return planned
+
+            return real(chain, rows, noting, *asked)
+
+        monkeypatch.setattr(bridge_module, "owed", owed)
+        await bridge.sweep()
+    begun, decided = seen
+    assert decided - begun >= len(MANY)
+
+
 @pytest.mark.parametrize("said", range(7))
 async def test_who_leads_next_says_the_rest_of_a_plan_and_nothing_twice(
     said: int, tmp_path: Path
