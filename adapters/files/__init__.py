@@ -4,6 +4,6 @@ Nothing here opens a connection. Read in this order: `landing` (how a file appea
 `partial` (from its beginning on) or `scattered` (in any order, by the block maps of `blocks` and
 `maps`) and `places`, `group` and `durable` (how many small ones appear together), then `inventory`
 (what is here) with `walk`, `reading`, `known`, `index`, `contents` and `watching`, then what is
-asked of a file: `digest`, `checks`, `sqlite`, `rot`, `removal`. `merging`, with `gametables`
-and `records`, brings the games or the rows of one database into another.
+asked of a file: `digest`, `checks`, `sqlite` with `apart`, `rot`, `removal`. `merging`, with
+`gametables` and `records`, brings the games or the rows of one database into another.
 """

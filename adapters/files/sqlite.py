@@ -16,11 +16,14 @@ import fcntl
 import os
 import sqlite3
 import struct
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from adapters.files import apart
 from adapters.files.digest import Stopped
 
 SIDE_FILES = ("-wal", "-shm", "-journal")
@@ -95,10 +98,12 @@ def check(path: Path) -> str | None:
 
     Raises `Locked` if somebody holds it: that says nothing about its soundness.
     """
-    pragma = "integrity_check" if path.stat().st_size <= FULL_CHECK_BYTES else "quick_check"
     try:
-        with _reading(path, immutable=_needs_no_lock(path)) as db:
-            found = [str(row[0]) for row in db.execute(f"PRAGMA {pragma}(3)")]
+        if path.stat().st_size > FULL_CHECK_BYTES:
+            found = _asked_apart(path, "quick_check(3)")
+        else:
+            with _reading(path, immutable=_needs_no_lock(path)) as db:
+                found = [str(row[0]) for row in db.execute("PRAGMA integrity_check(3)")]
     except Unsound as error:
         return str(error)
     return None if found == ["ok"] else "; ".join(found)
@@ -282,9 +287,33 @@ def _state(source: Path) -> tuple[tuple[int, int, int], ...]:
 
 @contextlib.contextmanager
 def _reading(path: Path, *, immutable: bool) -> Iterator[sqlite3.Connection]:
-    uri = path.resolve().as_uri() + "?mode=ro" + ("&immutable=1" if immutable else "")
-    with _errors_named(path), contextlib.closing(_connect(uri)) as db:
+    with (
+        _errors_named(path),
+        contextlib.closing(_connect(_to_read(path, immutable=immutable))) as db,
+    ):
         yield db
+
+
+def _to_read(path: Path, *, immutable: bool) -> str:
+    return path.resolve().as_uri() + "?mode=ro" + ("&immutable=1" if immutable else "")
+
+
+def _asked_apart(path: Path, pragma: str) -> list[str]:
+    """What a pragma says of a database, asked by a process of its own; see `apart`."""
+    uri = _to_read(path, immutable=_needs_no_lock(path))
+    ended = subprocess.run(
+        [sys.executable, "-I", "-S", apart.__file__, uri, pragma, str(BUSY_S)],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = ended.stdout.rstrip("\n")
+    if ended.returncode < 0:
+        raise OSError(f"{path.name}: signal {-ended.returncode} ended the reading of it")
+    if ended.returncode:
+        raise _named(path, ended.returncode, said or ended.stderr.strip())
+    return said.split("\n")
 
 
 def _connect(uri: str, timeout_s: float = BUSY_S) -> sqlite3.Connection:
@@ -296,14 +325,19 @@ def _errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in _LOCKED:
-            raise Locked(f"{path.name}: {error}") from error
-        if code in _NEEDS_WRITING:
-            raise _OnlyByWriting(f"{path.name}: {error}") from error
-        if code in _UNSOUND:
-            raise Unsound(f"{path.name}: {error}") from error
-        raise OSError(f"{path.name}: {error}") from error
+        raise _named(path, getattr(error, "sqlite_errorcode", 0) & 0xFF, str(error)) from error
+
+
+def _named(path: Path, code: int, said: str) -> Exception:
+    """The exception that an error of SQLite means."""
+    what = f"{path.name}: {said}"
+    if code in _LOCKED:
+        return Locked(what)
+    if code in _NEEDS_WRITING:
+        return _OnlyByWriting(what)
+    if code in _UNSOUND:
+        return Unsound(what)
+    return OSError(what)
 
 
 def _is_locked(path: Path) -> bool:

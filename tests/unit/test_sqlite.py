@@ -38,6 +38,9 @@ if "stay" in sys.argv:
 db.close()
 """
 
+#: Up to which size a database is checked whole: more than those here, and less.
+LARGEST = (sqlite.FULL_CHECK_BYTES, 0)
+
 
 def written(path: Path, mode: str, transactions: int, *, killed: bool = False) -> Path:
     """A database that a process wrote and then left, by closing it or by being killed."""
@@ -213,15 +216,21 @@ sys.stdin.read()
         process.stdout.readline()
         with pytest.raises(sqlite.Locked):
             sqlite.snapshot(source, tmp_path / "copy.db")
-        with pytest.raises(sqlite.Locked):
-            sqlite.check(source)
+        for largest in LARGEST:
+            monkeypatch.setattr(sqlite, "FULL_CHECK_BYTES", largest)
+            with pytest.raises(sqlite.Locked):
+                sqlite.check(source)
         process.communicate(timeout=60)
     assert not (tmp_path / "copy.db").exists()
     assert sqlite.check(source) is None
 
 
-def test_a_damaged_database_is_named_as_such(tmp_path: Path) -> None:
+@pytest.mark.parametrize("largest", LARGEST)
+def test_a_damaged_database_is_named_as_such(
+    tmp_path: Path, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Overwritten pages are found, and garbage under a database's name is none."""
+    monkeypatch.setattr(sqlite, "FULL_CHECK_BYTES", largest)
     source = written(tmp_path / "x.db", "DELETE", 50)
     with source.open("r+b") as file:
         file.seek(8 * 4096)
@@ -232,6 +241,20 @@ def test_a_damaged_database_is_named_as_such(tmp_path: Path) -> None:
     with pytest.raises(sqlite.Unsound):
         sqlite.snapshot(source, tmp_path / "copy.db")
     assert not (tmp_path / "copy.db").exists()
+
+
+def test_a_large_database_is_checked_in_a_process_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that fails under it ends that process, not us, and says nothing of the database."""
+    source = written(tmp_path / "x.db", "DELETE", 5)
+    monkeypatch.setattr(sqlite, "FULL_CHECK_BYTES", 0)
+    assert sqlite.check(source) is None
+    fails = tmp_path / "fails.py"
+    fails.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGBUS)\n")
+    monkeypatch.setattr(sqlite.apart, "__file__", str(fails))
+    with pytest.raises(OSError, match="signal"):
+        sqlite.check(source)
 
 
 def test_games_are_counted_only_where_there_is_a_table_of_games(tmp_path: Path) -> None:
