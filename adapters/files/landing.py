@@ -40,6 +40,8 @@ __all__ = ["Landed", "Landing", "sweep_partials", "sweep_quarantine"]
 
 #: A training set smaller than this share of the one it would replace is refused.
 SMALLEST_NPZ_SHARE = 0.8
+#: Refers to a file without opening it: to let go of it takes no lock of SQLite's away.
+_NAMED_ONLY = getattr(os, "O_PATH", os.O_RDONLY | os.O_NONBLOCK) | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Landed(msgspec.Struct, frozen=True):
@@ -253,8 +255,13 @@ class Landing:
         self, looked: Future[tuple[str | None, int | None, int | None]]
     ) -> Landed:
         partial = self._partial
-        # Nothing that reads the file may outlast us; what came of it counts if the digest is right.
-        wait([looked])
+        try:
+            with disk_errors():
+                partial.make_durable(self.entry.mtime)
+        finally:
+            # Nothing that reads the file may outlast us; what came of it counts if the digest is
+            # right.
+            wait([looked])
         with disk_errors():
             if partial.checksum() != self.entry.checksum:
                 partial.path.unlink()
@@ -263,7 +270,6 @@ class Landing:
             problem, games, samples = looked.result()
             if problem:
                 raise CheckFailed(f"{self.entry.path} {problem}; see {self._quarantine()}")
-            partial.make_durable(self.entry.mtime)
             self._publish()
             return Landed(bytes=self.path.stat().st_size, games=games, samples=samples)
 
@@ -278,7 +284,7 @@ class Landing:
         if self._rules.ownership(self.entry.path) is Ownership.MERGED:
             appear(self._partial.path, target)
         else:
-            self._partial.path.replace(target)
+            _replace(self._partial.path, target)
         fsync_directories(target.parent, self.root)
         if isinstance(self._partial, Scattered):
             MapStore(self.root).put(self.entry.checksum, self._partial.map)
@@ -347,6 +353,20 @@ def refuse_replacement(target: Path, entry: DataEntry, rules: PathRules) -> None
         old = target.stat().st_size
         if target.suffix.lower() == ".npz" and entry.size_bytes < old * SMALLEST_NPZ_SHARE:
             raise Regression(f"{entry.path}: {entry.size_bytes} bytes would replace {old}")
+
+
+def _replace(partial: Path, target: Path) -> None:
+    """Give a file its final name. What had it is let go of behind us: it takes a file system most
+    of a second to free a large file.
+    """
+    former = -1
+    with contextlib.suppress(OSError):
+        former = os.open(target, _NAMED_ONLY)
+    try:
+        partial.replace(target)
+    finally:
+        if former >= 0:
+            DISK.submit(os.close, former)
 
 
 def appear(partial: Path, target: Path) -> None:

@@ -430,6 +430,32 @@ async def test_a_landed_file_has_the_time_and_mode_it_should(tmp_path: Path) -> 
     assert stat.S_IMODE(found.st_mode) == 0o644
 
 
+async def test_what_a_file_replaces_is_freed_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes long to free a large file; nobody waits for it, and nobody keeps it."""
+    await land(tmp_path, b"old")
+    old, close = (tmp_path / "data/x.bin").stat().st_ino, os.close
+    enough, freed = threading.Event(), threading.Event()
+
+    def slow(handle: int) -> None:
+        is_old = os.fstat(handle).st_ino == old
+        if is_old:
+            enough.wait()
+        close(handle)
+        if is_old:
+            freed.set()
+
+    monkeypatch.setattr(os, "close", slow)
+    try:
+        await land(tmp_path, b"new")
+        assert files_in(tmp_path) == {"data/x.bin": b"new"}
+        assert not freed.is_set()
+    finally:
+        enough.set()
+    assert await asyncio.to_thread(freed.wait, 60)
+
+
 async def test_a_directory_in_the_way_is_refused(tmp_path: Path) -> None:
     """A file never takes the place of a directory."""
     (tmp_path / "data/x.bin").mkdir(parents=True)
