@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,8 +14,11 @@ import pytest
 from dataplane.keys import KeyStore
 from dataplane.prove.servers import BusServer, clustered
 from streams.codec import fact_id, node_fact
+from streams.connection import Connection
 from streams.events import DataSyncCompleted, DataSyncFailed, SelfplayComplete
+from streams.log import LogError
 from streams.permissions import BusRole
+from streams.server import EmbeddedServer
 from streams.values import Role
 from streams.wire import api
 from tests.integration.cluster import LocalCluster, until
@@ -63,10 +68,12 @@ def three(base: Path, keys: KeyStore) -> list[BusServer]:
 
 
 @pytest.mark.timeout(600)
-async def test_one_server_becomes_three_and_nodes_and_coordinators_come_and_go(
+async def test_one_server_becomes_three_and_nodes_coordinators_and_servers_come_and_go(
     tmp_path: Path, keys: KeyStore
 ) -> None:
-    """Grow by the archive, add a node, replace a coordinator, upgrade its views: no chain is lost.
+    """Grow by the archive, add a node, replace a coordinator, upgrade its views, replace a server.
+
+    No chain is lost, and the bus bears the loss of one more server afterwards.
 
     A server that kept its streams alone does not bring them into a cluster: it is asked for none.
     """
@@ -102,6 +109,9 @@ async def test_one_server_becomes_three_and_nodes_and_coordinators_come_and_go(
             chains.append(await played(cluster, keys, 4))
             await _views_of_another_version_are_folded_anew(cluster, keys)
             chains.append(await played(cluster, keys, 5))
+            await _a_server_is_replaced(cluster, servers)
+            chains.append(await _a_server_leaves_by_lame_duck(cluster, keys))
+            chains.append(await played(cluster, keys, 7))
             ends = await cluster.facts(DataSyncCompleted, DataSyncFailed)
             assert [end.chain for end in ends if end.chain in chains] == chains
     finally:
@@ -139,3 +149,70 @@ async def _views_of_another_version_are_folded_anew(cluster: LocalCluster, keys:
     cluster.coordinator("coord")
     await cluster.joined("coord")
     assert terminal(cluster, keys).json("verify")["same"]
+
+
+async def _a_server_is_replaced(cluster: LocalCluster, servers: list[BusServer]) -> None:
+    """One lost its disk; the new one has another name, and the lost one counts no more."""
+    await servers[1].kill()
+    servers.append(await _in_the_place_of(servers[1], cluster.base))
+    await _is_a_server_no_more(servers[0], "nats-2", cluster.base)
+    await _replicated_on(cluster, {"nats-1", "nats-3", "nats-4"})
+
+
+async def _a_server_leaves_by_lame_duck(cluster: LocalCluster, keys: KeyStore) -> str:
+    """With a chain under way, which is returned; two of those there are now go on."""
+    leaving = cluster.servers[2]
+    os.kill(leaving.pid, signal.SIGUSR2)
+    chain = await played(cluster, keys, 6)
+    await until(lambda: leaving.ended, "the lame duck to end")
+    return chain
+
+
+async def _in_the_place_of(lost: BusServer, base: Path) -> BusServer:
+    """A new server, nats-4, at the address of one whose disk is gone."""
+    there, here = base / "three" / lost.name, base / "three" / "nats-4"
+    shutil.copytree(there, here, symlinks=True, ignore=shutil.ignore_patterns("nats-data"))
+    shutil.rmtree(there)
+    config = here / "nats.conf"
+    config.write_text(config.read_text().replace(lost.name, "nats-4"))
+    port = int(lost.url.rpartition(":")[2])
+    log_file = base / "logs" / "nats-4.log"
+    server = BusServer("nats-4", EmbeddedServer(here, port=port, config=config, log_file=log_file))
+    await server.start()
+    return server
+
+
+async def _is_a_server_no_more(asked: BusServer, gone: str, base: Path) -> None:
+    """What ``nats server cluster peer-remove`` does, as a user of the system account."""
+    with (base / "three" / asked.name / "nats.conf").open("a") as conf:
+        conf.write("accounts: { $SYS: { users: [ { user: sys, password: secret } ] } }\n")
+    os.kill(asked.pid, signal.SIGHUP)
+
+    async def removed() -> bool:
+        with contextlib.suppress(LogError):
+            system = await Connection.connect(asked.url, user="sys", password="secret")
+            try:
+                return bool((await api(system, "SERVER.REMOVE", {"peer": gone}))["success"])
+            finally:
+                await system.close()
+        return False
+
+    await until(removed, f"{gone} to be removed")
+
+
+async def _replicated_on(cluster: LocalCluster, names: set[str]) -> None:
+    """Wait until every stream is on these servers, and each is up to date."""
+    streams = (await api(cluster.log.connection, "STREAM.NAMES"))["streams"]
+
+    async def so() -> bool:
+        with contextlib.suppress(LogError):
+            for stream in streams:
+                where = (await api(cluster.log.connection, f"STREAM.INFO.{stream}"))["cluster"]
+                others = where.get("replicas") or []
+                current = {one["name"] for one in others if one["current"]}
+                if current | {where.get("leader")} != names:
+                    return False
+            return True
+        return False
+
+    await until(so, f"replicas on {names}")
