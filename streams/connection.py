@@ -39,6 +39,8 @@ DEFAULT_SERVER = "nats://127.0.0.1:4222"
 _CONNECT_S = 2
 _PROBE_S = 10.0
 _CLOSE_S = 5.0
+#: What JetStream answers, not somebody who may be away.
+_KEPT = ("$", "dp.node.", "dp.chain.", "dp.task.")
 
 
 class ConnectOptions(TypedDict, total=False):
@@ -311,13 +313,13 @@ class Connection:
             await self._client.close()
 
     def _on_answer(self, subject: bytes, reply: bytes, body: bytes, headers: bytes | None) -> None:
-        future, _ = self._waiting.get(subject[len(self._inbox) + 1 :], (None, None))
+        future, asked = self._waiting.get(subject[len(self._inbox) + 1 :], (None, frozenset()))
         if future is None or future.done():
             return
         if headers is not None and headers.startswith(b"NATS/1.0 503"):
-            future.set_exception(
-                NoAnswer("nobody listens there; is JetStream on, the stream made?")
-            )
+            kept = any(one.startswith(_KEPT) for one in asked)
+            hint = "; is JetStream on, the stream made?" if kept else ""
+            future.set_exception(NoAnswer(f"nobody listens there{hint}"))
         else:
             future.set_result(Answer(parse_headers(headers), body))
 

@@ -69,6 +69,8 @@ def watch(
         bars = Bars(as_json=as_json)
         async with DataPlane.connect(config=config_of()) as plane:
             heard = (await plane.log()).bus.listen(PROGRESS_SUBJECTS)
+            if not as_json:
+                show.console.print("what moves is shown here; dataplane plans says what waits")
             with bars.shown, suppress(TimeoutError):
                 async with asyncio.timeout(seconds or None), aclosing(heard) as messages:
                     async for _, body in messages:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,10 +13,11 @@ from pathlib import Path
 import pytest
 
 from streams import events
+from streams.codec import node_fact
 from streams.jetstream import JetStreamLog
 from streams.server import EmbeddedServer
 from streams.values import Role
-from tests.integration.cluster import LocalCluster, until
+from tests.integration.cluster import PATIENCE_S, LocalCluster, until
 from tests.integration.terminal import Terminal
 
 
@@ -34,6 +37,20 @@ async def terminal(tmp_path: Path) -> AsyncIterator[Terminal]:
 
         await until(rejected, "the rejection")
         yield Terminal(cluster)
+
+
+async def test_what_goes_on_says_something_at_once_and_ends_by_ctrl_c(tmp_path: Path) -> None:
+    """Also while nothing moves; promptly, with the status of an interrupted command."""
+    async with LocalCluster(tmp_path) as cluster:
+        fact = events.SelfplayComplete(config_key="hex8_2p", source_node="gpu-7", games_count=1)
+        await cluster.log.publish(node_fact(fact, "gpu-7", "said"))
+        going = [await cluster.commanded(*words) for words in (("watch",), ("replay", "--follow"))]
+        async with asyncio.timeout(PATIENCE_S):
+            for process in going:
+                assert process.stdout is not None
+                assert await process.stdout.readline()
+                process.send_signal(signal.SIGINT)
+            assert [await process.wait() for process in going] == [130, 130]
 
 
 async def test_every_question_has_an_answer_also_while_the_daemon_is_down(
