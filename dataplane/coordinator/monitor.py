@@ -87,13 +87,15 @@ class Monitor:
             return self._glance
 
     async def _follow(self) -> None:
-        after = self._projector.checkpoint.sequence
-        reading = self._live.read(after=after)
+        known = self._projector.checkpoint.sequence
+        first = (await self._live.state()).first_sequence
+        # What was there before us is shown, and was counted by whoever was there.
+        reading = self._live.read(after=max(0, known - _RECENT, first - 1))
         async with aclosing(reading) as batches:
             async for batch in batches:
-                for fact in batch:
-                    self.recent.appendleft(fact)
-                self.metrics.note(batch, await self._ended(batch))
+                self.recent.extendleft(batch)
+                if new := [fact for fact in batch if fact.sequence > known]:
+                    self.metrics.note(new, await self._ended(new))
 
     async def _ended(self, batch: list[Recorded]) -> list[ChainRow]:
         """The chains that ended with these facts, as the views have them."""

@@ -14,6 +14,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from dataplane.web.access import is_loopback
+from dataplane.web.live import FACTS_SHOWN
 from streams.codec import fact_id, node_fact
 from streams.events import EventRejected, HostOffline, HostOnline, SelfplayComplete
 from streams.values import Role
@@ -67,6 +68,10 @@ async def test_every_number_leads_to_its_facts_and_strangers_to_nothing(
         await _api(session, address(cluster))
         await _metrics(session, address(cluster))
         await _rebinding_is_refused(session, address(cluster))
+        cluster.kill("coord")
+        cluster.coordinator("coord")
+        await cluster.joined("coord")
+        await until(lambda: _shows_facts(session, address(cluster)), "facts from before")
     await _token(address(cluster, "open"))
     said = "".join(file.read_text() for file in cluster.base.glob("*/log"))
     assert TOKEN not in said
@@ -75,6 +80,12 @@ async def test_every_number_leads_to_its_facts_and_strangers_to_nothing(
 async def _says(session: aiohttp.ClientSession, url: str, text: str) -> bool:
     async with session.get(url) as answer:
         return text in await answer.text()
+
+
+async def _shows_facts(session: aiohttp.ClientSession, url: str) -> bool:
+    """As many of the newest as there is room for, whoever said them to whom."""
+    async with session.get(url) as answer:
+        return (await answer.text()).count('<td class="num" id="s') == FACTS_SHOWN
 
 
 async def _all_links_work(session: aiohttp.ClientSession, start: str) -> None:
@@ -210,10 +221,12 @@ async def _alert_goes_and_transfer_is_seen(cluster: LocalCluster, page: Page) ->
 async def _fits(page: Page, tmp_path: Path) -> None:
     """No page is wider than the screen, and the dark one is dark."""
     light = await page.says("getComputedStyle(document.body).backgroundColor")
+    wide = "[...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth)"
     for width in (1440, 390):
         await page.window(width, dark=True)
         await page.waits_for(f"innerWidth == {width}")
         assert await page.says("document.documentElement.scrollWidth") <= width
+        assert await page.says(f"{wide}.length") == 0, "a table that is wider than its card"
         await page.picture(tmp_path / f"overview-{width}.png")
     dark = await page.says("getComputedStyle(document.body).backgroundColor")
     assert light != dark
