@@ -326,7 +326,7 @@ def unanswered(
     for transfer in in_flight:
         executor = node(transfer.executor)
         if now > transfer.assigned_at + transfer.timeout_s + policy.retries.grace_s:
-            error = f"{transfer.executor} gave no result within {transfer.timeout_s:g} s"
+            error = f"{transfer.executor} gave no result within {transfer.timeout_s:.0f} s"
             # The assignment still waits for the node: when it comes back, it carries it out.
             facts.append(_given_up(transfer, teller, error, retryable=False))
         elif executor is not None and _left(executor, transfer):

@@ -605,9 +605,9 @@ def test_k13_attempt_may_take_longer_for_a_larger_file() -> None:
 def test_unanswered_attempt_is_a_failure_after_its_time_and_its_grace() -> None:
     """It says who stayed away; before that time nobody gives up."""
     out = row(state=TransferState.ASSIGNED, attempt=1, executor="train-1", assigned_at=T0)
-    out = msgspec.structs.replace(out, timeout_s=60.0)
-    assert unanswered([out], Known().node, Policy(), T0 + 70, "boss") == []
-    (fact,) = unanswered([out], Known().node, Policy(), T0 + 70.1, "boss")
+    out = msgspec.structs.replace(out, timeout_s=60.1065)
+    assert unanswered([out], Known().node, Policy(), T0 + 70.1, "boss") == []
+    (fact,) = unanswered([out], Known().node, Policy(), T0 + 70.2, "boss")
     assert fact.subject == "dp.node.boss.TRANSFER_FAILED.hex8_2p"
     said = fact.event
     assert isinstance(said, events.TransferFailed)
