@@ -131,21 +131,35 @@ _TAKE = """own "$1"
 { dd bs=1 seek="$3" count=0 2>/dev/null && base64 -d; } 1<>"./$2"
 """
 
-#: home, partial, size: the digest of a file that grows, read behind whoever writes it. Each step is
-#: said, so that it ends when nobody listens any more; what was read is flushed on the way.
-_FOLLOW = """own "$1"; part=./$2 bytes=$3 at=0 flushed=0; exec 3>&1
-until [ -f "$part" ]; do say "at 0" || exit 1; sleep 0.1 2>/dev/null || sleep 1; done
-exec 4<"$part"
-{ while [ "$at" -lt "$bytes" ]; do
-    now=$(size "$part") blocks=$(((now - at) / 1048576))
-    [ "$now" -lt "$bytes" ] || blocks=$((blocks + 1))
-    if [ "$blocks" -gt 0 ]; then
-      dd bs=1048576 count="$blocks" <&4 2>/dev/null
-      at=$((at + blocks * 1048576))
-      [ $((at - flushed)) -lt 33554432 ] || { sync "$part" 2>/dev/null; flushed=$at; }
-    else sleep 0.1 2>/dev/null || sleep 1; fi
-    say "at $at" >&3 || exit 1
-  done; } | { said=$(digest /dev/stdin); say "digest ${said##*[= ]}"; }
+#: A file that grows and its size: its digest, read behind whoever writes it. A pipe to a tool would
+#: cost as much as the digest. What it waits for is said, so that it ends when nobody listens any
+#: more; what was read is flushed on the way.
+_FOLLOWER = f"""import hashlib, mmap, os, sys, time
+path, size = sys.argv[1], int(sys.argv[2])
+sha, at, flushed = hashlib.sha256(), 0, 0
+block = memoryview(mmap.mmap(-1, 1 << 20))
+def say(what): print("{MARK}" + what, flush=True)
+def wait():
+    say("at %d" % at)
+    time.sleep(0.05)
+while not os.path.isfile(path): wait()
+file = os.open(path, os.O_RDONLY)
+while at < size:
+    count = os.readv(file, [block])
+    sha.update(block[:count])
+    at += count
+    if count < len(block) and at < size: wait()
+    if at - flushed >= 32 << 20:
+        os.fsync(file)
+        flushed = at
+        say("at %d" % at)
+say("digest " + sha.hexdigest())
+"""
+
+#: home, partial, size: what `_FOLLOWER` says, where there is Python.
+_FOLLOW = f"""own "$1"
+command -v python3 >/dev/null || exit {_NO_TOOL}
+exec python3 -I -S -c '{_FOLLOWER}' "./$2" "$3"
 """
 
 #: home, partial, digest or nothing if it is proven, size, mtime, merged, side files, root, final
