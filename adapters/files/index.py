@@ -95,13 +95,14 @@ class Index:
         """All entries that are about to appear."""
         return [msgspec.msgpack.decode(blob, type=Expected) for blob in self._all("expected")]
 
-    def change(self, table: str, changes: Mapping[str, msgspec.Struct | None]) -> None:
-        """Write records by key, or remove those that are None, all or nothing."""
-        gone = [(key,) for key, record in changes.items() if record is None]
-        kept = [(key, msgspec.msgpack.encode(r)) for key, r in changes.items() if r is not None]
+    def change(self, tables: Mapping[str, Mapping[str, msgspec.Struct | None]]) -> None:
+        """Write records of each table by key, or remove those that are None, all or nothing."""
         with self._db:
-            self._db.executemany(f"DELETE FROM {table} WHERE key = ?", gone)
-            self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", kept)
+            for table, changes in tables.items():
+                gone = [(key,) for key, one in changes.items() if one is None]
+                kept = [(key, msgspec.msgpack.encode(one)) for key, one in changes.items() if one]
+                self._db.executemany(f"DELETE FROM {table} WHERE key = ?", gone)
+                self._db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?)", kept)
 
     def recreate(self, tables: Mapping[str, Mapping[str, msgspec.Struct]]) -> None:
         """Put a file that is written anew from what is known in the place of this one.
@@ -112,8 +113,7 @@ class Index:
         _remove(fresh)
         try:
             with contextlib.closing(Index(fresh)) as other:
-                for table, records in tables.items():
-                    other.change(table, records)
+                other.change(tables)
                 other._db.execute("PRAGMA journal_mode = DELETE").fetchone()
         except BaseException:
             with contextlib.suppress(OSError):

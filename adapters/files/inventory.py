@@ -159,8 +159,7 @@ class Inventory:
         """As `landed`, of several by local path; return those that are gone again."""
         await self._known.ready()
         rows = await finish(lambda: self._landed(entries))
-        await self._known.put(rows)
-        await self._known.expect(dict.fromkeys(entries))
+        await self._known.put(rows, came=entries)
         return entries.keys() - rows.keys()
 
     def _landed(self, entries: Mapping[str, DataEntry]) -> dict[str, Row | None]:
@@ -397,9 +396,8 @@ class Inventory:
                 # What landed while it was read is newer than the reading.
                 if self._known.rows.get(one.local) is one.old:
                     changes |= self._consequences(one)
-            await self._known.put(changes)
-            received = [one for one in batch if one.row is not None and one.row.received]
-            await self._known.expect({one.local: None for one in received})
+            received = [one.local for one in batch if one.row is not None and one.row.received]
+            await self._known.put(changes, came=received)
         return waiting
 
     def _read_batch(self, due: list[str], first: int) -> list[Reading]:

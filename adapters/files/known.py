@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -46,6 +46,8 @@ class Known:
 
     async def ready(self) -> None:
         """Open the index, once."""
+        if self._index is not None:
+            return
         async with self._opening:
             if self._index is None:
                 self._index = await self._in_thread(self._open)
@@ -66,8 +68,9 @@ class Known:
         """Rows of files that are here as their entry says."""
         return (row for row in self.rows.values() if row.state is State.HERE)
 
-    async def put(self, changes: Mapping[str, Row | None]) -> None:
-        """Set rows by local path, or forget those that are None. Durable on return, if it can be.
+    async def put(self, changes: Mapping[str, Row | None], came: Iterable[str] = ()) -> None:
+        """Set rows by local path, or forget those that are None, and expect what `came` no more.
+        Durable on return, if it can be.
 
         What a restart forgets of it is found again: by reading the files, or in the log.
         """
@@ -80,23 +83,18 @@ class Known:
                 self.rows[local] = new
                 self._local_of[new.entry.path] = local
             self.contents.replace(old, new, self._clock())
-        await self._save("superseded", _difference(before, self.contents.superseded))
-        await self._save("rows", changes)
+        superseded = _difference(before, self.contents.superseded)
+        no_more = {local: None for local in came if self.expected.pop(local, None) is not None}
+        await self._save(superseded=superseded, rows=changes, expected=no_more)
 
-    async def expect(self, entries: Mapping[str, DataEntry | None]) -> None:
-        """Remember that entries will appear at their local paths, or, where there is none, that
-        nothing will.
+    async def expect(self, entries: Mapping[str, DataEntry]) -> None:
+        """Remember that entries will appear at their local paths.
 
         Durable on return; raises OSError where it can't be, for then no file must appear.
         """
-        changes: dict[str, Expected | None] = {}
-        for local, entry in entries.items():
-            if entry is not None:
-                changes[local] = self.expected[local] = Expected(local, entry)
-            elif self.expected.pop(local, None) is not None:
-                changes[local] = None
-        await self._save("expected", changes)
-        coming = [local for local, entry in entries.items() if entry is not None]
+        coming = {local: Expected(local, entry) for local, entry in entries.items()}
+        self.expected |= coming
+        await self._save(expected=coming)
         if coming and self.problem and not await self._write_anew():
             for local in coming:
                 self.expected.pop(local, None)
@@ -107,7 +105,7 @@ class Known:
         before = dict(self.contents.superseded)
         rows, now = dict(self.rows), self._clock()
         await self._in_thread(lambda: self.contents.sweep(rows, now))
-        await self._save("superseded", _difference(before, self.contents.superseded))
+        await self._save(superseded=_difference(before, self.contents.superseded))
 
     async def mend(self) -> None:
         """Write the index anew if somebody removed it, or if it could not be written lately."""
@@ -125,13 +123,13 @@ class Known:
         self.contents.load(self.rows, index.superseded(), self._clock())
         return index
 
-    async def _save(self, table: str, changes: Mapping[str, msgspec.Struct | None]) -> None:
+    async def _save(self, **tables: Mapping[str, msgspec.Struct | None]) -> None:
         index = self._index
         # What could not be written lately is written anew as a whole, not with every change.
-        if index is None or not changes or self.problem:
+        if index is None or not any(tables.values()) or self.problem:
             return
         try:
-            await self._in_thread(lambda: index.change(table, changes))
+            await self._in_thread(lambda: index.change(tables))
         except sqlite3.Error:
             await self._write_anew()
 
