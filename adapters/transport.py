@@ -20,8 +20,9 @@ from streams.values import DataEntry, Endpoint, Transport
 
 #: Told (bytes done, bytes in all), from the event loop, not more often than the reader can bear.
 Progress = Callable[[int, int], None]
-#: Takes the content of the entry with this number; it may block, and must not keep the memory.
-Take = Callable[[int, "bytes | bytearray | memoryview"], None]
+#: Takes the content of the entry with this number, or a file that holds it and may be moved; it may
+#: block, and must not keep the memory.
+Take = Callable[[int, "bytes | bytearray | memoryview | Path"], None]
 
 
 class Request(msgspec.Struct, frozen=True):

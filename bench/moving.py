@@ -23,11 +23,11 @@ from adapters.transport import FetchesMany, PushesMany, Request
 from adapters.workers import each, finish
 from bench.ends import KEY, File, Setting
 from bench.measuring import Usage, peak_bytes, usage
+from dataplane.agent import company
+from streams.values import Transport
 
 #: Entries at once, where there are many.
 AT_ONCE = 48
-#: Small ones that are fetched and landed together, and such groups at once.
-GROUP, GROUPS_AT_ONCE = 500, 2
 _ANY = HttpTransport | P2PTransport | RsyncTransport | Base64Transport | S3Transport
 
 
@@ -36,7 +36,7 @@ def move(setting: Setting, side: str, files: list[File], root: Path) -> Usage:
     sys.setswitchinterval(0.0005)
 
     async def moved() -> Usage:
-        transport = _transport(setting, side)
+        transport = _transport(setting, side, root)
         pushes = side.endswith(("push", "up"))
 
         async def one(file: File) -> None:
@@ -80,7 +80,6 @@ async def _fetch_together(
     transport: FetchesMany, setting: Setting, side: str, files: list[File], root: Path
 ) -> None:
     """Small ones as an agent does it: in groups, a few at once."""
-    groups = [files[at : at + GROUP] for at in range(0, len(files), GROUP)]
 
     async def one(some: list[File]) -> None:
         group = await finish(lambda: Group(root, [Wanted(f.entry, f.entry.path) for f in some]))
@@ -93,14 +92,13 @@ async def _fetch_together(
         finally:
             await finish(group.close)
 
-    await each(groups, one, GROUPS_AT_ONCE)
+    await each(_groups(transport.name, files), one, company.AT_ONCE)
 
 
 async def _push_together(
     transport: PushesMany, setting: Setting, side: str, files: list[File]
 ) -> None:
     """As `_fetch_together`, each turn under paths of its own."""
-    groups = [files[at : at + GROUP] for at in range(0, len(files), GROUP)]
 
     async def one(some: list[File]) -> None:
         requests = [_request(setting, side, file) for file in some]
@@ -111,7 +109,14 @@ async def _push_together(
         moved = await transport.push_many(anew, [Path(file.path) for file in some])
         assert moved == [file.entry.size_bytes for file in some], moved
 
-    await each(groups, one, GROUPS_AT_ONCE)
+    await each(_groups(transport.name, files), one, company.AT_ONCE)
+
+
+def _groups(name: Transport, files: list[File]) -> list[list[File]]:
+    """Files that an agent would let go together."""
+    most = company.MOST_OF.get(name, company.MOST)
+    most = min(most, company.MOST_BYTES // files[0].entry.size_bytes)
+    return [files[at : at + most] for at in range(0, len(files), most)]
 
 
 async def _push(transport: _ANY, setting: Setting, side: str, file: File, root: Path) -> None:
@@ -132,13 +137,13 @@ def _request(setting: Setting, side: str, file: File) -> Request:
     )
 
 
-def _transport(setting: Setting, side: str) -> _ANY:
+def _transport(setting: Setting, side: str, root: Path) -> _ANY:
     options = SshOptions(Path(setting.known_hosts), Path(setting.identity))
     match side.split()[0]:
         case "p2p":
             return P2PTransport(Around(Signer(KEY)))
         case "rsync":
-            return RsyncTransport(options)
+            return RsyncTransport(options, root=root)
         case "base64":
             return Base64Transport(options)
         case "s3":

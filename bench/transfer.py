@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench import many, peers
 from bench.ends import Ends, File, running_ends
-from bench.measuring import Usage, process, settle, workplace
+from bench.measuring import Usage, emptied, process, settle, workplace
 from bench.moving import idle_and_peak, move
 from bench.report import Report, begin, paired
 
@@ -123,7 +123,7 @@ def _compare(
 def _turn(
     ways: dict[str, Way], number: int, place: Path, ends: Ends, given: list[File]
 ) -> dict[str, Usage]:
-    """Every way once, each into a new place that is removed; every second turn backwards."""
+    """Every way once, each into a new place that is emptied; every second turn backwards."""
     found = {}
     size_bytes = sum(file.entry.size_bytes for file in given)
     for name in ways if number % 2 == 0 else reversed(ways):
@@ -132,7 +132,7 @@ def _turn(
         ends.renew()
         settle(place / "warm", size_bytes)
         found[name] = ways[name](target)
-        shutil.rmtree(target)
+        emptied(target, place / "emptied")
     return found
 
 

@@ -9,6 +9,7 @@ retries, and everything blocks: it belongs in threads, one call at a time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -103,8 +104,11 @@ class Group:
         """Numbers of the entries that are proven and wait for their names."""
         return list(self._asides)
 
-    def put(self, number: int, data: Content) -> None:
-        """Prove one content and write it aside; what is wrong with it is this entry's outcome."""
+    def put(self, number: int, data: Content | Path) -> None:
+        """Prove one content and set it aside; what is wrong with it is this entry's outcome.
+
+        A file that holds it, and that nobody writes, is moved where it can be: it is gone then.
+        """
         if self.outcomes[number] is None and number not in self._asides:
             try:
                 with disk_errors():
@@ -168,39 +172,65 @@ class Group:
 
     # One content
 
-    def _put(self, number: int, data: Content) -> None:
-        entry = self.wanted[number].entry
-        if (found := named(hashlib.sha256(data))) != entry.checksum:
-            raise DigestMismatch(f"{entry.path}: got {found}")
-        place = self._place_of[number]
+    def _put(self, number: int, data: Content | Path) -> None:
+        entry, place = self.wanted[number].entry, self._place_of[number]
+        aside = self._aside(number)
         try:
-            self._write(self._aside(number), place, data, entry.mtime)
+            if isinstance(data, Path):
+                handle = self._moved(data, entry, place, aside)
+            else:
+                handle = self._written(data, entry, place, aside)
+            try:
+                self._settle(handle, place, entry.mtime)
+            finally:
+                os.close(handle)
             landed = self._looked_into(number, place)
         except BaseException:
             self._remove(number)
             raise
-        place.reservation.used(len(data))
+        place.reservation.used(entry.size_bytes)
         self._asides[number] = landed
 
     def _aside(self, number: int) -> str:
         """The name of a content aside."""
         return f"{self._group}.{number}.partial"
 
-    def _write(self, aside: str, place: _Place, data: Content, mtime: float) -> None:
+    def _written(self, data: Content, entry: DataEntry, place: _Place, aside: str) -> int:
+        """A content aside, open."""
+        _prove(entry, data)
         handle = os.open(aside, _FLAGS, _MODE, dir_fd=place.disk.handle)
         try:
             write_all(handle, memoryview(data), 0)
-            if place.masks_modes is None:
-                place.masks_modes = os.fstat(handle).st_mode & 0o777 != _MODE
-            if place.masks_modes:
-                # Only then: to set what is set already costs a turn of the disk's journal.
-                os.fchmod(handle, _MODE)
-            if mtime > 0:
-                os.utime(handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
-            if not self._syncs(place.disk):
-                os.fsync(handle)
-        finally:
+        except BaseException:
             os.close(handle)
+            raise
+        return handle
+
+    def _moved(self, file: Path, entry: DataEntry, place: _Place, aside: str) -> int:
+        """As `_written`, of a file's content."""
+        handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            data = os.read(handle, entry.size_bytes + 1)
+            _prove(entry, data)
+            os.rename(file, aside, dst_dir_fd=place.disk.handle)
+        except BaseException as error:
+            os.close(handle)
+            if isinstance(error, OSError) and error.errno == errno.EXDEV:
+                return self._written(data, entry, place, aside)
+            raise
+        return handle
+
+    def _settle(self, handle: int, place: _Place, mtime: float) -> None:
+        """Give a file its mode and time; flush it, unless all are flushed together."""
+        if place.masks_modes is None:
+            place.masks_modes = os.fstat(handle).st_mode & 0o777 != _MODE
+        if place.masks_modes:
+            # Only then: to set what is set already costs a turn of the disk's journal.
+            os.fchmod(handle, _MODE)
+        if mtime > 0:
+            os.utime(handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
+        if not self._syncs(place.disk):
+            os.fsync(handle)
 
     def _looked_into(self, number: int, place: _Place) -> Landed:
         """What is counted in a content. Raises `CheckFailed`, and then it is in quarantine."""
@@ -297,6 +327,11 @@ class Group:
         """Remove a content aside, if it is there."""
         with contextlib.suppress(OSError):
             (self._place_of[number].partials / self._aside(number)).unlink()
+
+
+def _prove(entry: DataEntry, data: Content) -> None:
+    if (found := named(hashlib.sha256(data))) != entry.checksum:
+        raise DigestMismatch(f"{entry.path}: got {found}")
 
 
 def _name(local: str) -> str:

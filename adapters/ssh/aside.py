@@ -41,7 +41,7 @@ class Aside:
     def make(cls, directory: Path, name: str, landing: Landing) -> Aside:
         """Make the directory, empty. Blocks."""
         with disk_errors():
-            _sweep(directory)
+            sweep(directory)
             aside = cls(directory, name)
             aside.directory.mkdir(parents=True)
             saves = PurePosixPath(landing.entry.path).suffix.lower() in SAVING_SUFFIXES
@@ -97,7 +97,7 @@ def size_of(file: Path) -> int:
         return 0
 
 
-def _sweep(directory: Path) -> None:
+def sweep(directory: Path) -> None:
     """Remove a directory, and those beside it that a process which died has left."""
     shutil.rmtree(directory, ignore_errors=True)
     oldest = time.time() - PARTIAL_MAX_AGE_S

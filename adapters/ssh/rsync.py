@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,13 +53,16 @@ class RsyncTransport:
         rules: PathRules | None = None,
         at_once: int = AT_ONCE,
         followed_from: int = FOLLOWED_FROM_BYTES,
+        root: Path | None = None,
     ) -> None:
+        """`root`: on its disk, and below it, many small files are gathered; best a data root."""
         self._options = options
         self._connections = Connections(options)
         self._followed_from = followed_from
         self._rsync = rsync
         self._ssh = ssh
         self._rules = rules or PathRules()
+        self._root = root or Path(tempfile.gettempdir())
         self._slots = asyncio.Semaphore(at_once)
 
     async def fetch(
@@ -103,7 +107,7 @@ class RsyncTransport:
         except TransportError as error:
             return [type(error)(str(error)) for _ in requests]
         async with self._slots:
-            return await fetch_small(self._rsync, shell, requests, self._rules, take)
+            return await fetch_small(self._rsync, shell, requests, self._rules, take, self._root)
 
     async def push(
         self, request: Request, file: Path, throttle: Throttle, progress: Progress

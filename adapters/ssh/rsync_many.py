@@ -1,4 +1,5 @@
-"""Many small files by one rsync: fetched under their own names into a directory of ours, then read.
+"""Many small files by one rsync: fetched under their own names into a directory of ours, then taken
+from there.
 
 What of them came before rsync ended is handed on, however it ended. Nothing here is believed, and
 nothing outside that directory is written or read.
@@ -6,12 +7,17 @@ nothing outside that directory is written or read.
 
 from __future__ import annotations
 
-import os
-import tempfile
+import shutil
+import stat
+import uuid
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from adapters.errors import EntryMissing, PathEscapes, TransportError
+from adapters.files.partial import disk_errors
+from adapters.files.places import same_disk_directory
+from adapters.ssh.aside import sweep
 from adapters.ssh.connections import source_file
 from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, many_words
@@ -20,13 +26,16 @@ from adapters.transport import Request, Take
 from adapters.workers import finish
 from streams.identity import PathRules, escapes
 
-_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-
 
 async def fetch_small(
-    rsync: str, shell: list[str], requests: Sequence[Request], rules: PathRules, take: Take
+    rsync: str,
+    shell: list[str],
+    requests: Sequence[Request],
+    rules: PathRules,
+    take: Take,
+    root: Path,
 ) -> list[TransportError | None]:
-    """As `FetchesMany.fetch_many`."""
+    """As `FetchesMany.fetch_many`, by way of the disk of this data root."""
     failed: list[TransportError | None] = [None] * len(requests)
     names: dict[int, str] = {}
     for number, request in enumerate(requests):
@@ -36,14 +45,26 @@ async def fetch_small(
             failed[number] = error
     if not names:
         return failed
-    with tempfile.TemporaryDirectory(prefix="dataplane-") as place:
+    place = await finish(lambda: _place(root))
+    try:
         ended = await _run(rsync, shell, requests[0], sorted(set(names.values())), place)
-        await finish(lambda: _hand_on(Path(place), requests, names, ended, failed, take))
+        await finish(lambda: _hand_on(place, requests, names, ended, failed, take))
+    finally:
+        await finish(lambda: shutil.rmtree(place, ignore_errors=True))
     return failed
 
 
+def _place(root: Path) -> Path:
+    """A new directory of ours."""
+    with disk_errors():
+        directory = same_disk_directory(root, root.resolve() / "any", "rsync") / uuid.uuid4().hex
+        sweep(directory)
+        directory.mkdir()
+        return directory
+
+
 async def _run(
-    rsync: str, shell: list[str], request: Request, names: Sequence[str], place: str
+    rsync: str, shell: list[str], request: Request, names: Sequence[str], place: Path
 ) -> TransportError | None:
     """Let rsync bring these files; what it ended with."""
 
@@ -78,29 +99,25 @@ def _hand_on(
     failed: list[TransportError | None],
     take: Take,
 ) -> None:
+    # A content may be wanted under several paths, but its file can be moved only once.
+    left = Counter(names.values())
     for number, name in names.items():
-        request = requests[number]
-        data = _read(place / name, request.entry.size_bytes)
-        if data is not None:
-            take(number, data)
+        file, size = place / name, requests[number].entry.size_bytes
+        left[name] -= 1
+        if _came(file, size):
+            take(number, file.read_bytes() if left[name] else file)
         elif ended is not None:
             failed[number] = type(ended)(str(ended))
         else:
             failed[number] = EntryMissing(
-                f"{request.source.node} holds no file of {request.entry.size_bytes} bytes there"
+                f"{requests[number].source.node} holds no file of {size} bytes there"
             )
 
 
-def _read(file: Path, size: int) -> bytes | None:
-    """A file that came, if it has this size."""
+def _came(file: Path, size: int) -> bool:
+    """Whether a file came, and has this size."""
     try:
-        handle = os.open(file, _FLAGS)
+        found = file.lstat()
     except OSError:
-        return None
-    try:
-        data = os.read(handle, size + 1)
-        return data if len(data) == size else None
-    except OSError:
-        return None
-    finally:
-        os.close(handle)
+        return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size

@@ -45,9 +45,11 @@ def common_words(request: Request, shell: list[str], bytes_per_s: float) -> list
     ]
     if bytes_per_s:
         words.append(f"--bwlimit={max(1, round(bytes_per_s / 1024))}")
-    if request.entry.size_bytes < CHECKSUM_BELOW_BYTES:
-        words.append("--checksum")
     return words
+
+
+def _checksum_words(request: Request) -> list[str]:
+    return ["--checksum"] if request.entry.size_bytes < CHECKSUM_BELOW_BYTES else []
 
 
 def pull_words(request: Request, shell: list[str], bytes_per_s: float, aside: Aside) -> list[str]:
@@ -57,7 +59,7 @@ def pull_words(request: Request, shell: list[str], bytes_per_s: float, aside: As
     entry's is not even begun.
     """
     size = request.entry.size_bytes
-    words = common_words(request, shell, bytes_per_s)
+    words = common_words(request, shell, bytes_per_s) + _checksum_words(request)
     words += ["--files-from=-", "--from0", "--no-relative", "--no-dirs", "--no-implied-dirs"]
     words += [f"--min-size={size}b", f"--max-size={size}b"]
     if aside.basis is not None and not aside.file.exists():
@@ -70,7 +72,7 @@ def pull_words(request: Request, shell: list[str], bytes_per_s: float, aside: As
     return [*words, "--", f"{_host(request.source)}:/", f"{aside.directory}/"]
 
 
-def many_words(request: Request, shell: list[str], directory: str) -> list[str]:
+def many_words(request: Request, shell: list[str], directory: Path) -> list[str]:
     """The words that fetch small files, whose names are said on stdin, under their own names into
     a directory of ours.
     """
@@ -84,7 +86,7 @@ def push_words(
     request: Request, shell: list[str], bytes_per_s: float, file: Path, place: Place
 ) -> list[str]:
     """The words that send one file to where it gathers, from where it was."""
-    words = common_words(request, shell, bytes_per_s)
+    words = common_words(request, shell, bytes_per_s) + _checksum_words(request)
     words.append("--append" if place.have else "--whole-file")
     # The far end would take a path for a pattern.
     there = re.sub(r"([][*?\\])", r"\\\1", place.path)

@@ -17,6 +17,8 @@ from streams.values import SMALL_BYTES, Transport
 #: Entries of one group, and their bytes: nobody waits long for what others wanted.
 MOST = 500
 MOST_BYTES = 32 << 20
+#: Where a group begins with a connection of its own, that costs as much as hundreds of files.
+MOST_OF = {Transport.RSYNC: 2000}
 #: Groups between two nodes at once: while one is being landed, the next one comes.
 AT_ONCE = 2
 
@@ -87,7 +89,7 @@ class Company(Generic[G, R]):
         """One group after the other, until nobody waits."""
         # Let those come who were called at the same moment.
         await asyncio.sleep(0)
-        while some := self._next(key):
+        while some := self._next(key, MOST_OF.get(key[0], MOST)):
             error: BaseException = Interrupted(f"{key[1]}: given up")
             try:
                 await carry(some)
@@ -102,7 +104,7 @@ class Company(Generic[G, R]):
                     if not one.outcome.done():
                         one.outcome.set_exception(_alike(error))
 
-    def _next(self, key: tuple[Transport, str]) -> list[Waiting[G, R]]:
+    def _next(self, key: tuple[Transport, str], most: int) -> list[Waiting[G, R]]:
         """Who goes next; of several that want one place, only the first."""
         waiting, total = self._waiting.pop(key, []), 0
         some: dict[str, Waiting[G, R]] = {}
@@ -112,7 +114,7 @@ class Company(Generic[G, R]):
                 continue
             total += one.request.entry.size_bytes
             place = one.request.local_path or one.request.entry.path
-            if len(some) == MOST or total > MOST_BYTES or place in some:
+            if len(some) == most or total > MOST_BYTES or place in some:
                 later.append(one)
             else:
                 some[place] = one

@@ -38,7 +38,9 @@ def make_transports(config: DataPlaneConfig, around: Around) -> dict[Transport, 
         Transport.BASE64_SSH: lambda: Base64Transport(ssh, rules=config.path_rules),
     }
     if all(map(shutil.which, ("rsync", "ssh"))):
-        makers[Transport.RSYNC] = lambda: RsyncTransport(ssh, rules=config.path_rules)
+        makers[Transport.RSYNC] = lambda: RsyncTransport(
+            ssh, rules=config.path_rules, root=config.data_dir
+        )
     return {name: makers[name]() for name in config.transports if name in makers}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,7 +44,7 @@ def made(
         return S3Rig(base, server, f"contract-{next(_NUMBERS)}")
     sshd: SshServer = request.getfixturevalue("ssh_server")
     if name == "rsync":
-        return SshRig(base, sshd, RsyncTransport, 1.0)
+        return SshRig(base, sshd, partial(RsyncTransport, root=base / "root"), 1.0)
     return SshRig(base, sshd, Base64Transport, 1.36)
 
 

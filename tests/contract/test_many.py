@@ -113,6 +113,17 @@ async def test_each_comes_byte_for_byte_and_what_is_missing_fails_alone(
     assert files_in(root) == expected | {f"names/{name}": name.encode() for name in NAMES}
 
 
+async def test_one_content_comes_under_each_path_that_wants_it(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """Whoever moves a file into its place can't do so twice."""
+    paths = ["data/a.bin", "data/b.bin", "data/c.bin"]
+    entries = [offered(rig, tmp_path, b"alike", path) for path in paths]
+    assert [type(one) for one in await bring(rig, root, entries)] == [Landed] * 3
+    assert files_in(root) == dict.fromkeys(paths, b"alike")
+    assert left_in(root) == []
+
+
 async def test_p22_what_is_other_content_than_it_says_never_lands(
     rig: Rig, tmp_path: Path, root: Path
 ) -> None:

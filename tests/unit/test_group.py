@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -92,6 +93,45 @@ def test_one_that_is_refused_or_spoiled_keeps_no_other_waiting(tmp_path: Path) -
     assert files_in(tmp_path) == before | MANY
     assert partials_in(tmp_path) == []
     assert len(list((tmp_path / ".dataplane/quarantine").iterdir())) == 1
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_file_is_proven_as_it_is_and_moved_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """Only where it lies on another disk its bytes are written once more."""
+    root, held = tmp_path / "root", tmp_path / "held"
+    root.mkdir()
+    held.mkdir()
+    files = {path: held / str(number) for number, path in enumerate(MANY)}
+    for path, file in files.items():
+        file.write_bytes(MANY[path])
+    first, *others = MANY
+    files[first].write_bytes(b"x" * len(MANY[first]))
+    inodes = {path: file.stat().st_ino for path, file in files.items()}
+    rename = os.rename
+
+    def on_another_disk(source: Path | str, *args: str, **kwargs: int) -> None:
+        if isinstance(source, Path):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        rename(source, *args, **kwargs)
+
+    if elsewhere:
+        monkeypatch.setattr(os, "rename", on_another_disk)
+    together = begun(root, MANY)
+    for number, file in enumerate(files.values()):
+        together.put(number, file)
+    together.commit()
+    together.close()
+    assert isinstance(together.outcomes[0], DigestMismatch)
+    assert files_in(root) == {path: MANY[path] for path in others}
+    assert partials_in(root) == []
+    moved = {path: (root / path).stat().st_ino == inodes[path] for path in others}
+    assert moved == dict.fromkeys(others, not elsewhere)
+    assert {stat.S_IMODE((root / path).stat().st_mode) for path in others} == {0o644}
+    assert {path for path, file in files.items() if not file.exists()} == (
+        set() if elsewhere else set(others)
+    )
 
 
 def test_p22_what_is_not_the_entrys_never_appears(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from adapters.files.inventory import Inventory
 from adapters.files.landing import Landing
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request, Take
+from dataplane.agent.company import Company, Waiting
 from dataplane.agent.saying import Saying
 from dataplane.agent.transfers import TransportManager
 from dataplane.outbox import Outbox
@@ -22,7 +23,7 @@ from streams import events
 from streams.codec import Fact, node_fact
 from streams.log import Guard, LogUnavailable, Receipt
 from streams.memory import MemoryLog
-from streams.values import DataEntry, DataType, Transport
+from streams.values import DataEntry, DataType, Endpoint, Transport
 
 P2P, HTTP = Transport.P2P_GOSSIP, Transport.HTTP_FETCH
 
@@ -185,6 +186,24 @@ async def test_who_comes_while_a_group_is_on_its_way_goes_with_the_next(
     results = await asyncio.gather(*running)
     assert all(isinstance(result, events.TransferSucceeded) for result in results)
     assert many.asked == [1, 2, 3]
+
+
+@pytest.mark.parametrize(("transport", "sizes"), [(P2P, [500, 100]), (Transport.RSYNC, [600])])
+async def test_more_go_together_where_each_group_costs_a_connection(
+    transport: Transport, sizes: list[int]
+) -> None:
+    """rsync begins one for each; a question over HTTP is cheap."""
+    company, carried = Company[None, int](), list[int]()
+
+    async def carry(some: Sequence[Waiting[None, int]]) -> None:
+        carried.append(len(some))
+        for one in some:
+            one.done(0)
+
+    where = Endpoint(node="gpu-7")
+    requests = [Request(f"t{n}", entry(n), source=where, target=where) for n in range(600)]
+    await asyncio.gather(*(company.join(transport, "gpu-7", carry, r, None) for r in requests))
+    assert carried == sizes
 
 
 async def test_who_waits_no_longer_leaves_what_landed_known(
