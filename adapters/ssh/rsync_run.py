@@ -22,6 +22,7 @@ CHANGE = 0.05
 ANEW_S = 1.0
 GRACE_S = 3.0
 _SAID_BYTES = 4 << 10
+_WORD_BYTES = 128
 
 
 class Run:
@@ -85,7 +86,8 @@ class Run:
     async def _listen(self, stdout: asyncio.StreamReader) -> None:
         while said := await stdout.read(_SAID_BYTES):
             self._stdout = (self._stdout + said)[-_SAID_BYTES:]
-            done = progress_in(self._stdout)
+            # Of what was looked through before, only a word that had not ended then.
+            done = progress_in(self._stdout[-len(said) - _WORD_BYTES :])
             if done is not None and done != self.done:
                 self.done, self.heard_at = done, time.monotonic()
 
