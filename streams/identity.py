@@ -58,8 +58,7 @@ class PathRules(Value, frozen=True):
 
     def ownership(self, path: str) -> Ownership:
         """Who may write `path`, local or logical; shared if no glob matches."""
-        found = _first_of(self.globs).fullmatch(path)
-        return self.globs[found.lastindex - 1][1] if found and found.lastindex else Ownership.SHARED
+        return _ownership(self.globs, path)
 
     def logical(self, local: str, node: str) -> str:
         """The cluster's name of a file that `node` itself keeps at `local`."""
@@ -117,6 +116,13 @@ def glob_matches(glob: str, path: str) -> bool:
 def _matcher(glob: str) -> re.Pattern[str]:
     text = re.escape(glob).replace(r"\*\*/", "(?:.*/)?").replace(r"\*\*", ".*")
     return re.compile(text.replace(r"\*", "[^/]*").replace(r"\?", "[^/]"))
+
+
+#: On its way, one path is asked about several times.
+@functools.lru_cache(maxsize=4096)
+def _ownership(globs: tuple[tuple[str, Ownership], ...], path: str) -> Ownership:
+    found = _first_of(globs).fullmatch(path)
+    return globs[found.lastindex - 1][1] if found and found.lastindex else Ownership.SHARED
 
 
 @functools.cache

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from adapters.files.digest import named
 from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed
 from adapters.files.partial import disk_errors
-from adapters.http.batches import ABSENT, BATCH_BYTES, FRAME, MOST_FRAMES
+from adapters.http.batches import BATCH_BYTES, FRAME, MOST_FRAMES, Contents
 from adapters.http.receiving import Receiver, refusal
 from adapters.workers import finish
 from streams.foreign import from_json
@@ -31,6 +31,7 @@ from streams.values import SMALL_BYTES, DataEntry
 MOST_LIST_BYTES = 4 << 20
 #: So much is taken from the wire before a thread writes it down.
 _HELD_BYTES = 1 << 20
+_BROKEN_OFF = (ClientConnectionError, ConnectionError, web.RequestPayloadError)
 
 
 class Sent(msgspec.Struct, frozen=True):
@@ -142,41 +143,44 @@ async def _fill(
     receiver: Receiver, content: StreamReader, sent: Sequence[Sent], places: dict[int, _Place]
 ) -> None:
     """Write down what comes. Where it breaks off, what came before is kept."""
-    held: list[tuple[_Place, bytes]] = []
-    total = 0
+
+    def take(number: int, data: memoryview | None) -> None:
+        part, index = places[number]
+        if data is None:
+            path = sent[number].entry.path
+            part.fail(index, EntryMissing(f"the sender has no such {path}"))
+        else:
+            part.put(index, data)
+
+    contents = Contents([one.entry.size_bytes for one in sent], take)
+    error: TransportError | None = None
+    while error is None and not contents.over:
+        held, error = await _gathered(content, receiver.stall_s)
+        try:
+            await finish(partial(contents.feed, held))
+        except Interrupted as malformed:
+            error = malformed
+    for place in places.values():
+        place.part.error = error or place.part.error
+
+
+async def _gathered(
+    content: StreamReader, stall_s: float
+) -> tuple[bytearray, TransportError | None]:
+    """The next bytes, worth a thread's while unless no more come; then, what it ended with."""
+    held = bytearray()
     try:
-        async for number, data in _contents(content, sent, receiver.stall_s):
-            place = places[number]
-            if data is None:
-                path = sent[number].entry.path
-                place.part.fail(place.number, EntryMissing(f"the sender has no such {path}"))
-                continue
-            held.append((place, data))
-            total += len(data)
-            if total >= _HELD_BYTES:
-                await finish(partial(_put, held))
-                held, total = [], 0
-    except (Stalled, Interrupted) as error:
-        for part in {place.part for place in places.values()}:
-            part.error = error
-    await finish(partial(_put, held))
-
-
-def _put(held: Sequence[tuple[_Place, bytes]]) -> None:
-    for place, data in held:
-        place.part.put(place.number, data)
-
-
-async def _contents(
-    content: StreamReader, sent: Sequence[Sent], stall_s: float
-) -> AsyncIterator[tuple[int, bytes | None]]:
-    """The contents by number, as they come; None for one that is not what its entry says."""
-    for number, one in enumerate(sent):
-        (size,) = FRAME.unpack(await _exactly(content, FRAME.size, stall_s))
-        if size != ABSENT and not 0 <= size <= SMALL_BYTES:
-            raise Interrupted(f"a frame of {size} bytes was sent")
-        data = await _exactly(content, max(size, 0), stall_s)
-        yield number, data if size == one.entry.size_bytes else None
+        while len(held) < _HELD_BYTES:
+            async with asyncio.timeout(stall_s):
+                data = await content.readany()
+            if not data:
+                return held, Interrupted("the sender sent no more")
+            held += data
+    except TimeoutError:
+        return held, Stalled(f"no byte came for {stall_s:g} s")
+    except _BROKEN_OFF as error:
+        return held, Interrupted(f"the sender broke off: {error}")
+    return held, None
 
 
 async def _exactly(content: StreamReader, count: int, stall_s: float) -> bytes:
@@ -185,12 +189,7 @@ async def _exactly(content: StreamReader, count: int, stall_s: float) -> bytes:
             return await content.readexactly(count)
     except TimeoutError:
         raise Stalled(f"no byte came for {stall_s:g} s") from None
-    except (
-        asyncio.IncompleteReadError,
-        ClientConnectionError,
-        ConnectionError,
-        web.RequestPayloadError,
-    ) as error:
+    except (asyncio.IncompleteReadError, *_BROKEN_OFF) as error:
         raise Interrupted(f"the sender broke off: {error}") from error
 
 
@@ -223,7 +222,7 @@ class _Part:
             receiver = self._receiver
             self._group = await finish(lambda: Group(receiver.root, wanted, receiver.rules))
 
-    def put(self, number: int, data: bytes) -> None:
+    def put(self, number: int, data: memoryview) -> None:
         """A content has come. Blocks."""
         if self._group is not None and number in self._index:
             self._group.put(self._index[number], data)

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from adapters.errors import Refused
+from adapters.errors import Interrupted, Refused
 from streams.values import SMALL_BYTES
 
 #: Contents in one batch, and bytes: no one waits long for what another asked.
@@ -22,6 +22,11 @@ DIGEST_BYTES = 32
 FRAME = struct.Struct("<q")
 ABSENT = -1
 _PART_BYTES = 1 << 20
+
+
+#: Takes the content with this number, which is overwritten afterwards; None if there is none of
+#: the right size.
+TakeFrame = Callable[[int, memoryview | None], None]
 
 
 class MalformedBatch(Refused):
@@ -72,3 +77,41 @@ def _read(checksum: str, locate: Callable[[str], Path | None], room: memoryview)
         return ABSENT
     finally:
         os.close(handle)
+
+
+class Contents:
+    """The contents of a batch, handed on one by one, in whatever pieces they come."""
+
+    def __init__(self, sizes: Sequence[int], take: TakeFrame) -> None:
+        """Contents of these sizes are to come."""
+        self._sizes = sizes
+        self._take = take
+        self._held = bytearray()
+        #: How many have come.
+        self.came = 0
+
+    @property
+    def over(self) -> bool:
+        """Whether all have come."""
+        return self.came == len(self._sizes)
+
+    def feed(self, piece: bytes | bytearray | memoryview) -> None:
+        """The next bytes have come. Blocks as `take` does. Raises `Interrupted` if they are none of
+        a batch.
+        """
+        self._held += piece
+        data, at = memoryview(self._held), 0
+        while not self.over and len(data) - at >= FRAME.size:
+            (size,) = FRAME.unpack_from(data, at)
+            if size != ABSENT and not 0 <= size <= SMALL_BYTES:
+                raise Interrupted(f"a frame of {size} bytes came")
+            first = at + FRAME.size
+            end = first + max(size, 0)
+            if end > len(data):
+                break
+            self._take(self.came, data[first:end] if size == self._sizes[self.came] else None)
+            self.came += 1
+            at = end
+        if at:
+            # Another one: an error may keep what it was about.
+            self._held = bytearray(data[at:])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ import msgspec
 from adapters.errors import EntryMissing, Interrupted, TransportError, Unreachable
 from adapters.files.digest import named
 from adapters.http.arriving import LACKING, Failed, Sent
-from adapters.http.batches import ABSENT, FRAME, encode_list, frames
+from adapters.http.batches import FRAME, Contents, encode_list, frames
 from adapters.http.peer import Peer
 from adapters.http.receiving import error_of
 from adapters.http.signing import BATCH_ROUTE, Signer
@@ -26,9 +26,9 @@ from adapters.memory import room
 from adapters.transport import Request, Take
 from adapters.workers import PEERS, finish
 from streams.foreign import from_json
-from streams.values import SMALL_BYTES, Endpoint
+from streams.values import Endpoint
 
-#: So much of an answer is held at a time, at least.
+#: So much of an answer is read at a time, at most.
 _HELD_BYTES = 1 << 20
 #: What a target says of a batch.
 _MOST_SAID_BYTES = 4 << 20
@@ -64,14 +64,24 @@ async def fetch_small(
     body = encode_list([request.entry.checksum for request in requests])
     url = access.url(peer.base, body, first.target.node)
 
+    def taken(number: int, data: memoryview | None) -> None:
+        if data is not None:
+            take(number, data)
+            failed[number] = None
+        else:
+            path = requests[number].entry.path
+            failed[number] = EntryMissing(f"{peer.node} holds no {path} with this content any more")
+
     def receive() -> None:
-        came = 0
+        contents = Contents([request.entry.size_bytes for request in requests], taken)
+        held = room(_HELD_BYTES)
         try:
             peer.ask(url, method="POST", body=body)
-            for came, outcome in enumerate(_received(peer, requests, take), 1):
-                failed[came - 1] = outcome
+            while not contents.over:
+                contents.feed(held[: peer.some(held)])
         except TransportError as error:
-            failed[came:] = [type(error)(str(error)) for _ in requests[came:]]
+            left = requests[contents.came :]
+            failed[contents.came :] = [type(error)(f"{peer.node}: {error}") for _ in left]
         finally:
             peer.close()
 
@@ -146,44 +156,3 @@ def _outcome(
 
 def _peer(there: Endpoint, request: Request, access: Access) -> Peer:
     return Peer(there.node, there.http_url, request.connect_s, request.stall_s, access.context)
-
-
-def _received(
-    peer: Peer, requests: Sequence[Request], take: Take
-) -> Iterator[TransportError | None]:
-    """Hand on the contents of an answer, one after the other; whether each one came. Blocks."""
-    answer = _Answer(peer)
-    for number, request in enumerate(requests):
-        (size,) = FRAME.unpack(answer.next(FRAME.size))
-        if size != ABSENT and not 0 <= size <= SMALL_BYTES:
-            raise Interrupted(f"{peer.node} sent a frame of {size} bytes")
-        content = answer.next(max(size, 0))
-        if size == request.entry.size_bytes:
-            take(number, content)
-            yield None
-        else:
-            path = request.entry.path
-            yield EntryMissing(f"{peer.node} does not hold {path} with this content any more")
-
-
-class _Answer:
-    """An answer, read in large pieces and given away in small ones."""
-
-    def __init__(self, peer: Peer) -> None:
-        self._peer = peer
-        self._held = room(_HELD_BYTES + SMALL_BYTES)
-        self._from = self._to = 0
-
-    def next(self, count: int) -> memoryview:
-        """The next bytes, which are overwritten by those after them."""
-        if self._to - self._from < count:
-            self._read(count)
-        first, self._from = self._from, self._from + count
-        return self._held[first : self._from]
-
-    def _read(self, count: int) -> None:
-        left = self._to - self._from
-        self._held[:left] = bytes(self._held[self._from : self._to])
-        self._from, self._to = 0, left
-        while self._to < count:
-            self._to += self._peer.some(self._held[self._to :])
