@@ -24,6 +24,10 @@ _PIECE_BYTES = 256 << 10
 WAKE_BYTES = 32 << 10
 
 
+class Unserved(Refused):
+    """Whoever was asked takes no such question: an older version."""
+
+
 class Peer:
     """A connection that is made when first needed, and anew after it broke."""
 
@@ -69,7 +73,8 @@ class Peer:
                 self.close()
                 if answer.status in (404, 410):
                     raise EntryMissing(f"{self.node} does not hold it: {said}")
-                raise Refused(f"{self.node} answered {answer.status} {answer.reason}: {said}")
+                kind = Unserved if answer.status == 405 else Refused
+                raise kind(f"{self.node} answered {answer.status} {answer.reason}: {said}")
             return answer
         except TimeoutError as error:
             self.close()

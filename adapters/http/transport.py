@@ -24,7 +24,7 @@ from adapters.files.sent import opened
 from adapters.http.answers import Answer, check, refusal
 from adapters.http.download import Download
 from adapters.http.packed import PACKED, PACKED_BELOW_BYTES_S, Unpacking, shrinks
-from adapters.http.peer import Peer
+from adapters.http.peer import Peer, Unserved
 from adapters.http.receiving import ERROR_HEADER, OFFSET_HEADER, described, error_of
 from adapters.http.server import FileServer
 from adapters.http.signing import Signer
@@ -33,7 +33,7 @@ from adapters.http.upload import Answered, Upload
 from adapters.telling import Telling
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request, Take
-from adapters.workers import SOCKETS, finish
+from adapters.workers import SOCKETS, each, finish
 from streams.values import SMALL_BYTES, DataEntry, Transport
 
 __all__ = ["FileServer", "HttpTransport"]
@@ -117,7 +117,20 @@ class HttpTransport:
         self, requests: Sequence[Request], files: Sequence[Path]
     ) -> Sequence[int | TransportError]:
         """As `PushesMany.push_many`."""
-        return await push_small(self._access(), requests, files)
+        outcomes = list(await push_small(self._access(), requests, files))
+
+        async def push(number: int) -> None:
+            try:
+                outcomes[number] = await self.push(
+                    requests[number], files[number], Throttle(), lambda done, total: None
+                )
+            except TransportError as error:
+                outcomes[number] = error
+
+        # A target of an older version takes one after the other.
+        alone = [number for number, one in enumerate(outcomes) if isinstance(one, Unserved)]
+        await each(alone, push, self._connections_per_host)
+        return outcomes
 
     def _access(self) -> Access:
         return Access(self._signer, self._clock(), self._ttl_s, self._context)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from aiohttp import web
 
 from adapters.errors import (
     DigestMismatch,
@@ -26,6 +27,7 @@ from adapters.errors import (
 )
 from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed
+from adapters.http import server
 from adapters.transport import FetchesMany, PushesMany
 from streams.values import SMALL_BYTES, DataEntry
 from tests.contract.conftest import made
@@ -260,6 +262,23 @@ async def test_each_is_pushed_byte_for_byte_and_what_is_gone_fails_alone(
     expected = {f"data/{number}.bin": data for number, data in enumerate(contents)}
     assert far.here() == expected | {f"names/{name}": name.encode() for name in NAMES}
     assert left_in(far.root) == []
+
+
+async def test_a_target_of_an_older_version_takes_one_after_the_other(
+    far: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that knows no batches says so, and each still lands or fails by itself."""
+
+    async def unknown(*_: object) -> web.Response:
+        raise web.HTTPMethodNotAllowed("PUT", ["POST"])
+
+    monkeypatch.setattr(server, "answer_batch", unknown)
+    entries, files = to_send(tmp_path, [b"first", b"second"])
+    gone = entry_of(b"no file", "data/gone.bin")
+    first, *moved = await push(far, [gone, *entries], [tmp_path / "none", *files])
+    assert isinstance(first, EntryMissing)
+    assert moved == [entry.size_bytes for entry in entries]
+    assert far.here() == {"data/0.bin": b"first", "data/1.bin": b"second"}
 
 
 async def test_p22_a_file_that_is_not_its_entry_never_appears(far: Rig, tmp_path: Path) -> None:
