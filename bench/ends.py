@@ -9,6 +9,7 @@ import os
 import random
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -184,6 +185,9 @@ def _served(base: Path) -> Iterator[str]:
 
 
 def _serve(base: Path, pipe: Connection) -> None:
+    # As an agent does.
+    sys.setswitchinterval(0.0005)
+
     def locate(checksum: str) -> Path | None:
         path = base / "held" / checksum.removeprefix("sha256:")
         return path if path.exists() else None

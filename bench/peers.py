@@ -26,6 +26,7 @@ _ASKED = {
 }
 _TTL_S = 86_400.0
 _RCLONE = {"RCLONE_CONFIG": os.devnull, "RCLONE_CONFIG_S_TYPE": "s3"}
+_PROVEN = "then sha256sum and sync"
 Way = Callable[[Path], Usage]
 
 
@@ -87,8 +88,13 @@ def _many(setting: Setting, files: list[File]) -> dict[str, Way]:
     directory = Path(files[0].path).parent
     daemon = f"rsync://127.0.0.1:{setting.rsyncd_port}/all/{directory.name}/"
     there = f"{setting.ssh.ssh_user}@127.0.0.1:{directory}/"
+
+    def way(target: Path, *then: list[str]) -> Usage:
+        return commands(["rsync", "-a", daemon, str(target)], *then)
+
     return {
-        "rsync -a from a daemon": lambda target: commands(["rsync", "-a", daemon, str(target)]),
+        "rsync -a from a daemon": way,
+        f"rsync -a from a daemon, {_PROVEN}": lambda target: way(target, *_proof(target)),
         "rsync -a over ssh": lambda target: commands(
             ["rsync", "-a", "-e", shlex.join(_ssh(setting, same_cipher=True)), there, str(target)]
         ),
@@ -98,12 +104,23 @@ def _many(setting: Setting, files: list[File]) -> dict[str, Way]:
 def _many_pushed(ends: Ends, files: list[File]) -> dict[str, Way]:
     directory = Path(files[0].path).parent
 
-    def way(target: Path) -> Usage:
+    def way(*then: list[str]) -> Usage:
         setting = ends.setting
         there = f"rsync://127.0.0.1:{setting.rsyncd_port}/taken/{setting.bucket}/"
-        return commands(["rsync", "-a", f"{directory}/", there])
+        return commands(["rsync", "-a", f"{directory}/", there], *then)
 
-    return {"rsync -a to a daemon": way}
+    return {
+        "rsync -a to a daemon": lambda _: way(),
+        f"rsync -a to a daemon, {_PROVEN}": lambda _: way(
+            *_proof(ends.base / "taken" / ends.setting.bucket)
+        ),
+    }
+
+
+def _proof(directory: Path) -> tuple[list[str], ...]:
+    """What ours does besides moving many files: a digest of each, and all on the disk."""
+    digests = ["find", str(directory), "-type", "f", "-exec", "sha256sum", "{}", "+"]
+    return digests, ["sync", "--file-system", str(directory)]
 
 
 def _ssh(setting: Setting, *, same_cipher: bool) -> list[str]:

@@ -155,32 +155,39 @@ async def _fill(
     contents = Contents([one.entry.size_bytes for one in sent], take)
     error: TransportError | None = None
     while error is None and not contents.over:
-        held, error = await _gathered(content, receiver.stall_s)
+        pieces, error = await _gathered(content, receiver.stall_s)
         try:
-            await finish(partial(contents.feed, held))
+            await finish(partial(_feed, contents, pieces))
         except Interrupted as malformed:
             error = malformed
     for place in places.values():
         place.part.error = error or place.part.error
 
 
+def _feed(contents: Contents, pieces: Sequence[bytes]) -> None:
+    for piece in pieces:
+        contents.feed(piece)
+
+
 async def _gathered(
     content: StreamReader, stall_s: float
-) -> tuple[bytearray, TransportError | None]:
+) -> tuple[list[bytes], TransportError | None]:
     """The next bytes, worth a thread's while unless no more come; then, what it ended with."""
-    held = bytearray()
+    pieces: list[bytes] = []
+    held = 0
     try:
-        while len(held) < _HELD_BYTES:
+        while held < _HELD_BYTES:
             async with asyncio.timeout(stall_s):
-                data = await content.readany()
-            if not data:
-                return held, Interrupted("the sender sent no more")
-            held += data
+                piece, _ = await content.readchunk()
+            if not piece and content.at_eof():
+                return pieces, Interrupted("the sender sent no more")
+            pieces.append(piece)
+            held += len(piece)
     except TimeoutError:
-        return held, Stalled(f"no byte came for {stall_s:g} s")
+        return pieces, Stalled(f"no byte came for {stall_s:g} s")
     except _BROKEN_OFF as error:
-        return held, Interrupted(f"the sender broke off: {error}")
-    return held, None
+        return pieces, Interrupted(f"the sender broke off: {error}")
+    return pieces, None
 
 
 async def _exactly(content: StreamReader, count: int, stall_s: float) -> bytes:

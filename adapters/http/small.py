@@ -80,8 +80,7 @@ async def fetch_small(
             while not contents.over:
                 contents.feed(held[: peer.some(held)])
         except TransportError as error:
-            left = requests[contents.came :]
-            failed[contents.came :] = [type(error)(f"{peer.node}: {error}") for _ in left]
+            failed[contents.came :] = [type(error)(str(error)) for _ in requests[contents.came :]]
         finally:
             peer.close()
 

@@ -62,7 +62,7 @@ class RsyncTransport:
         self._rsync = rsync
         self._ssh = ssh
         self._rules = rules or PathRules()
-        self._root = root or Path(tempfile.gettempdir())
+        self._root = (root or Path(tempfile.gettempdir())).resolve()
         self._slots = asyncio.Semaphore(at_once)
 
     async def fetch(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from adapters.errors import EntryMissing, PathEscapes, TransportError
 from adapters.files.partial import disk_errors
-from adapters.files.places import same_disk_directory
+from adapters.files.places import OWN_DIRECTORY
 from adapters.ssh.aside import sweep
 from adapters.ssh.connections import source_file
 from adapters.ssh.rsync_run import Run, through
@@ -45,8 +45,9 @@ async def fetch_small(
             failed[number] = error
     if not names:
         return failed
-    place = await finish(lambda: _place(root))
+    place = root / OWN_DIRECTORY / "rsync" / uuid.uuid4().hex
     try:
+        await finish(lambda: _make(place))
         ended = await _run(rsync, shell, requests[0], sorted(set(names.values())), place)
         await finish(lambda: _hand_on(place, requests, names, ended, failed, take))
     finally:
@@ -54,13 +55,12 @@ async def fetch_small(
     return failed
 
 
-def _place(root: Path) -> Path:
-    """A new directory of ours."""
+def _make(place: Path) -> None:
+    """Make a directory of ours."""
     with disk_errors():
-        directory = same_disk_directory(root, root.resolve() / "any", "rsync") / uuid.uuid4().hex
-        sweep(directory)
-        directory.mkdir()
-        return directory
+        place.parent.mkdir(parents=True, exist_ok=True)
+        sweep(place)
+        place.mkdir()
 
 
 async def _run(
