@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from adapters.errors import Interrupted, Refused
+from adapters.memory import room
 from streams.values import SMALL_BYTES
 
 #: Contents in one batch, and bytes: no one waits long for what another asked.
@@ -86,7 +87,8 @@ class Contents:
         """Contents of these sizes are to come."""
         self._sizes = sizes
         self._take = take
-        self._held = bytearray()
+        self._held = room(_PART_BYTES + SMALL_BYTES)
+        self._filled = 0
         #: How many have come.
         self.came = 0
 
@@ -95,23 +97,36 @@ class Contents:
         """Whether all have come."""
         return self.came == len(self._sizes)
 
-    def feed(self, piece: bytes | bytearray | memoryview) -> None:
-        """The next bytes have come. Blocks as `take` does. Raises `Interrupted` if they are none of
-        a batch.
+    @property
+    def room(self) -> memoryview:
+        """Where the next bytes belong, before they are `filled`."""
+        return self._held[self._filled :]
+
+    def feed(self, piece: bytes) -> None:
+        """The next bytes have come. As `filled`."""
+        left = memoryview(piece)
+        while left:
+            there = self.room[: len(left)]
+            there[:] = left[: len(there)]
+            left = left[len(there) :]
+            self.filled(len(there))
+
+    def filled(self, count: int) -> None:
+        """So many bytes have come to `room`. Blocks as `take` does. Raises `Interrupted` if they
+        are none of a batch.
         """
-        self._held += piece
-        data, at = memoryview(self._held), 0
-        while not self.over and len(data) - at >= FRAME.size:
-            (size,) = FRAME.unpack_from(data, at)
+        at, end = 0, self._filled + count
+        while not self.over and end - at >= FRAME.size:
+            (size,) = FRAME.unpack_from(self._held, at)
             if size != ABSENT and not 0 <= size <= SMALL_BYTES:
                 raise Interrupted(f"a frame of {size} bytes came")
             first = at + FRAME.size
-            end = first + max(size, 0)
-            if end > len(data):
+            if end - first < size:
                 break
-            self._take(self.came, data[first:end] if size == self._sizes[self.came] else None)
+            at = first + max(size, 0)
+            fits = size == self._sizes[self.came]
+            self._take(self.came, self._held[first:at] if fits else None)
             self.came += 1
-            at = end
-        if at:
-            # Another one: an error may keep what it was about.
-            self._held = bytearray(data[at:])
+        # What comes after all is not looked at.
+        self._filled = 0 if self.over else end - at
+        self._held[: self._filled] = bytes(self._held[at : at + self._filled])

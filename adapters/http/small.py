@@ -22,14 +22,11 @@ from adapters.http.batches import FRAME, Contents, encode_list, frames
 from adapters.http.peer import Peer
 from adapters.http.receiving import error_of
 from adapters.http.signing import BATCH_ROUTE, Signer
-from adapters.memory import room
 from adapters.transport import Request, Take
 from adapters.workers import PEERS, finish
 from streams.foreign import from_json
 from streams.values import Endpoint
 
-#: So much of an answer is read at a time, at most.
-_HELD_BYTES = 1 << 20
 #: What a target says of a batch.
 _MOST_SAID_BYTES = 4 << 20
 
@@ -74,11 +71,10 @@ async def fetch_small(
 
     def receive() -> None:
         contents = Contents([request.entry.size_bytes for request in requests], taken)
-        held = room(_HELD_BYTES)
         try:
             peer.ask(url, method="POST", body=body)
             while not contents.over:
-                contents.feed(held[: peer.some(held)])
+                contents.filled(peer.some(contents.room))
         except TransportError as error:
             failed[contents.came :] = [type(error)(str(error)) for _ in requests[contents.came :]]
         finally:
