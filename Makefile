@@ -7,6 +7,8 @@
 # Real processes on a busy machine miss even generous limits at times: what fails is run again, and
 # the summary names it.
 
+# Processes are started by the hundred: where this is set, each would compile every module anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 PYTHON = python3
 VENV = .venv
