@@ -6,6 +6,6 @@ retry or to delete.
 
 Read in this order: `errors` (what to do next), `files` (how bytes become files, what is here, and
 how it goes), `transport` (the contract), then one chapter for each way: `http`, `p2p`, `ssh` (rsync
-and base64), `s3`; `blobs` is where an archive lies. `throttle`, `telling` and `workers` serve them
-all.
+and base64), `s3`; `blobs` is where an archive lies. `throttle`, `telling`, `memory` and `workers`
+serve them all.
 """
