@@ -312,7 +312,7 @@ def _outcome(
     transfer = transfers.get(need.transfer)
     if transfer is None:
         return None
-    if transfer.state in (TransferState.SUCCEEDED, TransferState.SUPERSEDED):
+    if transfer.ended:
         return TargetOutcome(
             target=need.target,
             path=need.path,

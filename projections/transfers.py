@@ -81,6 +81,11 @@ class TransferRow(Row, frozen=True):
     #: Whether all that ask for it want it only with what nothing else asks for.
     spare_only: bool = False
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do: the target holds this, or something later."""
+        return self.state in (TransferState.SUCCEEDED, TransferState.SUPERSEDED)
+
     def failures_since(self, sequence: int) -> tuple[Failure, ...]:
         """Attempts that failed after a point of the log, oldest first."""
         return tuple(failure for failure in self.failures if failure.sequence >= sequence)

@@ -21,6 +21,7 @@ from adapters.files import checks, sqlite
 from adapters.files.digest import hex_of, named
 from adapters.files.durable import Disk, fsync_above
 from adapters.files.landing import Landed, appear, refuse_replacement
+from adapters.files.leftovers import GROUP_PREFIX
 from adapters.files.partial import disk_errors, write_all
 from adapters.files.places import Confinement, Reservation, same_disk_directory
 from streams.identity import Ownership, PathRules
@@ -87,7 +88,7 @@ class Group:
         #: Proven contents that have no names yet, and what will be said of them.
         self._asides: dict[int, Landed] = {}
         # Nobody else ever writes a file of this name.
-        self._group = f"group-{os.getpid()}-{os.urandom(8).hex()}"
+        self._group = f"{GROUP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
         try:
             self._begin()
         except BaseException:

@@ -24,19 +24,11 @@ from adapters.files.digest import BLOCK_BYTES, hex_of
 from adapters.files.durable import fsync_directories
 from adapters.files.maps import MapStore
 from adapters.files.partial import Partial, disk_errors, open_locked
-from adapters.files.places import (
-    Reservation,
-    confined,
-    same_disk_directory,
-    sweep_partials,
-    sweep_quarantine,
-)
+from adapters.files.places import Reservation, confined, same_disk_directory
 from adapters.files.scattered import Scattered, notes_of
 from adapters.workers import DISK, finish
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry, is_token
-
-__all__ = ["Landed", "Landing", "sweep_partials", "sweep_quarantine"]
 
 #: A training set smaller than this share of the one it would replace is refused.
 SMALLEST_NPZ_SHARE = 0.8

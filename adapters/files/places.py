@@ -1,15 +1,12 @@
-"""Where files of a data root may lie, how much room is promised there, and what may be swept up.
+"""Where files of a data root may lie, and how much room is promised there.
 
 No path may lead out of the root, in words or through a symlink.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 
 from adapters.errors import DiskFull, PathEscapes
@@ -19,8 +16,6 @@ from streams.identity import escapes
 OWN_DIRECTORY = ".dataplane"
 #: Kept free beyond a file's own size.
 RESERVE = 0.1
-PARTIAL_MAX_AGE_S = 24 * 3600.0
-QUARANTINE_MAX_AGE_S = 30 * 24 * 3600.0
 
 _promises: dict[object, tuple[int, int]] = {}
 _promises_lock = threading.Lock()
@@ -108,36 +103,3 @@ class Reservation:
         """Give back what was not used. Harmless when done twice."""
         with _promises_lock:
             _promises.pop(self, None)
-
-
-def sweep_partials(root: Path, now: float | None = None) -> list[Path]:
-    """Remove partial files that nobody has touched for a day. Blocks. Returns what it removed."""
-    return _sweep(root, "partial", (time.time() if now is None else now) - PARTIAL_MAX_AGE_S)
-
-
-def sweep_quarantine(root: Path, now: float | None = None) -> list[Path]:
-    """Remove what has been in quarantine for a month. Blocks. Returns what it removed."""
-    return _sweep(root, "quarantine", (time.time() if now is None else now) - QUARANTINE_MAX_AGE_S)
-
-
-def _sweep(root: Path, name: str, oldest: float) -> list[Path]:
-    removed = []
-    for directory, directories, _ in os.walk(root):
-        if OWN_DIRECTORY in directories:
-            directories.remove(OWN_DIRECTORY)
-            removed += _sweep_directory(Path(directory) / OWN_DIRECTORY / name, oldest)
-    return removed
-
-
-def _sweep_directory(directory: Path, oldest: float) -> list[Path]:
-    if not directory.is_dir():
-        return []
-    removed = []
-    for path in directory.iterdir():
-        # What lands meanwhile is no longer here.
-        with suppress(FileNotFoundError):
-            # A file's own time may be its entry's; the time of its last change of any kind is ours.
-            if path.stat().st_ctime < oldest and path.stat().st_mtime < oldest:
-                path.unlink()
-                removed.append(path)
-    return removed

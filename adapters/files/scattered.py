@@ -24,7 +24,7 @@ from adapters.workers import DIGESTS, finish
 
 #: Files under way, by checksum: what of them is there can be given to others already.
 Underway = MutableMapping[str, "Scattered"]
-_NOTES_SUFFIX = ".blocks"
+NOTES_SUFFIX = ".blocks"
 
 
 class Scattered:
@@ -257,7 +257,7 @@ class _Behind:
 
 def notes_of(path: Path) -> Path:
     """Where it is written which blocks of a partial file are there."""
-    return path.with_name(path.name + _NOTES_SUFFIX)
+    return path.with_name(path.name + NOTES_SUFFIX)
 
 
 def _open_notes(file: Path, size_bytes: int) -> mmap.mmap | None:

@@ -12,8 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from adapters.errors import PathEscapes
 from adapters.files.landing import Landing, partial_name
+from adapters.files.leftovers import PARTIAL_MAX_AGE_S
 from adapters.files.partial import disk_errors
-from adapters.files.places import PARTIAL_MAX_AGE_S, same_disk_directory
+from adapters.files.places import same_disk_directory
 from adapters.transport import Request
 from adapters.workers import finish
 from streams.identity import GAME_DATABASE_SUFFIXES

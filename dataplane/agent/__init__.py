@@ -4,6 +4,6 @@ Read in this order: `agent`, `observing` and `reconciling` (what it says), `deli
 works on what it is given), `transfers` with `transports`, `fetching`, `receipts`, `pushing`,
 `company` and `together` (small ones as groups), `relaying`, `bucket`, `attempt`, `progress` and
 `saying` (what it moves, and what it says of that), `asking` and `reaching` (what agents ask each
-other), `custody`, `scrub`, `diskwatch` and `machine` (how it cares for its replicas and itself),
-`consolidating` and `apart` (how games come together in one file).
+other), `custody`, `scrub`, `diskwatch`, `tidying` and `machine` (how it cares for its replicas
+and itself), `consolidating` and `apart` (how games come together in one file).
 """

@@ -41,6 +41,7 @@ from dataplane.agent.reaching import reached
 from dataplane.agent.relaying import Relaying
 from dataplane.agent.saying import Saying
 from dataplane.agent.scrub import Scrubber
+from dataplane.agent.tidying import Tidying
 from dataplane.agent.transfers import TransportManager, quarantine_fact
 from dataplane.agent.transports import content_path, locate_subject, make_transports
 from dataplane.config import DataPlaneConfig
@@ -109,6 +110,7 @@ class Agent:
         self._disk = DiskWatch(
             log, self.node, config.data_dir, config.policy(), self._describe_anew
         )
+        self._tidying = Tidying(bus, config.data_dir)
         self._grants = GrantKeeper(bus, self.node, self._set_bandwidth)
         self._answering: list[Answering] = []
 
@@ -195,6 +197,7 @@ class Agent:
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._grants.run(), name="grants")
             group.create_task(self._disk.run(), name="disk")
+            group.create_task(self._tidying.run(), name="tidying")
             group.create_task(self._send_outbox(), name="outbox")
             group.create_task(self._probe(), name="probe")
             group.create_task(self._scrubber.run(), name="scrub")

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import aclosing
 
 from adapters.files.inventory import Inventory, Scan
-from adapters.files.landing import sweep_partials, sweep_quarantine
 from adapters.files.places import OWN_DIRECTORY
 from dataplane.agent.deliveries import kept_alive, left_to_redelivery, meanwhile
 from dataplane.agent.reconciling import Reconciler
@@ -86,8 +85,6 @@ class Observer:
             with self._disk_may_fail():
                 with contextlib.suppress(LogError):
                     await self.report()
-                for sweep in (sweep_partials, sweep_quarantine):
-                    await asyncio.to_thread(sweep, self._config.data_dir, time.time())
                 self.problem = ""
             # A live database changes all the time; triggers do not wait for this.
             await asyncio.sleep(self._config.policy().schedule.event_gap_s)

@@ -19,7 +19,7 @@ import msgspec
 from dataplane.config import DataPlaneConfig
 from dataplane.evidence import facts_about, span_of
 from dataplane.explain import Asked, Explanation, explain
-from dataplane.health import HealthCheckResult, cluster_health
+from dataplane.health import LAG_LIMIT, HealthCheckResult, cluster_health
 from dataplane.held import HeldPage
 from dataplane.overview import Overview, overview
 from dataplane.planner import SyncPlanner
@@ -114,6 +114,12 @@ class AskHeld(Ask, frozen=True):
 
     node: str
     after: str = ""
+
+
+class AskPending(Ask, frozen=True):
+    """Which of these transfers are still to be done."""
+
+    transfers: tuple[str, ...]
 
 
 class Reading(msgspec.Struct):
@@ -231,6 +237,14 @@ def held(ask: AskHeld, known: Reading) -> HeldPage:
     )
 
 
+def pending(ask: AskPending, known: Reading) -> list[str]:
+    """Their ids; refused with 503 while the views are far behind the log."""
+    if known.last_sequence - known.view.checkpoint.sequence > LAG_LIMIT:
+        raise ServiceRefusal("pending: the views are far behind the log", "503")
+    found = ((id, known.view.transfer(id)) for id in ask.transfers)
+    return [id for id, row in found if row is not None and not row.ended]
+
+
 Answer = Callable[[Any, Reading], Any]
 #: Endpoint to the class of its question, of its answer, and who answers it.
 QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
@@ -243,6 +257,7 @@ QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
     "links": (AskLinks, list[LinkLine], links),
     "overview": (AskOverview, Overview, glance),
     "held": (AskHeld, HeldPage, held),
+    "pending": (AskPending, list[str], pending),
     "why": (AskWhy, Explanation, why),
 }
 

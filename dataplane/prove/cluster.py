@@ -29,8 +29,10 @@ from streams.values import Role, Trait
 
 CONFIG_KEYS = ("hex8_2p", "square8_2p")
 COORDINATORS = ("coordinator-1", "coordinator-2")
-#: A disk that can be filled: a small file system of its own under one node's data.
+#: A disk that can be filled: a small file system of its own under one node's data. Databases grow
+#: as long as a run goes on, and a kill takes a while: by so much for each it must be larger.
 SMALL_DISK_MB = 192
+SMALL_DISK_MB_PER_KILL = 2
 #: What decides quickly enough for a run of a minute, and still waits for who was killed.
 SETTINGS: dict[str, object] = {
     # Most files are small here: a few of them are to fill a slot.
@@ -91,7 +93,8 @@ class Kill(msgspec.Struct, frozen=True):
 class ProveCluster:
     """All processes. As ``async with`` it starts the bus, and stops everything at the end."""
 
-    def __init__(self, layout: Layout, *, replicas: int, nodes: int) -> None:
+    def __init__(self, layout: Layout, *, replicas: int, nodes: int, kills: int) -> None:
+        """`kills` is how many the run is to last for."""
         self.layout = layout
         self.replicas = replicas
         logs = layout.root / "logs"
@@ -115,6 +118,7 @@ class ProveCluster:
         #: The point at which a child was told to die, if it was.
         self.armed: dict[str, str] = {}
         self._mounted: list[Path] = []
+        self._small_disk_mb = SMALL_DISK_MB + SMALL_DISK_MB_PER_KILL * kills
         self.small_disk = ""
         #: The bucket; None where its server is not installed.
         self.bucket = DemoBucket(layout.root / "s3") if installed() else None
@@ -279,7 +283,7 @@ class ProveCluster:
         place.mkdir(parents=True, exist_ok=True)
         if not sys.platform.startswith("linux") or os.geteuid() != 0 or not shutil.which("mount"):
             return
-        options = ["-o", f"size={SMALL_DISK_MB}m"]
+        options = ["-o", f"size={self._small_disk_mb}m"]
         done = subprocess.run(
             ["mount", "-t", "tmpfs", *options, "tmpfs", str(place)], capture_output=True
         )

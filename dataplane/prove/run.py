@@ -131,7 +131,8 @@ async def _interruptible(
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     layout = Layout(directory)
     replicas = 3 if options.cluster else 1
-    async with ProveCluster(layout, replicas=replicas, nodes=options.nodes) as cluster:
+    cluster = ProveCluster(layout, replicas=replicas, nodes=options.nodes, kills=options.kills)
+    async with cluster:
         log = await JetStreamLog.connect(cluster.url.split(","), name="prove", deadline_s=60.0)
         try:
             await log.ensure_topology(replicas=replicas)

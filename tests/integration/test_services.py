@@ -79,6 +79,7 @@ async def _answers(client: Any) -> None:
     assert [node["node"] for node in await _ask(client, "nodes", {})] == ["gpu-7", "train-1"]
     assert await _ask(client, "missing", {"node": "train-1"}) == []
     assert await _ask(client, "plans", {}) == []
+    assert await _ask(client, "pending", {"transfers": ["nobody-knows-it"]}) == []
     [chain] = await _ask(client, "chains", {"config_key": "hex8_2p"})
     assert (chain["status"], chain["games"]) == ("completed", 5)
 

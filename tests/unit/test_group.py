@@ -25,7 +25,8 @@ from adapters.errors import (
 )
 from adapters.files import durable, group
 from adapters.files.group import FEW, Group, Wanted
-from adapters.files.landing import Landed, sweep_partials
+from adapters.files.landing import Landed
+from adapters.files.leftovers import sweep_partials
 from adapters.files.partial import write_all
 from tests.unit.test_landing import archive, database, entry_of, files_in, partials_in
 
@@ -266,7 +267,7 @@ def test_p6_whoever_is_killed_at_any_step_leaves_whole_files_or_none(
 ) -> None:
     """SIGKILL before each call to the disk: what has its name has its bytes, the rest comes again.
 
-    What lay aside is swept up after a day.
+    What lay aside is swept up later.
     """
     step = 0
     while True:
@@ -277,7 +278,7 @@ def test_p6_whoever_is_killed_at_any_step_leaves_whole_files_or_none(
         assert not finished or (files_in(root), partials_in(root)) == (MANY, [])
         assert all(isinstance(one, Landed) for one in land(root, MANY).values())
         assert files_in(root) == MANY
-        sweep_partials(root, time.time() + 25 * 3600)
+        sweep_partials(root / ".dataplane", now=time.time() + 2 * 3600)
         assert partials_in(root) == []
         if finished:
             break

@@ -34,7 +34,7 @@ from adapters.errors import (
 from adapters.files import places
 from adapters.files.blocks import BlockMap, Mapping
 from adapters.files.digest import checksum_of
-from adapters.files.landing import Landed, Landing, partial_name, sweep_partials, sweep_quarantine
+from adapters.files.landing import Landed, Landing, partial_name
 from adapters.files.scattered import notes_of
 from adapters.workers import DIGESTS, DISK
 from streams.identity import PathRules
@@ -574,20 +574,6 @@ async def test_reset_begins_anew(tmp_path: Path) -> None:
     await landing.write(b"right")
     await landing.commit()
     assert files_in(tmp_path) == {"data/x.bin": b"right"}
-
-
-async def test_stale_partials_and_old_quarantine_are_swept(tmp_path: Path) -> None:
-    """What nobody touched for a day, or a month, is removed; what is younger stays."""
-    landing = await Landing.open(tmp_path, entry_of(b"xy"), "t-1", "data/x.bin")
-    await landing.write(b"x")
-    await landing.abort()
-    with pytest.raises(CheckFailed):
-        await land(tmp_path, b"", "data/x.onnx")
-    now, day = time.time(), 24 * 3600
-    assert sweep_partials(tmp_path, now + day - 60) == []
-    assert len(sweep_partials(tmp_path, now + day + 60)) == 1
-    assert sweep_quarantine(tmp_path, now + 29 * day) == []
-    assert len(sweep_quarantine(tmp_path, now + 31 * day)) == 1
 
 
 async def longest_pause(work: Callable[[], object]) -> tuple[float, float]:

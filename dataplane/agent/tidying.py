@@ -1,0 +1,83 @@
+"""Sweeps up what the data plane itself has left on this node's disks.
+
+A partial file is worth what its transfer saves by going on from it. Whether the transfer is still
+to be done is in the views of a coordinator: where none answers, only age counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from itertools import islice
+from pathlib import Path
+
+import msgspec
+
+from adapters.files.leftovers import (
+    idle_transfers,
+    own_directories,
+    sweep_partials,
+    sweep_quarantine,
+)
+from streams.foreign import Unreadable, from_json
+from streams.log import Bus, LogError
+
+logger = logging.getLogger(__name__)
+
+#: How often what is left is looked at.
+TIDY_S = 60.0
+#: How often it is looked for disks that were mounted within the data directory.
+_DISKS_S = 3600.0
+_SUBJECT = "dp.query.pending"
+_ANSWER_S = 10.0
+#: Asked about at once; each has an id of 32 letters.
+_MOST_ASKED = 500
+
+
+class Tidying:
+    """One node's leftovers. `run` in a task."""
+
+    def __init__(self, bus: Bus, data_dir: Path) -> None:
+        self._bus = bus
+        self._data_dir = data_dir
+        self._directories: list[Path] = []
+        self._disks_at = float("-inf")
+
+    async def run(self) -> None:
+        """Sweep, for ever."""
+        while True:
+            try:
+                removed = await self.tidy()
+                if removed:
+                    names = ", ".join(path.name for path in removed[:3])
+                    logger.info("%d files of no more use were removed: %s", len(removed), names)
+            except OSError as error:
+                # Whoever watches the files says that the disk fails.
+                logger.debug("leftovers could not be swept up: %s", error)
+            await asyncio.sleep(TIDY_S)
+
+    async def tidy(self) -> list[Path]:
+        """Sweep once; what was removed. Raises `OSError`."""
+        if time.monotonic() >= self._disks_at + _DISKS_S:
+            self._directories = await asyncio.to_thread(own_directories, self._data_dir)
+            self._disks_at = time.monotonic()
+        removed = []
+        for own in self._directories:
+            ended = await self._ended(await asyncio.to_thread(idle_transfers, own))
+            removed += await asyncio.to_thread(sweep_partials, own, ended)
+            removed += await asyncio.to_thread(sweep_quarantine, own)
+        return removed
+
+    async def _ended(self, transfers: set[str]) -> set[str]:
+        """Those that a coordinator knows nothing of, or knows to be done; none if none answers."""
+        asked = set(islice(transfers, _MOST_ASKED))
+        if not asked:
+            return set()
+        question = msgspec.json.encode({"transfers": sorted(asked)})
+        try:
+            answer = await self._bus.request(_SUBJECT, question, _ANSWER_S)
+            return asked - set(from_json(answer, list[str]))
+        except (LogError, Unreadable) as error:
+            logger.debug("no coordinator says which transfers are over: %s", error)
+            return set()

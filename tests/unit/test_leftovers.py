@@ -1,0 +1,214 @@
+"""What transfers leave behind: kept while somebody may go on from it, gone when data needs room."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import pytest
+
+from adapters.errors import CheckFailed
+from adapters.files import leftovers
+from adapters.files.landing import Landing
+from adapters.files.leftovers import (
+    idle_transfers,
+    own_directories,
+    sweep_partials,
+    sweep_quarantine,
+)
+from adapters.files.scattered import notes_of
+from dataplane.agent import tidying
+from dataplane.agent.tidying import Tidying
+from streams.memory import MemoryBus
+from tests.conftest import eventually
+from tests.unit.test_landing import entry_of, land, map_of_bytes, partials_in, quarantined_in
+
+HOUR = 3600.0
+DAY = 24 * HOUR
+BYTES = b"x" * 40_000
+
+
+class Usage(NamedTuple):
+    """Of a disk."""
+
+    free: int
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """What is free on the disk; to be changed by a test."""
+    bytes_free = [10**12]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(bytes_free[0]))
+    return bytes_free
+
+
+async def leave(root: Path, transfer: str, data: bytes = BYTES) -> Path:
+    """What is left of a transfer that was cut off."""
+    before = set(partials_in(root))
+    landing = await Landing.open(root, entry_of(data + b"rest"), transfer, "data/x.bin")
+    await landing.write(data)
+    await landing.abort()
+    [left] = set(partials_in(root)) - before
+    return left
+
+
+@pytest.mark.usefixtures("free")
+async def test_partials_go_after_a_day_and_quarantine_after_a_month(tmp_path: Path) -> None:
+    """What is younger stays, where there is room, also when nobody will go on from it."""
+    await leave(tmp_path, "t-1")
+    with pytest.raises(CheckFailed):
+        await land(tmp_path, b"", "data/x.onnx")
+    own, now = tmp_path / ".dataplane", time.time()
+    assert own_directories(tmp_path) == [own]
+    assert sweep_partials(own, {"t-1"}, now + DAY - 60) == []
+    assert len(sweep_partials(own, now=now + DAY + 60)) == 1
+    assert sweep_quarantine(own, now + 29 * DAY) == []
+    assert len(sweep_quarantine(own, now + 31 * DAY)) == 1
+
+
+async def test_where_room_is_short_what_is_over_goes_and_what_is_not_stays(
+    tmp_path: Path, free: list[int]
+) -> None:
+    """Superseded versions had held a fifth of a full disk for a day, and nothing came any more."""
+    over, wanted = await leave(tmp_path, "over"), await leave(tmp_path, "wanted")
+    own, soon = tmp_path / ".dataplane", time.time() + 120
+    free[0] = 10 * len(BYTES)
+    assert sweep_partials(own, {"over"}) == []
+    assert sweep_partials(own, {"over"}, soon) == [over]
+    assert partials_in(tmp_path) == [wanted]
+    assert sweep_partials(own, (), soon) == []
+
+
+async def test_of_what_is_over_the_oldest_goes_first(tmp_path: Path, free: list[int]) -> None:
+    """And only so much that the rest takes little of what is free."""
+    left = [await leave(tmp_path, f"t-{number}") for number in range(4)]
+    soon = time.time() + 120
+    each = left[0].stat().st_blocks * 512
+    free[0] = 20 * each
+    gone = sweep_partials(tmp_path / ".dataplane", {f"t-{number}" for number in range(4)}, soon)
+    assert gone == left[:2]
+
+
+async def test_quarantine_makes_room_for_data(tmp_path: Path, free: list[int]) -> None:
+    """It is there to be looked into, not to be kept at all costs."""
+    for data in (b"\0", b"\0\0"):
+        with pytest.raises(CheckFailed):
+            await land(tmp_path, data, "data/x.npz")
+    own = tmp_path / ".dataplane"
+    assert sweep_quarantine(own) == []
+    free[0] = 0
+    assert len(sweep_quarantine(own)) == 2
+    assert quarantined_in(tmp_path) == []
+
+
+async def test_what_is_being_written_is_never_touched(tmp_path: Path, free: list[int]) -> None:
+    """Neither for its age nor for room: its lock says that somebody is at it."""
+    landing = await Landing.open(tmp_path, entry_of(BYTES), "t-1", "data/x.bin")
+    await landing.write(BYTES)
+    free[0] = 0
+    assert sweep_partials(tmp_path / ".dataplane", {"t-1"}, time.time() + 2 * DAY) == []
+    await landing.commit()
+    assert (tmp_path / "data/x.bin").read_bytes() == BYTES
+
+
+@pytest.mark.usefixtures("free")
+async def test_notes_go_with_their_partial(tmp_path: Path) -> None:
+    """And by themselves where there is none."""
+    landing = await Landing.open(tmp_path, entry_of(BYTES), "t-1", "data/x.bin")
+    await landing.scatter(map_of_bytes(BYTES))
+    await landing.abort()
+    [left] = partials_in(tmp_path)
+    alone = notes_of(left.with_name("t-2.0.partial"))
+    alone.write_bytes(b"notes")
+    own = tmp_path / ".dataplane"
+    assert set(sweep_partials(own, now=time.time() + DAY + 60)) == {left, alone}
+    assert list((own / "partial").iterdir()) == []
+
+
+@pytest.mark.usefixtures("free")
+async def test_nobody_is_asked_of_files_of_a_group(tmp_path: Path) -> None:
+    """No attempt goes on from them: they stay as long as a group may take, and go."""
+    left = await leave(tmp_path, "t-1")
+    group = left.with_name(f"{leftovers.GROUP_PREFIX}1-ab.3.partial")
+    group.write_bytes(b"small")
+    own, now = tmp_path / ".dataplane", time.time()
+    assert idle_transfers(own, now) == set()
+    assert idle_transfers(own, now + 120) == {"t-1"}
+    assert sweep_partials(own, now=now + HOUR - 60) == []
+    assert sweep_partials(own, now=now + HOUR + 60) == [group]
+
+
+class Coordinator:
+    """Says which transfers are pending; counts what it is asked."""
+
+    def __init__(self, pending: tuple[str, ...]) -> None:
+        self.pending = pending
+        self.asked: list[list[str]] = []
+
+    async def answer(self, subject: str, body: bytes) -> bytes:
+        transfers = msgspec.json.decode(body)["transfers"]
+        self.asked.append(transfers)
+        return msgspec.json.encode([id for id in transfers if id in self.pending])
+
+
+async def test_a_coordinator_is_asked_which_are_over(
+    tmp_path: Path, free: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it says that a transfer is to be done, what is there of it stays."""
+    monkeypatch.setattr(leftovers, "IDLE_S", -1.0)
+    over, wanted = await leave(tmp_path, "over"), await leave(tmp_path, "wanted")
+    free[0] = 0
+    bus, coordinator = MemoryBus(), Coordinator(("wanted",))
+    answering = await bus.answer("dp.query.pending", coordinator.answer)
+    assert await Tidying(bus, tmp_path).tidy() == [over]
+    assert coordinator.asked == [["over", "wanted"]]
+    assert partials_in(tmp_path) == [wanted]
+    await answering.close()
+
+
+async def test_where_no_coordinator_answers_everything_stays(
+    tmp_path: Path, free: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until it is old; an answer that can't be read is none."""
+    monkeypatch.setattr(leftovers, "IDLE_S", -1.0)
+    left = await leave(tmp_path, "t-1")
+    free[0] = 0
+    bus = MemoryBus()
+    assert await Tidying(bus, tmp_path).tidy() == []
+
+    async def nonsense(subject: str, body: bytes) -> bytes:
+        return b"{"
+
+    await bus.answer("dp.query.pending", nonsense)
+    assert await Tidying(bus, tmp_path).tidy() == []
+    assert partials_in(tmp_path) == [left]
+
+
+async def test_an_agent_sweeps_by_itself_and_goes_on_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a disk would fill up with what nobody wants."""
+    for limit in ("PARTIAL_MAX_AGE_S", "QUARANTINE_MAX_AGE_S"):
+        monkeypatch.setattr(leftovers, limit, -60.0)
+    monkeypatch.setattr(tidying, "TIDY_S", 0.01)
+    old = [tmp_path / ".dataplane" / name / "x.bin" for name in ("partial", "quarantine")]
+    for file in old:
+        file.parent.mkdir(parents=True)
+        file.write_bytes(b"x")
+    looked = iter([OSError("the disk is away"), own_directories(tmp_path)])
+
+    def look(root: Path) -> list[Path]:
+        found = next(looked)
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(tidying, "own_directories", look)
+    sweeping = asyncio.create_task(Tidying(MemoryBus(), tmp_path).run())
+    await eventually(lambda: not any(file.exists() for file in old))
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
