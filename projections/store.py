@@ -42,6 +42,13 @@ class StoreMissing(StoreError):
     """There is no store at this path yet."""
 
 
+def _none_at(path: Path) -> str:
+    return (
+        f"no views at {path}: has a coordinator run with this directory? "
+        "One that has just been started needs a moment"
+    )
+
+
 class Reader:
     """A consistent reading of all tables at one moment. Keep it short; never across an await."""
 
@@ -262,7 +269,7 @@ class Store:
         whole. Raises StoreMissing if there is nothing to read, StoreCorrupt if it can't be read.
         """
         if not writable and not (path / "data.mdb").exists():
-            raise StoreMissing(f"no views at {path}: has a coordinator run with this directory?")
+            raise StoreMissing(_none_at(path))
         path.mkdir(parents=True, exist_ok=True)
         place = path.resolve()
         with _environments_lock:
@@ -420,9 +427,7 @@ class StoreReader:
         """A short reading. Raises StoreMissing before the first fold."""
         current = self._directory.current()
         if current is None:
-            raise StoreMissing(
-                f"no views at {self._directory.root}: has a coordinator run with this directory?"
-            )
+            raise StoreMissing(_none_at(self._directory.root))
         if self._store is None or self._store.path != current.resolve():
             self.close()
             self._store = Store.open(current, self._tables, writable=False)
