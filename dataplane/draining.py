@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -18,8 +19,11 @@ from dataplane.safety import Left, lasting_without, unproven, unsafe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from streams import events
+from streams.values import DataEntry
 
 _POLL_S = 0.2
+#: How often whoever waits is told how far it is.
+PROGRESS_S = 2.0
 #: How often the node is asked anew because something had to move.
 ROUNDS = 20
 #: So much longer than bytes and rates say, things take.
@@ -72,12 +76,18 @@ class Drain:
         row = await self._row(chain, answered=True)
         return await self._judge(row)
 
-    async def wait(self, timeout_s: float) -> Verdict:
-        """Go on until the node may go, nothing more is being done for it, or time is up."""
+    async def wait(
+        self, timeout_s: float, on_progress: Callable[[Verdict], None] = lambda verdict: None
+    ) -> Verdict:
+        """Go on until the node may go, nothing more is being done for it, or time is up.
+
+        `on_progress` hears every few seconds how far it is: verdicts without their proofs. Whoever
+        stops to wait stops nothing: the node is emptied all the same.
+        """
         end = time.monotonic() + timeout_s
         chain = await self._begun()
         for _ in range(ROUNDS):
-            row = await self._row(chain, end=end)
+            row = await self._row(chain, end=end, on_progress=on_progress)
             verdict = await self._judge(row)
             if verdict.may_go or row.open or time.monotonic() > end or not row.bytes_transferred:
                 return verdict
@@ -99,8 +109,16 @@ class Drain:
             await self._plane.catalog.seen(said.sequence, 60.0)
         return said.chain
 
-    async def _row(self, chain: str, *, answered: bool = False, end: float = 0.0) -> ChainRow:
+    async def _row(
+        self,
+        chain: str,
+        *,
+        answered: bool = False,
+        end: float = 0.0,
+        on_progress: Callable[[Verdict], None] | None = None,
+    ) -> ChainRow:
         """The chain once it has ended, or with `answered` once it is known what is to move."""
+        told_at = time.monotonic()
         while True:
             with self._plane.catalog.view() as view:
                 row = view.chain(chain)
@@ -110,9 +128,23 @@ class Drain:
                 return row
             if row is not None and end and time.monotonic() > end:
                 return row
+            if row is not None and on_progress and time.monotonic() > told_at + PROGRESS_S:
+                told_at = time.monotonic()
+                on_progress(self._found(row).verdict)
             await asyncio.sleep(_POLL_S)
 
     async def _judge(self, row: ChainRow) -> Verdict:
+        found = self._found(row)
+        if not found.verdict.may_go:
+            return found.verdict
+        bus = (await self._plane.log()).bus
+        left = await unproven(
+            bus, found.held, lambda entry: found.places[entry.path, entry.checksum], self._copies
+        )
+        return self._verdict(row, found.held, left, found.rate)
+
+    def _found(self, row: ChainRow) -> _Found:
+        """What the catalog says, before anything is proven."""
         with self._plane.catalog.view() as view:
             held = list(view.catalog.entries(node=self._node))
             known = Known(self._plane.config.policy(), view, time.time())
@@ -120,18 +152,18 @@ class Drain:
             places = {(entry.path, entry.checksum): tuple(counts(entry)) for entry in held}
             left = unsafe(held, counts, self._copies)
             rate = rate_from(view, self._node, max((one.size_bytes for one in left), default=0))
-        if not left and not _unsure(row, self._node):
-            bus = (await self._plane.log()).bus
-            left = await unproven(
-                bus, held, lambda entry: places[entry.path, entry.checksum], self._copies
-            )
-        reason = _unsure(row, self._node) or _reason(left, len(held), self._copies)
+        return _Found(held, places, rate, self._verdict(row, held, left, rate))
+
+    def _verdict(
+        self, row: ChainRow, held: Sequence[DataEntry], left: Sequence[Left], rate: float
+    ) -> Verdict:
+        unsure = _unsure(row, self._node)
         bytes_left = sum(one.size_bytes for one in left)
         takes_s = _SLOWER * bytes_left / rate if rate and bytes_left else None
         return Verdict(
             self._node,
-            may_go=not left and not _unsure(row, self._node),
-            reason=reason,
+            may_go=not left and not unsure,
+            reason=unsure or _reason(left, len(held), self._copies),
             chain=row.id,
             left=tuple(left),
             entries=len(held),
@@ -140,6 +172,17 @@ class Drain:
             done_at=None if takes_s is None else time.time() + takes_s,
             last_moment=None if self._deadline is None else self._deadline - (takes_s or 0.0),
         )
+
+
+class _Found(NamedTuple):
+    """What is known of a node without asking anybody."""
+
+    held: list[DataEntry]
+    #: Who else holds each content, by path and digest.
+    places: dict[tuple[str, str], tuple[str, ...]]
+    rate: float
+    #: It may go: as far as the catalog knows.
+    verdict: Verdict
 
 
 _TERMINATING = events.type_name(events.NodeTerminating)

@@ -36,9 +36,17 @@ def drain(
             with plane.catalog.view() as view:
                 check_joined(view, node)
             draining = Drain(plane, node, copies=copies, deadline=when)
-            return await (draining.wait(timeout) if wait else draining.look())
+            if not wait:
+                return await draining.look()
+            with show.errors.status(f"emptying {node}") as line:
+                return await draining.wait(timeout, lambda so_far: line.update(_so_far(so_far)))
 
-    verdict = run(work())
+    try:
+        verdict = run(work())
+    except KeyboardInterrupt:
+        if wait:
+            show.errors.print(f"{node} is being emptied all the same; dataplane drain {node} asks")
+        raise
     if as_json:
         show.print_json(verdict)
     else:
@@ -61,6 +69,13 @@ def _ahead(text: str) -> float:
     return moment
 
 
+def _so_far(verdict: Verdict) -> str:
+    moving = f"{size(verdict.bytes_left)} of {verdict.node} left"
+    pace = f" at about {size(verdict.rate)}/s" if verdict.rate and verdict.bytes_left else ""
+    done = f", done about {clock(verdict.done_at)}" if verdict.done_at else ""
+    return f"{moving}{pace}{done}"
+
+
 def _print(verdict: Verdict) -> None:
     answer = "yes" if verdict.may_go else "no"
     style = "bold green" if verdict.may_go else "bold red"
@@ -68,9 +83,7 @@ def _print(verdict: Verdict) -> None:
     show.console.print(answer, style=style, end="")
     show.console.print(f": {verdict.reason}", highlight=False, markup=False)
     if verdict.bytes_left:
-        pace = f" at about {size(verdict.rate)}/s" if verdict.rate else ""
-        done = f", done about {clock(verdict.done_at)}" if verdict.done_at else ""
-        show.console.print(f"  {size(verdict.bytes_left)} left{pace}{done}", highlight=False)
+        show.console.print(f"  {_so_far(verdict)}", highlight=False)
     if verdict.last_moment is not None:
         late = " (too late for all of it)" if verdict.last_moment < time.time() else ""
         show.console.print(f"  last safe moment to begin: {clock(verdict.last_moment)}{late}")

@@ -42,6 +42,17 @@ class Terminal:
         assert status in (None, done.returncode), done.stdout + done.stderr
         return done.stdout + done.stderr
 
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """Begin a command; what it says is read as one text."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "dataplane", *words],
+            env=self._environment,
+            cwd=self.cluster.base,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
     def json(self, *words: str, status: int | None = 0) -> Any:
         """Run a command with ``--json``; its document."""
         return json.loads(self.run(*words, "--json", status=status))

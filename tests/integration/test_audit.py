@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -173,6 +174,35 @@ async def test_a_drained_node_can_be_killed_without_losing_a_byte(terminal: Term
     assert held
     for path, checksum in held.items():
         assert digest(cluster.base / "train-1" / "data" / path) == checksum
+
+
+async def test_who_no_longer_waits_for_a_drain_stops_nothing(terminal: Terminal) -> None:
+    """Ctrl-C ends the waiting, says so, and leaves the node being emptied."""
+    cluster = terminal.cluster
+    cluster.play("gpu-7", 8)
+    cluster.kill("train-1")
+    waiting = terminal.start("drain", "gpu-7", "--wait")
+    await until(lambda: said_to_go(cluster), "the node to be said to go")
+    waiting.send_signal(signal.SIGINT)
+    text, _ = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130, text
+    assert "gpu-7 is being emptied all the same" in text
+    assert "Traceback" not in text
+
+    cluster.agent("train-1", Role.TRAINING)
+    await cluster.joined("train-1")
+    await until(lambda: has_copy(cluster), "the games to leave by themselves")
+    assert drained(terminal)
+
+
+async def said_to_go(cluster: LocalCluster) -> bool:
+    """Whether the log has it."""
+    return await cluster.log.last("dp.node.gpu-7.NODE_TERMINATING.>") is not None
+
+
+async def has_copy(cluster: LocalCluster) -> bool:
+    """Whether the trainer has the player's games."""
+    return cluster.received("train-1", "gpu-7").exists()
 
 
 def drained(terminal: Terminal) -> bool:
