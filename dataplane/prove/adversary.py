@@ -29,7 +29,6 @@ from dataplane.prove.cluster import (
 )
 from dataplane.prove.scene import Scene
 from dataplane.prove.servers import leader_of
-from streams.identity import PathRules
 from streams.jetstream import JetStreamLog
 from streams.values import S3_NODE
 
@@ -279,7 +278,7 @@ class Adversary:
             return
         node, path = self._rng.choice(candidates)
         checksum = self._scene.copies[node, path]
-        file = self._cluster.layout.data(node) / PathRules().local(path, node)
+        file = self._cluster.copy(node, path)
         if await asyncio.to_thread(_flip_byte, file, self._rng.random()):
             self.flips.append(Flip(node, path, checksum))
             self._did("byte flipped", node, path)

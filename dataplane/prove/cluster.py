@@ -25,6 +25,7 @@ from dataplane.outbox import Outbox
 from dataplane.policy import Policy
 from dataplane.prove.cable import Cable
 from dataplane.prove.servers import BucketServer, BusServer, clustered, single
+from streams.identity import PathRules
 from streams.values import Role, Trait
 
 CONFIG_KEYS = ("hex8_2p", "square8_2p")
@@ -243,6 +244,10 @@ class ProveCluster:
                     if isinstance(said, dict) and said.get("event_id"):
                         found.append(str(said["event_id"]))
         return found
+
+    def copy(self, node: str, path: str) -> Path:
+        """Where a node keeps a path of the catalog."""
+        return self.layout.data(node) / PathRules().local(path, node)
 
     def unsent(self) -> int:
         """Events that wait in some node's outbox."""

@@ -12,16 +12,17 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
 
+from adapters.files.digest import checksum_of
 from dataplane.cli.show import console, errors, print_json
 from dataplane.demo.children import Layout
 from dataplane.demo.s3_server import S3ServerFailed
 from dataplane.prove import bundle
-from dataplane.prove.adversary import Adversary
+from dataplane.prove.adversary import Adversary, Flip
 from dataplane.prove.cluster import COORDINATORS, ProveCluster
 from dataplane.prove.scene import Scene, Watcher
 from dataplane.prove.verdict import Figures, Verdict, judge
@@ -234,20 +235,29 @@ async def _settle(watcher: Watcher, cluster: ProveCluster, adversary: Adversary)
         calm = await watcher.until(lambda scene: scene.calm, end - time.monotonic())
         before = watcher.scene.sequence
         await asyncio.sleep(_QUIET_S)
-        damage_known = not _unseen(watcher.scene, adversary)
+        damage_known = not await asyncio.to_thread(_unseen, watcher.scene, cluster, adversary.flips)
         if calm and damage_known and before == watcher.scene.sequence and not cluster.unsent():
             return True
     return False
 
 
-def _unseen(scene: Scene, adversary: Adversary) -> list[tuple[str, str]]:
-    """Damaged copies that nobody has reported, and that nothing newer has replaced."""
+def _unseen(scene: Scene, cluster: ProveCluster, flips: Sequence[Flip]) -> list[Flip]:
+    """Damaged copies that nobody has reported, and that no good copy has replaced. Blocks."""
     return [
-        (flip.node, flip.path)
-        for flip in adversary.flips
+        flip
+        for flip in flips
         if scene.copies.get((flip.node, flip.path)) == flip.checksum
         and (flip.node, flip.path, flip.checksum) not in scene.damaged
+        and _is_damaged(cluster.copy(flip.node, flip.path), flip.checksum)
     ]
+
+
+def _is_damaged(file: Path, checksum: str) -> bool:
+    """Whether a file holds something else. One that was landed again since holds what it should."""
+    try:
+        return checksum_of(file) != checksum
+    except OSError:
+        return True
 
 
 def _keep(
