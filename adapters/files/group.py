@@ -210,15 +210,17 @@ class Group:
     def _moved(self, file: Path, entry: DataEntry, place: _Place, aside: str) -> int:
         """As `_written`, of a file's content."""
         handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
+        with contextlib.ExitStack() as unless_moved:
+            unless_moved.callback(os.close, handle)
             data = os.read(handle, entry.size_bytes + 1)
             _prove(entry, data)
-            os.rename(file, aside, dst_dir_fd=place.disk.handle)
-        except BaseException as error:
-            os.close(handle)
-            if isinstance(error, OSError) and error.errno == errno.EXDEV:
+            try:
+                os.rename(file, aside, dst_dir_fd=place.disk.handle)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
                 return self._written(data, entry, place, aside)
-            raise
+            unless_moved.pop_all()
         return handle
 
     def _settle(self, handle: int, place: _Place, mtime: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane import laws
+from dataplane.policy import Policy
 from dataplane.prove.verdict import run_laws
 from projections.fold import TABLES, fold, view_digests
 from projections.store import Store
@@ -68,7 +69,7 @@ def judge_again(directory: Path) -> tuple[list[str], dict[str, str]]:
                 digests = view_digests(reader)
         finally:
             store.close()
-    return laws.broken(facts, run_laws(seed.acknowledged)), digests
+    return laws.broken(facts, run_laws(seed.acknowledged, Policy())), digests
 
 
 def _line(recorded: Recorded) -> Line:

@@ -57,6 +57,8 @@ SETTINGS: dict[str, object] = {
     "policy__schedule__replication_s": 10,
     "policy__schedule__s3_cycle_s": 30,
     "policy__schedule__cleanup_s": 3,
+    "policy__schedule__prestage_s": 2,
+    "policy__prestage__cooldown_s": 4,
     "policy__breakers__transport_open_s": 10,
     "policy__breakers__node_open_s": 20,
 }

@@ -27,6 +27,7 @@ from dataplane.prove.cluster import COORDINATORS, ProveCluster
 from dataplane.prove.scene import Scene, Watcher
 from dataplane.prove.verdict import Figures, Verdict, judge
 from dataplane.prove.workload import Workload
+from dataplane.words import size
 from streams.codec import Recorded
 from streams.jetstream import JetStreamLog
 from streams.log import LogError
@@ -302,6 +303,8 @@ def _print_report(report: Report) -> None:
         f"deletions   {figures.deletions} asked for: {figures.deleted} deleted, kept "
         + (", ".join(f"{count} {rule}" for rule, count in figures.kept.items()) or "none"),
         _bucket_line(figures),
+        f"ahead       {size(figures.ahead_bytes)} were brought before a training began, "
+        f"{size(figures.ahead_found_bytes)} of them it found in place",
         f"why         {whys.asked} files on nodes: {whys.trigger} answers end in a trigger, "
         f"{whys.rule} in a rule, {whys.fault} in a fault, {whys.report} in a node's report, "
         f"{len(whys.unknown)} in nothing",

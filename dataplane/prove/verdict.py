@@ -14,6 +14,7 @@ from dataplane import laws
 from dataplane.audit.replay import verify
 from dataplane.demo.audit import quantile, read_all
 from dataplane.demo.disks import CopyAudit, copies, examined, gone
+from dataplane.policy import Policy
 from dataplane.prove.adversary import Deed, Flip
 from dataplane.prove.cluster import COORDINATORS, SETTINGS, Kill, ProveCluster
 from dataplane.prove.whys import Whys, ask_why
@@ -61,6 +62,9 @@ class Figures(msgspec.Struct, frozen=True):
     deleted: int
     #: Copies that stayed, by the rule that kept them.
     kept: dict[str, int]
+    #: Bytes that were moved ahead of trainings, and of them those that a start found in place.
+    ahead_bytes: int
+    ahead_found_bytes: int
     #: Lines of the nats-servers' logs that speak of a store nobody can read.
     store_damage: int
     whys: Whys
@@ -86,18 +90,16 @@ class Verdict(msgspec.Struct, frozen=True):
         return not self.problems
 
 
-def run_laws(acknowledged: Sequence[str], minimum_copies: int = 2) -> tuple[laws.Law, ...]:
+def run_laws(acknowledged: Sequence[str], policy: Policy) -> tuple[laws.Law, ...]:
     """All laws, with the limits that the processes were given."""
     limit_s = float(str(SETTINGS["chain_limit_seconds"]))
+    slots = int(str(SETTINGS["max_in_flight"])), int(str(SETTINGS["max_concurrent_syncs"]))
     return (
         *laws.ALWAYS,
         laws.late_chains_are_named(limit_s, _OVERDUE_SLACK_S),
-        laws.budgets_are_kept(
-            int(str(SETTINGS["max_in_flight"])),
-            int(str(SETTINGS["max_concurrent_syncs"])),
-            int(str(SETTINGS["policy__bandwidth__small_per_slot"])),
-        ),
-        laws.deletions_leave_enough(minimum_copies),
+        laws.budgets_are_kept(*slots, int(str(SETTINGS["policy__bandwidth__small_per_slot"]))),
+        laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
+        laws.deletions_leave_enough(policy.disk.min_verified_copies),
         laws.nothing_acknowledged_is_lost(acknowledged),
     )
 
@@ -115,7 +117,7 @@ async def judge(
     found = await asyncio.to_thread(_examined, facts, cluster)
     whys = await asyncio.to_thread(ask_why, facts, policy, seed)
     problems = [
-        *laws.broken(facts, run_laws(acknowledged, policy.disk.min_verified_copies)),
+        *laws.broken(facts, run_laws(acknowledged, policy)),
         *(f"{copy.path} on {copy.target}: {copy.problem}" for copy in found if copy.problem),
         *gone(facts, cluster.layout.data),
         *await _view_problems(log, [cluster.layout.state(name) for name in COORDINATORS]),
@@ -165,6 +167,7 @@ def _figures(
     reported, repaired = _flips_seen(facts, flips)
     told = [one.event for one in facts]
     kept = [one for one in told if isinstance(one, events.DeletionRefused)]
+    ahead_bytes, ahead_found_bytes = laws.copies_ahead(facts)
     return Figures(
         chains=len(chains),
         completed=sum(chain.completed > 0 for chain in chains),
@@ -191,6 +194,8 @@ def _figures(
         deletions=sum(isinstance(one, events.DeletionRequested) for one in told),
         deleted=sum(isinstance(one, events.DeletionDone) and one.deleted for one in told),
         kept=dict(sorted(Counter(one.rule for one in kept).items())),
+        ahead_bytes=ahead_bytes,
+        ahead_found_bytes=ahead_found_bytes,
         store_damage=_damage(cluster),
         whys=whys,
         flips=len(flips),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import zipfile
 from pathlib import Path
@@ -22,6 +23,8 @@ from streams.log import Log, LogError
 from streams.values import DataType
 
 _GAP_S = 1.5
+#: From one start of a training to the next: a few times what `prestage_s` is set to.
+_RHYTHM_S = 10.0
 _MODEL_BYTES = 150_000
 
 
@@ -40,6 +43,19 @@ class Workload:
 
     async def run(self) -> None:
         """Say one trigger after the other, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._at_random())
+            group.create_task(self._in_rhythm())
+
+    async def _in_rhythm(self) -> None:
+        """One trainer trains so steadily that data is brought ahead of it."""
+        node, config_key = self._cluster.trainers[0], CONFIG_KEYS[0]
+        for number in itertools.count():
+            await asyncio.sleep(_RHYTHM_S)
+            event = events.TrainingStarted(config_key=config_key, node=node)
+            await self._say(node, event, fact_id("workload in rhythm", number))
+
+    async def _at_random(self) -> None:
         makers = (
             self._promote,
             self._orphan,
@@ -56,11 +72,13 @@ class Workload:
             # Read here: another thread must not read what the log changes meanwhile.
             self._copies = sorted(self._scene.copies)
             node, event = await asyncio.to_thread(maker)
-            fact = node_fact(event, node, fact_id("workload", self._number))
-            # Whether the log has what it did not acknowledge is open: it is asked nothing of it.
-            with contextlib.suppress(LogError):
-                await self._log.publish(fact)
-                self.acknowledged.append(fact.id)
+            await self._say(node, event, fact_id("workload", self._number))
+
+    async def _say(self, node: str, event: Event, id: str) -> None:
+        # Whether the log has what it did not acknowledge is open: it is asked nothing of it.
+        with contextlib.suppress(LogError):
+            await self._log.publish(node_fact(event, node, id))
+            self.acknowledged.append(id)
 
     def _config(self) -> str:
         return self._rng.choice(CONFIG_KEYS)
@@ -102,7 +120,8 @@ class Workload:
         )
 
     def _train(self) -> tuple[str, Event]:
-        node = self._rng.choice(self._cluster.trainers)
+        """Anybody but who trains in a rhythm."""
+        node = self._rng.choice(self._cluster.trainers[1:])
         return node, events.TrainingStarted(config_key=self._config(), node=node)
 
     def _need(self) -> tuple[str, Event]:
