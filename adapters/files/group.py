@@ -16,11 +16,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from adapters.errors import CheckFailed, DigestMismatch, Interrupted, TransportError
+from adapters.errors import (
+    CheckFailed,
+    DigestMismatch,
+    Interrupted,
+    NeverReplaced,
+    TransportError,
+)
 from adapters.files import checks, sqlite
 from adapters.files.digest import hex_of, named
 from adapters.files.durable import Disk, fsync_above
-from adapters.files.landing import Landed, appear, refuse_replacement
+from adapters.files.landing import Landed, appear, may_be_refused, refuse_replacement
 from adapters.files.leftovers import GROUP_PREFIX
 from adapters.files.partial import disk_errors, write_all
 from adapters.files.places import Confinement, Reservation, same_disk_directory
@@ -85,6 +91,8 @@ class Group:
         self._rules = rules or PathRules()
         self._places: list[_Place] = []
         self._place_of: dict[int, _Place] = {}
+        #: Which may have to yield to what has their final names.
+        self._may_yield: set[int] = set()
         #: Proven contents that have no names yet, and what will be said of them.
         self._asides: dict[int, Landed] = {}
         # Nobody else ever writes a file of this name.
@@ -145,7 +153,9 @@ class Group:
 
     def _begin(self) -> None:
         confined, numbers_in = Confinement(self.root), dict[str, list[int]]()
-        for number, (_, local) in enumerate(self.wanted):
+        for number, (entry, local) in enumerate(self.wanted):
+            if may_be_refused(local, self._rules.ownership(entry.path)):
+                self._may_yield.add(number)
             try:
                 self._refuse_replacement(confined.directory(local), number)
             except TransportError as error:
@@ -166,9 +176,8 @@ class Group:
 
     def _refuse_replacement(self, directory: Path, number: int) -> None:
         """Raise if what stands under a final name may not be replaced."""
-        entry, local = self.wanted[number]
-        # Mostly nothing stands there: that is found out without making a path of it.
-        if os.path.lexists(f"{directory}/{_name(local)}"):
+        if number in self._may_yield:
+            entry, local = self.wanted[number]
             refuse_replacement(directory / _name(local), entry, self._rules)
 
     # One content
@@ -312,10 +321,13 @@ class Group:
         if checks.is_database(entry.path):
             # First these: a crash in between must not leave a new database with an old journal.
             sqlite.remove_side_files(place.directory / name)
-        if self._rules.ownership(entry.path) is Ownership.MERGED:
+        if number in self._may_yield and self._rules.ownership(entry.path) is Ownership.MERGED:
             appear(place.partials / aside, place.directory / name)
-        else:
+            return
+        try:
             os.rename(aside, name, src_dir_fd=place.disk.handle, dst_dir_fd=handle)
+        except IsADirectoryError:
+            raise NeverReplaced(f"{name} is a directory") from None
 
     def _end(self, numbers: Sequence[int], error: TransportError) -> None:
         for number in numbers:

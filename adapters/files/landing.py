@@ -333,6 +333,14 @@ def _taken(path: Path) -> int:
         return 0
 
 
+def may_be_refused(name: str, ownership: Ownership) -> bool:
+    """Whether an entry of this name may have to yield to a file that has its final name already.
+
+    Where not, nothing but a directory stands in its way.
+    """
+    return ownership is Ownership.MERGED or name.lower().endswith(".npz")
+
+
 def refuse_replacement(target: Path, entry: DataEntry, rules: PathRules) -> None:
     """Raise if `entry` may not take the place of what stands at `target`."""
     if not os.path.lexists(target):

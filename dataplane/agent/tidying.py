@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import time
-from itertools import islice
 from pathlib import Path
 
 import msgspec
@@ -71,9 +71,10 @@ class Tidying:
 
     async def _ended(self, transfers: set[str]) -> set[str]:
         """Those that a coordinator knows nothing of, or knows to be done; none if none answers."""
-        asked = set(islice(transfers, _MOST_ASKED))
-        if not asked:
+        if not transfers:
             return set()
+        # Others the next time, so that each has its turn.
+        asked = set(random.sample(sorted(transfers), min(len(transfers), _MOST_ASKED)))
         question = msgspec.json.encode({"transfers": sorted(asked)})
         try:
             answer = await self._bus.request(_SUBJECT, question, _ANSWER_S)
