@@ -63,7 +63,7 @@ class SyncPlanner:
             event = msgspec.convert(payload, cls)
         except msgspec.ValidationError as error:
             raise CommandRejected(f"{event_type}: {error}") from None
-        return list(self.decide(event).plans)
+        return list(self.decide(event, self._known.now).plans)
 
     def decide(self, event: Event, opened_at: float = 0.0) -> events.SyncPlanned:
         """What a trigger moves, what is in place, and what is not moved by which rule.
@@ -117,6 +117,8 @@ class Draft:
         self._speaker = events.speaker_of(event) or ""
         self._settled: set[tuple[str, str]] = set()
         self._on_mounts: dict[tuple[str, str], str] = {}
+        #: By path, to whom a rule sends it.
+        self._coming: dict[str, list[str]] = {}
         self._announced: dict[str, None] = {}
         self._of_speaker = False
         #: Paths that will have so many copies of so many.
@@ -179,17 +181,18 @@ class Draft:
         self, rule: Rule, entry: DataEntry, targets: Sequence[NodeRow]
     ) -> list[tuple[int, str, DataEntry, NodeRow]]:
         """(how much less precious, source, entry, target) of each copy that is to be made."""
+        known = self._known
+        holding = {target.name for target in targets if known.view.holds(target.name, entry)}
+        have, most, precious = len(holding), rule.copies or len(targets), 0
         lasting: list[str] = []
-        most, precious = rule.copies or len(targets), 0
         if rule.only_endangered:
             without = self._speaker if rule.source is Source.SPEAKER else ""
-            lasting = self._known.lasting(entry.locations, without)
-            most = self._known.policy.replication.minimum
+            lasting = known.lasting(entry.locations, without)
+            coming = self._coming.get(entry.path, ())
+            have = len(known.lasting((*entry.locations, *coming), without))
+            most = known.policy.replication.minimum
             precious = _less_precious(entry, len(lasting))
             self._hold_where_it_lasts(entry, lasting[:most], targets)
-        view = self._known.view
-        holding = {target.name for target in targets if view.holds(target.name, entry)}
-        have = len(lasting) if rule.only_endangered else len(holding)
         chosen: list[tuple[int, str, DataEntry, NodeRow]] = []
         passed_over = []
         for target in targets:
@@ -203,6 +206,7 @@ class Draft:
             elif source := self._settle(rule, entry, target, last_copy=not lasting):
                 chosen.append((precious, source, entry, target))
         self._say_how_many(rule, entry, have + len(chosen), most, passed_over)
+        self._coming.setdefault(entry.path, []).extend(target.name for *_, target in chosen)
         return chosen
 
     def _hold_where_it_lasts(
@@ -245,20 +249,22 @@ class Draft:
             return ""
         if self._sees_it(rule, entry, target):
             return ""
-        return self._source(rule, entry, target)
+        source = self._source(rule, entry, target)
+        group = target.description.nfs_group
+        if source and group:
+            self._on_mounts[group, entry.path] = target.name
+        return source
 
     def _sees_it(self, rule: Rule, entry: DataEntry, target: NodeRow) -> bool:
         """Whether a target sees the file of another node through a mount they share (K5).
 
         Then it lacks nothing; it is no second copy.
         """
-        holders = entry.locations if rule.source is Source.HOLDER else (self._speaker,)
         group = target.description.nfs_group
-        other = on_one_mount(self._known, holders, target)
+        sender = self._speaker if rule.source is Source.SPEAKER else ""
+        other = on_one_mount(self._known, entry.locations, target, sender)
         other = other or self._on_mounts.get((group, entry.path), "")
         if not other:
-            if group:
-                self._on_mounts[group, entry.path] = target.name
             return False
         reason = f"{other} and {target.name} share the mount {group}"
         self.refusals.append(

@@ -71,6 +71,8 @@ def named_paths(event: Event) -> tuple[str, ...]:
 
 
 def _found(known: Known, event: Event, rule: Rule, speaker: str) -> Iterable[DataEntry]:
+    if rule.source is Source.SPEAKER and not speaker:
+        return ()
     if isinstance(event, FOUND):
         entries, types = map(known.view.current_at, event.paths), _types(event, rule)
         return (
@@ -112,7 +114,9 @@ def _nothing(event: Event, rule: Rule, speaker: str) -> Refusal:
     paths = named_paths(event)
     named = f" at {', '.join(paths)}" if paths else ""
     what = f"{events.config_key_of(event)} {'/'.join(_types(event, rule))}{named}"
-    holds = f"{speaker} holds no" if rule.source is Source.SPEAKER else "nobody holds"
+    holds = "nobody holds"
+    if rule.source is Source.SPEAKER:
+        holds = f"{speaker} holds no" if speaker else "no node speaks that would hold"
     return Refusal(rule="nothing-held", reason=f"{holds} {what}")
 
 

@@ -88,8 +88,8 @@ class Known:
         `without` is left out, and so is whoever shares its mount. With `offline`, nodes count
         that are only away for now.
         """
-        gone = self.node(without) if without else None
-        mounts = {gone.description.nfs_group} - {""} if gone else set()
+        gone = self.node(without)
+        mounts = {gone.description.nfs_group} if gone else set()
         counted = []
         for name in holders:
             row = self.node(name)

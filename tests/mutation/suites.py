@@ -9,7 +9,7 @@ _SUITES = {
     "adapters.files.partial": ("landing",),
     "dataplane.chain": ("owed", "duties", "backup", "prestaging"),
     "dataplane.duties": ("duties", "owed", "prestaging"),
-    "dataplane.planner": ("planner", "policy_cases"),
+    "dataplane.planner": ("planner", "policy_cases", "refusals", "prestaging"),
     "projections.catalog": ("catalog", "sweeps", "fold"),
     "projections.chains": ("chains_view", "owed"),
     "projections.deletions": ("deletions_view", "deleting", "deletion"),

@@ -18,8 +18,9 @@ from dataplane.policy import MEGABYTE, Policy
 from dataplane.policy.reading import TRIGGERS as TRIGGERS_BY_NAME
 from streams import events
 from streams.events import Event
-from streams.values import DataEntry, DataType, Role, SyncPriority, Trait, Transport
+from streams.values import DataEntry, DataType, Held, Role, SyncPriority, Trait, Transport
 from tests.spec import (
+    T0,
     Tellable,
     copied,
     entry,
@@ -671,12 +672,50 @@ def test_source_is_named_where_there_is_one() -> None:
     assert story.plans(started()).source_node == ""
 
 
+def test_whose_data_a_decision_is_about_is_named_also_where_nothing_moves() -> None:
+    """Who spoke, and of which configuration."""
+    decision = given(trainer(), player(), holds("gpu-1", GAMES), offline("train-1")).plans(played())
+    assert not decision.plans
+    assert (decision.source_node, decision.config_key) == ("gpu-1", "hex8_2p")
+
+
+def test_plans_come_in_the_order_of_what_they_move() -> None:
+    """By path, whoever sends it: not by the names of those who do."""
+    first, second = entry("games/1/hex8_2p.db", games=50), entry("games/2/hex8_2p.db", games=50)
+    story = given(trainer(), player("z"), player("a"), holds("z", first), holds("a", second))
+    plans = story.plans(started()).plans
+    assert [(plan.source_node, plan.entries[0].path) for plan in plans] == [
+        ("z", first.path),
+        ("a", second.path),
+    ]
+
+
+def test_plan_says_why_in_the_words_of_its_rule() -> None:
+    """What an operator reads of a transfer is what the policy says of it."""
+    story = given(trainer(), player(), holds("gpu-1", GAMES))
+    assert only_plan(story.plans(played())).reason == "self-play games for the training nodes"
+
+
+def test_what_is_held_is_named_with_its_content_and_its_games() -> None:
+    """So that what is announced of it, and who trains with it, is about this content."""
+    story = given(trainer(), player(), holds("gpu-1", GAMES), copied(GAMES_PATH, "train-1"))
+    assert story.plans(needed()).held == (Held("train-1", GAMES_PATH, GAMES.checksum, GAMES.games),)
+
+
 # Announcements
 
 
 def test_games_that_were_never_announced_are_announced() -> None:
     """New games for a training node owe NEW_GAMES_AVAILABLE."""
     assert given(trainer(), player(), holds("gpu-1", GAMES)).plans(played()).announces
+
+
+def test_games_are_announced_whatever_other_rules_move_beside_them() -> None:
+    """Each rule adds what it brings to training nodes."""
+    sets = {"on": ["SELFPLAY_COMPLETE"], "data": ["npz"], "to": ["training"]}
+    story = given(trainer(), player(), holds("gpu-1", GAMES, npz()))
+    story.under(placement={"rules": {"sets": sets}})
+    assert story.plans(played()).announces == (GAMES_PATH,)
 
 
 def test_p15_games_that_were_announced_are_not_announced_again() -> None:
@@ -793,6 +832,16 @@ def test_plan_for_event_takes_the_wire_name_and_a_payload() -> None:
     payload = {"config_key": "hex8_2p", "source_node": "gpu-1", "games_count": 1}
     (plan,) = planner.plan_for_event("SELFPLAY_COMPLETE", payload)
     assert (plan.source_node, plan.target_nodes) == ("gpu-1", ("train-1",))
+
+
+def test_plan_for_event_counts_a_rules_deadline_from_now() -> None:
+    """As for a trigger that somebody says this very moment."""
+    story = given(trainer(), player(), holds("gpu-1", GAMES))
+    story.under(placement={"rules": {"training-start": {"deadline_s": 90}}})
+    planner = SyncPlanner(story.policy, story.view, T0)
+    payload = {"config_key": "hex8_2p", "node": "train-1"}
+    (plan,) = planner.plan_for_event("TRAINING_STARTED", payload)
+    assert plan.deadline == T0 + 90
 
 
 @pytest.mark.parametrize(

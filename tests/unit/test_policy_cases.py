@@ -8,13 +8,17 @@ Each case cites the behaviour it keeps (K…) or forbids (P…). A line is a cop
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
+from dataplane.planner import Known, SyncPlanner
+from dataplane.planner.targets import target_score
 from dataplane.policy import GIGABYTE, MEGABYTE
 from streams import events
 from streams.events import Event
@@ -66,6 +70,9 @@ MODEL_PATH = MODEL.path
 SPOT = player(traits=[Trait.EPHEMERAL])
 SHARED_GAMES = entry("games/canonical_hex8_2p.db", games=900)
 CPU = node("cpu-1", Role.SELFPLAY)
+TWICE = (player(), player("gpu-2"), holds("gpu-1", GAMES), copied(GAMES_PATH, "gpu-2"))
+MORE_GAMES = partial(entry, "games/gpu-1/more_hex8_2p.db")
+POOR_GAMES = entry("games/gpu-1/poor_hex8_2p.db", games=90, quality=0.1)
 
 
 def swept(kind: SweepKind, *paths: str) -> Event:
@@ -241,6 +248,12 @@ CASES = [
         (f"gpu-1 -> train-1: {GAMES_PATH}",),
     ),
     Case(
+        "K3: 5 games are enough to be judged by",
+        (trainer(), player(), holds("gpu-1", games_of("gpu-1", games=5, quality=0.1))),
+        played(),
+        (f"low-quality: all {GAMES_PATH}",),
+    ),
+    Case(
         "K3: a missing quality is no error",
         (trainer(), player(), holds("gpu-1", games_of("gpu-1", quality=None))),
         played(),
@@ -248,15 +261,23 @@ CASES = [
     ),
     Case(
         "K3, P13: a training run is not kept waiting by the gate for what others play",
-        (trainer(), player(), holds("gpu-1", games_of("gpu-1", games=3, quality=0.1))),
+        (trainer(), player(), holds("gpu-1", GAMES, MORE_GAMES(games=3), POOR_GAMES)),
         started(),
-        (f"gpu-1 -> train-1: {GAMES_PATH}",),
+        (
+            f"gpu-1 -> train-1: {GAMES_PATH}",
+            "gpu-1 -> train-1: games/gpu-1/more_hex8_2p.db",
+            "gpu-1 -> train-1: games/gpu-1/poor_hex8_2p.db",
+        ),
     ),
     Case(
         "K3, K9: orphans are saved however few and however good",
-        (VAULT, player(), holds("gpu-1", games_of("gpu-1", games=1, quality=0.1))),
+        (VAULT, player(), holds("gpu-1", GAMES, MORE_GAMES(games=1), POOR_GAMES)),
         orphaned(),
-        (f"gpu-1 -> vault: {GAMES_PATH}",),
+        (
+            f"gpu-1 -> vault: {GAMES_PATH}",
+            "gpu-1 -> vault: games/gpu-1/more_hex8_2p.db",
+            "gpu-1 -> vault: games/gpu-1/poor_hex8_2p.db",
+        ),
     ),
     # K5: who never receives
     Case(
@@ -296,6 +317,18 @@ CASES = [
         ),
     ),
     Case(
+        "K5: of two trainers on one mount none sees a file that nobody can send",
+        (
+            trainer("train-1", nfs_group="rack"),
+            trainer("train-2", nfs_group="rack"),
+            player(),
+            holds("gpu-1", GAMES),
+            offline("gpu-1"),
+        ),
+        requested("train-1", "train-2"),
+        (f"no-source: train-1 {GAMES_PATH}", f"no-source: train-2 {GAMES_PATH}"),
+    ),
+    Case(
         "K5: a node on the mount of any holder sees the file",
         (
             trainer(nfs_group="rack"),
@@ -305,6 +338,18 @@ CASES = [
             copied(GAMES_PATH, "nas"),
         ),
         started(),
+        (f"same-nfs: train-1 {GAMES_PATH}", f"train-1 holds {GAMES_PATH}"),
+    ),
+    Case(
+        "K5: a node on the mount of any holder gets no copy from who speaks either",
+        (
+            trainer(nfs_group="rack"),
+            player(),
+            node("nas", Role.STORAGE, nfs_group="rack"),
+            holds("gpu-1", GAMES),
+            copied(GAMES_PATH, "nas"),
+        ),
+        played(),
         (f"same-nfs: train-1 {GAMES_PATH}", f"train-1 holds {GAMES_PATH}"),
     ),
     Case(
@@ -326,7 +371,7 @@ CASES = [
         (
             trainer(),
             gpu("gpu-1", **memory(0.29)),
-            gpu("gpu-2", **memory(0.31)),
+            gpu("gpu-2", **memory(0.30)),
             holds("train-1", MODEL),
         ),
         promoted(),
@@ -334,9 +379,14 @@ CASES = [
     ),
     Case(
         "K6: what a node has not said of itself is not held against it",
-        (trainer(), gpu("gpu-1"), holds("train-1", MODEL)),
+        (
+            trainer(),
+            gpu("gpu-1"),
+            gpu("gpu-2", memory_total_bytes=64 * GIGABYTE),
+            holds("train-1", MODEL),
+        ),
         promoted(),
-        (f"train-1 -> gpu-1: {MODEL_PATH}",),
+        (f"train-1 -> gpu-1: {MODEL_PATH}", f"train-1 -> gpu-2: {MODEL_PATH}"),
     ),
     Case(
         "K6: a node whose heartbeat stays away gets no broadcast",
@@ -472,6 +522,44 @@ CASES = [
         rule("selfplay", copies=1),
     ),
     Case(
+        "K7: for models a training node goes before no other",
+        (*TRAINERS, player(), holds("train-1", MODEL)),
+        promoted(),
+        (
+            f"train-1 holds {MODEL_PATH}",
+            f"train-1 -> gpu-1: {MODEL_PATH}",
+            f"enough-copies: all {MODEL_PATH}",
+        ),
+        rule("promotion", to=["name:*"], copies=2, strategy="hybrid"),
+    ),
+    Case(
+        "K7: a rule for all kinds serves training nodes first",
+        (trainer(), player(), player("gpu-2"), holds("gpu-1", GAMES)),
+        requested(),
+        (
+            f"gpu-1 holds {GAMES_PATH}",
+            f"gpu-1 -> train-1: {GAMES_PATH}",
+            f"enough-copies: all {GAMES_PATH}",
+        ),
+        rule("requested", to=["name:*"], copies=2),
+    ),
+    Case(
+        "K7, P2: what one rule has settled for a node another leaves alone, and serves the others",
+        (*TRAINERS, VAULT, player(), holds("gpu-1", GAMES), copied(GAMES_PATH, "train-1")),
+        played(),
+        (
+            f"train-1 holds {GAMES_PATH}",
+            f"gpu-1 -> train-2: {GAMES_PATH}",
+            f"gpu-1 -> vault: {GAMES_PATH}",
+        ),
+        rule(
+            "kept",
+            on=["SELFPLAY_COMPLETE"],
+            data=["games"],
+            to=["training", "storage"],
+        ),
+    ),
+    Case(
         "K7: the bucket is asked only where no node has it",
         (trainer(), player(), holds("gpu-1", GAMES), copied(GAMES_PATH, "s3")),
         started(),
@@ -564,19 +652,19 @@ CASES = [
     Case(
         "K8: copies on nodes that are away do not count",
         (
-            VAULT,
+            node("attic", Role.STORAGE),
             *TRAINERS,
             player(),
             holds("gpu-1", GAMES),
-            copied(GAMES_PATH, "vault"),
-            offline("vault"),
+            copied(GAMES_PATH, "attic"),
+            offline("attic"),
         ),
         lacking(),
         (
             f"gpu-1 -> train-1: {GAMES_PATH}",
             f"gpu-1 -> train-2: {GAMES_PATH}",
             f"gpu-1 holds {GAMES_PATH}",
-            "offline: vault",
+            "offline: attic",
         ),
     ),
     Case(
@@ -589,6 +677,36 @@ CASES = [
             f"enough-copies: all {GAMES_PATH}",
         ),
         {"replication": {"minimum": 2}},
+    ),
+    Case(
+        "K8: a node of two kinds is one target, as the first of them",
+        (
+            node("attic", Role.STORAGE, Role.TRAINING),
+            trainer(),
+            player(),
+            holds("gpu-1", GAMES),
+        ),
+        lacking(),
+        (
+            f"gpu-1 -> attic: {GAMES_PATH}",
+            f"gpu-1 holds {GAMES_PATH}",
+            f"enough-copies: all {GAMES_PATH}",
+        ),
+        {
+            "replication": {"minimum": 2},
+            "placement": {"scores": {"priority_hosts": ["train-1"]}},
+        },
+    ),
+    Case(
+        "K8: a rule that takes any holder's copy counts that of who speaks",
+        (*TRAINERS, player(), holds("gpu-1", GAMES)),
+        played(),
+        (
+            f"gpu-1 holds {GAMES_PATH}",
+            f"gpu-1 -> train-1: {GAMES_PATH}",
+            f"enough-copies: all {GAMES_PATH}",
+        ),
+        rule("selfplay", source="holder", only_endangered=True) | {"replication": {"minimum": 2}},
     ),
     Case(
         "K8, P21: what is merged is not repaired by copies",
@@ -630,6 +748,80 @@ CASES = [
             f"gpu-1 -> train-1: {GAMES_PATH}",
             f"gpu-1 -> train-2: {GAMES_PATH}",
         ),
+    ),
+    Case(
+        "K9: a lasting copy counts also where no rule would have made it",
+        (VAULT, trainer(), *TWICE),
+        terminating(),
+        (
+            f"gpu-2 holds {GAMES_PATH}",
+            f"gpu-1 -> vault: {GAMES_PATH}",
+            f"gpu-1 -> train-1: {GAMES_PATH}",
+        ),
+    ),
+    Case(
+        "K9: what one rule saves counts for the next",
+        (VAULT, trainer(), *TWICE),
+        terminating(),
+        (
+            f"gpu-2 holds {GAMES_PATH}",
+            f"gpu-1 -> vault: {GAMES_PATH}",
+            f"enough-copies: all {GAMES_PATH}",
+        ),
+        {
+            "replication": {"minimum": 2},
+            "placement": {
+                "rules": {
+                    "terminating": {"to": ["storage"]},
+                    "trainers-too": {
+                        "on": ["NODE_TERMINATING"],
+                        "to": ["training"],
+                        "only_endangered": True,
+                    },
+                }
+            },
+        },
+    ),
+    Case(
+        "K9: a copy on the mount of a copy is none, so none is made there",
+        (
+            node("nas-1", Role.STORAGE, nfs_group="rack"),
+            node("nas-2", Role.STORAGE, nfs_group="rack"),
+            player(),
+            holds("gpu-1", GAMES),
+            copied(GAMES_PATH, "nas-1"),
+        ),
+        terminating(),
+        (
+            f"nas-1 holds {GAMES_PATH}",
+            f"same-nfs: nas-2 {GAMES_PATH}",
+            f"nas-2 holds {GAMES_PATH}",
+            "fewer-than-minimum: all",
+        ),
+    ),
+    Case(
+        "K9: what lies on a mount whose node is away is sent there all the same",
+        (
+            node("nas-1", Role.STORAGE, nfs_group="rack"),
+            node("nas-2", Role.STORAGE, nfs_group="rack"),
+            player(),
+            holds("gpu-1", GAMES),
+            copied(GAMES_PATH, "nas-1"),
+            offline("nas-1"),
+        ),
+        terminating(),
+        (f"gpu-1 -> nas-2: {GAMES_PATH}", "offline: nas-1", "fewer-than-minimum: all"),
+    ),
+    Case(
+        "K5, K9: nothing is sent within its own mount by who is said to be away",
+        (
+            node("nas", Role.STORAGE, nfs_group="rack"),
+            player(nfs_group="rack"),
+            holds("gpu-1", GAMES),
+            offline("gpu-1"),
+        ),
+        terminating(),
+        (f"same-nfs: nas {GAMES_PATH}", f"nas holds {GAMES_PATH}", "fewer-than-minimum: all"),
     ),
     Case(
         "K9: nothing leaves a vanishing node for itself",
@@ -791,6 +983,32 @@ CASES = [
         (f"regression: train-1 {GAMES_PATH}",),
     ),
     Case(
+        "P5: games that nobody counted hold nothing back, there or here",
+        (
+            *TRAINERS,
+            player(),
+            holds("gpu-1", games_of("gpu-1", games=None)),
+            copied(GAMES_PATH, "train-1"),
+            holds("gpu-1", games_of("gpu-1", "counted", games=7)),
+            copied(GAMES_PATH, "train-2"),
+            holds("gpu-1", games_of("gpu-1", "not counted", games=None)),
+        ),
+        played(),
+        (f"gpu-1 -> train-1: {GAMES_PATH}", f"gpu-1 -> train-2: {GAMES_PATH}"),
+    ),
+    Case(
+        "P5: games that are counted replace those that nobody counted",
+        (
+            trainer(),
+            player(),
+            holds("gpu-1", games_of("gpu-1", games=None)),
+            copied(GAMES_PATH, "train-1"),
+            holds("gpu-1", games_of("gpu-1", "counted", games=7)),
+        ),
+        played(),
+        (f"gpu-1 -> train-1: {GAMES_PATH}",),
+    ),
+    Case(
         "P5: a model may shrink",
         (
             trainer(),
@@ -893,6 +1111,39 @@ CASES = [
         (f"gpu-1 -> train-1: {GAMES_PATH}",),
     ),
     Case(
+        "P2: games that nobody counted are no samples",
+        (trainer(), player(), holds("gpu-1", GAMES, MORE_GAMES(games=None))),
+        events.DataNeeded(
+            node="train-1", config_key="hex8_2p", data_type=DataType.GAMES, min_samples=501
+        ),
+        (
+            f"gpu-1 -> train-1: {GAMES_PATH}",
+            "gpu-1 -> train-1: games/gpu-1/more_hex8_2p.db",
+            "too-few-samples: all",
+        ),
+    ),
+    Case(
+        "P2: a rule for named nodes reaches nobody where the trigger names none",
+        (trainer(), player(), holds("gpu-1", GAMES)),
+        played(),
+        ("no-target: all",),
+        rule("selfplay", to=["named"]),
+    ),
+    Case(
+        "P2: a rule for the files of who speaks says so where nobody speaks",
+        (trainer(), player(), holds("gpu-1", GAMES)),
+        requested("train-1"),
+        ("nothing-held: all",),
+        rule("requested", source="speaker"),
+    ),
+    Case(
+        "P2: so does a sweep, which nobody speaks",
+        (VAULT, player(), holds("gpu-1", GAMES)),
+        lacking(),
+        ("nothing-held: all",),
+        rule("replication", source="speaker"),
+    ),
+    Case(
         "P2: a rule that leaves out a configuration says that nothing is held for it",
         (trainer(), player(), holds("gpu-1", GAMES)),
         played(),
@@ -962,6 +1213,7 @@ HOW = [
     ("K12: large files by rsync", LARGE, played(), "normal rsync p2p http base64", {}),
     ("K12: a training run by rsync", GAMES, started(), "high rsync p2p http base64", {}),
     ("K12: what is urgent by the direct ways", GAMES, orphaned(), "critical rsync base64 http", {}),
+    ("K12: into the bucket by its own transport alone", GAMES, orphaned(), "critical s3", S3),
     (
         "K12: a transport that corrupts on a node is tried last",
         GAMES,
@@ -1016,15 +1268,17 @@ def test_copies_are_made_this_way(
 ) -> None:
     """Priority, transports in order, and the deadline where there is one."""
     story = given(trainer(), VAULT, player(), holds("gpu-1", what)).under(**tables)
-    assert how(story, trigger, "vault" if isinstance(trigger, type(orphaned())) else "train-1") == [
-        line
-    ]
+    safe = S3_NODE if tables is S3 else "vault"
+    target = safe if isinstance(trigger, events.OrphanGamesDetected) else "train-1"
+    assert how(story, trigger, target) == [line]
 
 
 def test_k9_the_most_precious_leaves_first() -> None:
     """Only copies of what can't be made again, then of what can, then what has another copy."""
     story = given(VAULT, BOSS_WITH_DISK, player(), holds("gpu-1", GAMES, npz(), MODEL))
     story.tell(copied(MODEL_PATH, "vault"))
+    # What lies on the mount of the node that leaves is no other copy.
+    story.tell(node("nas", nfs_group="rack"), player(nfs_group="rack"), copied(GAMES_PATH, "nas"))
     plans = story.plans(terminating()).plans
     order = [(plan.priority.value, [entry.path for entry in plan.entries]) for plan in plans]
     assert order == [
@@ -1035,11 +1289,83 @@ def test_k9_the_most_precious_leaves_first() -> None:
 
 
 def test_k6_most_free_space_goes_first() -> None:
-    """A broadcast names the roomiest node first."""
+    """A broadcast names the roomiest node first, whichever kind the rule names first."""
     nodes = [gpu("gpu-1", **disk(60)), gpu("gpu-2", **disk(900)), gpu("gpu-3", **disk(300))]
-    story = given(trainer(), *nodes, holds("train-1", MODEL))
+    story = given(trainer(), trainer("train-2", **disk(100)), *nodes, holds("train-1", MODEL))
     (plan,) = story.plans(promoted()).plans
     assert plan.target_nodes == ("gpu-2", "gpu-3", "gpu-1")
+    story.under(**rule("promotion", to=["training", "gpu"]))
+    (plan,) = story.plans(promoted()).plans
+    assert plan.target_nodes == ("gpu-2", "gpu-3", "train-2", "gpu-1")
+
+
+TRAINS = opens("t", started("gpu-1"))
+RECEIVES = succeeded_with(npz(), "gpu-1", moved=1_000)
+SCORES = [
+    ("any node that never received", (player(),), DataType.GAMES, 80, {}),
+    ("a training node, for games", (trainer("gpu-1"),), DataType.GAMES, 110, {}),
+    ("a training node, for training sets", (trainer("gpu-1"),), DataType.NPZ, 110, {}),
+    ("a training node, for models", (trainer("gpu-1"),), DataType.MODELS, 80, {}),
+    ("one that trains now", (player(), TRAINS), DataType.GAMES, 130, {}),
+    ("a priority host", (player(),), DataType.GAMES, 100, {"priority_hosts": ["gpu-*"]}),
+    ("an ephemeral node", (SPOT,), DataType.GAMES, 65, {}),
+    ("a disk less than half used", (player(**disk(501)),), DataType.GAMES, 90, {}),
+    ("a disk half used", (player(**disk(500)),), DataType.GAMES, 80, {}),
+    ("a disk used to 70 %", (player(**disk(300)),), DataType.GAMES, 80, {}),
+    ("a disk used above 70 %", (player(**disk(299)),), DataType.GAMES, 60, {}),
+    ("one that has just received", (player(), RECEIVES), DataType.GAMES, 50, {}),
+    ("two hours ago", (player(), RECEIVES, after(7_200)), DataType.GAMES, 52, {}),
+    ("a day and a half ago", (player(), RECEIVES, after(129_600)), DataType.GAMES, 80, {}),
+    (
+        "two hours ago, where an hour counts more",
+        (player(), RECEIVES, after(7_200)),
+        DataType.GAMES,
+        58,
+        {"stale_per_hour": 4.0},
+    ),
+    (
+        "all at once",
+        (trainer("gpu-1", traits=[Trait.EPHEMERAL], **disk(200)), TRAINS),
+        DataType.GAMES,
+        125,
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("facts", "data_type", "score", "scores"), [pytest.param(*row[1:], id=row[0]) for row in SCORES]
+)
+def test_k7_a_target_is_worth_this_much(
+    facts: tuple[Tellable, ...], data_type: DataType, score: float, scores: dict[str, Any]
+) -> None:
+    """Who is served first: what a node does, has room for, and how long it has got nothing."""
+    story = given(*facts).under(placement={"scores": scores})
+    known = Known(story.policy, story.view, story.now)
+    row = known.node("gpu-1")
+    assert row is not None
+    assert target_score(known, row, (data_type,)) == score
+
+
+def test_k7_sources_are_asked_in_this_order() -> None:
+    """Storage, then the target's provider, then what lasts; each counts beside the others."""
+    spot, storage = Trait.EPHEMERAL, Trait.EXTERNAL_STORAGE
+    story = given(
+        trainer(provider="lambda"),
+        node("i", traits=[storage], provider="lambda"),
+        node("h", traits=[storage, spot], provider="lambda"),
+        node("g", traits=[storage]),
+        node("f", traits=[storage, spot]),
+        node("e", provider="lambda"),
+        node("d", traits=[spot], provider="lambda"),
+        node("c"),
+        node("b", traits=[spot]),
+    ).under(**S3)
+    target = story.view.node("train-1")
+    assert target is not None
+    holders = [S3_NODE, *"bcdefghi", "train-1", "never-seen"]
+    ranked = SyncPlanner(story.policy, story.view).rank_sources(holders, target)
+    assert ranked == [*"ihgfedcb", S3_NODE]
 
 
 def test_k15_holder_whose_circuit_is_open_is_not_asked_while_there_is_another() -> None:
@@ -1051,6 +1377,31 @@ def test_k15_holder_whose_circuit_is_open_is_not_asked_while_there_is_another() 
     story.when(started()).then(f"gpu-1 -> train-1: {GAMES_PATH}")
     story.tell(after(301.0))
     story.when(started()).then(f"boss -> train-1: {GAMES_PATH}")
+
+
+def test_k15_when_a_holder_is_asked_no_more_is_the_policys() -> None:
+    """After how many failures, for how long, and how many successes make it good."""
+    story = given(trainer(), player(), BOSS_WITH_DISK, holds("gpu-1", GAMES))
+    story.tell(copied(GAMES_PATH, "boss"))
+    story.under(breakers={"node_failures": 2, "node_open_s": 9.0, "half_open_successes": 3})
+    story.tell(*(_unreachable("boss") for _ in range(2)))
+    story.when(started()).then(f"gpu-1 -> train-1: {GAMES_PATH}")
+    story.tell(_reached("boss"), _reached("boss"))
+    story.when(started()).then(f"gpu-1 -> train-1: {GAMES_PATH}")
+    story.tell(after(8.5))
+    story.when(started()).then(f"gpu-1 -> train-1: {GAMES_PATH}")
+    story.tell(after(1.0))
+    story.when(started()).then(f"boss -> train-1: {GAMES_PATH}")
+
+
+def _reached(source: str) -> Event:
+    result = events.TransportResult(
+        success=True,
+        transport_used=Transport.HTTP_FETCH,
+        bytes_transferred=1_000,
+        duration_seconds=0.1,
+    )
+    return replace(succeeded_with(npz(), "train-1", source=source), results=(result,))
 
 
 def _unreachable(source: str) -> Event:
@@ -1087,6 +1438,8 @@ POLICIES = st.fixed_dictionaries(
             [
                 {"rules": {"selfplay": {"copies": 1}, "training-start": {"copies": 1}}},
                 {"rules": {"requested": {"copies": 2}, "promotion": {"copies": 1}}},
+                {"rules": {"requested": {"source": "speaker"}, "prestage": {"source": "speaker"}}},
+                {"rules": {"replication": {"source": "speaker"}}},
                 {"strategies": {"hybrid": {"also_to": ["storage", "s3"]}}},
             ]
         ),
