@@ -93,6 +93,8 @@ def fold(tx: Writer, batch: Iterable[Recorded], created: str) -> Checkpoint:
             raise SequenceGap(f"expected sequence {done + 1}, the log gave {recorded.sequence}")
         duplicates += not _fold_one(tx, recorded)
         done, last = recorded.sequence, recorded
+        if done > SEEN_LIMIT:
+            _forget(tx, done - SEEN_LIMIT)
     if last is None:
         return before
     after = Checkpoint(created, done, last.id, last.time, WANTED_VERSIONS, duplicates)
@@ -125,10 +127,13 @@ def _first_sight(tx: Writer, recorded: Recorded) -> bool:
     if not tx.add("seen", key):
         return False
     tx.put("seen_order", number(recorded.sequence), key)
-    if recorded.sequence > SEEN_LIMIT:
-        expired = number(recorded.sequence - SEEN_LIMIT)
-        old = tx.get("seen_order", expired)
-        if old is not None:
-            tx.delete("seen_order", expired)
-            tx.delete("seen", old)
     return True
+
+
+def _forget(tx: Writer, sequence: int) -> None:
+    """The id that was first seen then, if any was."""
+    place = number(sequence)
+    key = tx.get("seen_order", place)
+    if key is not None:
+        tx.delete("seen_order", place)
+        tx.delete("seen", key)

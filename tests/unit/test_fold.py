@@ -159,6 +159,28 @@ def test_hand_made_facts_without_an_id_are_never_duplicates() -> None:
     assert [row.id for row in story.view.open_chains()] == ["DATAPLANE-1", "DATAPLANE-2"]
 
 
+def test_ids_are_forgotten_after_so_many_messages_whatever_those_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Duplicates, what nobody understands and what has no id make room for new ids as well."""
+    monkeypatch.setattr("projections.fold.SEEN_LIMIT", 3)
+
+    def fact(id: str) -> Said:
+        return Said(events.HostOnline(node="gpu-1"), id=id)
+
+    story = given(fact("a"), fact("b"), fact("a"))
+    assert story.view.checkpoint.duplicates == 1
+    story.tell(raw("dp.node.g.NONSENSE.all"), raw("dp.node.gpu-1.HOST_ONLINE.all"))
+    with story.store.read() as reader:
+        assert (reader.count("seen"), reader.count("seen_order")) == (0, 0)
+    story.tell(fact("a"), fact("b"))
+    assert story.view.checkpoint.duplicates == 1
+    story.tell(fact("a"))
+    assert story.view.checkpoint.duplicates == 2
+    with story.store.read() as reader:
+        assert (reader.count("seen"), reader.count("seen_order")) == (2, 2)
+
+
 # Nothing stops the fold
 
 

@@ -236,8 +236,12 @@ def test_queues_of_all_configurations_and_targets_are_seen() -> None:
     assert configs[:4] == ["hex8_2p", "square8_2p"] * 2
     left = {one.target for one in story.view.pending_fairly({"train-1"})}
     assert left == {"train-2"}
-    ages = [one.queued_sequence for one in story.view.pending_by_age()]
-    assert ages == sorted(ages)
+    by_age = list(story.view.pending_by_age())
+    assert [one.queued_sequence for one in by_age] == sorted(one.queued_sequence for one in fairly)
+    run = events.TrainingStarted(config_key="square8_2p", node="train-2")
+    story.tell(opens("run", run), answers("run", "train-2"), said_what_is_owed)
+    ranks = [one.priority.rank for one in story.view.pending_fairly()]
+    assert ranks == sorted(ranks) and len(set(ranks)) == 2
 
 
 # Deadlines
