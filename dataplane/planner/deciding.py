@@ -279,7 +279,7 @@ class Draft:
         ranked = rank_sources(self._known, entry.locations, target, entry)
         if ranked:
             return ranked[0]
-        holders = ", ".join(entry.locations) or "nobody"
+        holders = ", ".join(entry.locations)
         reason = f"no holder of {entry.path} is online; held by {holders}"
         self.refusals.append(
             Refusal(
