@@ -9,6 +9,7 @@ import pytest
 from dataplane.coordinator.bridge import _goes_on, _moved_on
 from dataplane.policy import Policy
 from streams import events
+from streams.codec import fact_id
 from streams.events import Event
 from streams.values import DataType, Role, Trait
 from tests.spec import (
@@ -90,6 +91,26 @@ def test_quorum_is_a_number_of_the_policy() -> None:
     story = promoting(3, placement={"rules": {"promotion": {"quorum": 1}}})
     story.tell(succeeded("gpu-01")).when(asked("c1")).then(
         says(events.ModelDistributionComplete, targets=("gpu-01",))
+    )
+
+
+def test_the_bucket_is_none_of_the_targets_that_make_a_quorum() -> None:
+    """However slow a backup is, the model is distributed once all who play with it have it."""
+    story = promoting(1, s3={"enabled": True, "bucket": "b"})
+    assert {row.target for row in story.under_way()} == {"gpu-00", "s3"}
+    story.tell(succeeded("gpu-00")).when(asked("c1")).then(
+        says(events.ModelDistributionComplete, targets=("gpu-00",))
+    )
+
+
+def test_promotion_that_no_rule_answers_ends_without_a_distribution() -> None:
+    """It is said which rules are missing."""
+    off = {"promotion": {"enabled": False}, "promotion-backup": {"enabled": False}}
+    story = given(trainer(), *gpus(1), policy=policy_of(placement={"rules": off}))
+    story.tell(opens("c1", PROMOTED), answers("c1", "train-1", MODEL))
+    story.when(asked("c1")).then(
+        says(events.SyncPlanned),
+        says(events.DataSyncFailed, reason="no rule of the policy answers MODEL_PROMOTED"),
     )
 
 
@@ -190,6 +211,22 @@ def test_p4_conflict_is_a_fact_with_what_the_node_keeps() -> None:
         says(events.FileConflict, node="gpu-00", path=MODEL.path, checksum=own.checksum),
         says(events.DataSyncFailed),
     )
+
+
+def test_each_conflict_of_a_chain_is_said_for_it_under_an_id_of_its_own() -> None:
+    """By node and path, or all but the first would be taken for it; caused by what was asked."""
+    models = [model(), model(name="canonical_hex8_2p_large.pth")]
+    own = [model("its own"), model("its own", name="canonical_hex8_2p_large.pth")]
+    wanted = events.DataSyncRequested(
+        data_type=DataType.MODELS, config_key="hex8_2p", target_nodes=("gpu-00", "gpu-01")
+    )
+    story = given(trainer(), *gpus(2), holds("train-1", *models))
+    story.tell(holds("gpu-00", *own), holds("gpu-01", *own), opens("c1", wanted))
+    facts = story.when(asked("c1")).facts
+    found = {fact.id: fact for fact in facts if isinstance(fact.event, events.FileConflict)}
+    places = [(node, what.path) for node in ("gpu-00", "gpu-01") for what in models]
+    assert set(found) == {fact_id("c1", "FILE_CONFLICT", *place) for place in places}
+    assert {(fact.chain, fact.cause) for fact in found.values()} == {("c1", "c1")}
 
 
 def test_p5_regression_is_a_conflict_in_which_both_stay() -> None:

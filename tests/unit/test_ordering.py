@@ -24,6 +24,7 @@ from streams.values import SyncPriority, Transport
 from tests.spec import (
     T0,
     answers,
+    entry,
     games_of,
     given,
     opens,
@@ -242,6 +243,17 @@ def test_queues_of_all_configurations_and_targets_are_seen() -> None:
     story.tell(opens("run", run), answers("run", "train-2"), said_what_is_owed)
     ranks = [one.priority.rank for one in story.view.pending_fairly()]
     assert ranks == sorted(ranks) and len(set(ranks)) == 2
+
+
+def test_each_of_a_long_queue_is_seen_once_and_in_order() -> None:
+    """It is read a few at a time: nothing is left out between them, and nothing comes twice."""
+    many = [entry(f"games/gpu-1/{n:03}_hex8_2p.db", games=10) for n in range(30)]
+    story = given(player("gpu-1"), trainer("train-1"), opens("c1", played("gpu-1")))
+    story.tell(answers("c1", "gpu-1", *many), said_what_is_owed)
+    ids = sorted(one.id for one in story.view.pending())
+    assert len(set(ids)) == len(many)
+    assert [one.id for one in story.view.pending()] == ids
+    assert [one.id for one in story.view.pending_fairly()] == ids
 
 
 # Deadlines
