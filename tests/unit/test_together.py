@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from adapters.errors import Interrupted, Refused, TransportError
 from adapters.files.group import Group
@@ -270,10 +271,11 @@ async def test_a_file_of_the_nodes_own_is_not_replaced_by_one_of_a_group(
     tmp_path: Path, inventory: Inventory
 ) -> None:
     """What is refused before its transport is asked is not in the question."""
-    (tmp_path / "data/0.bin").mkdir(parents=True)
+    (tmp_path / "elo.db").write_bytes(b"only ever merged")
+    merged = replace(order(0), entry=replace(entry(0), path="elo.db"))
     many = Many()
     carrying = manager(tmp_path, inventory, many)
-    results = await asyncio.gather(*(carrying.transfer(order(n)) for n in range(3)))
+    results = await asyncio.gather(*map(carrying.transfer, (merged, order(1), order(2))))
     assert many.asked == [2]
     assert [type(result).__name__ for result in results] == [
         "TransferFailed",
