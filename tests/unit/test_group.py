@@ -135,6 +135,47 @@ def test_a_file_is_proven_as_it_is_and_moved_not_written_again(
     )
 
 
+def test_a_link_is_no_file_that_a_group_would_take(tmp_path: Path) -> None:
+    """Whatever it leads to stays where it is, and has no second name."""
+    root, secret, link = tmp_path / "root", tmp_path / "secret", tmp_path / "link"
+    root.mkdir()
+    secret.write_bytes(b"x")
+    link.symlink_to(secret)
+    together = begun(root, {"a.bin": b"x"})
+    together.put(0, link)
+    together.commit()
+    together.close()
+    assert isinstance(together.outcomes[0], DiskFailed)
+    assert files_in(root) == {}
+    assert secret.read_bytes() == b"x"
+
+
+def test_a_file_whose_time_nobody_told_has_that_of_its_landing(tmp_path: Path) -> None:
+    """Not that of 1970, by which it would be the oldest file of its node."""
+    land(tmp_path, {"a.bin": b"x"})
+    assert (tmp_path / "a.bin").stat().st_mtime > 1_700_000_000
+
+
+def test_p21_what_is_only_ever_merged_appears_where_nothing_is_and_replaces_nothing(
+    tmp_path: Path,
+) -> None:
+    """Also where the node wrote its own while the group was on its way."""
+    data, root = database(tmp_path / "source", 4), tmp_path / "root"
+    root.mkdir()
+    together = begun(root, {"elo.db": data, "metadata/elo_ratings.db": data})
+    assert together.open == [0, 1]
+    together.put(0, data)
+    together.put(1, data)
+    (root / "metadata").mkdir(exist_ok=True)
+    (root / "metadata/elo_ratings.db").write_bytes(b"of its own")
+    together.commit()
+    together.close()
+    assert together.outcomes[0] == Landed(bytes=len(data), games=4)
+    assert isinstance(together.outcomes[1], NeverReplaced)
+    assert files_in(root) == {"elo.db": data, "metadata/elo_ratings.db": b"of its own"}
+    assert partials_in(root) == []
+
+
 def test_p22_what_is_not_the_entrys_never_appears(tmp_path: Path) -> None:
     """Other bytes of the right number are found out; those that did not come are said to lack."""
     together = begun(tmp_path, MANY)
