@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from dataplane.coordinator.sweeping import Sweeper
 from dataplane.planner import Known
@@ -22,6 +23,8 @@ from dataplane.sweeps import (
     too_full_bytes,
 )
 from projections.projector import Projector
+from projections.sweeps import SweepRow
+from projections.view import digest_key
 from streams import events
 from streams.codec import Fact
 from streams.log import Receipt
@@ -100,6 +103,85 @@ def test_an_old_content_that_counts_again_keeps_its_holders() -> None:
     story.tell(holds("gpu-1", games_of("gpu-1", "second")), holds("gpu-1", GAMES))
     [(_, row)] = story.view.standing()
     assert row.nodes == ("gpu-1", "store-1")
+
+
+# How sweeps stand
+
+
+def due(kind: SweepKind, cycle: int, *paths: str, found: int = 0) -> Said:
+    """A sweep found this."""
+    event = events.SweepDue(kind=kind, cycle=cycle, paths=paths, found=found or len(paths))
+    return opens(f"sweep-{kind}-{cycle}", event, by="boss")
+
+
+def ended(kind: SweepKind, cycle: int, end: events.Event) -> Said:
+    """The chain of a sweep ended."""
+    return decided(f"sweep-{kind}-{cycle}", end)
+
+
+DONE = events.DataSyncCompleted(config_key="all", source_node="")
+LOST = events.DataSyncFailed(config_key="all", source_node="")
+
+
+def test_a_sweep_is_due_until_one_of_its_kind_completes() -> None:
+    """From the first that was due on; one that completes late leaves what became due after it."""
+    kind = SweepKind.S3
+    story = given(player("gpu-1"), due(kind, 1, "a", "b", found=7))
+
+    def stands() -> SweepRow:
+        row = story.view.last_sweep(kind)
+        assert row is not None
+        return row
+
+    first = SweepRow(kind, 1, "sweep-s3-1", T0, named=2, found=7, unmet_since=T0)
+    assert stands() == first
+    story.tell(after(10), due(kind, 2, "a"))
+    second = SweepRow(kind, 2, "sweep-s3-2", T0 + 10, named=1, found=1, unmet_since=T0)
+    assert stands() == second
+    story.tell(after(10), ended(kind, 1, DONE))
+    second = replace(second, completed_at=T0 + 20, unmet_since=T0 + 10)
+    assert stands() == second
+    story.tell(after(10), ended(kind, 2, LOST))
+    second = replace(second, ended_at=T0 + 30)
+    assert stands() == second
+    story.tell(ended(kind, 2, DONE), ended(kind, 1, DONE), due(kind, 2, "c"), due(kind, 1, "c"))
+    assert stands() == second, "each has one end, and each cycle one sweep"
+    story.tell(after(10), due(kind, 3, "a"), decided("of-somebody", DONE))
+    third = SweepRow(
+        kind,
+        3,
+        "sweep-s3-3",
+        T0 + 40,
+        named=1,
+        found=1,
+        completed_at=T0 + 20,
+        unmet_since=T0 + 10,
+    )
+    assert stands() == third
+    story.tell(after(10), ended(kind, 3, DONE))
+    done = replace(third, ended_at=T0 + 50, completed_at=T0 + 50, unmet_since=0.0)
+    assert stands() == done
+    story.tell(due(SweepKind.REPLICATION, 9, "a"))
+    assert stands() == done
+    assert story.view.last_sweep(SweepKind.REPLICATION) is not None
+
+
+def test_repairs_are_remembered_for_an_hour() -> None:
+    """How many were asked for, and when each path was last; what goes to the bucket is none."""
+    kind = SweepKind.REPLICATION
+    story = given(player("gpu-1"), due(kind, 1, "a", "b"), due(SweepKind.S3, 1, "s"))
+    assert story.view.last_sweep(SweepKind.S3) is not None
+    story.tell(after(1_800), due(kind, 2, "a"), after(1_800), due(kind, 3, "c"))
+
+    def repaired() -> dict[str, float]:
+        times = {path: story.view.repaired_at(digest_key(path)) for path in "abcds"}
+        return {path: time - T0 for path, time in times.items() if time}
+
+    assert repaired() == {"a": 1_800, "b": 0, "c": 3_600}
+    assert [story.view.repairs_since(T0 + n) for n in (0, 1, 1_801, 3_601)] == [4, 2, 1, 0]
+    story.tell(after(1), due(kind, 4, "d"))
+    assert repaired() == {"a": 1_800, "c": 3_600, "d": 3_601}
+    assert story.view.repairs_since(0.0) == 3
 
 
 # Too few copies
