@@ -47,17 +47,17 @@ def source_score(
     return score
 
 
-def on_one_mount(known: Known, holders: Sequence[str], target: NodeRow, sender: str = "") -> str:
+def on_one_mount(known: Known, holders: Sequence[str], target: NodeRow, sender: str) -> str:
     """A holder that shares the target's mount, so that both see one file; "" if none does (K5).
 
-    Where a `sender` has it at hand, nobody has to trust the mount of another node that is away.
+    `sender` has it at hand, if it is named: then nobody trusts the mount of who is away.
     """
     group = target.description.nfs_group
     if not group:
         return ""
     for name in holders:
         row = known.node(name)
-        if row is None or name == target.name or row.description.nfs_group != group:
+        if row is None or row.description.nfs_group != group:
             continue
         if row.online or sender in ("", name):
             return name
