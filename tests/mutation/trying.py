@@ -21,7 +21,9 @@ from tests.mutation.suites import test_files
 #: As mutmut counts them.
 SURVIVED, KILLED, NO_TESTS, TIMEOUT = 0, 1, 33, 36
 #: A change that makes a loop endless, or a list: so much it may use before it counts as noticed.
-CPU_S, WALL_S, MEMORY_BYTES = 30, 600, 4 << 30
+CPU_S, MEMORY_BYTES = 30, 4 << 30
+#: One that waits for ever: so often what its module's tests took as they are, and so much more.
+WALL_TIMES, WALL_MORE_S = 3, 30
 #: What hypothesis tries of each property: the first examples notice nearly all that any would.
 EXAMPLES = 20
 
@@ -37,6 +39,7 @@ class Trying:
     def __init__(self, names: list[str]) -> None:
         self._names = names
         self._failed = False
+        self._wall_s = 0
         self.codes: dict[str, int] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -54,6 +57,7 @@ class Trying:
             files = test_files(module)
             items = [item for item in session.items if item.nodeid.partition("::")[0] in files]
             began, reaching = time.monotonic(), self._reaching(items)
+            self._wall_s = WALL_MORE_S + int(WALL_TIMES * (time.monotonic() - began))
             for name in names:
                 self.codes[name] = self._try(reaching, name)
                 if self.codes[name] in (SURVIVED, NO_TESTS):
@@ -116,7 +120,7 @@ class Trying:
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(WALL_S)
+            signal.alarm(self._wall_s)
             _quiet()
             # A disk that a test had mounted when it was ended is in nobody's way.
             at = items[0].config._tmp_path_factory  # type: ignore[attr-defined]
