@@ -19,7 +19,7 @@ _SUITES = {
     "projections.nodes": ("nodes_view", "admission"),
     "projections.queue": ("transfers_view", "ordering", "admission"),
     "projections.rejected": ("rejected_view",),
-    "projections.standing": ("sweeps", "catalog"),
+    "projections.standing": ("sweeps", "catalog", "tallies"),
     "projections.sweeps": ("sweeps",),
     "projections.tallies": ("tallies",),
     "projections.transfers": ("transfers_view", "owed"),

@@ -93,8 +93,28 @@ def test_how_a_path_stands_follows_its_copies() -> None:
     [(_, row)] = story.view.standing()
     assert (row.nodes, row.since) == (("gpu-1", "store-2"), T0 + 60)
     story.tell(after(60), holds("gpu-1", games_of("gpu-1", "second")))
-    [(_, row)] = story.view.standing()
+    [(_, row)] = last = list(story.view.standing())
     assert (row.nodes, row.since) == (("gpu-1",), T0 + 120)
+    story.tell(after(60), events.FilesRemoved(node="store-2", paths=(GAMES.path,)))
+    assert list(story.view.standing()) == last, "that was a copy of what counts no more"
+
+
+def test_only_games_wait_for_a_chain_and_only_the_version_it_took_does_no_more() -> None:
+    """What it planned of a version that was replaced meanwhile takes nothing of the new one."""
+    story = given(player("gpu-1"), trainer(), opens("c1", played("gpu-1")))
+    story.tell(answers("c1", "gpu-1", GAMES))
+    plan = story.owes("c1")["c1"]
+    story.tell(after(60), holds("gpu-1", games_of("gpu-1", "second", games=60), model()))
+    story.tell(*plan)
+
+    def untaken() -> dict[int, float]:
+        rows = [row for _, row in story.view.standing()]
+        assert all(row.nodes == ("gpu-1",) for row in rows)
+        return {story.view.entry(row.entry).games or 0: row.untaken_since for row in rows}
+
+    assert untaken() == {60: T0, 0: 0.0}
+    story.tell(opens("c2", played("gpu-1")), answers("c2", "gpu-1"), said_what_is_owed)
+    assert untaken() == {60: 0.0, 0: 0.0}
 
 
 def test_an_old_content_that_counts_again_keeps_its_holders() -> None:
