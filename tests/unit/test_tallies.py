@@ -86,6 +86,18 @@ def test_what_nobody_holds_any_more_is_counted_no_more() -> None:
         assert reader.count("tallies") == 0
 
 
+def test_games_are_known_as_long_as_somebody_has_counted_some() -> None:
+    """None is not zero: what is left when counted files are gone was never counted."""
+    counted = [entry(f"games/gpu-1/{n}_hex8_2p.db", games=n) for n in (3, 4)]
+    whole = entry("games/gpu-1/never-counted_hex8_2p.db")
+    story = given(*CLUSTER, holds("gpu-1", *counted, whole))
+    found = [tallied(story)[0].games]
+    for one in counted:
+        story.tell(events.FilesRemoved(node="gpu-1", paths=(one.path,)))
+        found.append(tallied(story)[0].games)
+    assert found == [7, 4, None]
+
+
 def test_sums_that_no_other_number_holds_are_exact() -> None:
     """Two files as large as a file can be said to be, then one of them, leave nothing uncounted."""
     large = [
