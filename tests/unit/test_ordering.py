@@ -211,13 +211,14 @@ def test_the_configuration_that_was_served_least_goes_next() -> None:
 
 
 def test_the_log_remembers_what_each_configuration_was_given() -> None:
-    """Each hour that passes halves it."""
+    """All of it adds up, and each hour that passes halves it."""
     story = given(player("gpu-1"), trainer(), opens("c1", played("gpu-1")))
-    story.tell(answers("c1", "gpu-1", games_of("gpu-1", size_bytes=1_000)), said_what_is_owed)
+    more = entry("games/gpu-1/more_hex8_2p.db", games=10, size_bytes=500)
+    story.tell(answers("c1", "gpu-1", games_of("gpu-1", size_bytes=1_000), more), said_what_is_owed)
     assert story.view.served("hex8_2p", story.now) == 0
     story.tell(lambda story: story.admits().assignments)
-    assert story.view.served("hex8_2p", story.now) == 1_000
-    assert story.view.served("hex8_2p", story.now + 7_200) == 250
+    assert story.view.served("hex8_2p", story.now) == 1_500
+    assert story.view.served("hex8_2p", story.now + 7_200) == 375
 
 
 def test_queues_of_all_configurations_and_targets_are_seen() -> None:
