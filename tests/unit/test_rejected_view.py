@@ -60,6 +60,7 @@ def test_trigger_that_was_set_aside_is_listed_until_it_is_said_anew() -> None:
     row = story.view.rejected_at(1)
     assert row is not None
     assert (row.subject, row.chain, row.tries, row.reason) == ("SELFPLAY_COMPLETE", "c1", 5, "why")
+    assert row.said and story.view.rejections_unsaid() == []
     story.tell(decided("rejected-1", events.EventRetried(sequence=1, event_id="new")))
     row = story.view.rejected_at(1)
     assert row is not None and row.retried_as == "new"
