@@ -62,7 +62,7 @@ class Checkpoint(msgspec.Struct, frozen=True):
     event_id: str = ""
     #: Log time of that event, seconds since 1970.
     time: float = 0.0
-    #: Version of each view that wrote the tables.
+    #: Versions of `fold` and of each view that wrote the tables.
     versions: dict[str, int] = {}
     #: Facts that came a second time under the same id, and were ignored.
     duplicates: int = 0
@@ -73,7 +73,9 @@ class SequenceGap(Exception):
 
 
 _CHECKPOINT = msgspec.json.Decoder(Checkpoint)
-WANTED_VERSIONS = {view.name: view.version for view in ALL_VIEWS}
+#: Changes with what `fold` itself writes, as a view's version does.
+_OWN_VERSION = 2
+WANTED_VERSIONS = {"fold": _OWN_VERSION, **{view.name: view.version for view in ALL_VIEWS}}
 
 
 def checkpoint(reader: Reader) -> Checkpoint:
