@@ -6,6 +6,7 @@ import gc
 import os
 import pickle
 import resource
+import select
 import signal
 import time
 from itertools import groupby
@@ -111,6 +112,12 @@ class Trying:
         pid = os.fork()
         if pid == 0:
             self._in_fork(items, name)
+        # From outside: pytest's own limit uses the only alarm there is, and a test that was told to
+        # end may still wait for a thread that never does.
+        ended = os.pidfd_open(pid)
+        if not select.select([ended], [], [], self._wall_s)[0]:
+            os.kill(pid, signal.SIGKILL)
+        os.close(ended)
         _, status = os.waitpid(pid, 0)
         return TIMEOUT if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
 
@@ -119,8 +126,6 @@ class Trying:
         try:
             resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
             resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.alarm(self._wall_s)
             _quiet()
             # A disk that a test had mounted when it was ended is in nobody's way.
             at = items[0].config._tmp_path_factory  # type: ignore[attr-defined]
