@@ -251,8 +251,8 @@ def test_each_of_a_long_queue_is_seen_once_and_in_order() -> None:
     many = [entry(f"games/gpu-1/{n:03}_hex8_2p.db", games=10) for n in range(30)]
     story = given(player("gpu-1"), trainer("train-1"), opens("c1", played("gpu-1")))
     story.tell(answers("c1", "gpu-1", *many), said_what_is_owed)
-    ids = sorted(one.id for one in story.view.pending())
-    assert len(set(ids)) == len(many)
+    ids = sorted({one.id for one in story.view.pending()})
+    assert len(ids) == len(many)
     assert [one.id for one in story.view.pending()] == ids
     assert [one.id for one in story.view.pending_fairly()] == ids
 
