@@ -167,6 +167,77 @@ async def test_p6_a_partial_whose_notes_are_lost_begins_anew(tmp_path: Path) -> 
     assert files_in(tmp_path) == {"data/x.bin": data}
 
 
+async def test_p6_of_what_was_forgotten_nothing_is_continued(tmp_path: Path) -> None:
+    """The next attempt goes on behind what came since, not behind what lay there before."""
+    data = os.urandom(1_000_000)
+    first = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    await first.write(os.urandom(600_000))
+    await first.reset()
+    await first.write(data[:1_000])
+    await first.abort()
+    again = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    assert again.offset == 1_000
+    await again.write(data[1_000:])
+    assert await again.commit() == Landed(bytes=len(data))
+    assert files_in(tmp_path) == {"data/x.bin": data}
+
+
+async def test_p6_a_partial_that_is_larger_than_its_entry_begins_anew(tmp_path: Path) -> None:
+    """It can't be the beginning of it."""
+    data = os.urandom(100_000)
+    first = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    await first.write(data[:1_000])
+    await first.abort()
+    (partial,) = partials_in(tmp_path)
+    partial.write_bytes(data + b"and more")
+    again = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    assert again.offset == 0
+    await again.write(data)
+    assert await again.commit() == Landed(bytes=len(data))
+
+
+async def test_a_source_fills_the_memory_it_is_given_and_no_more(tmp_path: Path) -> None:
+    """Room for what is lacking at most; pieces of any size add up to the file."""
+    data = os.urandom(3_000_000)
+    landing = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    await landing.write(data[:10_000])
+
+    def receive(room: memoryview) -> int:
+        at = landing.offset
+        assert len(room) <= min(700_000, len(data) - at)
+        count = min(len(room), 333_333)
+        room[:count] = data[at : at + count]
+        return count
+
+    while landing.offset < len(data):
+        before = landing.offset
+        assert await landing.fill(receive, 700_000) == landing.offset - before > 0
+    assert landing.received == len(data)
+    assert await landing.commit() == Landed(bytes=len(data))
+    assert files_in(tmp_path) == {"data/x.bin": data}
+
+
+async def test_what_another_program_appends_is_taken_in_as_far_as_it_was_followed(
+    tmp_path: Path,
+) -> None:
+    """The rest is forgotten once the program has ended; its name for the file is gone then."""
+    data, name = os.urandom(1_000_000), tmp_path / "of-the-program"
+    landing = await Landing.open(tmp_path, entry_of(data), "t-1", "data/x.bin")
+    await landing.write(data[:100_000])
+    async with landing.shared(name):
+        with name.open("ab", buffering=0) as file:
+            file.write(data[100_000:400_000])
+            assert await landing.follow() == 300_000
+            assert await landing.follow() == 0
+            file.write(b"what nobody took in")
+    (partial,) = partials_in(tmp_path)
+    assert (landing.offset, partial.stat().st_size, name.exists()) == (400_000, 400_000, False)
+    await landing.write(data[400_000:])
+    assert landing.received == len(data)
+    assert await landing.commit() == Landed(bytes=len(data))
+    assert files_in(tmp_path) == {"data/x.bin": data}
+
+
 def test_a_partial_is_called_by_its_transfer_and_content_whatever_they_are_called() -> None:
     """Two transfers never write one file, and no name of theirs is too long for a disk."""
     first, second = entry_of(b"first"), entry_of(b"second")
