@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from projections.standing import SWEEP_CHAIN
-from streams.codec import Recorded
+from streams.codec import STREAM, Recorded
 from streams.values import DataEntry, Endpoint, NodeDescription, TransportResult
 
 
@@ -71,8 +71,14 @@ def span(seconds: float) -> str:
 
 
 def short(chain: str) -> str:
-    """A chain's id where there is little room; of a sweep the number, for they all begin alike."""
-    return f"{SWEEP_CHAIN}{chain[-4:]}" if chain.startswith(SWEEP_CHAIN) else chain[:8]
+    """A chain's id where there is little room.
+
+    Of a sweep the number, for they all begin alike; what a message without an id began keeps all
+    of its own, which is the stream's name and a sequence.
+    """
+    if chain.startswith(SWEEP_CHAIN):
+        return f"{SWEEP_CHAIN}{chain[-4:]}"
+    return chain if chain.startswith(f"{STREAM}-") else chain[:8]
 
 
 def _brief(value: Any) -> str:

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 from projections.fold import TABLES, WANTED_VERSIONS, Checkpoint, checkpoint, fold
 from projections.snapshot import Snapshots
-from projections.store import Store, StoreCorrupt, StoreDirectory, StoreError
+from projections.store import Store, StoreCorrupt, StoreDirectory, StoreError, StoreMissing
 from streams.codec import Recorded
 from streams.log import LogState, NoLongerHeld, ReadingLog
 
@@ -187,6 +187,14 @@ class Projector:
     async def lag(self) -> int:
         """How many facts of the log the views have not seen yet."""
         return (await self._log.state()).last_sequence - self.checkpoint.sequence
+
+    def check_in_place(self) -> None:
+        """Raises StoreMissing where the views were removed: what is folded on nobody can read."""
+        if not self.store.in_place:
+            raise StoreMissing(
+                f"the views were removed from {self.store.path} while they were in use: "
+                "they are folded anew when this process is started again"
+            )
 
     async def close(self) -> None:
         """Let go of the store; `run` must have ended."""

@@ -352,6 +352,11 @@ class Store:
             finally:
                 txn.abort()
 
+    @property
+    def in_place(self) -> bool:
+        """Whether the files are still where others open them."""
+        return (self.path / "data.mdb").exists()
+
     def clear_stale_readers(self) -> int:
         """Free the pages that killed readers pin; how many there were."""
         return int(self._env.reader_check())

@@ -28,7 +28,9 @@ def replay(
     type_name: Annotated[str, typer.Option("--type", help="Such as TRANSFER_FAILED.")] = "",
     chain: Annotated[str, typer.Option(help="Only this chain's own facts.")] = "",
     node: Annotated[str, typer.Option(help="Only what a node said, did or was told.")] = "",
-    config_key: Annotated[str, typer.Option("--config-key")] = "",
+    config_key: Annotated[
+        str, typer.Option("--config-key", "--config", help="Only this one.")
+    ] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on for ever.")] = False,
     source: From = LIVE,
     as_json: Json = False,

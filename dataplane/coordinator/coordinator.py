@@ -215,11 +215,15 @@ class Coordinator:
                     await self._news.wait()
 
     async def _watch_progress(self) -> None:
-        """End this process if a loop of it stands still: whoever supervises starts it again."""
+        """End this process if a loop of it stands still, or nobody else can see its views any more.
+
+        Whoever supervises starts it again.
+        """
         standstill, clocks = Standstill(), ClockWatch()
         while True:
             await asyncio.sleep(WATCH_S)
             self._clock_problem = clocks.look(time.time(), time.monotonic())
+            self.projector.check_in_place()
             try:
                 problem = standstill.judge(await self._progress(), time.monotonic())
             except LogError as error:

@@ -30,6 +30,7 @@ QUESTIONS = [
     (["why", PATH, "train-1"], YES, "the version that counts"),
     (["why-not", "games/nope.db", "train-1"], YES, "no node ever reported such a file"),
     (["links"], YES, "(as a whole)"),
+    (["replay", "--config", "hex8_2p"], YES, "SELFPLAY_COMPLETE"),
     (["why", "games/nope.db", "train-1"], NO, "what train-1 keeps there is games/train-1/nope.db"),
     (["why-not", PATH, "train-1"], NO, "the version that counts"),
     (["drain", "train-1", "--copies", "2"], NO, "may train-1 be killed now? no"),

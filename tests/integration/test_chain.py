@@ -204,6 +204,21 @@ async def test_p11_deleted_views_come_back_with_all_that_was_pending(
     await cluster.assert_exactly_once(chain)
 
 
+async def test_coordinator_whose_views_are_removed_ends_and_folds_anew(
+    cluster: LocalCluster,
+) -> None:
+    """It says why, for what it folds on nobody can read; started again it has them all."""
+    process = cluster.coordinator()
+    cluster.agent("gpu-7", Role.SELFPLAY)
+    await cluster.joined("coord", "gpu-7")
+    shutil.rmtree(cluster.base / "coord" / "state" / "views")
+    await until(lambda: process.poll() is not None, "the coordinator to end")
+    assert "the views were removed from" in cluster.said("coord")
+    cluster.coordinator()
+    await cluster.joined("coord")
+    assert "gpu-7" in await cluster.command("nodes")
+
+
 async def test_target_that_stays_away_fails_the_chain_by_name(tmp_path: Path) -> None:
     """DATA_SYNC_FAILED names the target; asked again when it is back, the sync completes."""
     async with LocalCluster(tmp_path, transport_timeout_seconds=2) as cluster:

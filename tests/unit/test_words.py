@@ -13,6 +13,11 @@ def test_of_a_sweep_the_number_is_shown() -> None:
     assert short("b612c7ff6bde4c179bb6c8cf0fca2f8f") == "b612c7ff"
 
 
+def test_of_what_a_message_without_an_id_began_all_is_shown() -> None:
+    """Only the number at its end tells such chains apart, and what is shown must find its chain."""
+    assert short("DATAPLANE-46") == "DATAPLANE-46"
+
+
 def test_a_node_that_registers_is_shown_by_what_it_is() -> None:
     """Its roles, not the name of a class."""
     [fact] = given(trainer()).facts
