@@ -215,7 +215,7 @@ def _witnesses(
     elsewhere = [
         name
         for name in current.locations
-        if name != row.node and _counts(name, row.node, known.node, policy)
+        if name != row.node and _counts(name, row, known.node, policy)
     ]
     leaving = known.deletion_of(current.path, current.checksum)
     if leaving is not None:
@@ -228,13 +228,15 @@ def _witnesses(
     return Witnesses(current, tuple(elsewhere))
 
 
-def _counts(name: str, leaving: str, node: Callable[[str], NodeRow | None], policy: Policy) -> bool:
-    """Whether a copy there would remain: not on a node that may vanish, nor on the same mount."""
-    row, other = node(name), node(leaving)
+def _counts(
+    name: str, deletion: DeletionRow, node: Callable[[str], NodeRow | None], policy: Policy
+) -> bool:
+    """Whether a copy there would remain: on a node that is to stay, and not on the same mount."""
+    row, other = node(name), node(deletion.node)
     if row is None:
         # The bucket; or a node whose description nobody knows.
         return True
-    if policy.is_ephemeral(row.description):
+    if policy.is_ephemeral(row.description) or row.is_leaving(deletion.requested_at):
         return False
     group = row.description.nfs_group
     return not (group and other is not None and other.description.nfs_group == group)

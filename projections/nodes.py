@@ -12,6 +12,9 @@ from streams import events
 from streams.codec import Recorded
 from streams.values import NodeDescription
 
+#: A node that is still there after a day was not about to go.
+LEAVING_S = 86_400.0
+
 
 class NodeRow(Row, frozen=True):
     """A node by its own word and by what others said of it."""
@@ -28,11 +31,17 @@ class NodeRow(Row, frozen=True):
     training: tuple[str, ...] = ()
     #: When bytes last arrived on it; 0.0 if they never did.
     received_at: float = 0.0
+    #: When NODE_TERMINATING said that it is to go; 0.0 if nothing did since it came, or came back.
+    leaving_at: float = 0.0
 
     @property
     def name(self) -> str:
         """The node's name."""
         return self.description.name
+
+    def is_leaving(self, now: float) -> bool:
+        """Whether it is to go, by a NODE_TERMINATING that is not long past."""
+        return bool(self.leaving_at) and now - self.leaving_at < LEAVING_S
 
 
 _NODE = unpacker(NodeRow)
@@ -40,13 +49,13 @@ HostEvent = events.HostOffline | events.HostOnline | events.NodeRecovered
 
 
 class NodesView:
-    """Folds registrations and HOST events. Being taken out never changes a node's description.
+    """Folds registrations, HOST events and who is to go. None changes a node's description.
 
     What a node trains and when it last received is folded beside it.
     """
 
     name = "nodes"
-    version = 2
+    version = 3
     tables = ("nodes",)
 
     def __init__(self) -> None:
@@ -55,6 +64,7 @@ class NodesView:
             events.HostOffline: self._set,
             events.HostOnline: self._set,
             events.NodeRecovered: self._set,
+            events.NodeTerminating: self._leave,
             events.TrainingStarted: self._train,
             events.TrainingCompleted: self._train,
             events.TransferSucceeded: self._receive,
@@ -95,7 +105,15 @@ class NodesView:
         if row is not None:
             online = not isinstance(event, events.HostOffline)
             changed = replace(row, online=online, reason=event.reason, since=recorded.time)
+            if online:
+                changed = replace(changed, leaving_at=0.0)
             tx.put("nodes", event.node.encode(), changed)
+
+    @staticmethod
+    def _leave(tx: Writer, event: events.NodeTerminating, recorded: Recorded) -> None:
+        row = get_node(tx, event.node)
+        if row is not None:
+            tx.put("nodes", event.node.encode(), replace(row, leaving_at=recorded.time))
 
 
 def get_node(reader: Reader, name: str) -> NodeRow | None:

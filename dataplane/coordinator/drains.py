@@ -19,6 +19,7 @@ from dataplane.policy import Policy
 from dataplane.safety import lasting_without, unproven, unsafe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
+from projections.nodes import LEAVING_S
 from projections.projector import Projector
 from streams import events
 from streams.codec import chain_fact
@@ -30,8 +31,6 @@ logger = logging.getLogger(__name__)
 TICK_S = 1.0
 #: Other places that must prove each content: with the node, one copy less remains.
 COPIES = 1
-#: A node that is still there after a day was not about to go.
-GIVEN_UP_AFTER_S = 86_400.0
 
 
 class NotProven(Exception):
@@ -75,7 +74,7 @@ class Drains:
         now = self._clock()
         with self._projector.store.read() as reader:
             rows = ClusterView(reader).drains()
-        rows = [row for row in rows if now - row.ended_at < GIVEN_UP_AFTER_S]
+        rows = [row for row in rows if now - row.ended_at < LEAVING_S]
         self._driving = {id: task for id, task in self._driving.items() if not task.done()}
         self.troubles.only({row.id for row in rows})
         for row in rows:

@@ -83,7 +83,10 @@ class Known:
     def lasting(
         self, holders: Sequence[str], without: str = "", *, offline: bool = False
     ) -> list[str]:
-        """Those of `holders` that count as copies (K8): there, not ephemeral, one for each mount.
+        """Those of `holders` that count as copies (K8): there, to stay, one for each mount.
+
+        Neither ephemeral nodes stay nor those that are to go: of two that hold the last copies and
+        are emptied at once, neither may rely on the other.
 
         `without` is left out, and so is whoever shares its mount. With `offline`, nodes count
         that are only away for now.
@@ -93,7 +96,9 @@ class Known:
         counted = []
         for name in holders:
             row = self.node(name)
-            if name == without or row is None or self.is_ephemeral(row):
+            if name == without or row is None:
+                continue
+            if self.is_ephemeral(row) or row.is_leaving(self.now):
                 continue
             if not row.online and not offline:
                 continue

@@ -131,6 +131,9 @@ def _ineligible(known: Known, row: NodeRow, rule: Rule, strategy: Strategy) -> R
     if rule.lasting_only and known.is_ephemeral(row):
         reason = f"{name} is ephemeral: what is to last does not go there"
         return Refusal(rule="ephemeral-target", reason=reason, target=name)
+    if rule.lasting_only and row.is_leaving(known.now):
+        reason = f"{name} is to go: what is to last does not go there"
+        return Refusal(rule="leaving-target", reason=reason, target=name)
     used, limit = _share_used(row), known.policy.disk.stop_background_from
     if rule.spare_only and used is not None and used >= limit:
         reason = f"{name}'s disk is {used:.0%} full: nothing that may be spared from {limit:.0%} on"

@@ -79,7 +79,7 @@ class Rule(Concern, frozen=True):
     #: Only what has too few lasting copies besides the speaker's (``policy.replication``), as many
     #: as are lacking, the most precious first and at the rule's priority, the others below it.
     only_endangered: bool = False
-    #: Never to ephemeral nodes.
+    #: Never to ephemeral nodes, nor to such as are to go.
     lasting_only: bool = False
     #: Only with slots and bandwidth that nothing else asks for (``policy.prestage.max_share``).
     spare_only: bool = False

@@ -85,7 +85,7 @@ def _to(policy: Policy, rule: Rule) -> str:
         minimum = policy.replication.minimum
         to += f" until there are {minimum} lasting copies, the most precious first"
     if rule.lasting_only:
-        to += ", never to ephemeral ones"
+        to += ", never to ephemeral ones or such as are to go"
     if S3_NODE in rule.to and not policy.s3.enabled:
         to += " (there is no bucket: policy.s3.enabled is false)"
     return to

@@ -153,15 +153,17 @@ def test_k22_some_things_are_never_deleted(entry: DataEntry) -> None:
 
 
 def test_copies_that_may_vanish_or_share_the_disk_do_not_count() -> None:
-    """K8: an ephemeral node's, and one on the same NFS mount; two on one mount are one."""
+    """K8: on an ephemeral node, one that is to go, the same NFS mount; two on one mount are one."""
     story = given(
         player("gpu-1", nfs_group="pool"),
         trainer("train-1", nfs_group="pool"),
         trainer("train-2", nfs_group="other"),
         trainer("train-3", nfs_group="other"),
         node("spot", traits=[Trait.EPHEMERAL]),
+        trainer("going"),
         holds("gpu-1", GAMES),
-        *(copied(GAMES.path, name) for name in ("train-1", "train-2", "train-3", "spot")),
+        *(copied(GAMES.path, name) for name in ("train-1", "train-2", "train-3", "spot", "going")),
+        events.NodeTerminating(node="going"),
         asks("gpu-1"),
     )
     refused = reserved(story)

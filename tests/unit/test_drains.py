@@ -13,6 +13,7 @@ from dataplane.coordinator import drains as drains_module
 from dataplane.coordinator.drains import Drains
 from dataplane.policy import Policy
 from dataplane.proving import answer_proofs
+from projections.nodes import LEAVING_S
 from projections.projector import Projector
 from streams import events
 from streams.codec import Recorded
@@ -161,9 +162,21 @@ async def test_k9_what_a_node_produces_meanwhile_is_not_left_behind(cluster: Clu
     await cluster.is_said()
 
 
+async def test_k9_a_copy_on_a_node_that_is_to_go_as_well_is_none(cluster: Cluster) -> None:
+    """Of two that hold the last copies, both would be told that they may go."""
+    await cluster.tell(Said(events.NodeTerminating(node="vault"), by="vault", id="c2"))
+    drains = await cluster.coordinator("one")
+    await eventually(lambda: bool(drains.troubles.items()), PATIENCE_S)
+    assert "none of 1 other places hold it" in drains.troubles.described()[0]
+    assert await cluster.drained() == []
+    await cluster.tell(events.HostOnline(node="vault"))
+    cluster.ahead_s += 60.0
+    await cluster.is_said()
+
+
 async def test_a_node_that_stays_for_a_day_is_asked_for_no_more(cluster: Cluster) -> None:
     """It was not about to go."""
-    cluster.ahead_s += drains_module.GIVEN_UP_AFTER_S + 1
+    cluster.ahead_s += LEAVING_S + 1
     drains = await cluster.coordinator("one")
     for _ in range(5):
         await asyncio.sleep(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from projections.nodes import NodeRow
+from projections.nodes import LEAVING_S, NodeRow
 from streams import events
 from streams.events import Event
 from streams.values import Role, Trait
@@ -69,6 +69,20 @@ def test_k11_offline_node_keeps_its_own_policy() -> None:
 def test_node_comes_back_by_any_word_that_it_is_there(back: Event) -> None:
     """HOST_ONLINE, NODE_RECOVERED and its own registration all end an absence."""
     assert the(given(player("gpu-1"), events.HostOffline(node="gpu-1"), back)).online
+
+
+@pytest.mark.parametrize(
+    "back", [events.HostOnline(node="gpu-1"), events.NodeRecovered(node="gpu-1"), player("gpu-1")]
+)
+def test_node_that_is_to_go_is_leaving_for_a_day_or_until_it_is_back(back: Event) -> None:
+    """Its absence does not end that; only a word that it is there, or a day, does."""
+    story = given(player("gpu-1"), after(3), events.NodeTerminating(node="gpu-1"))
+    assert the(story).is_leaving(T0 + 3)
+    assert not the(story).is_leaving(T0 + 3 + LEAVING_S)
+    story.tell(events.HostOffline(node="gpu-1"))
+    assert the(story).is_leaving(T0 + 4)
+    story.tell(back)
+    assert not the(story).is_leaving(T0 + 4)
 
 
 def test_host_event_of_a_node_nobody_knows_is_ignored() -> None:

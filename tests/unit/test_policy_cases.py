@@ -643,6 +643,24 @@ CASES = [
         (f"gpu-1 holds {GAMES_PATH}", "ephemeral-target: train-1", "fewer-than-minimum: all"),
     ),
     Case(
+        "K8: a copy on a node that is to go does not count, and no repair goes there",
+        (
+            VAULT,
+            *TRAINERS,
+            player(),
+            holds("gpu-1", GAMES),
+            *map(terminating, ("gpu-1", "vault")),
+        ),
+        lacking(),
+        (
+            f"gpu-1 -> train-1: {GAMES_PATH}",
+            f"gpu-1 -> train-2: {GAMES_PATH}",
+            "leaving-target: gpu-1",
+            "leaving-target: vault",
+            "fewer-than-minimum: all",
+        ),
+    ),
+    Case(
         "K8, K5: copies on one mount count once",
         (
             node("a", Role.STORAGE, nfs_group="rack"),
