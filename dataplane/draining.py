@@ -150,7 +150,7 @@ class Drain:
             known = Known(self._plane.config.policy(), view, time.time())
             counts = lasting_without(known, self._node)
             places = {(entry.path, entry.checksum): tuple(counts(entry)) for entry in held}
-            left = unsafe(held, counts, self._copies)
+            left = unsafe(self._node, held, counts, self._copies)
             rate = rate_from(view, self._node, max((one.size_bytes for one in left), default=0))
         return _Found(held, places, rate, self._verdict(row, held, left, rate))
 

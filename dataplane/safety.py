@@ -39,14 +39,16 @@ def lasting_without(known: Known, node: str) -> Places:
     return lambda entry: known.lasting(entry.locations, node)
 
 
-def unsafe(held: Iterable[DataEntry], places: Places, copies: int) -> list[Left]:
-    """Contents that fewer than `copies` other places hold, by the catalog; by path."""
+def unsafe(node: str, held: Iterable[DataEntry], places: Places, copies: int) -> list[Left]:
+    """Contents of `node` that fewer than `copies` other places hold, by the catalog; by path."""
     found = []
     for entry in held:
         others = tuple(places(entry))
         if len(others) < copies:
             names = ", ".join(others) or "none"
             why = f"{names} of {copies} other places hold it"
+            if rest := [name for name in entry.locations if name not in (node, *others)]:
+                why += f"; {', '.join(rest)} may vanish, is to go, is away or on the same mount"
             found.append(Left(entry.path, entry.checksum, entry.size_bytes, others, 0, why))
     return sorted(found, key=lambda one: one.path)
 

@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 Answerer = Callable[[str, bytes], Awaitable[bytes]]
 #: A listener that does not keep up loses the oldest of these.
 _LISTEN_BACKLOG = 10_000
+#: How many of a stream's newest messages are looked at for such as are wanted.
+_MOST_LOOKED_AT = 1000
 #: How NATS services say that a handler failed; without it a failure looks like an empty answer.
 _ERROR_HEADER, _ERROR_CODE_HEADER = "Nats-Service-Error", "Nats-Service-Error-Code"
 _OPERATION_HEADER = "KV-Operation"
@@ -104,20 +106,27 @@ class JetStreamBus:
         values = await asyncio.gather(*(self.kv_get(bucket, key) for key in keys))
         return {key: value for key, value in zip(keys, values, strict=True) if value is not None}
 
-    async def recent(self, stream: str, count: int) -> list[tuple[str, bytes]]:
-        """Subject and body of a stream's newest messages, oldest first."""
+    async def recent(
+        self, stream: str, count: int, wanted: Callable[[str], bool] = lambda subject: True
+    ) -> list[tuple[str, bytes]]:
+        """Subject and body of a stream's newest messages, oldest first.
+
+        With `wanted` only those under such subjects, of as many as are looked at.
+        """
         state = (await persist(lambda: api(self._wire, f"STREAM.INFO.{stream}"), self._deadline_s))[
             "state"
         ]
-        found = []
-        for sequence in range(
-            max(state["first_seq"], state["last_seq"] - count + 1), state["last_seq"] + 1
-        ):
+        found: list[tuple[str, bytes]] = []
+        last = state["last_seq"]
+        for sequence in range(last, max(state["first_seq"] - 1, last - _MOST_LOOKED_AT), -1):
+            if len(found) == count:
+                break
             with contextlib.suppress(ApiError):  # it expired meanwhile
                 said = await api(self._wire, f"STREAM.MSG.GET.{stream}", {"seq": sequence})
                 message = said["message"]
-                found.append((message["subject"], base64.b64decode(message.get("data", ""))))
-        return found
+                if wanted(message["subject"]):
+                    found.append((message["subject"], base64.b64decode(message.get("data", ""))))
+        return found[::-1]
 
     async def _store(self, message: Message) -> int:
         async def once() -> int:

@@ -204,3 +204,10 @@ def _say(field: str, value: object) -> str:
     if field in _TIMES and isinstance(value, int):
         return f"{value / _SECOND:g} s"
     return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def is_news(subject: str) -> bool:
+    """Whether an advisory says more than that a reader has ended: readers come and go."""
+    kind, what, stream, *name = subject.split(".")[3:]
+    ended = (kind, what) == ("CONSUMER", "DELETED")
+    return not ended or (stream == STREAM and not name[0].startswith("read_"))

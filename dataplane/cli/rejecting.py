@@ -12,7 +12,7 @@ from dataplane.cli import show
 from dataplane.cli.app import LOOK, Json, app, config_of, open_catalog, run
 from dataplane.planner import CommandRejected
 from dataplane.retry import Retried, retry
-from streams.topology import ADVISORIES
+from streams.topology import ADVISORIES, is_news
 
 rejected_app = typer.Typer(help="What could not be understood or decided, and why.")
 app.add_typer(rejected_app, name="rejected", rich_help_panel=LOOK)
@@ -62,7 +62,7 @@ def advisories(
 
     async def ask() -> list[tuple[str, bytes]]:
         async with DataPlane.connect(config=config_of()) as plane:
-            return await (await plane.log()).bus.recent(ADVISORIES, last)
+            return await (await plane.log()).bus.recent(ADVISORIES, last, is_news)
 
     rows = [_advisory(subject, body) for subject, body in run(ask())]
     columns = ["time", "what", "stream", "consumer", "sequence", "deliveries"]
@@ -73,7 +73,7 @@ def _advisory(subject: str, body: bytes) -> dict[str, Any]:
     said: dict[str, Any] = msgspec.json.decode(body)
     return {
         "time": said.get("timestamp", ""),
-        "what": subject.removeprefix("$JS.EVENT.ADVISORY.").split(".DATAPLANE")[0],
+        "what": ".".join(subject.split(".")[3:5]),
         "stream": said.get("stream", ""),
         "consumer": said.get("consumer", ""),
         "sequence": said.get("stream_seq", ""),

@@ -102,7 +102,7 @@ class Drains:
         def elsewhere(entry: DataEntry) -> tuple[str, ...]:
             return places[entry.path, entry.checksum]
 
-        left = unsafe(held, elsewhere, COPIES)
+        left = unsafe(node, held, elsewhere, COPIES)
         left = left or await unproven(self._bus, held, elsewhere, COPIES)
         if left:
             reason = f"{len(left)} of {len(held)} files: {left[0].path}: {left[0].why}"

@@ -30,7 +30,7 @@ from streams.permissions import reader_name
 from streams.server import EmbeddedServer, ServerFailed
 from streams.services import RequestFailed
 from streams.subjects import chain_filter
-from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT
+from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT, is_news
 from streams.values import DataType
 from streams.wire import ApiError, Message, Wire, api, create_consumer
 from tests.conftest import PATIENCE_S, Server, eventually
@@ -680,6 +680,25 @@ class TestBus:
             return any("MSG_NAKED.DATAPLANE.d" in subject for subject, _ in found)
 
         await eventually(kept)
+
+    async def test_readers_that_come_and_go_are_no_news(self, jetstream_log: JetStreamLog) -> None:
+        """What the server notices of them is passed over, and hides nothing that matters."""
+        log = jetstream_log
+        await log.consume("d", ["dp.node.>"], ack_wait_s=30, max_pending=10)
+        await api(log.connection, "CONSUMER.DELETE.DATAPLANE.d")
+        for number in range(1, 6):
+            await log.publish(trigger(number))
+            async with contextlib.aclosing(log.read(until=number)) as batches:
+                async for _ in batches:
+                    pass
+
+        async def both() -> bool:
+            every = [subject for subject, _ in await log.bus.recent(ADVISORIES, 50)]
+            news = [subject for subject, _ in await log.bus.recent(ADVISORIES, 1, is_news)]
+            readers = sum(".DELETED.DATAPLANE.read_" in subject for subject in every)
+            return readers > 0 and news == ["$JS.EVENT.ADVISORY.CONSUMER.DELETED.DATAPLANE.d"]
+
+        await eventually(both)
 
     async def test_a_listener_hears_what_is_told(
         self, jetstream_log: JetStreamLog, nats_server: Server

@@ -85,7 +85,7 @@ def not_safe(story: Story, node: str, copies: int) -> dict[str, tuple[str, ...]]
     """Paths that are not safe without a node, and where else they are."""
     view = story.view
     counts = lasting_without(Known(Policy(), view, story.now), node)
-    left = unsafe(view.catalog.entries(node=node), counts, copies)
+    left = unsafe(node, view.catalog.entries(node=node), counts, copies)
     return {one.path: one.elsewhere for one in left}
 
 
