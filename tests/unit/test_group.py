@@ -150,6 +150,24 @@ def test_a_link_is_no_file_that_a_group_would_take(tmp_path: Path) -> None:
     assert secret.read_bytes() == b"x"
 
 
+def test_p5_a_training_set_of_a_group_replaces_a_smaller_one_and_never_a_much_larger(
+    tmp_path: Path,
+) -> None:
+    """What stands under the name is looked at when the name is given, too."""
+    small, large = archive(700), archive(1000)
+    (tmp_path / "npz").mkdir()
+    (tmp_path / "npz/grows.npz").write_bytes(small)
+    together = begun(tmp_path, {"npz/grows.npz": large, "npz/shrinks.npz": small})
+    together.put(0, large)
+    together.put(1, small)
+    (tmp_path / "npz/shrinks.npz").write_bytes(large)
+    together.commit()
+    together.close()
+    assert together.outcomes[0] == Landed(bytes=len(large), samples=1000)
+    assert isinstance(together.outcomes[1], Regression)
+    assert files_in(tmp_path) == {"npz/grows.npz": large, "npz/shrinks.npz": large}
+
+
 def test_a_group_that_is_given_up_leaves_nothing_aside(tmp_path: Path) -> None:
     """What was proven already has no name, and is removed with the rest."""
     together = begun(tmp_path, MANY)
