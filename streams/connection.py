@@ -134,6 +134,8 @@ class Connection:
         self._up = asyncio.Event()
         self._refused = ""
         self._deaf = ""
+        #: Why it could not come back, each said once.
+        self._troubles: set[str] = set()
         self._closing = False
         #: For health: how often it came back, and what the client library last complained of.
         self.reconnects = 0
@@ -172,7 +174,11 @@ class Connection:
             _explain(arguments, [str(error)], error)
         if connection._deaf:
             await connection.close()
-            raise PermissionDenied(f"{connection._deaf}: name or inbox_prefix must fit the user")
+            name = options.get("name", "")
+            raise PermissionDenied(
+                f"{connection._deaf}: these credentials are not for {name!r}; `node` (or "
+                "DATAPLANE_NODE) must be the name that they were made for"
+            )
         return connection
 
     async def _open(self) -> None:
@@ -333,6 +339,9 @@ class Connection:
                 log.error("the bus refuses our credentials: %s", text)
             self._refused = text
             self._fail_all(PermissionDenied(text))
+        elif not self._up.is_set() and text not in self._troubles:
+            self._troubles.add(text)
+            log.warning("the bus can't be reached again: %s", text)
         else:
             log.debug("nats: %s", text)
 
@@ -358,6 +367,7 @@ class Connection:
     async def _on_reconnect(self) -> None:
         self.reconnects += 1
         self._refused = ""
+        self._troubles.clear()
         log.info("connected to the bus again")
         self._up.set()
         for watcher in list(self._watchers):

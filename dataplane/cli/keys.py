@@ -83,7 +83,9 @@ def _names(text: str) -> tuple[str, ...]:
 
 def _told(store: KeyStore, user: User) -> None:
     seed = store.seed_file(user.name)
+    # Whoever may listen to nothing but its own answers must ask under its own name.
+    named = "" if user.role == "coordinator" else f", and node to {user.name},"
     show.console.print(
         f"{user.role} {user.name}: its key is in {seed}; bring it to its machine, set nats_nkey "
-        "to it there, delete it here, and reload nats-server"
+        f"to it{named} there, delete it here, and reload nats-server"
     )

@@ -533,10 +533,24 @@ class TestRefusal:
         own_server.config = roles(tmp_path)
         await own_server.start_async()
         async with asyncio.timeout(PROMPT_S):
-            with pytest.raises(PermissionDenied, match="inbox"):
+            with pytest.raises(PermissionDenied, match=r"inbox.*not for 'gpu-2'; `node`"):
                 await JetStreamLog.connect(
                     own_server.url, name="gpu-2", user="node", password="secret"
                 )
+
+    async def test_why_the_bus_can_not_be_reached_again_is_said_once(
+        self, own_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """Who waits for hours is told what stands in the way, and not four times a second."""
+        await own_server.start_async()
+        async with connected(own_server) as log:
+            own_server.kill()
+            await eventually(lambda: "the bus can't be reached again" in caplog.text)
+            await own_server.start_async()
+            await eventually(lambda: log.connection.reconnects == 1)
+        said = [one for one in caplog.messages if "can't be reached again" in one]
+        assert len(said) == len(set(said))
+        assert any("Connect call failed" in one for one in said)
 
     async def test_a_full_log_says_so(self, own_server: EmbeddedServer) -> None:
         """LogFull, from publish and append, and what is in it stays."""
