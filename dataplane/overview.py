@@ -32,7 +32,7 @@ from projections.links import BreakerState
 from projections.tallies import Tally
 from projections.trainings import Staging
 from streams.events import DataSyncFailed, type_name
-from streams.values import added
+from streams.values import ALL_CONFIGS, added
 
 #: Rows of each kind that are shown; how many there are is counted all the same.
 MOST_ROWS = 100
@@ -279,21 +279,26 @@ def _chain_alerts(
 ) -> Iterable[Alert]:
     for row in open_chains:
         if row.status is ChainStatus.WAITING_FOR_FILES and row.node not in joined:
-            text = f"{row.trigger} of {row.config_key} waits for {row.node}, which never joined"
+            text = f"{_named(row)} waits for {row.node}, which never joined"
             yield Alert(Severity.WARNING, text, {"chain": row.id})
         if now - row.opened_at > OLD_CHAIN_S and not row.ahead:
             age = f"{now - row.opened_at:.0f} s"
-            text = f"{row.trigger} of {row.config_key} has been {row.status} for {age}"
+            text = f"{_named(row)} has been {row.status} for {age}"
             yield Alert(Severity.WARNING, text, {"chain": row.id})
     alike: dict[tuple[str, str, str], list[str]] = {}
     for row in ended:
         lately = row.status is ChainStatus.FAILED and now - row.ended_at < FAILED_LATELY_S
         if lately and not row.ahead:
-            alike.setdefault((row.trigger, row.config_key, row.reason), []).append(row.id)
-    for (trigger, config, reason), ids in alike.items():
+            alike.setdefault((_named(row), row.config_key, row.reason), []).append(row.id)
+    for (named, config, reason), ids in alike.items():
         facts = {"chain": ids[0]} if len(ids) == 1 else {"type": _FAILED, "config": config}
         often = "" if len(ids) == 1 else f" {len(ids)} times"
-        yield Alert(Severity.WARNING, f"{trigger} of {config} failed{often}: {reason}", facts)
+        yield Alert(Severity.WARNING, f"{named} failed{often}: {reason}", facts)
+
+
+def _named(row: ChainRow) -> str:
+    """What began a chain and of what: where that is of no configuration, of which node."""
+    return f"{row.trigger} of {row.node if row.config_key == ALL_CONFIGS else row.config_key}"
 
 
 def _link_alerts(links: Iterable[LinkLine]) -> Iterable[Alert]:

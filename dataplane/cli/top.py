@@ -153,7 +153,9 @@ def _title(seen: Overview) -> Text:
 
 def _nodes(seen: Overview, traffic: dict[str, Traffic], rows: int) -> Table:
     table = _table(
-        "node", "state", "disk", "free", "in", "out", "roles", right=("free", "in", "out")
+        *("node", "state", "disk", "free", "in", "out", "roles"),
+        right=("free", "in", "out"),
+        gives_way="roles",
     )
     # Who has trouble or is busy stands first; the rest is counted.
     order = sorted(
@@ -171,7 +173,7 @@ def _nodes(seen: Overview, traffic: dict[str, Traffic], rows: int) -> Table:
             size(node.disk_free_bytes),
             rate(moves.received) if moves.received else "-",
             rate(moves.sent) if moves.sent else "-",
-            ", ".join((*node.roles, *node.traits)),
+            _cut(", ".join((*node.roles, *node.traits))),
         )
     if len(order) > rows:
         table.add_row(f"and {len(order) - rows} more")
@@ -180,7 +182,9 @@ def _nodes(seen: Overview, traffic: dict[str, Traffic], rows: int) -> Table:
 
 def _transfers(lines: tuple[TransferLine, ...], moving: dict[str, Moving], rows: int) -> Table:
     table = _table(
-        "transfer", "from", "to", "progress", "", "rate", "size", right=("", "rate", "size")
+        *("transfer", "from", "to", "progress", "", "rate", "size"),
+        right=("", "rate", "size"),
+        gives_way="transfer",
     )
     for line in lines[:rows]:
         one = moving.get(line.transfer)
@@ -201,7 +205,9 @@ def _transfers(lines: tuple[TransferLine, ...], moving: dict[str, Moving], rows:
 
 
 def _chains(lines: tuple[ChainLine, ...], now: float, rows: int) -> Table:
-    table = _table("chain", "trigger", "config", "node", "state", "took", "", right=("took",))
+    table = _table(
+        *("chain", "trigger", "config", "node", "state", "took", ""), right=("took",), gives_way=""
+    )
     for line in lines[:rows]:
         took = (line.ended_at or now) - line.opened_at
         table.add_row(
@@ -216,10 +222,15 @@ def _chains(lines: tuple[ChainLine, ...], now: float, rows: int) -> Table:
     return table
 
 
-def _table(*columns: str, right: tuple[str, ...]) -> Table:
+def _table(*columns: str, right: tuple[str, ...], gives_way: str) -> Table:
+    """Where there is too little room, the column that `gives_way` is cut before any other."""
     table = Table(box=None, pad_edge=False, header_style="bold dim")
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", no_wrap=True)
+        table.add_column(
+            column,
+            justify="right" if column in right else "left",
+            no_wrap=column != gives_way,
+        )
     return table
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
+import msgspec
+from rich.console import Console
+
+from dataplane.cli.top import draw
 from dataplane.evidence import span_of
 from dataplane.metrics import stages
 from dataplane.overview import FAILED_LATELY_S, Overview, Severity, overview
@@ -142,3 +147,25 @@ def test_a_silent_node_is_an_alert_now_and_not_in_the_past() -> None:
     silent = {k: v for k, v in BEATS.items() if k != "agent.gpu-1"}
     assert texts(seen(story, beats=silent)) == ["no heartbeat from gpu-1"]
     assert texts(seen(story, beats=None)) == []
+
+
+def test_what_is_of_no_configuration_is_named_by_its_node() -> None:
+    """NODE_TERMINATING of all would say that the whole cluster goes."""
+    trigger = events.NodeTerminating(node="gpu-1")
+    story = given(*CLUSTER, opens("c1", trigger), after(120.0), said_what_is_owed)
+    [text] = [text for text in texts(seen(story)) if "failed" in text]
+    assert text.startswith("NODE_TERMINATING of gpu-1 failed: ")
+
+
+def test_a_long_reason_cuts_no_other_column_of_top() -> None:
+    """What identifies a chain can be read, however much there is to say of it."""
+    story = given(*CLUSTER, opens("c1", played()), after(120.0), said_what_is_owed)
+    glance = seen(story)
+    [line] = glance.chains
+    glance = msgspec.structs.replace(
+        glance, chains=(msgspec.structs.replace(line, chain="DATAPLANE-46", reason="why " * 100),)
+    )
+    console = Console(width=100, file=io.StringIO(), record=True)
+    console.print(draw(glance, None, 5))
+    [row] = [text for text in console.export_text().splitlines() if "why why" in text]
+    assert row.split()[:5] == ["DATAPLANE-46", "SELFPLAY_COMPLETE", "hex8_2p", "gpu-1", "failed"]
