@@ -44,7 +44,8 @@ class Verdict(msgspec.Struct, frozen=True):
     bytes_left: int = 0
     #: Bytes a second that such moves have reached lately; 0.0 where nothing is known.
     rate: float = 0.0
-    #: When what is left should be gone, seconds since 1970; None if nothing is left or known.
+    #: When what is left should be gone, seconds since 1970; None if nothing is left or known, or
+    #: nothing more is being done for it.
     done_at: float | None = None
     #: When it must have begun to be done by the deadline; None without one.
     last_moment: float | None = None
@@ -163,13 +164,13 @@ class Drain:
         return Verdict(
             self._node,
             may_go=not left and not unsure,
-            reason=unsure or _reason(left, len(held), self._copies),
+            reason=unsure or reason_of(row, left, len(held), self._copies),
             chain=row.id,
             left=tuple(left),
             entries=len(held),
             bytes_left=bytes_left,
             rate=rate,
-            done_at=None if takes_s is None else time.time() + takes_s,
+            done_at=done_at(row, takes_s, time.time()),
             last_moment=None if self._deadline is None else self._deadline - (takes_s or 0.0),
         )
 
@@ -202,8 +203,15 @@ def _unsure(row: ChainRow, node: str) -> str:
     return ""
 
 
-def _reason(left: Sequence[Left], held: int, copies: int) -> str:
+def done_at(row: ChainRow, takes_s: float | None, now: float) -> float | None:
+    """When what is left should be gone; None if that is not known, or nobody works on it."""
+    return None if takes_s is None or not row.open else now + takes_s
+
+
+def reason_of(row: ChainRow, left: Sequence[Left], held: int, copies: int) -> str:
+    """Why a node may go, or not; with what its chain says, where that has given it up."""
     if left:
-        return f"{len(left)} of {held} files are not safe elsewhere"
+        reason = f"{len(left)} of {held} files are not safe elsewhere"
+        return reason if row.open else f"{reason}, and nothing moves: {row.reason}"
     where = "another place" if copies == 1 else f"{copies} other places"
     return f"each of {held} files was just read in {where}, and is what it should be"

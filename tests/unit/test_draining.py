@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
+from dataplane.draining import done_at, reason_of
 from dataplane.planner import Known
 from dataplane.policy import Policy
 from dataplane.proving import answer_proofs
@@ -15,7 +16,19 @@ from dataplane.safety import lasting_without, unproven, unsafe
 from streams import events
 from streams.memory import MemoryBus
 from streams.values import DataEntry, Proof, Trait
-from tests.spec import Story, copied, games_of, given, holds, node, player, trainer
+from tests.spec import (
+    Story,
+    answers,
+    copied,
+    games_of,
+    given,
+    holds,
+    node,
+    opens,
+    player,
+    said_what_is_owed,
+    trainer,
+)
 
 FIRST, SECOND = games_of("gpu-1", "first"), games_of("gpu-2", "second")
 
@@ -87,6 +100,24 @@ def not_safe(story: Story, node: str, copies: int) -> dict[str, tuple[str, ...]]
     counts = lasting_without(Known(Policy(), view, story.now), node)
     left = unsafe(node, view.catalog.entries(node=node), counts, copies)
     return {one.path: one.elsewhere for one in left}
+
+
+def test_of_a_chain_that_has_given_up_nobody_is_told_when_it_will_be_done() -> None:
+    """As long as it is open that is said; then why nothing moves any more."""
+    story = given(
+        player("gpu-1"),
+        holds("gpu-1", FIRST),
+        opens("c1", events.NodeTerminating(node="gpu-1")),
+    )
+    view = story.view
+    left = unsafe("gpu-1", view.catalog.entries(node="gpu-1"), elsewhere("gpu-1"), 1)
+    [row] = view.open_chains()
+    assert done_at(row, 5.0, 100.0) == 105.0
+    assert reason_of(row, left, 1, 1) == "1 of 1 files are not safe elsewhere"
+    story.tell(answers("c1", "gpu-1", FIRST), said_what_is_owed)
+    [row] = story.view.ended_chains()
+    assert done_at(row, 5.0, 100.0) is None
+    assert "nothing moves: 1 entries will have 0 of 3" in reason_of(row, left, 1, 1)
 
 
 async def test_only_what_was_just_read_elsewhere_is_proven() -> None:
