@@ -229,13 +229,23 @@ def _details(
             config_key: {"age_s": round(now - row.time, 1), "path": row.path, "on": row.target}
             for config_key, row in view.last_copies().items()
         },
-        "leader": next((key for key in coordinators if present[key].get("leads")), ""),
+        "leader": _leader(present),
         "views": {key: present[key].get("lag") for key in coordinators},
         "pending_syncs": counts["transfers_pending"] + counts["transfers_in_flight"],
         "total_syncs": totals.transfers,
         "total_bytes": totals.bytes,
         "prestage": _prestage(view, now),
     }
+
+
+def _leader(present: Mapping[str, dict[str, Any]]) -> str:
+    """Who leads: of several that said so, as one did that is dead or stands still, the last."""
+    terms = {
+        key: beat.get("term", 0)
+        for key, beat in present.items()
+        if key.startswith("coordinator.") and beat.get("leads")
+    }
+    return max(terms, key=terms.__getitem__, default="")
 
 
 def _prestage(view: ClusterView, now: float) -> dict[str, Any]:

@@ -198,6 +198,17 @@ def test_nobody_who_leads_is_named() -> None:
     )
 
 
+def test_of_two_that_said_that_they_lead_the_later_term_does() -> None:
+    """One that was killed is remembered for half a minute, long after another has taken over."""
+    there = {
+        **ALL_THERE,
+        "coordinator.a": {"leads": True, "term": 3},
+        "coordinator.boss": {"leads": True, "term": 4},
+        "coordinator.c": {"leads": False, "term": 2},
+    }
+    assert cluster(given(*CLUSTER), present=there).details["leader"] == "coordinator.boss"
+
+
 def test_chains_that_could_not_be_decided_are_counted() -> None:
     """By the coordinator that tried, until they are decided or set aside."""
     there = {**ALL_THERE, "coordinator.boss": {"leads": True, "set_back": 2}}
