@@ -27,7 +27,6 @@ from dataplane.outbox import NotKept, Outbox
 from dataplane.presence import present
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, check_traceparent, node_fact
-from streams.connection import without_secret
 from streams.events import CHAIN_TRIGGERS, Event
 from streams.jetstream import JetStreamLog
 from streams.log import ConsumerState, Delivery, Log, LogError, LogUnavailable
@@ -135,6 +134,7 @@ class DataPlane:
         self._log: JetStreamLog | None = None
         self._connecting = asyncio.Lock()
         self._retry_at = 0.0
+        self._unanswered = ""
         self._outbox = Outbox(config.state_dir / "outbox")
         #: Where the cluster's data is, from the views of this machine.
         self.catalog = Catalog(config)
@@ -183,12 +183,12 @@ class DataPlane:
         async with self._connecting:
             if self._log is None:
                 if time.monotonic() < self._retry_at:
-                    where = ", ".join(without_secret(url) for url in self.config.servers)
-                    raise LogUnavailable(f"{where} did not answer just now")
+                    raise LogUnavailable(self._unanswered)
                 try:
                     self._log = await open_log(self.config)
-                except LogUnavailable:
+                except LogUnavailable as error:
                     self._retry_at = time.monotonic() + 1.0
+                    self._unanswered = str(error)
                     raise
             return self._log
 

@@ -45,7 +45,7 @@ class StoreMissing(StoreError):
 def _none_at(path: Path) -> str:
     return (
         f"no views at {path}: has a coordinator run with this directory? "
-        "One that has just been started needs a moment"
+        "One that has just been started needs a moment; a machine with only an agent has none"
     )
 
 

@@ -46,7 +46,7 @@ QUESTIONS = [
     (["at", "2999-01-01", "where", PATH], WRONG, "is still to come"),
     (["diff", "0s", "1h"], WRONG, "T1 '0s' is later than T2 '1h'"),
     (["export", "nowhere/log.jsonl"], WRONG, "there is no directory nowhere"),
-    (["--nats", "nats://127.0.0.1:1", "advisories"], NOBODY, "127.0.0.1:1"),
+    (["--nats", "nats://127.0.0.1:1", "advisories"], NOBODY, "is it running"),
     (["--nats", "nats://127.0.0.1:1", "replay"], NOBODY, "--from reads an archive or a file"),
 ]
 

@@ -315,7 +315,7 @@ def test_file_that_is_no_store_is_corrupt(tmp_path: Path) -> None:
 
 def test_missing_store_says_what_is_missing(tmp_path: Path) -> None:
     """The text is read by an operator on a machine where no coordinator ran."""
-    hint = r"no views at .*: has a coordinator run with this directory\?"
+    hint = r"no views at .*: has a coordinator run with this directory\?.*only an agent has none"
     with pytest.raises(StoreMissing, match=hint):
         Store.open(tmp_path / "nothing", TABLES, writable=False)
     with pytest.raises(StoreMissing, match=hint), StoreReader(tmp_path / "no", TABLES).read():
