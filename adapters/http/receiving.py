@@ -169,6 +169,8 @@ class Receiver:
             raise Interrupted(f"the sender broke off: {error}") from error
 
     async def _land(self, entry: DataEntry, landing: Landing, local: str) -> Landed:
+        # Something later may have come while these bytes did.
+        await self.there(entry)
         # Said before the file appears: a crash in between must not make the file our own.
         await self.inventory.expect_all({local: entry})
         landed = await landing.commit()

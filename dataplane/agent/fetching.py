@@ -132,6 +132,9 @@ class Fetching:
             ) as measured:
                 reach("agent.fetching")
                 measured.moved = await transport.fetch(request, landing, throttle, progress)
+                with disk_errors():
+                    # Whoever was thought dead, and goes on, must not undo what came meanwhile.
+                    await self.there(entry)
                 # Said before the file appears: a crash in between must neither make the file
                 # ours nor the bytes unmoved.
                 with disk_errors():

@@ -120,11 +120,13 @@ class Node:
             await self._say(log, result, order)
             if isinstance(result, events.TransferSucceeded):
                 # What was taken away meanwhile the real agent finds when it reconciles.
-                self.disk.reported.add(result.entry.path)
+                self._disks[result.target].reported.add(result.entry.path)
         await delivery.ack()
 
     async def _transfer(self, order: events.TransferAssigned) -> Event:
-        entry, there = order.entry, self.disk.files.get(order.entry.path)
+        # Whoever fails to fetch is sent it: then the source's agent does the work.
+        entry, disk = order.entry, self._disks[order.target]
+        there = disk.files.get(entry.path)
         if there is not None and there.checksum == entry.checksum:
             return self._succeeded(order, there, 0)
         if there is not None and there.version > entry.version:
@@ -136,9 +138,12 @@ class Node:
             return self._failed(order, "EntryMissing")
         if self._rng.random() < 0.1:
             return self._failed(order, "Interrupted")
-        self.disk.files[entry.path] = entry
+        there = disk.files.get(entry.path)
+        if there is not None and there.version > entry.version:
+            return self._failed(order, "Superseded", retryable=False)
+        disk.files[entry.path] = entry
         # As the inventory has it: what has landed is missed if it goes, whether it was said or not.
-        self.disk.reported.add(entry.path)
+        disk.reported.add(entry.path)
         await self._work()
         return self._succeeded(order, entry, entry.size_bytes)
 

@@ -23,15 +23,22 @@ from dataplane.agent.transfers import TransportManager
 from streams import events
 from streams.values import DataEntry, DataType, Transport
 
+
+def _checksum(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()}"
+
+
 CONTENT = bytes(range(256)) * 1000
 ENTRY = DataEntry(
     path="models/hex8_2p.onnx",
     data_type=DataType.MODELS,
     config_key="hex8_2p",
     size_bytes=len(CONTENT),
-    checksum="sha256:" + hashlib.sha256(CONTENT).hexdigest(),
+    checksum=_checksum(CONTENT),
     version=7,
 )
+#: A later version of the same.
+NEWER = structs.replace(ENTRY, version=9, size_bytes=3, checksum=_checksum(b"new"))
 P2P, HTTP, RSYNC = Transport.P2P_GOSSIP, Transport.HTTP_FETCH, Transport.RSYNC
 
 
@@ -220,19 +227,34 @@ async def test_p5_older_version_never_replaces_a_newer_one(
     tmp_path: Path, inventory: Inventory
 ) -> None:
     """An assignment that was overtaken is refused: version 7 stays where 9 would be lost."""
-    newer = DataEntry(
-        path=ENTRY.path,
-        data_type=ENTRY.data_type,
-        config_key=ENTRY.config_key,
-        size_bytes=3,
-        checksum="sha256:" + hashlib.sha256(b"new").hexdigest(),
-        version=9,
-    )
     there = manager(tmp_path, inventory, Faulty(HTTP, content=b"new"))
-    assert isinstance(await there.transfer(order(HTTP, entry=newer)), events.TransferSucceeded)
+    assert isinstance(await there.transfer(order(HTTP, entry=NEWER)), events.TransferSucceeded)
     refused = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
     assert isinstance(refused, events.TransferFailed)
     assert (refused.error_class, refused.retryable) == ("Superseded", False)
+    assert (tmp_path / ENTRY.path).read_bytes() == b"new"
+
+
+async def test_p5_who_was_thought_dead_and_goes_on_does_not_undo_what_came_meanwhile(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """An agent that was paused for longer than its order's time wakes up beside the next order."""
+
+    class Paused(Faulty):
+        """While it fetches, a later version comes."""
+
+        async def fetch(
+            self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+        ) -> int:
+            moved = await super().fetch(request, landing, throttle, progress)
+            second = manager(tmp_path, inventory, Faulty(HTTP, content=b"new"))
+            done = await second.transfer(order(HTTP, entry=NEWER, attempt=2))
+            assert isinstance(done, events.TransferSucceeded)
+            return moved
+
+    late = await manager(tmp_path, inventory, Paused(HTTP)).transfer(order(HTTP))
+    assert isinstance(late, events.TransferFailed)
+    assert (late.error_class, late.retryable) == ("Superseded", False)
     assert (tmp_path / ENTRY.path).read_bytes() == b"new"
 
 
