@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import shutil
 import time
 from contextlib import suppress
@@ -54,6 +55,8 @@ from streams import events
 from streams.codec import Fact, Recorded, fact_id, in_trace, node_fact, trace_joined
 from streams.log import Answering, Bus, Delivery, Log, LogError
 from streams.values import Endpoint, NodeDescription, Transport
+
+logger = logging.getLogger(__name__)
 
 HEARTBEAT_S = 5.0
 #: How often others are asked to try this node's address, and while nobody was there to ask.
@@ -186,6 +189,8 @@ class Agent:
         )
         await self._observer.remember_received()
         await self._register()
+        served = self._endpoint().http_url
+        logger.info("%s has joined; %s is served at %s", self.node, config.data_dir, served)
 
     async def run(self) -> None:
         """Everything an agent does at once, for ever. One loop's end is the end of all."""

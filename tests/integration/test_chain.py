@@ -204,6 +204,14 @@ async def test_p11_deleted_views_come_back_with_all_that_was_pending(
     await cluster.assert_exactly_once(chain)
 
 
+async def test_agent_says_that_it_has_joined(cluster: LocalCluster) -> None:
+    """Whoever starts one by hand sees that the bus has it, and where its files are served."""
+    cluster.coordinator()
+    cluster.agent("gpu-7", Role.SELFPLAY)
+    await cluster.joined("coord", "gpu-7")
+    await until(lambda: "gpu-7 has joined; " in cluster.said("gpu-7"), "the agent to say so")
+
+
 async def test_coordinator_whose_views_are_removed_ends_and_folds_anew(
     cluster: LocalCluster,
 ) -> None:
