@@ -18,7 +18,7 @@ from aiohttp import ClientConnectionError, StreamReader, web
 
 from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError
 from adapters.files.digest import named
-from adapters.files.group import Group, Wanted
+from adapters.files.group import Group, Wanted, withdraw_overtaken
 from adapters.files.landing import Landed
 from adapters.files.partial import disk_errors
 from adapters.http.batches import BATCH_BYTES, FRAME, MOST_FRAMES, Contents
@@ -247,6 +247,7 @@ class _Part:
             group.fail(index, self.error)
         with disk_errors():
             # Said before the files appear: a crash in between must not make them our own.
+            await withdraw_overtaken(group, self._receiver.there)
             coming = [group.wanted[index] for index in group.gathered]
             await inventory.expect_all({one.local: one.entry for one in coming})
             await finish(group.commit)

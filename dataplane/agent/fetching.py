@@ -49,7 +49,7 @@ class Fetching:
         self._stall_s = stall_s
         self._content_path = content_path
         self._receipts = Receipts(receipts)
-        self._together = Together(root, inventory, self._receipts, rules)
+        self._together = Together(root, inventory, self._receipts, rules, self.there)
 
     async def bring(
         self,

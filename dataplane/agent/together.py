@@ -6,12 +6,12 @@ and it is known as received before anybody says that it is there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 from adapters.errors import Interrupted
-from adapters.files.group import Group, Wanted
+from adapters.files.group import Group, Wanted, withdraw_overtaken
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed
 from adapters.files.partial import disk_errors
@@ -21,6 +21,7 @@ from dataplane.agent.company import Company, Waiting
 from dataplane.agent.receipts import Receipts
 from dataplane.crashpoints import reach
 from streams.identity import PathRules
+from streams.values import DataEntry
 
 #: One that comes, with the bytes that its transfer will have moved once it is here.
 _Coming = Waiting[int, Landed]
@@ -55,12 +56,19 @@ class Together:
     """What is wanted of each source by each transport. Lives on one event loop."""
 
     def __init__(
-        self, root: Path, inventory: Inventory, receipts: Receipts, rules: PathRules
+        self,
+        root: Path,
+        inventory: Inventory,
+        receipts: Receipts,
+        rules: PathRules,
+        there: Callable[[DataEntry], Awaitable[object]],
     ) -> None:
+        """`there` raises a `TransportError` of an entry that may not come any more."""
         self._root = root
         self._inventory = inventory
         self._receipts = receipts
         self._rules = rules
+        self._there = there
         self._company = Company[int, Landed]()
 
     async def bring(self, transport: FetchesMany, request: Request, moved: int) -> Landed:
@@ -98,6 +106,7 @@ class Together:
         bytes unmoved.
         """
         with disk_errors():
+            await withdraw_overtaken(group, self._there)
             coming = [some[number] for number in group.gathered]
             entries = {one.request.local_path: one.request.entry for one in coming}
             await self._inventory.expect_all(entries)

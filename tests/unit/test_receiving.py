@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -151,6 +152,31 @@ async def test_p4_p5_what_may_not_replace_what_is_here_is_refused_alone(
     assert (target.root / "models/x.bin").read_bytes() == b"new"
     assert own.read_bytes() == b"mine"
     assert (target.root / "models/y.bin").read_bytes() == b"fine"
+
+
+async def test_p5_what_a_later_version_overtook_while_it_came_does_not_appear(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one that is sent alone, nor one of a batch, whose others do."""
+    there, times = target.receiver.there, Counter[str]()
+
+    async def overtaken(entry: DataEntry) -> bool:
+        # When it is asked for, when it comes, and before it gets its name.
+        times[entry.path] += 1
+        if entry.path == "models/x.bin" and times[entry.path] % 3 == 0:
+            raise Superseded("a later version has come")
+        return await there(entry)
+
+    monkeypatch.setattr(target.receiver, "there", overtaken)
+    older, other = entry_of("models/x.bin", b"older"), entry_of("models/y.bin", b"fine")
+    assert await target.push_many(tmp_path, (older, b"older"), (other, b"fine")) == [
+        "Superseded",
+        4,
+    ]
+    with pytest.raises(Superseded):
+        await target.push(older, file_of(tmp_path, b"older"))
+    assert not (target.root / older.path).exists()
+    assert (target.root / other.path).read_bytes() == b"fine"
 
 
 async def test_p4_many_that_appear_were_expected_before(

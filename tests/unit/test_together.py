@@ -131,6 +131,25 @@ def manager(root: Path, inventory: Inventory, many: Many) -> TransportManager:
     return TransportManager("train-1", root, inventory, {P2P: many, HTTP: One()})
 
 
+async def test_p5_what_later_versions_overtook_on_the_way_does_not_appear(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """An agent that was paused brings a group beside the orders that were given since."""
+    many = Many()
+    many.goes_on.clear()
+    carrying = manager(tmp_path, inventory, many)
+    late = [asyncio.create_task(carrying.transfer(order(number))) for number in (1, 2)]
+    await many.asking.get()
+    newer = replace(entry(3), path=entry(1).path, version=9)
+    await carrying.transfer(replace(order(3, HTTP), entry=newer))
+    many.goes_on.set()
+    overtaken, fine = await asyncio.gather(*late)
+    assert isinstance(overtaken, events.TransferFailed)
+    assert (overtaken.error_class, overtaken.retryable) == ("Superseded", False)
+    assert isinstance(fine, events.TransferSucceeded)
+    assert (tmp_path / newer.path).read_bytes() == content(3)
+
+
 async def test_orders_of_one_moment_are_one_question_and_one_landing(
     tmp_path: Path, inventory: Inventory
 ) -> None:
