@@ -45,6 +45,8 @@ class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
     roles: tuple[str, ...]
     traits: tuple[str, ...]
     planned_for: bool
+    #: Whether it is to go: what it holds counts for nobody.
+    leaving: bool
     #: null if no heartbeat is there.
     seen_s_ago: float | None
     disk_free_bytes: int
@@ -58,6 +60,15 @@ class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
     #: Why it was taken out of planning or put back.
     reason: str
     registered_at: float
+
+    @property
+    def state(self) -> str:
+        """In one word or two: in, to go, silent, out."""
+        if not self.planned_for:
+            return "out"
+        if self.seen_s_ago is None:
+            return "silent"
+        return "to go" if self.leaving else "in"
 
 
 class TransferLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -179,6 +190,7 @@ def node_line(row: NodeRow, beat: Mapping[str, Any] | None, now: float) -> NodeL
         roles=description.roles,
         traits=description.traits,
         planned_for=row.online,
+        leaving=row.is_leaving(now),
         seen_s_ago=None if beat is None else round(now - beat["time"], 1),
         disk_free_bytes=said.get("disk_free_bytes", description.disk_free_bytes),
         disk_total_bytes=description.disk_total_bytes,

@@ -31,7 +31,8 @@ class NodeRow(Row, frozen=True):
     training: tuple[str, ...] = ()
     #: When bytes last arrived on it; 0.0 if they never did.
     received_at: float = 0.0
-    #: When NODE_TERMINATING said that it is to go; 0.0 if nothing did since it came, or came back.
+    #: When NODE_TERMINATING said that it is to go; 0.0 if nothing did since it came, or came back
+    #: after it had been away.
     leaving_at: float = 0.0
 
     @property
@@ -78,7 +79,14 @@ class NodesView:
         if before is not None and event.changed:
             row = replace(before, description=event.description, registered_at=recorded.time)
         elif before is not None:
-            row = replace(row, training=before.training, received_at=before.received_at)
+            # Its agent may have died and begun again on a machine that is to go all the same.
+            leaving_at = before.leaving_at if before.online else 0.0
+            row = replace(
+                row,
+                training=before.training,
+                received_at=before.received_at,
+                leaving_at=leaving_at,
+            )
         tx.put("nodes", name.encode(), row)
 
     @staticmethod

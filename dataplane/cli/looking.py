@@ -77,6 +77,7 @@ def nodes(as_json: Json = False) -> None:
         "roles",
         "traits",
         "planned_for",
+        "leaving",
         "seen_s_ago",
         "disk_free_bytes",
         "http_url",

@@ -33,6 +33,7 @@ from streams.log import Bus, LogUnavailable
 _ROWS = 12
 _ASK_S = 10.0
 _HEAR_S = 0.7
+_NODE_STYLES = {"in": "green", "to go": "yellow", "silent": "bold red", "out": "bold red"}
 _STYLES = {
     "healthy": "bold green",
     "degraded": "bold yellow",
@@ -160,15 +161,14 @@ def _nodes(seen: Overview, traffic: dict[str, Traffic], rows: int) -> Table:
     # Who has trouble or is busy stands first; the rest is counted.
     order = sorted(
         seen.nodes,
-        key=lambda n: (n.planned_for and n.seen_s_ago is not None, n.node not in traffic, n.node),
+        key=lambda n: (n.state == "in", n.node not in traffic, n.node),
     )
     for node in order[:rows]:
-        state = "out" if not node.planned_for else "silent" if node.seen_s_ago is None else "in"
         used = node.disk_total_bytes - node.disk_free_bytes
         moves = traffic.get(node.node, Traffic())
         table.add_row(
             node.node,
-            Text(state, "green" if state == "in" else "bold red"),
+            Text(node.state, _NODE_STYLES[node.state]),
             f"{used / node.disk_total_bytes:4.0%}" if node.disk_total_bytes else "-",
             size(node.disk_free_bytes),
             rate(moves.received) if moves.received else "-",

@@ -157,6 +157,10 @@ async def test_a_drained_node_can_be_killed_without_losing_a_byte(terminal: Term
     await cluster.joined("train-1")
     answer = terminal.json("drain", "gpu-7", "--wait", "--deadline", "20m")
     assert answer["may_go"], answer
+    assert {row["node"]: row["leaving"] for row in terminal.json("nodes")} == {
+        "gpu-7": True,
+        "train-1": False,
+    }
     assert "may gpu-7 be killed now? yes" in terminal.run("drain", "gpu-7")
 
     copy = cluster.received("train-1", "gpu-7")

@@ -85,6 +85,14 @@ def test_node_that_is_to_go_is_leaving_for_a_day_or_until_it_is_back(back: Event
     assert not the(story).is_leaving(T0 + 4)
 
 
+def test_node_that_is_to_go_stays_so_though_its_agent_begins_again() -> None:
+    """A machine whose time is up may restart an agent that died: nobody is to rely on it."""
+    story = given(player("gpu-1"), events.NodeTerminating(node="gpu-1"), after(3), player("gpu-1"))
+    assert the(story).is_leaving(T0 + 3)
+    story.tell(events.HostOffline(node="gpu-1"), player("gpu-1"))
+    assert not the(story).is_leaving(T0 + 3)
+
+
 def test_host_event_of_a_node_nobody_knows_is_ignored() -> None:
     """Without a description there is nothing to plan with."""
     story = given(events.HostOffline(node="ghost"), events.NodeRecovered(node="ghost"))
