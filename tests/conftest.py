@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -31,6 +32,12 @@ class Server(Protocol):
 
     @property
     def url(self) -> str: ...
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Commands that tests start hear an interrupt, also where a shell began all this behind it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

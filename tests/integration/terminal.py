@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +44,21 @@ class Terminal:
         assert status in (None, done.returncode), done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def start(self, *words: str) -> subprocess.Popen[str]:
-        """Begin a command; what it says is read as one text."""
-        return subprocess.Popen(
+    @contextmanager
+    def started(self, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that goes on; what it says is read as one text. It is ended with the block."""
+        with subprocess.Popen(
             [sys.executable, "-m", "dataplane", *words],
             env=self._environment,
             cwd=self.cluster.base,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
     def json(self, *words: str, status: int | None = 0) -> Any:
         """Run a command with ``--json``; its document."""

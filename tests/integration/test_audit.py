@@ -185,10 +185,10 @@ async def test_who_no_longer_waits_for_a_drain_stops_nothing(terminal: Terminal)
     cluster = terminal.cluster
     cluster.play("gpu-7", 8)
     cluster.kill("train-1")
-    waiting = terminal.start("drain", "gpu-7", "--wait")
-    await until(lambda: said_to_go(cluster), "the node to be said to go")
-    waiting.send_signal(signal.SIGINT)
-    text, _ = waiting.communicate(timeout=60)
+    with terminal.started("drain", "gpu-7", "--wait") as waiting:
+        await until(lambda: said_to_go(cluster), "the node to be said to go")
+        waiting.send_signal(signal.SIGINT)
+        text, _ = waiting.communicate(timeout=60)
     assert waiting.returncode == 130, text
     assert "gpu-7 is being emptied all the same" in text
     assert "Traceback" not in text
