@@ -28,6 +28,9 @@ from streams.values import Transport
 
 #: Entries at once, where there are many.
 AT_ONCE = 48
+#: What an agent keeps from one push to the next, by side: its connections, on the loop they are of.
+_kept: dict[str, RsyncTransport | Base64Transport] = {}
+_runner = asyncio.Runner()
 _ANY = HttpTransport | P2PTransport | RsyncTransport | Base64Transport | S3Transport
 
 
@@ -36,7 +39,7 @@ def move(setting: Setting, side: str, files: list[File], root: Path) -> Usage:
     sys.setswitchinterval(0.0005)
 
     async def moved() -> Usage:
-        transport = _transport(setting, side, root)
+        transport = _kept.get(side) or _transport(setting, side, root)
         pushes = side.endswith(("push", "up"))
 
         async def one(file: File) -> None:
@@ -49,10 +52,13 @@ def move(setting: Setting, side: str, files: list[File], root: Path) -> Usage:
                 await _push_together(transport, setting, side, files)
             else:
                 await each(files, one, AT_ONCE)
-        await transport.close()
+        if pushes and isinstance(transport, RsyncTransport | Base64Transport):
+            _kept[side] = transport
+        else:
+            await transport.close()
         return used
 
-    return asyncio.run(moved())
+    return _runner.run(moved())
 
 
 def idle_and_peak(

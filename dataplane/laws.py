@@ -227,7 +227,9 @@ def budgets_are_kept(max_total: int, max_per_node: int, small_per_slot: int = 1)
     return law
 
 
-def what_is_ahead_leaves_slots(share: float, max_total: int, max_per_node: int) -> Law:
+def what_is_ahead_leaves_slots(
+    share: float, max_total: int, max_per_node: int, small_per_slot: int = 1
+) -> Law:
     """The law that what only data ahead of its need takes is no more than may be spared.
 
     What somebody else has asked for by then is not ahead any more.
@@ -248,12 +250,12 @@ def what_is_ahead_leaves_slots(share: float, max_total: int, max_per_node: int) 
                 continue
             if event.priority is not SyncPriority.BACKGROUND:
                 yield f"what is ahead was assigned as {event.priority} at {recorded.sequence}"
-            taken = _taken(spare, 1)
+            taken = _taken(spare, small_per_slot)
             for where in dict.fromkeys((event.source, event.target, "")):
                 most = int(share * (max_per_node if where else max_total))
-                if where != S3_NODE and taken[where] > most:
-                    name = where and f" at {where}"
-                    yield f"{taken[where]} ran ahead{name} at {recorded.sequence}, not {most}"
+                if where != S3_NODE and taken[where] > most * small_per_slot:
+                    count, name = taken[where] / small_per_slot, where and f" at {where}"
+                    yield f"{count:g} ran ahead{name} at {recorded.sequence}, not {most}"
 
     return law
 

@@ -93,11 +93,15 @@ class Verdict(msgspec.Struct, frozen=True):
 def run_laws(acknowledged: Sequence[str], policy: Policy) -> tuple[laws.Law, ...]:
     """All laws, with the limits that the processes were given."""
     limit_s = float(str(SETTINGS["chain_limit_seconds"]))
-    slots = int(str(SETTINGS["max_in_flight"])), int(str(SETTINGS["max_concurrent_syncs"]))
+    slots = (
+        int(str(SETTINGS["max_in_flight"])),
+        int(str(SETTINGS["max_concurrent_syncs"])),
+        int(str(SETTINGS["policy__bandwidth__small_per_slot"])),
+    )
     return (
         *laws.ALWAYS,
         laws.late_chains_are_named(limit_s, _OVERDUE_SLACK_S),
-        laws.budgets_are_kept(*slots, int(str(SETTINGS["policy__bandwidth__small_per_slot"]))),
+        laws.budgets_are_kept(*slots),
         laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
         laws.deletions_leave_enough(policy.disk.min_verified_copies),
         laws.nothing_acknowledged_is_lost(acknowledged),

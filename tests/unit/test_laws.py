@@ -168,6 +168,11 @@ def test_data_ahead_that_takes_more_than_may_be_spared_is_found() -> None:
     assert ["2 ran ahead at gpu-1" in p for p in law(ahead(one, other))] == [True, False]
     assert ["2 ran ahead" in p for p in law(ahead(one, other))] == [True, True]
     assert list(laws.what_is_ahead_leaves_slots(0.5, 4, 4)(ahead(one, other))) == []
+    # Two small ones share a slot.
+    shared = laws.what_is_ahead_leaves_slots(0.5, 4, 2, small_per_slot=2)
+    assert list(shared(ahead(one, other))) == []
+    third = replace(one, transfer="t3", entry=entry("third.db"))
+    assert ["1.5 ran ahead" in p for p in shared(ahead(one, other, third))] == [True, True]
     assert list(law(recorded(one, other))) == []
     wants = SyncPlan(source_node="gpu-1", target_nodes=("train-1",), entries=(GAMES,))
     asked = events.SyncPlanned(config_key="hex8_2p", plans=(wants,))
