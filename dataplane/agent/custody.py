@@ -102,11 +102,13 @@ class Custody:
             except Kept as kept:
                 return DeletionAnswer(False, reason=str(kept))
             reach("agent.deleted")
-            await self._say_removed(order)
+            await self._say_removed(order, int(self._clock() * 1e9) if freed else 0)
         return DeletionAnswer(True, freed_bytes=freed)
 
-    async def _say_removed(self, order: DeletionOrder) -> None:
+    async def _say_removed(self, order: DeletionOrder, removal: int) -> None:
+        # Each removal is a fact of its own: the copy may have come again since it was deleted by
+        # this grant, and whoever grants may ask again without having heard of that.
         event = events.FilesRemoved(node=self._node, paths=(order.path,))
-        id = fact_id("deleted", self._node, order.grant)
+        id = fact_id("deleted", self._node, order.grant, removal)
         await self._log.publish(node_fact(event, self._node, id, cause=order.grant))
         await self._inventory.reported((), [order.path])

@@ -16,9 +16,11 @@ from adapters.files import rot as rotting
 from adapters.files.inventory import Inventory
 from dataplane.agent.custody import Custody
 from dataplane.agent.scrub import Scrubber
+from dataplane.coordinator.deleting import DeletionOrder
+from dataplane.deletion import copies_chain
 from dataplane.policy import Policy
 from streams import events
-from streams.codec import Fact
+from streams.codec import Fact, chain_fact
 from streams.memory import MemoryBus, MemoryLog
 from streams.values import DataEntry, DataType
 from tests.conftest import eventually
@@ -294,3 +296,35 @@ async def test_copy_that_fails_a_proof_is_found_to_be_rotten_at_once(
     assert isinstance(said[0].event, events.FileQuarantined)
     assert isinstance(said[1].event, events.DataNeeded)
     await custody.stop()
+
+
+async def test_a_copy_that_came_again_and_is_deleted_again_is_said_to_be_gone_again(
+    inventory: Inventory, tmp_path: Path
+) -> None:
+    """A grant may be asked for twice, where nobody heard of the first time: no removal is silent,
+    and one that only repeats itself is said once.
+    """
+    log, entry = MemoryLog(), await received(inventory, tmp_path)
+    chain = copies_chain(entry.path, entry.checksum)
+    granted = events.DeletionGranted(
+        path=entry.path, checksum=entry.checksum, node="train-1", request="d"
+    )
+    grant = chain_fact(granted, chain, "d")
+    await log.publish(grant)
+    custody = Custody(log, MemoryBus(), "train-1", inventory, Policy())
+    order = DeletionOrder("d", entry.path, entry.checksum, grant.id)
+
+    async def removals() -> int:
+        last = (await log.state()).last_sequence
+        facts = [fact async for batch in log.read(until=last) for fact in batch]
+        return sum(isinstance(fact.event, events.FilesRemoved) for fact in facts)
+
+    assert (await custody.delete(order)).freed_bytes
+    assert await removals() == 1
+    await received(inventory, tmp_path)
+    assert (await custody.delete(order)).freed_bytes
+    assert not (tmp_path / PATH).exists()
+    assert await removals() == 2
+    for _ in range(2):
+        assert (await custody.delete(order)).deleted
+    assert await removals() == 3
