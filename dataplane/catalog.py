@@ -100,7 +100,7 @@ class Catalog:
     ) -> list[DataEntry]:
         """Entries that by the routing table belong on a node and are not there, by path."""
         with self.view() as view:
-            planner = SyncPlanner(self._policy, view)
+            planner = SyncPlanner(self._policy, view, time.time())
             return view.catalog.get_missing_on_node(
                 node_id, data_type, wanted=lambda entry: planner.belongs(entry, node_id)
             )

@@ -67,6 +67,8 @@ class Drain:
         """`copies` places must hold each content besides the node; `deadline` in s since 1970."""
         self._plane, self._node, self._copies = plane, node, copies
         self._deadline = deadline
+        #: The chain that empties the node; "" before anything was said of it.
+        self.chain = ""
 
     async def look(self) -> Verdict:
         """Say that the node is to go, unless that is said; and whether it may go as it is now.
@@ -100,12 +102,14 @@ class Drain:
         with self._plane.catalog.view() as view:
             for row in view.open_chains():
                 if row.node == self._node and row.trigger == _TERMINATING:
+                    self.chain = row.id
                     return row.id
         return await self._said()
 
     async def _said(self) -> str:
         event = events.NodeTerminating(node=self._node, deadline=self._deadline, reason="drain")
         said = await self._plane.publish(event)
+        self.chain = said.chain
         if said.sequence is not None:
             await self._plane.catalog.seen(said.sequence, 60.0)
         return said.chain

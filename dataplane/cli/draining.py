@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from datetime import datetime
 from typing import Annotated
@@ -36,22 +37,25 @@ def drain(
             with plane.catalog.view() as view:
                 check_joined(view, node)
             draining = Drain(plane, node, copies=copies, deadline=when)
-            if not wait:
-                return await draining.look()
-            with show.errors.status(f"emptying {node}") as line:
-                return await draining.wait(timeout, lambda so_far: line.update(_so_far(so_far)))
+            try:
+                return await (_waited(draining, node, timeout) if wait else draining.look())
+            except asyncio.CancelledError:
+                if draining.chain:
+                    text = f"{node} is being emptied all the same; dataplane drain {node} asks"
+                    show.errors.print(text, highlight=False)
+                raise
 
-    try:
-        verdict = run(work())
-    except KeyboardInterrupt:
-        if wait:
-            show.errors.print(f"{node} is being emptied all the same; dataplane drain {node} asks")
-        raise
+    verdict = run(work())
     if as_json:
         show.print_json(verdict)
     else:
         _print(verdict)
     raise typer.Exit(0 if verdict.may_go else 1)
+
+
+async def _waited(draining: Drain, node: str, timeout_s: float) -> Verdict:
+    with show.errors.status(f"emptying {node}") as line:
+        return await draining.wait(timeout_s, lambda so_far: line.update(_so_far(so_far)))
 
 
 def _ahead(text: str) -> float:

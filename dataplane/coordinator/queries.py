@@ -319,8 +319,8 @@ class Queries:
         def do() -> T:
             with self._projector.store.read() as reader:
                 view = ClusterView(reader)
-                planner = SyncPlanner(self._policy, view)
                 now, last = time.time(), state.last_sequence
+                planner = SyncPlanner(self._policy, view, now)
                 return work(Reading(view, planner, now, beats, last, self._config, list(facts)))
 
         return await asyncio.to_thread(do)

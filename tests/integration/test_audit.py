@@ -200,8 +200,11 @@ async def test_who_no_longer_waits_for_a_drain_stops_nothing(terminal: Terminal)
 
 
 async def said_to_go(cluster: LocalCluster) -> bool:
-    """Whether the log has it."""
-    return await cluster.log.last("dp.node.gpu-7.NODE_TERMINATING.>") is not None
+    """Whether the log has it, and what follows from it."""
+    said = await cluster.log.last("dp.node.gpu-7.NODE_TERMINATING.>")
+    if said is None:
+        return False
+    return await cluster.log.last(f"dp.chain.{said.chain}.SYNC_PLANNED.>") is not None
 
 
 async def has_copy(cluster: LocalCluster) -> bool:
