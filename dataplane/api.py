@@ -29,7 +29,7 @@ from streams import events
 from streams.codec import Recorded, chain_of_trigger, check_traceparent, node_fact
 from streams.events import CHAIN_TRIGGERS, Event
 from streams.jetstream import JetStreamLog
-from streams.log import ConsumerState, Delivery, Log, LogError, LogUnavailable
+from streams.log import ConsumerState, Delivery, Log, LogError, LogUnavailable, Standing
 from streams.subjects import chain_filter, type_filter
 from streams.values import ALL_CONFIGS, S3_NODE, DataType, SyncPriority, TargetOutcome
 
@@ -346,12 +346,14 @@ class DataPlane:
         """Whether the data plane does its work, judged by progress."""
         last_sequence, there = None, None
         consumers: dict[str, ConsumerState] = {}
+        standing: Standing | None = None
         with contextlib.suppress(LogError):
             log = await self.log()
             last_sequence = (await log.state()).last_sequence
             there = await present(log.bus)
             bridge = await log.consumer(DURABLE)
             consumers = {DURABLE: bridge} if bridge is not None else {}
+            standing = await log.standing()
         with self.catalog.view() as view:
             return cluster_health(
                 view,
@@ -359,6 +361,7 @@ class DataPlane:
                 last_sequence=last_sequence,
                 present=there,
                 consumers=consumers,
+                standing=standing,
                 policy=self.config.policy(),
             )
 

@@ -14,7 +14,7 @@ from dataplane.policy import Policy
 from projections.cluster import ClusterView
 from projections.links import BreakerRule, BreakerState, breaker
 from projections.nodes import NodeRow
-from streams.log import ConsumerState
+from streams.log import ConsumerState, Standing
 from streams.values import SweepKind
 
 #: A projection further behind than this many facts is not keeping up.
@@ -114,6 +114,7 @@ def cluster_health(
     last_sequence: int | None,
     present: dict[str, dict[str, Any]] | None,
     consumers: Mapping[str, ConsumerState] | None = None,
+    standing: Standing | None = None,
     policy: Policy = Policy(),  # noqa: B008 - immutable
 ) -> HealthCheckResult:
     """The whole data plane's health. None where the bus, and so the answer, is out of reach."""
@@ -136,6 +137,8 @@ def cluster_health(
     for name, state in (consumers or {}).items():
         if state.waiting > LAG_LIMIT:
             found.problem("consumer-behind", f"{state.waiting} facts wait for {name}")
+    if standing is not None and standing.short:
+        found.problem("servers", on_too_few_servers(standing))
     return found.result(
         _details(view, now, lag, present or {})
         | {
@@ -145,6 +148,7 @@ def cluster_health(
             "archive": archive,
             "s3": _backup(view, now, policy),
             "consumers": msgspec.to_builtins(dict(consumers or {})),
+            "servers": None if standing is None else msgspec.to_builtins(standing),
         }
     )
 
@@ -176,6 +180,15 @@ class _Findings:
             message="; ".join([*self._fatal, *self._problems]) or "all well",
             details={**details, "reasons": sorted(set(self._reasons))},
         )
+
+
+def on_too_few_servers(standing: Standing) -> str:
+    """What an operator must know before he stops another server."""
+    part, count = min(standing.short.items(), key=lambda item: item[1])
+    more = f", and {len(standing.short) - 1} more" if len(standing.short) > 1 else ""
+    who = f" ({', '.join(standing.behind)} behind or away)" if standing.behind else ""
+    text = f"{part}{more} on {count} of {standing.replicas} servers{who}"
+    return f"{text}: stop no other server until that is over"
 
 
 def _judge_presence(

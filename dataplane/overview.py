@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from dataplane.health import OLD_CHAIN_S, cluster_health
+from dataplane.health import OLD_CHAIN_S, cluster_health, on_too_few_servers
 from dataplane.policy import Policy
 from dataplane.rows import (
     ChainLine,
@@ -32,6 +32,7 @@ from projections.links import BreakerState
 from projections.tallies import Tally
 from projections.trainings import Staging
 from streams.events import DataSyncFailed, type_name
+from streams.log import Standing
 from streams.values import ALL_CONFIGS, added
 
 #: Rows of each kind that are shown; how many there are is counted all the same.
@@ -136,6 +137,7 @@ def overview(
     beats: Mapping[str, Mapping[str, Any]] | None,
     last_sequence: int | None,
     policy: Policy,
+    standing: Standing | None = None,
 ) -> Overview:
     """Everything `view` knows, judged at `now`. None where the bus could not be asked.
 
@@ -152,7 +154,12 @@ def overview(
     links = tuple(link_line(row, now) for row in view.links())
     known = None if beats is None else {key: dict(beat) for key, beat in heard.items()}
     health = cluster_health(
-        view, now=now, last_sequence=last_sequence, present=known, policy=policy
+        view,
+        now=now,
+        last_sequence=last_sequence,
+        present=known,
+        standing=standing,
+        policy=policy,
     )
     totals = _totals(view, nodes, rows, last_sequence, wanted)
     return Overview(
@@ -167,6 +174,7 @@ def overview(
                     *_chain_alerts(open_chains, ended, [node.node for node in nodes], now),
                     *_link_alerts(links),
                     *_data_alerts(totals, beats),
+                    *_server_alerts(standing),
                 ]
             )
         ),
@@ -307,6 +315,11 @@ def _link_alerts(links: Iterable[LinkLine]) -> Iterable[Alert]:
             way = f" by {link.transport}" if link.transport else ""
             text = f"{link.node} can't be reached{way}: {link.last_error}"
             yield Alert(Severity.WARNING, text, {"node": link.node})
+
+
+def _server_alerts(standing: Standing | None) -> Iterable[Alert]:
+    if standing is not None and standing.short:
+        yield Alert(Severity.WARNING, on_too_few_servers(standing))
 
 
 def _data_alerts(totals: Totals, beats: Mapping[str, Any] | None) -> Iterable[Alert]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 from streams.codec import Recorded
 from streams.log import Delivery, LogError, LogUnavailable, PermissionDenied
@@ -180,6 +181,21 @@ async def ensure_consumer(wire: Wire, stream: str, config: Config, *, make: bool
             info = await api(wire, f"CONSUMER.INFO.{stream}.{name}")
     for sentence in drift(config, info["config"]):
         log.warning("consumer %s; it stays as it is", sentence)
+
+
+async def list_consumers(
+    wire: Wire, stream: str, *, timeout_s: float = 2.0
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """One try of asking for all consumers, as JetStream shows them; and who of them is silent."""
+    found, silent = list[dict[str, Any]](), list[str]()
+    while True:
+        request = {"offset": len(found) + len(silent)}
+        page = await api(wire, f"CONSUMER.LIST.{stream}", request, timeout_s=timeout_s)
+        listed, missing = page.get("consumers") or [], page.get("missing") or []
+        found += listed
+        silent += missing
+        if not (listed or missing) or len(found) + len(silent) >= page["total"]:
+            return found, silent
 
 
 async def open_deliveries(

@@ -25,9 +25,11 @@ from streams.log import (
     LogUnavailable,
     Receipt,
     SequenceConflict,
+    Standing,
 )
 from streams.reading import Reader, as_fact, as_message, log_state
 from streams.services import JetStreamBus
+from streams.standing import standing_of
 from streams.stored import Stored, as_stored
 from streams.wire import (
     CONSUMER_NOT_FOUND,
@@ -219,6 +221,13 @@ class JetStreamLog:
         return ConsumerState(
             info["num_pending"], info["num_ack_pending"], info.get("num_redelivered", 0)
         )
+
+    async def standing(self) -> Standing:
+        others = [stream["name"] for stream in topology.streams()[1:]]
+        try:
+            return await standing_of(self.connection, self._stream, others)
+        except ApiError as error:
+            raise LogUnavailable(f"where the log {self._stream} stands: {error}") from error
 
     async def provide(
         self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int

@@ -76,6 +76,17 @@ class Receipt(msgspec.Struct, frozen=True):
     duplicate: bool = False
 
 
+class Standing(msgspec.Struct, frozen=True):
+    """On how many servers the log stands, with all that is needed to use it."""
+
+    #: How many servers are to have each part.
+    replicas: int = 1
+    #: How many have it now, of each part that too few have: a stream or a durable consumer.
+    short: dict[str, int] = {}
+    #: Servers that are away, or not up to date.
+    behind: tuple[str, ...] = ()
+
+
 class ConsumerState(msgspec.Struct, frozen=True):
     """How far a durable consumer is."""
 
@@ -197,6 +208,12 @@ class Log(ReadingLog, Protocol):
 
     async def consumer(self, durable: str) -> ConsumerState | None:
         """How far the durable consumer `durable` is; None if there is none."""
+
+    async def standing(self) -> Standing:
+        """Whether every part of the log is on as many servers as it is to be.
+
+        While it is not, another server that is stopped may stop everything.
+        """
 
     async def ensure_topology(self, *, replicas: int = 1, bounded: bool = False) -> list[str]:
         """Make streams and buckets that are not there; a sentence for each field that differs.

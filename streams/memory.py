@@ -34,6 +34,7 @@ from streams.log import (
     NoLongerHeld,
     Receipt,
     SequenceConflict,
+    Standing,
 )
 from streams.subjects import LOG_SUBJECTS, matches
 
@@ -252,6 +253,10 @@ class MemoryLog:
         self._check_open()
         found = self._store.consumers.get(durable)
         return None if found is None else found.state()
+
+    async def standing(self) -> Standing:
+        self._check_open()
+        return Standing()
 
     async def remove_before(self, sequence: int) -> None:
         """As `JetStreamLog.remove_before`."""

@@ -50,8 +50,8 @@ def permissions(role: BusRole, name: str, durables: Iterable[str] = ()) -> dict[
     if role is BusRole.OBSERVER:
         publish, subscribe = [*own.reads(), *own.asks()], [f"_INBOX_{name}.>", *_HEARD]
         # How far everybody's consumers are: for archives, and for who looks after the bus.
-        publish += [f"{_API}.CONSUMER.{word}.{STREAM}" for word in ("LIST", "NAMES")]
-        publish += [f"{_API}.CONSUMER.INFO.{STREAM}.*", f"{_API}.STREAM.MSG.GET.{ADVISORIES}"]
+        publish += [f"{_API}.CONSUMER.{word}" for word in (f"NAMES.{STREAM}", f"INFO.{STREAM}.*")]
+        publish += [f"{_API}.STREAM.MSG.GET.{ADVISORIES}"]
     else:
         publish = [*own.says(), *own.reads(), *own.works(), *own.asks()]
         subscribe = [f"_INBOX_{name}.>", f"dp.rpc.{name}.>", f"dp.grant.{name}", *_HEARD]
@@ -90,6 +90,8 @@ class _Own:
         found = [f"{_API}.STREAM.NAMES", f"{_API}.STREAM.LIST", f"{_API}.INFO"]
         # Whoever joins looks whether all streams are there and as they should be.
         found += [f"{_API}.STREAM.INFO.{stream['name']}" for stream in streams()]
+        # On how many servers everything stands: part of health.
+        found.append(f"{_API}.CONSUMER.LIST.{STREAM}")
         found += [f"{_API}.STREAM.MSG.GET.{name}" for name in (STREAM, f"KV_{NODES_BUCKET}")]
         for number in range(READERS_OF_A_CLIENT):
             reader = reader_name(self._name, number)
@@ -123,11 +125,17 @@ class _Own:
 
 
 _READING = ("CONSUMER.CREATE", "CONSUMER.MSG.NEXT", "CONSUMER.DELETE")
+_READER = "read_"
 
 
 def reader_name(client: str, number: int) -> str:
     """The consumer of one of a client's readers."""
-    return f"read_{client}_{number}"
+    return f"{_READER}{client}_{number}"
+
+
+def is_reader(consumer: str) -> bool:
+    """Whether a consumer is a reader's: made anew wherever it is lost."""
+    return consumer.startswith(_READER)
 
 
 def node_durables(node: str) -> tuple[str, str]:

@@ -17,6 +17,7 @@ from streams import topology
 from streams.appending import batched
 from streams.codec import STREAM
 from streams.connection import Connection
+from streams.consuming import list_consumers
 from streams.log import LogError, LogUnavailable
 from streams.segments import ConsumerInfo
 from streams.stored import Stored, as_restored, msg_id
@@ -189,20 +190,14 @@ async def _put_consumer(wire: Connection, consumer: ConsumerInfo, what: Restorin
 
 async def durable_consumers(wire: Connection) -> list[ConsumerInfo]:
     """The durable consumers of the log, and how far each has acknowledged everything."""
-    found: list[ConsumerInfo] = []
-    while True:
-        page = await persist(
-            partial(api, wire, f"CONSUMER.LIST.{STREAM}", {"offset": len(found)}), _DEADLINE_S
+    found, _ = await persist(partial(list_consumers, wire, STREAM), _DEADLINE_S)
+    return [
+        ConsumerInfo(
+            one["name"],
+            one["ack_floor"]["stream_seq"],
+            one["config"],
+            one["num_pending"] + one["num_ack_pending"],
         )
-        listed = page.get("consumers") or []
-        found += [
-            ConsumerInfo(
-                one["name"],
-                one["ack_floor"]["stream_seq"],
-                one["config"],
-                one["num_pending"] + one["num_ack_pending"],
-            )
-            for one in listed
-        ]
-        if not listed or len(found) >= page["total"]:
-            return [c for c in found if c.config.get("durable_name")]
+        for one in found
+        if one["config"].get("durable_name")
+    ]

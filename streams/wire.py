@@ -32,8 +32,8 @@ CONSUMER_EXISTS = frozenset({10013, 10148})
 MESSAGE_NOT_FOUND = 10037
 #: Nothing was stored and the same call may succeed soon, or be refused for good: batch incomplete,
 #: too many batches, a replicated stream that is still busy with the guarded subject; or a cluster
-#: whose servers have not all found each other yet.
-_RETRY = frozenset({10005, 10164, 10176, 10210})
+#: whose servers have not all found each other yet, or are moving a stream or consumer to another.
+_RETRY = frozenset({10005, 10118, 10119, 10164, 10176, 10210})
 #: Limits of stream, account or server; and the store itself, which may say why in words.
 _FULL = frozenset({10002, 10023, 10028, 10047, 10077})
 
@@ -144,10 +144,12 @@ async def persist(once: Callable[[], Awaitable[T]], deadline_s: float) -> T:
         pause = min(2 * pause, 0.5)
 
 
-async def api(wire: Wire, name: str, request: Mapping[str, Any] | None = None) -> dict[str, Any]:
+async def api(
+    wire: Wire, name: str, request: Mapping[str, Any] | None = None, *, timeout_s: float = 2.0
+) -> dict[str, Any]:
     """One try of one call of ``$JS.API``."""
     body = msgspec.json.encode(request) if request is not None else b""
-    answer = await wire.ask(Message(f"$JS.API.{name}", body))
+    answer = await wire.ask(Message(f"$JS.API.{name}", body), timeout_s=timeout_s)
     return accepted(answer.body)
 
 

@@ -97,6 +97,7 @@ class Coordinator:
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._clear_readers(), name="readers")
             group.create_task(self._watch_progress(), name="progress")
+            group.create_task(self._watch_servers(), name="servers")
             group.create_task(self.monitor.run(), name="monitor")
             group.create_task(self.provisioner.run(), name="provisioner")
             if self._keeper is not None:
@@ -233,6 +234,15 @@ class Coordinator:
                 continue
             if problem:
                 raise StandsStill(problem)
+
+    async def _watch_servers(self) -> None:
+        """Know on how many servers the log stands, for whoever asks how it does."""
+        while True:
+            try:
+                self.queries.standing = await self._log.standing()
+            except LogError as error:
+                logger.debug("where the log stands is not known: %s", error)
+            await asyncio.sleep(WATCH_S)
 
     async def _progress(self) -> tuple[Progress, ...]:
         loops = [Progress("projector", await self.projector.lag(), self.projector.batches)]

@@ -40,7 +40,7 @@ from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.codec import Recorded
 from streams.foreign import Unreadable, from_json
-from streams.log import Bus, Log, ReadingLog
+from streams.log import Bus, Log, ReadingLog, Standing
 from streams.micro import Question, Service, ServiceRefusal
 from streams.values import DataType
 
@@ -132,6 +132,8 @@ class Reading(msgspec.Struct):
     beats: dict[str, dict[str, Any]]
     last_sequence: int
     config: DataPlaneConfig
+    #: On how many servers the log stood a moment ago, where that is known.
+    standing: Standing | None
     #: What the log says of the path that is asked about; only `why` needs it.
     facts: list[Recorded] = []
 
@@ -143,6 +145,7 @@ def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
         now=known.now,
         last_sequence=known.last_sequence,
         present=known.beats,
+        standing=known.standing,
         policy=known.config.policy(),
     )
 
@@ -208,6 +211,7 @@ def glance(ask: AskOverview, known: Reading) -> Overview:
         now=known.now,
         beats=known.beats,
         last_sequence=known.last_sequence,
+        standing=known.standing,
         policy=known.config.policy(),
     )
 
@@ -292,6 +296,8 @@ class Queries:
         self._whole: ReadingLog = whole or log
         self._log, self._bus, self._projector = log, bus, projector
         self._config, self._policy = config, config.policy()
+        #: Asked now and then by whoever has these: it may take seconds.
+        self.standing: Standing | None = None
 
     async def ask(self, name: str, body: bytes) -> bytes:
         """The answer's JSON. Raises ServiceRefusal, and a `LogError` if the bus is away."""
@@ -321,7 +327,9 @@ class Queries:
                 view = ClusterView(reader)
                 now, last = time.time(), state.last_sequence
                 planner = SyncPlanner(self._policy, view, now)
-                return work(Reading(view, planner, now, beats, last, self._config, list(facts)))
+                known = Reading(view, planner, now, beats, last, self._config, self.standing)
+                known.facts = list(facts)
+                return work(known)
 
         return await asyncio.to_thread(do)
 

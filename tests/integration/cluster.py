@@ -121,11 +121,11 @@ class LocalCluster:
         self._spawned[name] = started
         return process
 
-    async def command(self, *words: str, **environment: str) -> str:
-        """Run ``dataplane`` with these words to its end, which must be a good one; what it said."""
+    async def command(self, *words: str, status: int = 0, **environment: str) -> str:
+        """Run ``dataplane`` with these words to its end, and return what it said."""
         process = await self.commanded(*words, **environment)
         said, _ = await process.communicate()
-        assert process.returncode == 0, said.decode()
+        assert process.returncode == status, said.decode()
         return said.decode()
 
     async def commanded(self, *words: str, **environment: str) -> asyncio.subprocess.Process:

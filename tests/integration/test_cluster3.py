@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -55,14 +56,27 @@ async def leader_of_the_log(cluster: LocalCluster) -> BusServer:
 
 
 async def in_step(cluster: LocalCluster) -> None:
-    """Wait until every replica of the log is up to date."""
+    """Wait until every replica of the log and its consumers is up to date."""
 
     async def so() -> bool:
-        info = (await api(cluster.log.connection, f"STREAM.INFO.{STREAM}"))["cluster"]
-        others = info.get("replicas") or []
-        return bool(info.get("leader")) and len(others) == 2 and all(o["current"] for o in others)
+        standing = await cluster.log.standing()
+        return standing.replicas == 3 and not standing.short
 
-    await until(so, "three replicas of the log to be in step")
+    await until(so, "three replicas of the log and of its consumers to be in step")
+
+
+async def one_is_missed(cluster: LocalCluster, server: BusServer) -> None:
+    """Wait until whoever asks is told which server is away, and that no other may go."""
+
+    async def so() -> bool:
+        standing = await cluster.log.standing()
+        return standing.behind == (server.name,) and {STREAM, "bridge"} <= set(standing.short)
+
+    await until(so, f"{server.name} to be missed")
+    said = json.loads(await cluster.command("status", "--json", status=1))
+    assert said["status"] == "degraded", said
+    assert f"on 2 of 3 servers ({server.name} behind or away)" in said["message"], said
+    assert said["details"]["servers"]["behind"] == [server.name]
 
 
 async def test_no_chain_fails_while_every_server_is_restarted_and_the_leader_is_killed(
@@ -81,6 +95,7 @@ async def test_no_chain_fails_while_every_server_is_restarted_and_the_leader_is_
     chains.append(await played(cluster, 10))
     await leader.kill()
     await cluster.assert_exactly_once(chains[-1])
+    await one_is_missed(cluster, leader)
     await leader.start()
     await in_step(cluster)
     chains.append(await played(cluster, 11))

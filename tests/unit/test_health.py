@@ -18,7 +18,7 @@ from dataplane.health import (
 )
 from dataplane.policy import Policy
 from streams import events
-from streams.log import ConsumerState
+from streams.log import ConsumerState, Standing
 from streams.values import SweepKind
 from tests.spec import (
     Said,
@@ -304,6 +304,20 @@ def test_consumer_that_falls_behind_degrades() -> None:
         "unacknowledged": 5,
         "redelivered": 1,
     }
+
+
+def test_log_on_too_few_servers_degrades() -> None:
+    """An operator who stops one server after the other must know when to wait."""
+    whole = cluster(given(*CLUSTER), standing=Standing(3))
+    assert whole.healthy
+    assert whole.details["servers"] == {"replicas": 3, "short": {}, "behind": ()}
+    short = Standing(3, {"DATAPLANE": 2, "bridge": 1}, ("nats-2", "nats-3"))
+    result = cluster(given(*CLUSTER), standing=short)
+    assert (result.status, result.details["reasons"]) == ("degraded", ["servers"])
+    assert result.message == (
+        "bridge, and 1 more on 1 of 3 servers (nats-2, nats-3 behind or away): "
+        "stop no other server until that is over"
+    )
 
 
 def test_oldest_chain_is_shown() -> None:

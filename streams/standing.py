@@ -1,0 +1,47 @@
+"""On how many servers a replicated log stands: what whoever stops a server must know before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from streams.consuming import list_consumers
+from streams.log import Standing
+from streams.permissions import is_reader
+from streams.wire import Wire, api
+
+#: A server that lists consumers waits for those of others, and longer than for anything else.
+_LIST_S = 6.0
+
+
+async def standing_of(wire: Wire, log: str, others: Sequence[str]) -> Standing:
+    """One try of asking where the log, the `others` and the log's durable consumers stand.
+
+    A consumer moves to another server after its stream did, one by one. Raises NoAnswer.
+    """
+    info = await api(wire, f"STREAM.INFO.{log}")
+    wanted: int = info["config"]["num_replicas"]
+    if wanted == 1:
+        return Standing()
+    parts = {log: info}
+    for stream in others:
+        parts[stream] = await api(wire, f"STREAM.INFO.{stream}")
+    consumers, silent = await list_consumers(wire, log, timeout_s=_LIST_S)
+    for consumer in consumers:
+        if "durable_name" in consumer["config"]:
+            parts[consumer["name"]] = consumer
+    have = {name: _have_it(part.get("cluster") or {}) for name, part in parts.items()}
+    have |= {name: 0 for name in silent if not is_reader(name)}
+    behind = {name for part in parts.values() for name in _behind(part.get("cluster") or {})}
+    short = {name: count for name, count in have.items() if count < wanted}
+    return Standing(wanted, short, tuple(sorted(behind)))
+
+
+def _have_it(where: Mapping[str, Any]) -> int:
+    """Servers that could go on with it alone: its leader and those that are up to date."""
+    replicas = where.get("replicas") or []
+    return bool(where.get("leader")) + sum(bool(one["current"]) for one in replicas)
+
+
+def _behind(where: Mapping[str, Any]) -> list[str]:
+    return [one["name"] for one in where.get("replicas") or [] if not one["current"]]
