@@ -150,8 +150,10 @@ def _journey(asked: Asked, held: DataEntry) -> Iterator[Sentence]:
         moved = f"{size(success.bytes_transferred)} over {how} in {success.duration_seconds:.1f} s"
     else:
         moved = "0 bytes: the content was there already"
-    text = f"attempt {success.attempt} brought it from {success.source}: {moved}, proven by digest"
-    yield _at(arrived, text)
+    who = f"attempt {success.attempt} brought it from {success.source}"
+    if success.target == S3_NODE and not arrived.chain:
+        who = f"{success.source} stored it by the rule of the last push, when its agent was to end"
+    yield _at(arrived, f"{who}: {moved}, proven by digest")
 
 
 def _plans_for(asked: Asked, checksum: str = "", until: int = 1 << 62) -> Iterator[Sentence]:

@@ -118,6 +118,9 @@ def ends_in(answer: Explanation, history: Sequence[Recorded], triggered: set[str
         return "fault"
     if any(fact is not None and fact.chain in triggered for fact in rests_on):
         return "trigger"
+    pushed = isinstance(last.event, events.TransferSucceeded) and last.event.target == S3_NODE
+    if pushed and not last.chain:
+        return "rule"  # what a node stores when its agent is to end, nobody has asked for
     return "report" if isinstance(last.event, events.FilesObserved) and answer.there else ""
 
 

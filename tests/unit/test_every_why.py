@@ -84,6 +84,7 @@ def test_answer_that_rests_on_nothing_ends_in_nothing() -> None:
     on_it = Explanation("p", "n", True, "it is there", (Sentence("came", 1.0, last.sequence),))
     assert ends_in(on_it, [last], {last.chain}) == "trigger"
     assert ends_in(on_it, [last], set()) == ""
+    assert ends_in(on_it, [replace(last, chain="")], set()) == ""
     assert ends_in(on_it, [], {last.chain}) == ""
     assert ends_in(replace(on_it, sentences=()), [last], {last.chain}) == ""
     assert ends_in(replace(on_it, there=False, sentences=()), [last], {last.chain}) == ""

@@ -10,8 +10,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from dataplane.explain import Asked, Explanation, explain, speaks_of_path
+from dataplane.prove.whys import ends_in
 from streams import events
-from streams.values import DataType, Role, Trait
+from streams.values import S3_NODE, DataType, Role, Trait
 from tests.spec import (
     Story,
     after,
@@ -84,6 +85,18 @@ def test_copy_that_took_several_attempts_names_each_failure() -> None:
     story = given(*MOVING, failed(error_class="Stalled"), after(5.0), assigned, succeeded())
     check(answer(story), "attempt 1 from gpu-1 failed: Stalled: no byte came", there=True)
     check(answer(story), "attempt 2 brought it from gpu-1", there=True)
+
+
+def test_copy_in_the_bucket_that_nobody_asked_for_came_by_the_last_push() -> None:
+    """A node that is told to end stores what the bucket lacks; that is the end of the answer."""
+    story = given(player(), holds("gpu-1", GAMES), copied(GAMES.path, S3_NODE))
+    found = answer(story, name=S3_NODE)
+    check(
+        found,
+        "gpu-1 stored it by the rule of the last push, when its agent was to end: 0 bytes",
+        there=True,
+    )
+    assert ends_in(found, story.facts, set()) == "rule"
 
 
 def test_own_file_of_a_node_needs_no_transfer() -> None:
