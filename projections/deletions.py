@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from projections.catalog import entry_key
 from projections.store import Reader, Writer
-from projections.view import Handler, Row, number, unpacker
+from projections.view import Handler, Row, digest_key, number, unpacker
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, fact_id
 
@@ -51,6 +51,8 @@ class DeletionRow(Row, frozen=True):
     #: Why the copy stays, in words, and the rule that said so.
     rule: str = ""
     refusal: str = ""
+    #: When its node said that the copy is gone: one that comes after is not meant by the grant.
+    removed_at: float = 0.0
 
     @property
     def open(self) -> bool:
@@ -68,8 +70,8 @@ class DeletionsView:
     """Folds requests, decisions and their outcomes."""
 
     name = "deletions"
-    version = 1
-    tables = ("deletions", "deletions_open", "deletions_of_entry")
+    version = 2
+    tables = ("deletions", "deletions_open", "deletions_of_entry", "deletions_granted")
 
     def __init__(self) -> None:
         self.folds: dict[type[events.Event], Handler] = {
@@ -78,6 +80,7 @@ class DeletionsView:
             events.DeletionGranted: self._decide,
             events.DeletionRefused: self._decide,
             events.DeletionDone: self._decide,
+            events.FilesRemoved: self._note_removed,
         }
 
     @staticmethod
@@ -111,12 +114,25 @@ class DeletionsView:
         changed = _evolve(row, event, recorded.time)
         tx.put("deletions", row.id.encode(), changed)
         key = entry_key(changed.path, changed.checksum)
+        copy = digest_key(changed.node, changed.path)
+        if changed.state is DeletionState.GRANTED:
+            tx.put("deletions_granted", copy, row.id.encode())
+        elif row.state is DeletionState.GRANTED:
+            tx.delete("deletions_granted", copy)
         if changed.open:
             tx.put("deletions_of_entry", key, row.id.encode())
             return
         tx.delete("deletions_open", _place(row))
         if tx.get("deletions_of_entry", key) == row.id.encode():
             tx.delete("deletions_of_entry", key)
+
+    @staticmethod
+    def _note_removed(tx: Writer, event: events.FilesRemoved, recorded: Recorded) -> None:
+        for path in event.paths:
+            id = tx.get("deletions_granted", digest_key(event.node, path))
+            row = None if id is None else get_deletion(tx, id.decode())
+            if row is not None and not row.removed_at:
+                tx.put("deletions", row.id.encode(), replace(row, removed_at=recorded.time))
 
 
 def _evolve(row: DeletionRow, event: _Decision, time: float) -> DeletionRow:

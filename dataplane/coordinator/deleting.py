@@ -206,15 +206,26 @@ class Deleter:
         await self._decide(row, lambda view, now: settle(now, asked, proofs, view, self._policy))
 
     async def _carry_out(self, row: DeletionRow) -> None:
-        """Ask the node while its grant is young; till then its silence leaves the deletion open."""
+        """Ask the node while its grant is young; till then its silence leaves the deletion open.
+
+        Once it has said that the copy is gone it is not asked again: one that came meanwhile stays.
+        """
+        # Its last answer may have been lost, but not what it had said before it gave it.
+        await self._projector.wait_for((await self._log.state()).last_sequence)
+        with self._projector.store.read() as reader:
+            view = ClusterView(reader)
+            now, guard = view.deletion(row.id), _guard(view, row)
+            versions = view.catalog.versions(row.path)
+        if now is not None and now.removed_at:
+            sizes = [one.size_bytes for one in versions if one.checksum == row.checksum]
+            await self._end(row, DeletionAnswer(True, freed_bytes=sum(sizes)))
+            return
         if self._clock() - row.granted_at >= WITHDRAWN_AFTER_S:
             reason = (
                 f"withdrawn: {row.node} has not said within {WITHDRAWN_AFTER_S:g} s that it did"
             )
             await self._end(row, DeletionAnswer(False, reason=reason))
             return
-        with self._projector.store.read() as reader:
-            guard = _guard(ClusterView(reader), row)
         granted = await self._log.get(guard.last_sequence)
         if granted is None or not isinstance(granted.event, events.DeletionGranted):
             return

@@ -59,8 +59,10 @@ class Cluster:
         self.ahead_s = 0.0
         self.log, self.bus = BrokenLog(self.clock), MemoryBus()
         self.holders = set(NAMES)
-        #: How often the node's first answers get lost.
-        self.lost = 0
+        #: How often nodes hear nothing at first; then how often their answers get lost, and whether
+        #: the copy comes again before anybody can ask.
+        self.deaf = self.lost = 0
+        self.comes_again = False
         #: What their proofs say besides.
         self.words = "gone"
         self._root, self._stack = root, stack
@@ -88,10 +90,16 @@ class Cluster:
 
     def _remover(self, name: str) -> Remover:
         async def remove(order: DeletionOrder) -> DeletionAnswer:
+            if self.deaf:
+                self.deaf -= 1
+                raise LogUnavailable("not heard")
             if not await still_granted(self.log, order, self.clock()):
                 return DeletionAnswer(False, reason="not granted")
             self.holders.discard(name)
             await self.tell(events.FilesRemoved(node=name, paths=(order.path,)))
+            if self.comes_again:
+                self.holders.add(name)
+                await self.tell(succeeded_with(GAMES, name))
             if self.lost:
                 self.lost -= 1
                 raise LogUnavailable("the answer got lost")
@@ -174,14 +182,29 @@ async def test_two_coordinators_decide_each_step_once(cluster: Cluster) -> None:
     assert cluster.holders == set(NAMES) - {"gpu-2"}
 
 
-async def test_a_lost_answer_is_asked_for_again(cluster: Cluster) -> None:
-    """The node deletes once, and says so again."""
-    cluster.lost = 2
+async def test_a_copy_that_came_again_is_not_deleted_because_an_answer_was_lost(
+    cluster: Cluster,
+) -> None:
+    """What the node has said is in the log: it is not asked a second time by the same grant."""
+    cluster.lost, cluster.comes_again = 1, True
+    await cluster.tell(wants("gpu-2"))
+    await cluster.coordinator("one")
+    [end] = await cluster.ends(1)
+    assert isinstance(end, events.DeletionDone)
+    assert (end.deleted, end.freed_bytes) == (True, GAMES.size_bytes)
+    assert len(await cluster.said(events.FilesRemoved)) == 1
+    assert "gpu-2" in cluster.holders
+
+
+async def test_a_node_that_did_not_hear_is_asked_again(cluster: Cluster) -> None:
+    """Nothing was deleted, and nothing said: the grant still stands."""
+    cluster.deaf = 2
     await cluster.tell(wants("gpu-2"))
     await cluster.coordinator("one")
     [end] = await cluster.ends(1)
     assert isinstance(end, events.DeletionDone)
     assert end.deleted
+    assert cluster.holders == set(NAMES) - {"gpu-2"}
 
 
 async def test_deletions_that_all_come_at_once_leave_two(cluster: Cluster) -> None:

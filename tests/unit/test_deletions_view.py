@@ -94,3 +94,15 @@ def test_request_that_is_turned_down_at_once_is_kept_unless_it_was_reserved_befo
 def test_word_on_a_deletion_nobody_asked_for_is_no_deletion() -> None:
     """There is no row to change."""
     assert given(RESERVED).view.deletion("r1") is None
+
+
+def test_copy_that_is_gone_while_its_deletion_is_granted_is_noted_once() -> None:
+    """By its node's word, also among other paths; nothing before the grant, nobody else, counts."""
+    gone = Said(events.FilesRemoved(node="gpu-1", paths=("games/other.db", GAMES.path)), by="gpu-1")
+    elsewhere = Said(events.FilesRemoved(node="gpu-2", paths=(GAMES.path,)), by="gpu-2")
+    story = given(ASKED, RESERVED, gone, after(1), GRANTED, elsewhere)
+    assert the(story).removed_at == 0.0
+    story.tell(after(1), gone, after(1), gone)
+    assert (the(story).state, the(story).removed_at) == (DeletionState.GRANTED, T0 + 2)
+    story.tell(done(True), after(1), gone)
+    assert (the(story).state, the(story).removed_at) == (DeletionState.DELETED, T0 + 2)
