@@ -44,6 +44,7 @@ REGRESSIONS = {
 #: The same where copies come and go.
 CUSTODY_REGRESSIONS = {
     1439: "an order whose chain ended while it was decided moves bytes, and takes its slot",
+    400294: "an answer that was lost let the copy be deleted that had come again",
 }
 
 
