@@ -44,7 +44,11 @@ _OPERATION_HEADER = "KV-Operation"
 
 
 class RequestFailed(LogError):
-    """Who was asked could not answer; the text is theirs."""
+    """Who was asked could not answer; text and `code` are theirs, "" where they gave none."""
+
+    def __init__(self, text: str, code: str = "") -> None:
+        super().__init__(text)
+        self.code = code
 
 
 class JetStreamBus:
@@ -172,8 +176,9 @@ class JetStreamBus:
     async def request(self, subject: str, body: bytes, timeout_s: float = 5.0) -> bytes:
         """Ask once. LogUnavailable if nobody answers in time, RequestFailed if they could not."""
         answer = await self._wire.ask(Message(subject, body), timeout_s=timeout_s)
-        if _ERROR_CODE_HEADER in answer.headers:
-            raise RequestFailed(f"{subject}: {answer.headers.get(_ERROR_HEADER, 'failed')}")
+        if (code := answer.headers.get(_ERROR_CODE_HEADER)) is not None:
+            said = answer.headers.get(_ERROR_HEADER, "failed")
+            raise RequestFailed(f"{subject}: {said}", code)
         return answer.body
 
     async def answer(self, subject: str, answerer: Answerer, *, queue: str = "") -> Subscription:

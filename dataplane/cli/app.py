@@ -23,6 +23,7 @@ from projections.cluster import ClusterView
 from projections.store import StoreError
 from streams.kept import FileUnreadable
 from streams.log import LogError, LogUnavailable, PermissionDenied
+from streams.micro import ServiceRefusal
 from streams.values import DataType
 
 #: What each exit status means, for every command.
@@ -150,6 +151,7 @@ def check_joined(view: ClusterView, node: str, what: str = "NODE") -> None:
 #: The first that fits counts.
 _STATUS: tuple[tuple[type[Exception], int], ...] = (
     (ConfigError, 2),
+    (ServiceRefusal, 2),
     (FileUnreadable, 2),
     (FileNotFoundError, 2),
     (FileExistsError, 2),

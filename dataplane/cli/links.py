@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from contextlib import aclosing, suppress
 from typing import Annotated
 
@@ -22,8 +21,10 @@ from rich.progress import (
 from dataplane.agent.progress import ProgressMessage
 from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import LOOK, Json, app, check_joined, config_of, open_catalog, run
-from dataplane.rows import link_line, plain
+from dataplane.cli.app import LOOK, Json, app, config_of, run
+from dataplane.cli.asking import answered
+from dataplane.queries import AskLinks
+from dataplane.rows import plain
 from streams.foreign import Unreadable, from_json
 from streams.subjects import PROGRESS_SUBJECTS
 
@@ -36,12 +37,7 @@ def links(
 
     "(as a whole)" is the node by whatever transport: while that is open nothing is tried at all.
     """
-    now = time.time()
-    with open_catalog() as catalog, catalog.view() as view:
-        if node:
-            check_joined(view, node, "--node")
-        lines = [link_line(row, now) for row in view.links() if node in ("", row.node)]
-    rows = [plain(line) for line in lines]
+    rows = [plain(line) for line in answered("links", AskLinks(node))]
     if not as_json:
         rows = [{**row, "transport": row["transport"] or "(as a whole)"} for row in rows]
     columns = [

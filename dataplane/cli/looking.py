@@ -22,18 +22,28 @@ from dataplane.cli.app import (
     Json,
     TypeOption,
     app,
-    check_joined,
     config_of,
     open_catalog,
     run,
-    time_of,
 )
+from dataplane.cli.asking import answered, either, elsewhere
 from dataplane.config import ConfigError
-from dataplane.rows import EntryLine, chain_line, entry_line, node_line
-from dataplane.waiting import transfer_lines
+from dataplane.health import HealthCheckResult
+from dataplane.queries import (
+    NOT_FOUND,
+    AskCatalog,
+    AskChains,
+    AskHealth,
+    AskMissing,
+    AskNodes,
+    AskPlans,
+    AskWhere,
+)
+from dataplane.rows import EntryLine, chain_line
 from projections.store import StoreMissing
 from streams.codec import Recorded
 from streams.log import LogError, LogUnavailable
+from streams.micro import ServiceRefusal
 
 catalog_app = typer.Typer(no_args_is_help=True, help="What is where.")
 app.add_typer(catalog_app, name="catalog", rich_help_panel=LOOK)
@@ -43,11 +53,11 @@ app.add_typer(catalog_app, name="catalog", rich_help_panel=LOOK)
 def status(as_json: Json = False) -> None:
     """Whether the data plane does its work. Exit status 1 if it does not."""
 
-    async def check() -> Any:
+    async def check() -> HealthCheckResult:
         async with DataPlane.connect(config=config_of()) as plane:
             return await plane.health_check()
 
-    health = run(check())
+    health: HealthCheckResult = either(lambda: run(check()), "health", AskHealth())
     if as_json:
         show.print_json(health)
     else:
@@ -68,10 +78,8 @@ def nodes(as_json: Json = False) -> None:
                 return await present((await plane.log()).bus)
         return {}
 
-    heard = {} if app_module.at_moment else run(beats())
-    with open_catalog() as catalog, catalog.view() as view:
-        now = time_of(catalog)
-        rows = [node_line(row, heard.get(f"agent.{row.name}"), now) for row in view.nodes()]
+    heard = {} if app_module.at_moment or elsewhere() else run(beats())
+    rows = answered("nodes", AskNodes(), heard)
     columns = [
         "node",
         "roles",
@@ -94,19 +102,18 @@ def catalog_ls(
     as_json: Json = False,
 ) -> None:
     """Every entry that somebody holds."""
-    with open_catalog() as catalog:
-        if node:
-            with catalog.view() as view:
-                check_joined(view, node, "--node")
-        found = catalog.entries(node=node, config_key=config_key, data_type=data_type)
-    _print_entries([entry_line(entry) for entry in found], as_json)
+    _print_entries(answered("catalog", AskCatalog(node, config_key, data_type)), as_json)
 
 
 @app.command(rich_help_panel=LOOK)
 def where(path: str, as_json: Json = False) -> None:
     """Who holds a file, and which version."""
-    with open_catalog() as catalog:
-        rows = [entry_line(entry) for entry in catalog.where(path)]
+    rows: list[EntryLine] = []
+    try:
+        rows = answered("where", AskWhere(path))
+    except ServiceRefusal as refusal:
+        if refusal.code != NOT_FOUND:
+            raise
     _print_entries(rows, as_json, empty=f"nobody holds {path}")
     raise typer.Exit(0 if rows else 1)
 
@@ -114,11 +121,7 @@ def where(path: str, as_json: Json = False) -> None:
 @app.command(rich_help_panel=LOOK)
 def missing(node: str, data_type: TypeOption = None, as_json: Json = False) -> None:
     """What belongs on a node and is not there."""
-    with open_catalog() as catalog:
-        with catalog.view() as view:
-            check_joined(view, node)
-        found = catalog.get_missing_on_node(node, data_type)
-    rows = [entry_line(entry) for entry in found]
+    rows = answered("missing", AskMissing(node, data_type))
     _print_entries(rows, as_json, empty=f"{node} has all that belongs there")
 
 
@@ -130,9 +133,7 @@ def _print_entries(rows: Sequence[EntryLine], as_json: bool, empty: str = "nothi
 @app.command(rich_help_panel=LOOK)
 def plans(as_json: Json = False) -> None:
     """Transfers that wait or run, in the order in which they go, and why each waits."""
-    policy = config_of().policy()
-    with open_catalog() as catalog, catalog.view() as view:
-        rows = list(transfer_lines(view, policy, time.time()))
+    rows = answered("plans", AskPlans())
     columns = [
         "state",
         "priority",
@@ -153,10 +154,7 @@ def chains(
     as_json: Json = False,
 ) -> None:
     """Open chains, then those that ended last."""
-    with open_catalog() as catalog, catalog.view() as view:
-        ended = [row for row, _ in zip(view.ended_chains(), range(last), strict=False)]
-        now = time_of(catalog)
-        rows = [chain_line(row, now) for row in (*view.open_chains(), *ended)]
+    rows = answered("chains", AskChains(last))
     columns = [
         "chain",
         "trigger",

@@ -11,8 +11,10 @@ from rich.text import Text
 from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
 from dataplane.cli.app import WHY, Json, app, check_joined, config_of, open_catalog, run
+from dataplane.cli.asking import either
 from dataplane.evidence import facts_about, span_of
 from dataplane.explain import Asked, Explanation, explain
+from dataplane.queries import AskWhy
 from dataplane.words import clock
 from streams.codec import Recorded
 from streams.values import S3_NODE
@@ -43,6 +45,11 @@ def why_not(path: LogicalPath, node: str, as_json: Json = False) -> None:
 
 
 def _answer(path: str, node: str) -> Explanation:
+    found: Explanation = either(lambda: _by_views_here(path, node), "why", AskWhy(path, node))
+    return found
+
+
+def _by_views_here(path: str, node: str) -> Explanation:
     config = config_of()
     with open_catalog() as catalog:
         if not (node == S3_NODE and config.s3_enabled):

@@ -13,7 +13,7 @@ from dataplane.api import DataPlane, Published, SyncResult
 from dataplane.cli import show
 from dataplane.cli.app import SAY, Json, Node, app, config_of, run
 from dataplane.config import ConfigError
-from dataplane.coordinator.queries import PREFIX
+from dataplane.queries import PREFIX
 from dataplane.typos import meant
 from dataplane.words import size
 from projections.store import StoreMissing

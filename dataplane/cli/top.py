@@ -22,9 +22,9 @@ from dataplane.catalog import Catalog
 from dataplane.cli import show
 from dataplane.cli.app import LOOK, Json, app, config_of, run
 from dataplane.config import DataPlaneConfig
-from dataplane.coordinator.queries import PREFIX
 from dataplane.motion import Motion, Moving, Traffic
 from dataplane.overview import Overview, Severity, overview
+from dataplane.queries import PREFIX
 from dataplane.rows import ChainLine, TransferLine
 from dataplane.words import rate, short, size, span
 from streams.log import Bus, LogUnavailable

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataplane.cli import show
-from dataplane.cli.app import LOOK, Json, app, open_catalog, time_of
-from dataplane.rows import training_line
+from dataplane.cli.app import LOOK, Json, app
+from dataplane.cli.asking import answered
+from dataplane.queries import AskTrainings
 
 
 @app.command(rich_help_panel=LOOK)
@@ -13,9 +14,7 @@ def trainings(node: str = "", as_json: Json = False) -> None:
 
     Hits are bytes that a run found in place when it began, wasted those that none found in time.
     """
-    with open_catalog() as catalog, catalog.view() as view:
-        now = time_of(catalog)
-        rows = [training_line(row, now) for row in view.trainings() if node in ("", row.node)]
+    rows = answered("trainings", AskTrainings(node))
     columns = [
         "node",
         "config_key",

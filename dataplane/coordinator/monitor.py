@@ -13,11 +13,12 @@ from collections.abc import Callable
 from contextlib import aclosing, suppress
 
 from dataplane.config import DataPlaneConfig
-from dataplane.coordinator.queries import AskOverview, Queries
+from dataplane.coordinator.queries import Queries
 from dataplane.coordinator.tracer import Tracer, exporter_of
 from dataplane.metrics import ENDS, Metrics
 from dataplane.motion import Motion
 from dataplane.overview import Overview
+from dataplane.queries import AskOverview
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from projections.projector import Projector

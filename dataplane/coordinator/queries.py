@@ -1,9 +1,7 @@
-"""What any client in any language may ask a coordinator over the bus, and how it is answered.
+"""Answers `dataplane.queries` from a coordinator's views, as a service of the bus.
 
-    nats req dp.query.missing '{"node": "train-1"}'
-
-Every question is a struct, every answer rows of `rows`; their JSON Schemas stand in the service's
-metadata. It only reads. Of several coordinators one answers each question.
+The JSON Schemas of questions and answers stand in the service's metadata. Of several coordinators
+one answers each question.
 """
 
 from __future__ import annotations
@@ -11,273 +9,32 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
 
 from dataplane.config import DataPlaneConfig
 from dataplane.evidence import facts_about, span_of
-from dataplane.explain import Asked, Explanation, explain
-from dataplane.health import LAG_LIMIT, HealthCheckResult, cluster_health
-from dataplane.held import HeldPage
-from dataplane.overview import Overview, overview
 from dataplane.planner import SyncPlanner
 from dataplane.presence import present
-from dataplane.rows import (
-    ChainLine,
-    EntryLine,
-    LinkLine,
-    NodeLine,
-    TransferLine,
-    chain_line,
-    entry_line,
-    link_line,
-    node_line,
+from dataplane.queries import (
+    MOST_LINES,
+    PREFIX,
+    QUERIES,
+    SERVICE,
+    VERSION,
+    Ask,
+    AskWhy,
+    Reading,
+    understand,
 )
-from dataplane.waiting import transfer_lines
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams.codec import Recorded
-from streams.foreign import Unreadable, from_json
 from streams.log import Bus, Log, ReadingLog, Standing
 from streams.micro import Question, Service, ServiceRefusal
-from streams.values import DataType
 
-SERVICE = "dataplane"
-#: The version of questions and answers, not of this installation.
-VERSION = "1.0.0"
-PREFIX = "dp.query"
-#: An answer with more lines than this would not fit a message.
-MOST_LINES = 1_000
-#: Entries of one page; each is a few hundred bytes.
-HELD_PAGE = 400
 T = TypeVar("T")
-
-
-class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Base of questions: an unknown field is an error, because a misspelt filter lies."""
-
-
-class AskHealth(Ask, frozen=True):
-    """Whether the data plane does its work."""
-
-
-class AskNodes(Ask, frozen=True):
-    """All nodes that ever joined."""
-
-
-class AskMissing(Ask, frozen=True):
-    """What belongs on a node and is not there."""
-
-    node: str
-    data_type: DataType | None = None
-
-
-class AskWhere(Ask, frozen=True):
-    """Who holds a path, in which versions, newest first."""
-
-    path: str
-
-
-class AskPlans(Ask, frozen=True):
-    """Transfers that run or wait, in the order in which they go."""
-
-
-class AskChains(Ask, frozen=True):
-    """Open chains, then those that ended last."""
-
-    #: How many ended ones.
-    last: int = 20
-    config_key: str = ""
-
-
-class AskLinks(Ask, frozen=True):
-    """How each node can be reached, by each transport, and what is shut for now."""
-
-    node: str = ""
-
-
-class AskOverview(Ask, frozen=True):
-    """The cluster at a glance: what the page and ``dataplane top`` show."""
-
-
-class AskWhy(Ask, frozen=True):
-    """Why a file is on a node, or why it is not."""
-
-    path: str
-    node: str
-
-
-class AskHeld(Ask, frozen=True):
-    """What a node holds by these views, page by page: behind `after`, as the last page named it."""
-
-    node: str
-    after: str = ""
-
-
-class AskPending(Ask, frozen=True):
-    """Which of these transfers are still to be done."""
-
-    transfers: tuple[str, ...]
-
-
-class Reading(msgspec.Struct):
-    """What a question is answered from: one moment."""
-
-    view: ClusterView
-    planner: SyncPlanner
-    now: float
-    #: Heartbeats by ``role.node``.
-    beats: dict[str, dict[str, Any]]
-    last_sequence: int
-    config: DataPlaneConfig
-    #: On how many servers the log stood a moment ago, where that is known.
-    standing: Standing | None
-    #: What the log says of the path that is asked about; only `why` needs it.
-    facts: list[Recorded] = []
-
-
-def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
-    """The verdict with its details."""
-    return cluster_health(
-        known.view,
-        now=known.now,
-        last_sequence=known.last_sequence,
-        present=known.beats,
-        standing=known.standing,
-        policy=known.config.policy(),
-    )
-
-
-def nodes(ask: AskNodes, known: Reading) -> list[NodeLine]:
-    """By name."""
-    beats = known.beats
-    return [node_line(row, beats.get(f"agent.{row.name}"), known.now) for row in known.view.nodes()]
-
-
-def missing(ask: AskMissing, known: Reading) -> list[EntryLine]:
-    """By path; refused for a node that never joined."""
-    if known.view.node(ask.node) is None:
-        names = ", ".join(row.name for row in known.view.nodes()) or "none"
-        raise ServiceRefusal(f"node {ask.node!r} never joined; known: {names}", "404")
-    found = known.view.catalog.get_missing_on_node(
-        ask.node, ask.data_type, wanted=lambda entry: known.planner.belongs(entry, ask.node)
-    )
-    return [entry_line(entry) for entry in found]
-
-
-def where(ask: AskWhere, known: Reading) -> list[EntryLine]:
-    """Refused with 404 if nobody holds it."""
-    found = known.view.catalog.versions(ask.path)
-    if not found:
-        raise ServiceRefusal(f"nobody holds {ask.path!r}", "404")
-    return [entry_line(entry) for entry in found]
-
-
-def plans(ask: AskPlans, known: Reading) -> list[TransferLine]:
-    """Running ones first; those that wait say why."""
-    return list(
-        islice(transfer_lines(known.view, known.planner.known.policy, known.now), MOST_LINES)
-    )
-
-
-def chains(ask: AskChains, known: Reading) -> list[ChainLine]:
-    """Oldest open one first; then the ended ones, newest first."""
-    lines: list[ChainLine] = []
-    for row in known.view.open_chains():
-        if len(lines) < MOST_LINES and ask.config_key in ("", row.config_key):
-            lines.append(chain_line(row, known.now))
-    wanted = min(ask.last, MOST_LINES)
-    for row in known.view.ended_chains():
-        if wanted <= 0:
-            break
-        if ask.config_key in ("", row.config_key):
-            lines.append(chain_line(row, known.now))
-            wanted -= 1
-    return lines
-
-
-def links(ask: AskLinks, known: Reading) -> list[LinkLine]:
-    """By node; a line without a transport is the node as a whole."""
-    rows = known.view.links()
-    return [link_line(row, known.now) for row in rows if ask.node in ("", row.node)]
-
-
-def glance(ask: AskOverview, known: Reading) -> Overview:
-    """Alerts first."""
-    return overview(
-        known.view,
-        now=known.now,
-        beats=known.beats,
-        last_sequence=known.last_sequence,
-        standing=known.standing,
-        policy=known.config.policy(),
-    )
-
-
-def why(ask: AskWhy, known: Reading) -> Explanation:
-    """The verdict, then what led to it, oldest first, each with the fact it rests on."""
-    policy = known.config.policy()
-    return explain(Asked(ask.path, ask.node, known.view, known.facts, policy, known.now))
-
-
-def held(ask: AskHeld, known: Reading) -> HeldPage:
-    """A page of entries, and the point of the log at which that is so."""
-    found = 0
-
-    def enough() -> bool:
-        nonlocal found
-        found += 1
-        return found >= HELD_PAGE
-
-    try:
-        begin = bytes.fromhex(ask.after)
-    except ValueError:
-        raise ServiceRefusal(f"held: after {ask.after!r} was named by no page", "400") from None
-    entries, after = known.view.catalog.held_page(ask.node, begin, enough)
-    return HeldPage(
-        known.view.checkpoint.sequence, tuple(entries), "" if after is None else after.hex()
-    )
-
-
-def pending(ask: AskPending, known: Reading) -> list[str]:
-    """Their ids; refused with 503 while the views are far behind the log."""
-    if known.last_sequence - known.view.checkpoint.sequence > LAG_LIMIT:
-        raise ServiceRefusal("pending: the views are far behind the log", "503")
-    found = ((id, known.view.transfer(id)) for id in ask.transfers)
-    return [id for id, row in found if row is not None and not row.ended]
-
-
-Answer = Callable[[Any, Reading], Any]
-#: Endpoint to the class of its question, of its answer, and who answers it.
-QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
-    "health": (AskHealth, HealthCheckResult, health),
-    "nodes": (AskNodes, list[NodeLine], nodes),
-    "missing": (AskMissing, list[EntryLine], missing),
-    "where": (AskWhere, list[EntryLine], where),
-    "plans": (AskPlans, list[TransferLine], plans),
-    "chains": (AskChains, list[ChainLine], chains),
-    "links": (AskLinks, list[LinkLine], links),
-    "overview": (AskOverview, Overview, glance),
-    "held": (AskHeld, HeldPage, held),
-    "pending": (AskPending, list[str], pending),
-    "why": (AskWhy, Explanation, why),
-}
-
-
-def understand(name: str, said: bytes | dict[str, str]) -> Ask:
-    """A question's struct from JSON or from words; nothing at all asks with defaults.
-
-    Raises ServiceRefusal.
-    """
-    asks = QUERIES[name][0]
-    try:
-        if isinstance(said, dict):
-            return msgspec.convert(said, asks, strict=False)
-        return from_json(said or b"{}", asks)
-    except (msgspec.ValidationError, Unreadable) as error:
-        raise ServiceRefusal(f"{name}: {error}", "400") from None
 
 
 class Queries:

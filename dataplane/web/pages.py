@@ -14,7 +14,7 @@ from aiohttp import web
 from dataplane.audit.facts import FactFilter, newest
 from dataplane.audit.replay import describe
 from dataplane.coordinator.monitor import Monitor
-from dataplane.coordinator.queries import (
+from dataplane.queries import (
     QUERIES,
     AskChains,
     AskMissing,

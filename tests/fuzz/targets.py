@@ -40,9 +40,9 @@ from dataplane.audit.moments import moment_of
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.coordinator.deleting import DeletionAnswer, DeletionOrder
 from dataplane.coordinator.granting import GrantsTold
-from dataplane.coordinator.queries import QUERIES, understand
 from dataplane.held import HeldPage
 from dataplane.proving import Proof, ProofRequest
+from dataplane.queries import QUERIES, understand
 from streams import segments, wire
 from streams.codec import Fact, decode, encode
 from streams.events import TransferAssigned

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -104,6 +105,53 @@ async def test_every_question_has_an_answer_also_while_the_daemon_is_down(
     assert "$.games_count" in wrong["reason"]
     assert terminal.json("status", status=1)["status"] == "unhealthy"
     assert "can't be reached" in terminal.run("status", status=1)
+
+
+async def test_machine_without_views_is_answered_by_a_coordinator(
+    terminal: Terminal, tmp_path: Path
+) -> None:
+    """Row by row the same as on its machine; with --nats also where there are other views."""
+    said = ("publish", "SELFPLAY_COMPLETE", '{"config_key":"hex8_2p","games_count":6}')
+    assert terminal.json(*said, "--wait", "60")["result"]["success"]
+    path, url = "games/gpu-7/hex8_2p.db", terminal.cluster.url
+    laptop = Terminal(terminal.cluster, DATAPLANE_STATE_DIR=str(tmp_path / "laptop"))
+    # On a machine of another cluster, whose bus is what its configuration names.
+    async with LocalCluster(tmp_path / "other") as other:
+        other.coordinator()
+        await other.joined("coord")
+        stranger = Terminal(other)
+        asked = [
+            ("catalog", "ls"),
+            ("where", path),
+            ("missing", "train-1"),
+            ("plans",),
+            ("chains",),
+            ("links",),
+            ("trainings",),
+        ]
+        for words in asked:
+            wanted = terminal.json(*words)
+            assert _timeless(laptop.json(*words)) == _timeless(wanted), words
+            assert _timeless(stranger.json("--nats", url, *words)) == _timeless(wanted), words
+        assert stranger.json("catalog", "ls") == []
+        assert "gpu-7" in stranger.run("--nats", url, "nodes")
+    assert {row["node"] for row in laptop.json("nodes")} == {"gpu-7", "train-1"}
+    assert laptop.json("status", status=None)["details"]["leader"] == "coordinator.coord"
+    assert laptop.json("why", path, "train-1")["there"]
+    assert "nobody holds games/none.db" in laptop.run("where", "games/none.db", status=1)
+    assert "node 'gpu-77' never joined; known: gpu-7, train-1" in laptop.run(
+        "missing", "gpu-77", status=2
+    )
+
+    terminal.cluster.kill("coord")
+    text = " ".join(laptop.run("where", path, status=3).split())
+    assert "no views at" in text
+    assert "no coordinator answers" in text
+
+
+def _timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what grows with time."""
+    return [{k: v for k, v in row.items() if not k.endswith(("_s", "_at"))} for row in rows]
 
 
 async def test_verify_against_another_log_says_so_and_ends(

@@ -12,7 +12,7 @@ import msgspec
 import nats
 import pytest
 
-from dataplane.coordinator.queries import QUERIES
+from dataplane.queries import QUERIES
 from streams.codec import fact_id, node_fact
 from streams.events import HostOffline, SelfplayComplete
 from streams.values import Role
