@@ -51,7 +51,9 @@ class DeletionRow(Row, frozen=True):
     #: Why the copy stays, in words, and the rule that said so.
     rule: str = ""
     refusal: str = ""
-    #: When its node said that the copy is gone: one that comes after is not meant by the grant.
+    #: Id of the DELETION_GRANTED.
+    grant: str = ""
+    #: When its node said that it deleted the copy by that: one that comes after is not meant.
     removed_at: float = 0.0
 
     @property
@@ -111,7 +113,7 @@ class DeletionsView:
         if early and row.state is not DeletionState.REQUESTED:
             # Somebody else had reserved it already: that is what counts.
             return
-        changed = _evolve(row, event, recorded.time)
+        changed = _evolve(row, event, recorded)
         tx.put("deletions", row.id.encode(), changed)
         key = entry_key(changed.path, changed.checksum)
         copy = digest_key(changed.node, changed.path)
@@ -131,15 +133,16 @@ class DeletionsView:
         for path in event.paths:
             id = tx.get("deletions_granted", digest_key(event.node, path))
             row = None if id is None else get_deletion(tx, id.decode())
-            if row is not None and not row.removed_at:
+            if row is not None and row.grant == recorded.cause and not row.removed_at:
                 tx.put("deletions", row.id.encode(), replace(row, removed_at=recorded.time))
 
 
-def _evolve(row: DeletionRow, event: _Decision, time: float) -> DeletionRow:
+def _evolve(row: DeletionRow, event: _Decision, recorded: Recorded) -> DeletionRow:
+    time = recorded.time
     if isinstance(event, events.DeletionReserved):
         return replace(row, state=DeletionState.RESERVED, checksum=event.checksum, reserved_at=time)
     if isinstance(event, events.DeletionGranted):
-        return replace(row, state=DeletionState.GRANTED, granted_at=time)
+        return replace(row, state=DeletionState.GRANTED, granted_at=time, grant=recorded.id)
     if isinstance(event, events.DeletionRefused):
         return replace(
             row,

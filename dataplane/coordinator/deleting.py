@@ -32,7 +32,6 @@ from projections.cluster import ClusterView
 from projections.deletions import DeletionRow, DeletionState
 from projections.projector import Projector
 from projections.store import StoreError
-from streams import events
 from streams.codec import Fact
 from streams.foreign import Unreadable, from_json
 from streams.log import Answering, Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
@@ -214,9 +213,10 @@ class Deleter:
         await self._projector.wait_for((await self._log.state()).last_sequence)
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
-            now, guard = view.deletion(row.id), _guard(view, row)
-            versions = view.catalog.versions(row.path)
-        if now is not None and now.removed_at:
+            now, versions = view.deletion(row.id), view.catalog.versions(row.path)
+        if now is None or not now.open:
+            return
+        if now.removed_at:
             sizes = [one.size_bytes for one in versions if one.checksum == row.checksum]
             await self._end(row, DeletionAnswer(True, freed_bytes=sum(sizes)))
             return
@@ -226,10 +226,7 @@ class Deleter:
             )
             await self._end(row, DeletionAnswer(False, reason=reason))
             return
-        granted = await self._log.get(guard.last_sequence)
-        if granted is None or not isinstance(granted.event, events.DeletionGranted):
-            return
-        order = DeletionOrder(row.id, row.path, row.checksum, granted.id)
+        order = DeletionOrder(row.id, row.path, row.checksum, now.grant)
         try:
             body = await self._bus.request(
                 delete_subject(row.node), msgspec.json.encode(order), ANSWER_S
@@ -272,11 +269,6 @@ class Deleter:
             last = await self._log.last(guard.subjects)
             if last is not None:
                 await self._projector.wait_for(last.sequence)
-
-
-def _guard(view: ClusterView, row: DeletionRow) -> Guard:
-    chain = copies_chain(row.path, row.checksum)
-    return Guard(chain_filter(chain), view.last_sequence_of(chain))
 
 
 def _guard_of(view: ClusterView, fact: Fact) -> Guard:

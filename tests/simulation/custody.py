@@ -36,8 +36,6 @@ class Overseer:
         #: When somebody took a file away without asking, by path.
         self.taken: dict[str, list[float]] = {}
         self.deleted = 0
-        #: Ids of grants by which a copy was deleted: each is for one.
-        self._used: set[str] = set()
         self.problems: list[str] = []
 
     def take(self, node: str, path: str, now: float) -> None:
@@ -56,9 +54,10 @@ class Overseer:
         if not grants:
             self.problems.append(f"{node} deleted {entry.path}, and nobody granted it")
             return
-        if grants[-1].id in self._used:
+        if any(
+            one.cause == grants[-1].id and one.type == "FILES_REMOVED" for one in self._messages
+        ):
             self.problems.append(f"{node} deleted {entry.path} again, by a grant that was used")
-        self._used.add(grants[-1].id)
         granted = grants[-1].event
         assert isinstance(granted, events.DeletionGranted)
         asked_at = [one.time for one in said if one.type == "DELETION_RESERVED"][-1]

@@ -96,7 +96,8 @@ class Cluster:
             if not await still_granted(self.log, order, self.clock()):
                 return DeletionAnswer(False, reason="not granted")
             self.holders.discard(name)
-            await self.tell(events.FilesRemoved(node=name, paths=(order.path,)))
+            removed = events.FilesRemoved(node=name, paths=(order.path,))
+            await self.tell(Said(removed, by=name, cause=order.grant))
             if self.comes_again:
                 self.holders.add(name)
                 await self.tell(succeeded_with(GAMES, name))

@@ -96,11 +96,16 @@ def test_word_on_a_deletion_nobody_asked_for_is_no_deletion() -> None:
     assert given(RESERVED).view.deletion("r1") is None
 
 
-def test_copy_that_is_gone_while_its_deletion_is_granted_is_noted_once() -> None:
-    """By its node's word, also among other paths; nothing before the grant, nobody else, counts."""
-    gone = Said(events.FilesRemoved(node="gpu-1", paths=("games/other.db", GAMES.path)), by="gpu-1")
-    elsewhere = Said(events.FilesRemoved(node="gpu-2", paths=(GAMES.path,)), by="gpu-2")
-    story = given(ASKED, RESERVED, gone, after(1), GRANTED, elsewhere)
+def test_copy_that_its_node_deleted_by_the_grant_is_noted_once() -> None:
+    """Not one that went for another reason, before or after; nor what another node says."""
+    story = given(ASKED, RESERVED, after(1), GRANTED)
+    grant = the(story).grant
+    assert grant == story.facts[-1].id
+    event = events.FilesRemoved(node="gpu-1", paths=("games/other.db", GAMES.path))
+    gone = Said(event, by="gpu-1", cause=grant)
+    lost = Said(event, by="gpu-1")
+    elsewhere = Said(events.FilesRemoved(node="gpu-2", paths=event.paths), by="gpu-2", cause=grant)
+    story.tell(lost, elsewhere)
     assert the(story).removed_at == 0.0
     story.tell(after(1), gone, after(1), gone)
     assert (the(story).state, the(story).removed_at) == (DeletionState.GRANTED, T0 + 2)
