@@ -21,7 +21,6 @@ import msgspec
 from adapters.workers import finish
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
-from dataplane.coordinator.bridge import DURABLE
 from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.outbox import NotKept, Outbox
 from dataplane.presence import present
@@ -351,8 +350,7 @@ class DataPlane:
             log = await self.log()
             last_sequence = (await log.state()).last_sequence
             there = await present(log.bus)
-            bridge = await log.consumer(DURABLE)
-            consumers = {DURABLE: bridge} if bridge is not None else {}
+            consumers = await log.consumers()
             standing = await log.standing()
         with self.catalog.view() as view:
             return cluster_health(

@@ -5,7 +5,7 @@ Degraded is not healthy. Pure: readings and the time come in, a verdict goes out
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -23,6 +23,8 @@ LAG_LIMIT = 1_000
 STALL_LIMIT_S = 30.0
 #: A chain that has been open for this long is worth an operator's look.
 OLD_CHAIN_S = 900.0
+#: A log that has so much of what it may have is an operator's business.
+LOG_FULL_FROM = 0.9
 #: An archive that missed so many of its cycles is behind.
 ARCHIVE_CYCLES = 3
 
@@ -137,8 +139,8 @@ def cluster_health(
     for name, state in (consumers or {}).items():
         if state.waiting > LAG_LIMIT:
             found.problem("consumer-behind", f"{state.waiting} facts wait for {name}")
-    if standing is not None and standing.short:
-        found.problem("servers", on_too_few_servers(standing))
+    for text in standing_problems(standing):
+        found.problem("servers", text)
     return found.result(
         _details(view, now, lag, present or {})
         | {
@@ -147,7 +149,11 @@ def cluster_health(
             "under_replicated": short,
             "archive": archive,
             "s3": _backup(view, now, policy),
-            "consumers": msgspec.to_builtins(dict(consumers or {})),
+            "consumers": {
+                name: msgspec.to_builtins(state)
+                for name, state in (consumers or {}).items()
+                if state.waiting or state.unacknowledged
+            },
             "servers": None if standing is None else msgspec.to_builtins(standing),
         }
     )
@@ -182,13 +188,21 @@ class _Findings:
         )
 
 
-def on_too_few_servers(standing: Standing) -> str:
-    """What an operator must know before he stops another server."""
-    part, count = min(standing.short.items(), key=lambda item: item[1])
-    more = f", and {len(standing.short) - 1} more" if len(standing.short) > 1 else ""
-    who = f" ({', '.join(standing.behind)} behind or away)" if standing.behind else ""
-    text = f"{part}{more} on {count} of {standing.replicas} servers{who}"
-    return f"{text}: stop no other server until that is over"
+def standing_problems(standing: Standing | None) -> Iterator[str]:
+    """What an operator must know before he stops a server; nothing where nobody has asked."""
+    if standing is None:
+        return
+    if standing.problem:
+        yield f"on how many servers the log stands is not known: {standing.problem}"
+    if standing.short:
+        part, count = min(standing.short.items(), key=lambda item: item[1])
+        more = f", and {len(standing.short) - 1} more" if len(standing.short) > 1 else ""
+        who = f" ({', '.join(standing.behind)} behind or away)" if standing.behind else ""
+        text = f"{part}{more} on {count} of {standing.replicas} servers{who}"
+        yield f"{text}: stop no other server until that is over"
+    if standing.limit_bytes and standing.size_bytes >= LOG_FULL_FROM * standing.limit_bytes:
+        share = standing.size_bytes / standing.limit_bytes
+        yield f"the log has {share:.0%} of its max_bytes: raise it, or bound the log's age"
 
 
 def _judge_presence(

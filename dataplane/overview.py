@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from dataplane.health import OLD_CHAIN_S, cluster_health, on_too_few_servers
+from dataplane.health import OLD_CHAIN_S, cluster_health, standing_problems
 from dataplane.policy import Policy
 from dataplane.rows import (
     ChainLine,
@@ -318,8 +318,8 @@ def _link_alerts(links: Iterable[LinkLine]) -> Iterable[Alert]:
 
 
 def _server_alerts(standing: Standing | None) -> Iterable[Alert]:
-    if standing is not None and standing.short:
-        yield Alert(Severity.WARNING, on_too_few_servers(standing))
+    for text in standing_problems(standing):
+        yield Alert(Severity.WARNING, text)
 
 
 def _data_alerts(totals: Totals, beats: Mapping[str, Any] | None) -> Iterable[Alert]:

@@ -46,7 +46,7 @@ class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
     traits: tuple[str, ...]
     planned_for: bool
     #: Whether it is to go: what it holds counts for nobody.
-    leaving: bool
+    leaving: bool = False
     #: null if no heartbeat is there.
     seen_s_ago: float | None
     disk_free_bytes: int

@@ -28,8 +28,7 @@ from nats.micro.request import Request, ServiceError
 
 from streams.log import LogError, LogUnavailable, PermissionDenied
 from streams.micro import Question, Service, ServiceRefusal
-from streams.permissions import reader_name
-from streams.topology import READERS_OF_A_CLIENT
+from streams.topology import READERS_OF_A_CLIENT, reader_name
 from streams.values import is_token
 from streams.wire import Answer, Handler, Message, NoAnswer, Subscription, Watcher, parse_headers
 

@@ -16,7 +16,12 @@ from streams import topology
 from streams.appending import Appender, find
 from streams.codec import STREAM, Fact, Recorded
 from streams.connection import DEFAULT_SERVER, Connection, ConnectOptions
-from streams.consuming import JetStreamDeliveries, ensure_consumer, open_deliveries
+from streams.consuming import (
+    JetStreamDeliveries,
+    ensure_consumer,
+    list_consumers,
+    open_deliveries,
+)
 from streams.log import (
     ConsumerState,
     Guard,
@@ -24,6 +29,7 @@ from streams.log import (
     LogState,
     LogUnavailable,
     Receipt,
+    Room,
     SequenceConflict,
     Standing,
 )
@@ -41,6 +47,8 @@ from streams.wire import (
 )
 
 log = logging.getLogger(__name__)
+#: Whoever asks how the log stands is told in time that nobody knows.
+_STANDING_S = 10.0
 M = TypeVar("M")
 
 
@@ -61,6 +69,7 @@ class JetStreamLog:
         self._stream, self._deadline_s = stream, deadline_s
         self._deliveries: weakref.WeakSet[JetStreamDeliveries] = weakref.WeakSet()
         self._closed = False
+        self.room = Room()
         #: Up to where the log was restored; it never changes while the stream exists.
         self._restored: int | None = None
         self._appender = Appender(
@@ -123,6 +132,10 @@ class JetStreamLog:
             raise LogUnavailable(f"the log {self._stream}: {error}") from error
 
     async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
+        with self.room.asked():
+            return await self._append(facts, guards)
+
+    async def _append(self, facts: Sequence[Fact], guards: Sequence[Guard]) -> Receipt:
         try:
             return await self._appender.append(facts, guards)
         except SequenceConflict:
@@ -138,7 +151,8 @@ class JetStreamLog:
         return await self._appender.append(facts, again)
 
     async def publish(self, fact: Fact) -> Receipt:
-        return await self._appender.publish(fact)
+        with self.room.asked():
+            return await self._appender.publish(fact)
 
     async def read(
         self, *, after: int = 0, until: int | None = None, subjects: Sequence[str] = ()
@@ -218,16 +232,21 @@ class JetStreamLog:
             if error.code == CONSUMER_NOT_FOUND:
                 return None
             raise
-        return ConsumerState(
-            info["num_pending"], info["num_ack_pending"], info.get("num_redelivered", 0)
-        )
+        return _state_of(info)
+
+    async def consumers(self) -> dict[str, ConsumerState]:
+        once = partial(list_consumers, self.connection, self._stream)
+        found, _ = await persist(once, self._deadline_s)
+        lasting = (one for one in found if one["config"].get("durable_name"))
+        return {one["name"]: _state_of(one) for one in lasting}
 
     async def standing(self) -> Standing:
         others = [stream["name"] for stream in topology.streams()[1:]]
+        once = partial(standing_of, self.connection, self._stream, others)
         try:
-            return await standing_of(self.connection, self._stream, others)
-        except ApiError as error:
-            raise LogUnavailable(f"where the log {self._stream} stands: {error}") from error
+            return await persist(once, min(_STANDING_S, self._deadline_s))
+        except LogError as error:
+            return Standing(problem=str(error))
 
     async def provide(
         self, durable: str, subjects: Sequence[str], *, ack_wait_s: float, max_pending: int
@@ -277,3 +296,9 @@ class JetStreamLog:
         for deliveries in list(self._deliveries):
             await deliveries.close()
         await self.connection.close()
+
+
+def _state_of(info: Mapping[str, Any]) -> ConsumerState:
+    return ConsumerState(
+        info["num_pending"], info["num_ack_pending"], info.get("num_redelivered", 0)
+    )

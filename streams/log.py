@@ -6,7 +6,8 @@ holds both to it.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import msgspec
@@ -85,6 +86,11 @@ class Standing(msgspec.Struct, frozen=True):
     short: dict[str, int] = {}
     #: Servers that are away, or not up to date.
     behind: tuple[str, ...] = ()
+    #: What the log's messages take, and what they may; 0: as much as there is room for.
+    size_bytes: int = 0
+    limit_bytes: int = 0
+    #: Why all that is not known; "" where it is.
+    problem: str = ""
 
 
 class ConsumerState(msgspec.Struct, frozen=True):
@@ -168,12 +174,34 @@ class StoredLog(ReadingLog, Protocol):
         """As `read`, undecoded and unfiltered."""
 
 
+class Room:
+    """Whether a log has room, as those found who appended to it last."""
+
+    def __init__(self) -> None:
+        #: What it said when it refused to grow; "" since it took something again.
+        self.full = ""
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Around each append."""
+        try:
+            yield
+        except LogFull as error:
+            self.full = f"the log is full: {error}"
+            raise
+        self.full = ""
+
+
 class Log(ReadingLog, Protocol):
     """An append-only list of facts, numbered from 1 without gaps by the log itself.
 
     All methods may be called concurrently. They raise `LogError`s only, but for ValueError where
     an append makes no sense or a fact can't be encoded.
     """
+
+    @property
+    def room(self) -> Room:
+        """What those found who appended through this."""
 
     async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
         """Append all facts, in order and next to each other, or none of them.
@@ -209,8 +237,11 @@ class Log(ReadingLog, Protocol):
     async def consumer(self, durable: str) -> ConsumerState | None:
         """How far the durable consumer `durable` is; None if there is none."""
 
+    async def consumers(self) -> dict[str, ConsumerState]:
+        """How far each durable consumer is."""
+
     async def standing(self) -> Standing:
-        """Whether every part of the log is on as many servers as it is to be.
+        """Whether every part of the log is on as many servers as it is to be; never raises.
 
         While it is not, another server that is stopped may stop everything.
         """

@@ -33,6 +33,7 @@ from streams.log import (
     LogUnavailable,
     NoLongerHeld,
     Receipt,
+    Room,
     SequenceConflict,
     Standing,
 )
@@ -145,6 +146,7 @@ class MemoryLog:
         self._store = store or _Store(clock, max_messages)
         self._members: list[MemoryDeliveries] = []
         self._closed = False
+        self.room = Room()
 
     def another(self) -> Self:
         """Another client of the same log."""
@@ -155,6 +157,10 @@ class MemoryLog:
         return LogState(self._store.created, self._store.first, len(self._store.messages))
 
     async def append(self, facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
+        with self.room.asked():
+            return await self._append(facts, guards)
+
+    async def _append(self, facts: Sequence[Fact], guards: Sequence[Guard]) -> Receipt:
         self._check_open()
         store = self._store
         place_guards(facts, guards)
@@ -187,7 +193,8 @@ class MemoryLog:
         known = store.ids.get(fact.id)
         if known is not None:
             return Receipt(known, duplicate=True)
-        store.check_room(1)
+        with self.room.asked():
+            store.check_room(1)
         receipt = Receipt(store.add(fact.subject, headers, body))
         await asyncio.sleep(0)
         return receipt
@@ -253,6 +260,10 @@ class MemoryLog:
         self._check_open()
         found = self._store.consumers.get(durable)
         return None if found is None else found.state()
+
+    async def consumers(self) -> dict[str, ConsumerState]:
+        self._check_open()
+        return {name: one.state() for name, one in self._store.consumers.items()}
 
     async def standing(self) -> Standing:
         self._check_open()

@@ -12,7 +12,14 @@ from typing import Any
 
 from streams.codec import STREAM
 from streams.subjects import PROGRESS_SUBJECTS
-from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT, streams
+from streams.topology import (
+    ADVISORIES,
+    KEYS_BUCKET,
+    NODES_BUCKET,
+    READERS_OF_A_CLIENT,
+    reader_name,
+    streams,
+)
 
 _API, _KEY_VALUE = "$JS.API", "$KV"
 #: What nobody may do to the log, whatever else they may. Coordinators may remove its beginning,
@@ -125,17 +132,6 @@ class _Own:
 
 
 _READING = ("CONSUMER.CREATE", "CONSUMER.MSG.NEXT", "CONSUMER.DELETE")
-_READER = "read_"
-
-
-def reader_name(client: str, number: int) -> str:
-    """The consumer of one of a client's readers."""
-    return f"{_READER}{client}_{number}"
-
-
-def is_reader(consumer: str) -> bool:
-    """Whether a consumer is a reader's: made anew wherever it is lost."""
-    return consumer.startswith(_READER)
 
 
 def node_durables(node: str) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from streams.wire import (
     WRONG_LAST_SEQUENCE,
     ApiError,
     Message,
+    NoAnswer,
     accepted,
     api,
     create_consumer,
@@ -190,7 +191,7 @@ async def _put_consumer(wire: Connection, consumer: ConsumerInfo, what: Restorin
 
 async def durable_consumers(wire: Connection) -> list[ConsumerInfo]:
     """The durable consumers of the log, and how far each has acknowledged everything."""
-    found, _ = await persist(partial(list_consumers, wire, STREAM), _DEADLINE_S)
+    found = await persist(partial(_all_consumers, wire), _DEADLINE_S)
     return [
         ConsumerInfo(
             one["name"],
@@ -201,3 +202,11 @@ async def durable_consumers(wire: Connection) -> list[ConsumerInfo]:
         for one in found
         if one["config"].get("durable_name")
     ]
+
+
+async def _all_consumers(wire: Connection) -> list[dict[str, Any]]:
+    """None that lasts is left out: how far it is decides what may be removed from the log."""
+    found, silent = await list_consumers(wire, STREAM)
+    if lasting := [name for name in silent if not topology.is_reader(name)]:
+        raise NoAnswer(f"consumers that nobody answers for: {', '.join(lasting)}")
+    return found

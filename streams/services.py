@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import contextlib
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from streams.log import LogError, LogUnavailable, PermissionDenied, SequenceConflict
@@ -37,7 +37,7 @@ Answerer = Callable[[str, bytes], Awaitable[bytes]]
 #: A listener that does not keep up loses the oldest of these.
 _LISTEN_BACKLOG = 10_000
 #: How many of a stream's newest messages are looked at for such as are wanted.
-_MOST_LOOKED_AT = 1000
+_MOST_LOOKED_AT, _AT_ONCE = 1000, 50
 #: How NATS services say that a handler failed; without it a failure looks like an empty answer.
 _ERROR_HEADER, _ERROR_CODE_HEADER = "Nats-Service-Error", "Nats-Service-Error-Code"
 _OPERATION_HEADER = "KV-Operation"
@@ -121,16 +121,24 @@ class JetStreamBus:
             "state"
         ]
         found: list[tuple[str, bytes]] = []
-        last = state["last_seq"]
-        for sequence in range(last, max(state["first_seq"] - 1, last - _MOST_LOOKED_AT), -1):
-            if len(found) == count:
+        last, first = state["last_seq"], state["first_seq"]
+        looked_at = range(last, max(first - 1, last - _MOST_LOOKED_AT), -1)
+        for begin in range(0, len(looked_at), _AT_ONCE):
+            part = looked_at[begin : begin + _AT_ONCE]
+            messages = await asyncio.gather(*(self._message(stream, one) for one in part))
+            found += [one for one in messages if one is not None and wanted(one[0])]
+            if len(found) >= count:
                 break
-            with contextlib.suppress(ApiError):  # it expired meanwhile
-                said = await api(self._wire, f"STREAM.MSG.GET.{stream}", {"seq": sequence})
-                message = said["message"]
-                if wanted(message["subject"]):
-                    found.append((message["subject"], base64.b64decode(message.get("data", ""))))
-        return found[::-1]
+        return found[:count][::-1]
+
+    async def _message(self, stream: str, sequence: int) -> tuple[str, bytes] | None:
+        """Subject and body of one message of a stream; None if it has expired."""
+        ask = partial(api, self._wire, f"STREAM.MSG.GET.{stream}", {"seq": sequence})
+        try:
+            message = (await persist(ask, self._deadline_s))["message"]
+        except ApiError:
+            return None
+        return message["subject"], base64.b64decode(message.get("data", ""))
 
     async def _store(self, message: Message) -> int:
         async def once() -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 from streams.consuming import list_consumers
 from streams.log import Standing
-from streams.permissions import is_reader
+from streams.topology import is_reader
 from streams.wire import Wire, api
 
 #: A server that lists consumers waits for those of others, and longer than for anything else.
@@ -21,8 +21,9 @@ async def standing_of(wire: Wire, log: str, others: Sequence[str]) -> Standing:
     """
     info = await api(wire, f"STREAM.INFO.{log}")
     wanted: int = info["config"]["num_replicas"]
+    room = info["state"]["bytes"], max(0, info["config"].get("max_bytes", 0))
     if wanted == 1:
-        return Standing()
+        return Standing(1, {}, (), *room)
     parts = {log: info}
     for stream in others:
         parts[stream] = await api(wire, f"STREAM.INFO.{stream}")
@@ -34,7 +35,7 @@ async def standing_of(wire: Wire, log: str, others: Sequence[str]) -> Standing:
     have |= {name: 0 for name in silent if not is_reader(name)}
     behind = {name for part in parts.values() for name in _behind(part.get("cluster") or {})}
     short = {name: count for name, count in have.items() if count < wanted}
-    return Standing(wanted, short, tuple(sorted(behind)))
+    return Standing(wanted, short, tuple(sorted(behind)), *room)
 
 
 def _have_it(where: Mapping[str, Any]) -> int:

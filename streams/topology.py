@@ -42,6 +42,7 @@ DUPLICATE_WINDOW_S = 72 * 3600.0
 #: How many readers of the log clients of one name may have at once; each has a name of its own,
 #: which permissions list.
 READERS_OF_A_CLIENT = 16
+_READER = "read_"
 #: The server counts headers into a message's size; ours are ten short lines.
 HEADER_BYTES = 8 * 1024
 
@@ -210,4 +211,14 @@ def is_news(subject: str) -> bool:
     """Whether an advisory says more than that a reader has ended: readers come and go."""
     kind, what, stream, *name = subject.split(".")[3:]
     ended = (kind, what) == ("CONSUMER", "DELETED")
-    return not ended or (stream == STREAM and not name[0].startswith("read_"))
+    return not ended or (stream == STREAM and not is_reader(name[0]))
+
+
+def reader_name(client: str, number: int) -> str:
+    """The consumer of one of a client's readers."""
+    return f"{_READER}{client}_{number}"
+
+
+def is_reader(consumer: str) -> bool:
+    """Whether a consumer is a reader's: made anew wherever it is lost."""
+    return consumer.startswith(_READER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated, Any
 
 import msgspec
@@ -12,6 +13,7 @@ from dataplane.cli import show
 from dataplane.cli.app import LOOK, Json, app, config_of, open_catalog, run
 from dataplane.planner import CommandRejected
 from dataplane.retry import Retried, retry
+from streams.foreign import Unreadable, from_json
 from streams.topology import ADVISORIES, is_news
 
 rejected_app = typer.Typer(help="What could not be understood or decided, and why.")
@@ -70,7 +72,9 @@ def advisories(
 
 
 def _advisory(subject: str, body: bytes) -> dict[str, Any]:
-    said: dict[str, Any] = msgspec.json.decode(body)
+    said: dict[str, Any] = {}
+    with suppress(Unreadable):
+        said = from_json(body, dict[str, Any])
     return {
         "time": said.get("timestamp", ""),
         "what": ".".join(subject.split(".")[3:5]),

@@ -42,7 +42,6 @@ from streams.log import (
     Guard,
     Log,
     LogError,
-    LogFull,
     LogUnavailable,
     Receipt,
     SequenceConflict,
@@ -114,8 +113,6 @@ class EventBridge:
         self.decided = 0
         self.conflicts = 0
         self.errors = 0
-        #: What the log said when it refused to grow; "" since it took something again.
-        self.full = ""
         #: Chains that could not be decided.
         self.troubles = Troubles("chain {} could not be decided")
         #: When the sweep asked each chain last.
@@ -184,8 +181,6 @@ class EventBridge:
                 await self._reject()
         except (LogError, TimeoutError) as error:
             self.errors += 1
-            if isinstance(error, LogFull):
-                self.full = f"the log is full: {error}"
             first = deliveries[0].recorded
             logger.warning("not handled, will be redelivered: %s (from event %s)", error, first.id)
             with suppress(LogError):
@@ -315,7 +310,6 @@ class EventBridge:
         self._turns += 1
         facts = [fact for decision in group for fact in decision.facts]
         receipt = await self._log.append(facts, [decision.guard for decision in group])
-        self.full = ""
         self.decided += len(group)
         for decision in group:
             self.troubles.over(decision.chain)

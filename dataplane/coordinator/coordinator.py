@@ -146,7 +146,7 @@ class Coordinator:
         """What this process knows to be wrong and no view tells."""
         bridge, dispatcher = self.leading.bridge, self.leading.dispatcher
         sweeps = self.leading.sweeper.state
-        said = [self.projector.rolled_back, bridge.full, dispatcher.problem, sweeps.problem]
+        said = [self.projector.rolled_back, self._log.room.full, dispatcher.problem, sweeps.problem]
         said.append(self._clock_problem)
         found = (
             *bridge.troubles.described(),
@@ -238,10 +238,7 @@ class Coordinator:
     async def _watch_servers(self) -> None:
         """Know on how many servers the log stands, for whoever asks how it does."""
         while True:
-            try:
-                self.queries.standing = await self._log.standing()
-            except LogError as error:
-                logger.debug("where the log stands is not known: %s", error)
+            self.queries.standing = await self._log.standing()
             await asyncio.sleep(WATCH_S)
 
     async def _progress(self) -> tuple[Progress, ...]:

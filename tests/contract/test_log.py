@@ -22,7 +22,6 @@ from streams.log import (
     LogUnavailable,
     NoLongerHeld,
     SequenceConflict,
-    Standing,
 )
 from streams.memory import MemoryLog
 from streams.subjects import chain_filter
@@ -623,12 +622,14 @@ async def test_consumer_says_how_far_it_is(log: Log, bench: Bench) -> None:
             if acked == 4:
                 break
     await eventually(lambda: _is(log, redelivered=0, unacknowledged=0, waiting=0))
+    assert await log.consumers() == {"d": await log.consumer("d")}
 
 
 async def test_log_on_one_server_is_nowhere_short(log: Log) -> None:
     """What is to be on one server is on it."""
     await log.consume("d", ["dp.node.>"], ack_wait_s=30, max_pending=10)
-    assert await log.standing() == Standing(1, {}, ())
+    found = await log.standing()
+    assert (found.replicas, found.short, found.behind, found.problem) == (1, {}, (), "")
 
 
 async def _has(log: Log, count: int) -> bool:

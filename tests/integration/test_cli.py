@@ -107,6 +107,29 @@ async def test_every_question_has_an_answer_also_while_the_daemon_is_down(
     assert "can't be reached" in terminal.run("status", status=1)
 
 
+async def test_what_was_rejected_is_said_again_once_it_can_be_understood(
+    terminal: Terminal,
+) -> None:
+    """By the command; and what the bus noticed meanwhile is listed."""
+    cluster = terminal.cluster
+    said = ("publish", "SELFPLAY_COMPLETE", '{"config_key":"hex8_2p","games_count":6}')
+    assert terminal.json(*said, "--wait", "60")["result"]["success"]
+    [row] = terminal.json("rejected")
+    refusal = terminal.run("rejected", "retry", str(row["sequence"]), status=2)
+    assert "games_count" in refusal
+
+    deliveries = await cluster.log.consume("exporter", ["dp.node.>"], ack_wait_s=30, max_pending=10)
+    await (await anext(aiter(deliveries))).nak()
+
+    def noticed() -> bool:
+        rows = terminal.json("advisories")
+        return any(one["consumer"] == "exporter" and "MSG_NAKED" in one["what"] for one in rows)
+
+    await until(noticed, "the refusal to be listed")
+    waiting = terminal.json("status", status=None)["details"]["consumers"]
+    assert waiting["exporter"]["waiting"] + waiting["exporter"]["unacknowledged"] > 0
+
+
 async def test_machine_without_views_is_answered_by_a_coordinator(
     terminal: Terminal, tmp_path: Path
 ) -> None:

@@ -26,11 +26,17 @@ from streams.connection import ConnectOptions
 from streams.events import SelfplayComplete, SelfplayNeeded
 from streams.jetstream import JetStreamLog
 from streams.log import Guard, LogFull, LogUnavailable, PermissionDenied, Receipt
-from streams.permissions import reader_name
 from streams.server import EmbeddedServer, ServerFailed
 from streams.services import RequestFailed
 from streams.subjects import chain_filter
-from streams.topology import ADVISORIES, KEYS_BUCKET, NODES_BUCKET, READERS_OF_A_CLIENT, is_news
+from streams.topology import (
+    ADVISORIES,
+    KEYS_BUCKET,
+    NODES_BUCKET,
+    READERS_OF_A_CLIENT,
+    is_news,
+    reader_name,
+)
 from streams.values import DataType
 from streams.wire import ApiError, Message, Wire, api, create_consumer
 from tests.conftest import PATIENCE_S, Server, eventually

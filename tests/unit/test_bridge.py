@@ -600,17 +600,12 @@ async def test_full_log_is_said_and_forgotten_once_it_takes_something_again(
     await tell(log, *CLUSTER, opens("c1", played("gpu-1")))
     coordinator = Coordinator(log, tmp_path, STEADY, clock)
     clock.ahead_s += 100.0
-
-    async def sweepless() -> None:
-        await asyncio.Event().wait()
-
-    coordinator._sweep = sweepless  # type: ignore[method-assign]
     async with running(coordinator.run()):
-        await eventually(lambda: "the log is full" in coordinator.bridge.full)
+        await eventually(lambda: "the log is full" in log.room.full)
         log._store.max_messages = None
         clock.ahead_s += 20.0
         (end,) = await ended(log)
-        await eventually(lambda: coordinator.bridge.full == "")
+        await eventually(lambda: log.room.full == "")
     assert end.type == "DATA_SYNC_FAILED"
 
 

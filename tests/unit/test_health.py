@@ -310,7 +310,8 @@ def test_log_on_too_few_servers_degrades() -> None:
     """An operator who stops one server after the other must know when to wait."""
     whole = cluster(given(*CLUSTER), standing=Standing(3))
     assert whole.healthy
-    assert whole.details["servers"] == {"replicas": 3, "short": {}, "behind": ()}
+    assert whole.details["servers"]["replicas"] == 3
+    assert not whole.details["servers"]["short"]
     short = Standing(3, {"DATAPLANE": 2, "bridge": 1}, ("nats-2", "nats-3"))
     result = cluster(given(*CLUSTER), standing=short)
     assert (result.status, result.details["reasons"]) == ("degraded", ["servers"])
@@ -318,6 +319,23 @@ def test_log_on_too_few_servers_degrades() -> None:
         "bridge, and 1 more on 1 of 3 servers (nats-2, nats-3 behind or away): "
         "stop no other server until that is over"
     )
+
+
+def test_log_whose_servers_nobody_can_name_is_not_called_healthy() -> None:
+    """It is when servers restart that nobody answers, and then the next one must stay."""
+    result = cluster(given(*CLUSTER), standing=Standing(problem="no answer within 10 s"))
+    assert (result.status, result.details["reasons"]) == ("degraded", ["servers"])
+    assert result.message == (
+        "on how many servers the log stands is not known: no answer within 10 s"
+    )
+
+
+@pytest.mark.parametrize(("size", "limit", "words"), [(89, 100, ""), (90, 100, "90%"), (9, 0, "")])
+def test_log_that_is_nearly_full_degrades_before_it_is(size: int, limit: int, words: str) -> None:
+    """By max_bytes, where it has any."""
+    result = cluster(given(*CLUSTER), standing=Standing(size_bytes=size, limit_bytes=limit))
+    assert result.healthy is not bool(words)
+    assert f"the log has {words}" in result.message or not words
 
 
 def test_oldest_chain_is_shown() -> None:
