@@ -10,7 +10,15 @@ from pathlib import Path
 import pytest
 
 from dataplane.coordinator import lease as lease_module
-from dataplane.coordinator.lease import LEADER, LEASE_S, Lease, LeaseLost, holder_of
+from dataplane.coordinator.lease import (
+    LEADER,
+    LEASE_S,
+    LOOK_S,
+    RENEW_S,
+    Lease,
+    LeaseLost,
+    holder_of,
+)
 from streams.log import Bus
 from streams.memory import MemoryBus
 from streams.topology import LEASE_BUCKET
@@ -141,3 +149,9 @@ async def test_process_that_was_started_again_takes_its_own_lease_at_once(
     assert await again._try()
     assert again.term == 2
     assert holder_of(tmp_path / "other", "boss") != name
+
+
+def test_whoever_stands_by_leads_within_five_seconds_of_a_kill() -> None:
+    """The worst case: killed as it had just renewed, and looked for just before it ran out."""
+    assert LEASE_S + LOOK_S < 5.0
+    assert RENEW_S < LEASE_S / 3, "two renewals may be lost"
