@@ -363,6 +363,35 @@ def deletions_leave_enough(minimum: int) -> Law:
     return law
 
 
+def damage_is_repaired(facts: Sequence[Recorded]) -> Iterator[str]:
+    """A received copy that its node said to be damaged comes again while anybody holds its path."""
+    held: dict[str, dict[str, str]] = defaultdict(dict)
+    lacking: dict[tuple[str, str], int] = {}
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.FilesObserved):
+            for entry in event.entries:
+                held[entry.path][event.node] = entry.checksum
+                lacking.pop((entry.path, event.node), None)
+        elif isinstance(event, events.TransferSucceeded):
+            held[event.entry.path][event.target] = event.entry.checksum
+            lacking.pop((event.entry.path, event.target), None)
+        elif isinstance(event, events.FileQuarantined):
+            # What was found wrong on its way was never held: its transfer is tried again.
+            if held[event.path].get(event.node) == event.checksum:
+                del held[event.path][event.node]
+                lacking[event.path, event.node] = recorded.sequence
+        elif isinstance(event, events.FilesRemoved):
+            for path in event.paths:
+                held[path].pop(event.node, None)
+        elif isinstance(event, events.DeletionDone) and event.deleted:
+            held[event.path].pop(event.node, None)
+    for (path, node), sequence in lacking.items():
+        if held[path]:
+            where = ", ".join(sorted(held[path]))
+            yield f"{path} on {node}, damaged at {sequence}, was never repaired: {where} has it"
+
+
 def every_deletion_ends_once(facts: Sequence[Recorded]) -> Iterator[str]:
     """Whoever asked for a deletion hears what came of it; and a copy goes once."""
     asked: dict[str, events.DeletionRequested] = {}

@@ -20,10 +20,10 @@ import msgspec
 
 from dataplane.prove.cluster import (
     COORDINATORS,
+    VITAL,
     Kill,
     ProveCluster,
     Target,
-    is_player,
     kind_of,
     points_of,
 )
@@ -157,8 +157,8 @@ class Adversary:
     def _during(self, name: str) -> str:
         """What a process has under way; "" if nothing that anybody waits for."""
         kind, scene = kind_of(name), self._scene
-        if is_player(name):
-            return "playing"
+        if kind == "player":
+            return ""  # it plays at any time: to kill it proves nothing of the data plane
         if kind == "agent":
             return scene.work_of(name)
         if kind == "s3-server":
@@ -167,8 +167,20 @@ class Adversary:
             return ""
         return f"{len(scene.open)} chains were open" if scene.open else ""
 
+    def _missed(self) -> list[str]:
+        """Kinds of vital processes, now at work, of which no kill has hit any at work so far."""
+        hit = {kill.kind for kill in self._cluster.kills if kill.during}
+        at_work = {
+            kind_of(target.name)
+            for target in self._cluster.targets()
+            if target.status == "running"
+            and target.name not in self._away
+            and self._during(target.name)
+        }
+        return [kind for kind in VITAL if kind in at_work - hit]
+
     async def _kill(self) -> None:
-        target = self._victim()
+        target = self._victim(*self._missed())
         if target is None:
             return
         during, kind = self._during(target.name), kind_of(target.name)

@@ -30,6 +30,8 @@ from streams.values import Role, Trait
 
 CONFIG_KEYS = ("hex8_2p", "square8_2p")
 COORDINATORS = ("coordinator-1", "coordinator-2")
+#: Kinds of processes that the data plane can't do without.
+VITAL = ("agent", "coordinator", "nats-server")
 #: A disk that can be filled: a small file system of its own under one node's data. Databases grow
 #: as long as a run goes on, and a kill takes a while: by so much for each it must be larger.
 SMALL_DISK_MB = 192

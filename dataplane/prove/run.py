@@ -25,7 +25,7 @@ from dataplane.prove import bundle
 from dataplane.prove.adversary import Adversary, Flip
 from dataplane.prove.cluster import COORDINATORS, ProveCluster
 from dataplane.prove.scene import Scene, Watcher
-from dataplane.prove.verdict import Figures, Verdict, judge
+from dataplane.prove.verdict import Figures, Seen, Verdict, judge
 from dataplane.prove.workload import Workload
 from dataplane.words import size
 from streams.codec import Recorded
@@ -175,11 +175,14 @@ async def _prove(
                 task.cancel()
     await cluster.stop_children()
     acknowledged = [*workload.acknowledged, *cluster.published()]
-    verdict, facts = await judge(
-        log, cluster, acknowledged, adversary.deeds, adversary.flips, options.seed
+    seen = Seen(
+        options.seed,
+        acknowledged,
+        adversary.deeds,
+        adversary.flips,
+        "" if settled else f"the cluster did not come to rest within {_SETTLE_LIMIT_S:g} s",
     )
-    if not settled:
-        verdict.problems.append(f"the cluster did not come to rest within {_SETTLE_LIMIT_S:g} s")
+    verdict, facts = await judge(log, cluster, seen)
     where = ""
     if not verdict.passed:
         where = _keep(options, cluster, verdict, acknowledged, facts, keep)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -16,16 +16,21 @@ from dataplane.demo.audit import quantile, read_all
 from dataplane.demo.disks import CopyAudit, copies, examined, gone
 from dataplane.policy import Policy
 from dataplane.prove.adversary import Deed, Flip
-from dataplane.prove.cluster import COORDINATORS, SETTINGS, Kill, ProveCluster
+from dataplane.prove.cluster import COORDINATORS, SETTINGS, VITAL, Kill, ProveCluster
 from dataplane.prove.whys import Whys, ask_why
+from projections.store import StoreError
 from streams import events
 from streams.codec import Recorded
-from streams.log import Log
+from streams.log import Log, ReadingLog
 from streams.values import S3_NODE
 
 #: After its limit, how long it may take until a sweep, of a leader that is not being killed just
 #: then, has said that a chain is overdue.
 _OVERDUE_SLACK_S = 45.0
+#: In a run of so many kills each kind of `VITAL` process must have been hit at work.
+ENOUGH_KILLS = 12
+#: Killed so often, a process of any kind must have been at work once.
+OFTEN = 10
 #: What nats-server says of a store it can't read.
 _DAMAGE = re.compile(r"Critical write error|Error recreating stream|corrupt")
 
@@ -78,11 +83,25 @@ class Figures(msgspec.Struct, frozen=True):
     failures: dict[str, int]
 
 
+class Seen(msgspec.Struct):
+    """What a run knows besides the log and the disks."""
+
+    seed: int
+    #: Ids that a publisher was told are in the log.
+    acknowledged: Sequence[str] = ()
+    deeds: Sequence[Deed] = ()
+    flips: Sequence[Flip] = ()
+    #: Why the cluster was judged before it had come to rest; "" if it had.
+    restless: str = ""
+
+
 class Verdict(msgspec.Struct, frozen=True):
     """`problems` is empty exactly if every promise was kept."""
 
     problems: list[str]
     figures: Figures
+    #: Those of the problems that only this run could see: neither its log nor its views show them.
+    seen_only: list[str] = []
 
     @property
     def passed(self) -> bool:
@@ -104,33 +123,42 @@ def run_laws(acknowledged: Sequence[str], policy: Policy) -> tuple[laws.Law, ...
         laws.budgets_are_kept(*slots),
         laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
         laws.deletions_leave_enough(policy.disk.min_verified_copies),
+        laws.damage_is_repaired,
         laws.nothing_acknowledged_is_lost(acknowledged),
     )
 
 
-async def judge(
-    log: Log,
-    cluster: ProveCluster,
-    acknowledged: Sequence[str],
-    deeds: Sequence[Deed],
-    flips: Sequence[Flip],
-    seed: int,
-) -> tuple[Verdict, list[Recorded]]:
+async def judge(log: Log, cluster: ProveCluster, seen: Seen) -> tuple[Verdict, list[Recorded]]:
     """The verdict, and the facts it was taken from. Nobody may write any more."""
     facts, policy = await read_all(log), cluster.policy()
     found = await asyncio.to_thread(_examined, facts, cluster)
-    whys = await asyncio.to_thread(ask_why, facts, policy, seed)
-    problems = [
-        *laws.broken(facts, run_laws(acknowledged, policy)),
+    whys = await asyncio.to_thread(ask_why, facts, policy, seen.seed)
+    seen_only = [
         *(f"{copy.path} on {copy.target}: {copy.problem}" for copy in found if copy.problem),
         *gone(facts, cluster.layout.data),
-        *await _view_problems(log, [cluster.layout.state(name) for name in COORDINATORS]),
-        *(f"why has no answer: {one}" for one in whys.unknown),
+        *without_proof(cluster.kills),
+        *([seen.restless] if seen.restless else ()),
     ]
-    if not any(kill.during for kill in cluster.kills):
-        problems.append("no kill has hit anything at work: this run proves nothing")
-    figures = _figures(facts, found, whys, cluster, acknowledged, deeds, flips)
-    return Verdict(problems, figures), facts
+    problems = [
+        *laws.broken(facts, run_laws(seen.acknowledged, policy)),
+        *await view_problems(log, [cluster.layout.state(name) / "views" for name in COORDINATORS]),
+        *(f"why has no answer: {one}" for one in whys.unknown),
+        *seen_only,
+    ]
+    return Verdict(problems, _figures(facts, found, whys, cluster, seen), seen_only), facts
+
+
+def without_proof(kills: Sequence[Kill]) -> Iterator[str]:
+    """Why these kills prove too little: what must be hit at work was not."""
+    at_work = Counter(kill.kind for kill in kills if kill.during)
+    if not at_work:
+        yield "no kill has hit anything at work: this run proves nothing"
+        return
+    often = {kind for kind, count in Counter(kill.kind for kill in kills).items() if count >= OFTEN}
+    demanded = [*VITAL, *sorted(often - {*VITAL, "player"})] if len(kills) >= ENOUGH_KILLS else []
+    for kind in demanded:
+        if not at_work[kind]:
+            yield f"of {len(kills)} kills none has hit a {kind} at work: of it this proves nothing"
 
 
 def _examined(facts: Sequence[Recorded], cluster: ProveCluster) -> list[CopyAudit]:
@@ -146,12 +174,17 @@ def _examined(facts: Sequence[Recorded], cluster: ProveCluster) -> list[CopyAudi
     return found
 
 
-async def _view_problems(log: Log, states: Sequence[Path]) -> list[str]:
+async def view_problems(log: ReadingLog, places: Sequence[Path]) -> list[str]:
+    """What is in no fold of the log though it lies in views, or the other way round."""
     problems = []
-    for state in states:
-        views = await verify(log, state / "views")
+    for place in places:
+        try:
+            views = await verify(log, place)
+        except (StoreError, ValueError) as error:
+            problems.append(f"the views in {place} can't be held against the log: {error}")
+            continue
         if not views.same:
-            problems.append(f"the views in {state} are not the fold of the log: {views.different}")
+            problems.append(f"the views in {place} are not the fold of the log: {views.different}")
     return problems
 
 
@@ -160,15 +193,13 @@ def _figures(
     found: Sequence[CopyAudit],
     whys: Whys,
     cluster: ProveCluster,
-    acknowledged: Sequence[str],
-    deeds: Sequence[Deed],
-    flips: Sequence[Flip],
+    seen: Seen,
 ) -> Figures:
     chains, kills = laws.chains(facts), cluster.kills
     latencies = sorted(chain.latency_s for chain in chains if chain.latency_s is not None)
     doubled = sum(max(0, chain.ends - 1) + max(0, chain.announced - 1) for chain in chains)
     there = {recorded.id for recorded in facts}
-    reported, repaired = _flips_seen(facts, flips)
+    reported, repaired = _flips_seen(facts, seen.flips)
     told = [one.event for one in facts]
     kept = [one for one in told if isinstance(one, events.DeletionRefused)]
     ahead_bytes, ahead_found_bytes = laws.copies_ahead(facts)
@@ -176,7 +207,7 @@ def _figures(
         chains=len(chains),
         completed=sum(chain.completed > 0 for chain in chains),
         failed=sum(chain.failed > 0 for chain in chains),
-        lost=sum(chain.ends == 0 for chain in chains) + len(set(acknowledged) - there),
+        lost=sum(chain.ends == 0 for chain in chains) + len(set(seen.acknowledged) - there),
         doubled=doubled + sum(count - 1 for count in laws.repeated_ids(facts).values()),
         wrong_bytes=sum(bool(copy.problem) for copy in found),
         facts=len(facts),
@@ -189,9 +220,9 @@ def _figures(
         kills_at_work=sum(bool(kill.during) for kill in kills),
         kills_by_kind=dict(Counter(kill.kind for kill in kills)),
         kills_by_place=dict(sorted(Counter(_place(kill) for kill in kills).items())),
-        deeds=dict(sorted(Counter(deed.kind for deed in deeds).items())),
+        deeds=dict(sorted(Counter(deed.kind for deed in seen.deeds).items())),
         restarts_by_themselves=cluster.restarts,
-        acknowledged=len(set(acknowledged)),
+        acknowledged=len(set(seen.acknowledged)),
         copies_checked=len(found),
         with_bucket=cluster.bucket is not None,
         stored_checked=sum(copy.target == S3_NODE for copy in found),
@@ -202,10 +233,10 @@ def _figures(
         ahead_found_bytes=ahead_found_bytes,
         store_damage=_damage(cluster),
         whys=whys,
-        flips=len(flips),
+        flips=len(seen.flips),
         flips_reported=reported,
         flips_repaired=repaired,
-        flips_replaced=len(flips) - reported,
+        flips_replaced=len(seen.flips) - reported,
         failures=dict(Counter(_sort_of(chain.reason) for chain in chains if chain.failed)),
     )
 

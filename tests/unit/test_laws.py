@@ -13,7 +13,7 @@ from dataplane.demo.disks import checksum_of, gone
 from dataplane.prove import bundle
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, decode, encode, fact_id, node_fact
-from streams.values import Held, Proof, SyncPlan, SyncPriority, TargetOutcome
+from streams.values import DataEntry, Held, Proof, SyncPlan, SyncPriority, TargetOutcome
 from tests.spec import T0, decided, entry, games_of, given, opens, played, player, ran, trainer
 
 GAMES = games_of("gpu-1")
@@ -147,6 +147,38 @@ def test_deletion_without_enough_proofs_is_found() -> None:
     assert list(law(deletion(*proven[1:]))) == []
     assert len(list(law(deletion(proven[0], proven[1])))) == 1
     assert len(list(law(deletion(proven[1], Proof(node="n3", proven=False))))) == 1
+
+
+def brought(target: str, what: DataEntry = GAMES) -> events.TransferSucceeded:
+    """A copy has come."""
+    return events.TransferSucceeded(
+        transfer="t", node=target, source="gpu-1", target=target, entry=what, attempt=1
+    )
+
+
+@pytest.mark.parametrize(
+    ("then", "broken"),
+    [
+        ([], 1),
+        ([brought("n1")], 0),
+        ([events.FilesObserved(node="n1", entries=(GAMES,))], 0),
+        ([events.FilesRemoved(node="n2", paths=(GAMES.path,))], 0),
+        ([events.FilesRemoved(node="n2", paths=(GAMES.path,)), brought("n3")], 1),
+    ],
+    ids=["stays so", "comes again", "is written anew", "nobody has it", "another has it"],
+)
+def test_damaged_copy_that_is_never_repaired_is_found(
+    then: list[events.Event], broken: int
+) -> None:
+    """As long as anybody holds what is damaged here."""
+    damaged = events.FileQuarantined(
+        node="n1", path=GAMES.path, checksum=GAMES.checksum, reason="rotten"
+    )
+    facts = recorded(brought("n2"), brought("n1"), damaged, *then)
+    assert len(list(laws.damage_is_repaired(facts))) == broken
+    # What was found wrong on its way was never there.
+    on_its_way = recorded(brought("n2"), damaged, *then)
+    assert list(laws.damage_is_repaired(on_its_way)) == []
 
 
 def ahead(*said: events.Event) -> list[Recorded]:

@@ -1,0 +1,199 @@
+"""The verdict on a proof: each thing that may be wrong is looked for, and fails it."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from dataplane.demo.children import Layout
+from dataplane.demo.disks import checksum_of
+from dataplane.prove import verdict
+from dataplane.prove.cluster import COORDINATORS, Kill, ProveCluster
+from dataplane.prove.verdict import Seen, Verdict, judge, without_proof
+from dataplane.prove.whys import Whys
+from projections.fold import TABLES, fold
+from projections.projector import Projector
+from projections.store import Store
+from streams import events
+from streams.codec import Fact, fact_id, node_fact
+from streams.memory import MemoryLog
+from streams.values import DataEntry
+from tests.spec import games_of, given, played, player, ran, trainer
+
+AT_WORK = Kill("train-1", "agent", "random", "receiving games", 0.0)
+
+
+class Aftermath:
+    """A cluster after its run: one chain whose games lie on the trainer, and views of it."""
+
+    def __init__(self, root: Path) -> None:
+        self.cluster = ProveCluster(Layout(root), replicas=1, nodes=4, kills=0)
+        self.cluster.bucket = None
+        self.cluster.kills = [AT_WORK]
+        self.log = MemoryLog()
+        self.entry = self._write_games()
+        self.seen = Seen(seed=1)
+
+    def _write_games(self) -> DataEntry:
+        entry = games_of("gpu-1", games=3)
+        self.file = self.cluster.copy("train-1", entry.path)
+        self.file.parent.mkdir(parents=True)
+        with closing(sqlite3.connect(self.file)) as db, db:
+            db.execute("CREATE TABLE games (number)")
+            db.executemany("INSERT INTO games VALUES (?)", [(number,) for number in range(3)])
+        size = self.file.stat().st_size
+        return replace(entry, checksum=checksum_of(self.file), size_bytes=size)
+
+    async def happen(self, *more: events.Event) -> None:
+        """Say the whole chain, and `more`, and fold the views."""
+        story = given(trainer(), player(), ran("c1", played(games=3), self.entry))
+        for one in story.facts:
+            assert one.event is not None
+            await self.log.publish(Fact(one.event, one.subject, one.id, one.chain, one.cause))
+        for number, event in enumerate(more):
+            await self.log.publish(node_fact(event, "train-1", fact_id("more", number)))
+        for name in COORDINATORS:
+            await self._fold_views(name)
+
+    async def _fold_views(self, name: str) -> None:
+        projector = Projector(self.log, self.cluster.layout.state(name) / "views")
+        await projector.start(until=(await self.log.state()).last_sequence)
+        await projector.close()
+
+    async def fold_another_story(self, name: str) -> None:
+        """Put views in a coordinator's place that are the fold of something else."""
+        state = await self.log.state()
+        (facts,) = [batch async for batch in self.log.read(until=state.last_sequence)]
+        other = [
+            replace(one, event=replace(one.event, target="train-9"))
+            if isinstance(one.event, events.TransferSucceeded)
+            else one
+            for one in facts
+        ]
+        (views,) = (self.cluster.layout.state(name) / "views").glob("gen-*")
+        shutil.rmtree(views)
+        store = Store.open(views, TABLES)
+        store.write(lambda tx: fold(tx, other, state.created))
+        store.close()
+
+    async def judged(self) -> Verdict:
+        """The verdict on it."""
+        found, _ = await judge(self.log, self.cluster, self.seen)
+        return found
+
+
+@pytest.fixture
+def aftermath(tmp_path: Path) -> Aftermath:
+    """Nothing has happened yet."""
+    return Aftermath(tmp_path)
+
+
+async def test_run_in_which_every_promise_was_kept_passes(aftermath: Aftermath) -> None:
+    """What is right is not accused."""
+    await aftermath.happen()
+    found = await aftermath.judged()
+    assert found.problems == [] and found.passed
+    assert (found.figures.completed, found.figures.copies_checked) == (1, 1)
+
+
+async def test_wrong_byte_on_a_disk_fails_the_proof(aftermath: Aftermath) -> None:
+    """Only the disk shows it, and so this run alone."""
+    await aftermath.happen()
+    aftermath.file.write_bytes(b"\0" + aftermath.file.read_bytes()[1:])
+    found = await aftermath.judged()
+    (problem,) = found.problems
+    assert "on train-1: the file on the disk is" in problem
+    assert found.seen_only == [problem] and found.figures.wrong_bytes == 1
+
+
+async def test_deleted_copy_that_still_lies_there_fails_the_proof(aftermath: Aftermath) -> None:
+    """Whatever else was right with its deletion."""
+    done = events.DeletionDone(
+        path=aftermath.entry.path,
+        node="train-1",
+        request="r",
+        checksum=aftermath.entry.checksum,
+        deleted=True,
+    )
+    await aftermath.happen(done)
+    assert any("still lies there" in one for one in (await aftermath.judged()).seen_only)
+
+
+@pytest.mark.parametrize("name", COORDINATORS)
+async def test_views_that_are_not_the_fold_fail_the_proof(aftermath: Aftermath, name: str) -> None:
+    """Those of any coordinator; they are kept, so they can be looked at again."""
+    await aftermath.happen()
+    await aftermath.fold_another_story(name)
+    found = await aftermath.judged()
+    (problem,) = found.problems
+    assert name in problem and "are not the fold of the log" in problem
+    assert found.seen_only == []
+
+
+async def test_views_that_nobody_can_read_fail_the_proof(aftermath: Aftermath) -> None:
+    """Instead of ending it without a verdict."""
+    await aftermath.happen()
+    shutil.rmtree(aftermath.cluster.layout.state(COORDINATORS[0]) / "views")
+    (problem,) = (await aftermath.judged()).problems
+    assert COORDINATORS[0] in problem
+
+
+async def test_lost_event_restlessness_and_unanswered_whys_fail_the_proof(
+    aftermath: Aftermath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each in its own words."""
+    await aftermath.happen()
+    aftermath.seen = Seen(seed=1, acknowledged=["gone"], restless="it did not come to rest")
+    monkeypatch.setattr(verdict, "ask_why", lambda *_: Whys(unknown=("x on y: nobody knows",)))
+    assert (await aftermath.judged()).problems == [
+        "event gone was acknowledged and is not in the log",
+        "why has no answer: x on y: nobody knows",
+        "it did not come to rest",
+    ]
+
+
+async def test_proof_without_a_kill_at_work_fails(aftermath: Aftermath) -> None:
+    """It would prove nothing."""
+    await aftermath.happen()
+    aftermath.cluster.kills = [replace(AT_WORK, during="")]
+    (problem,) = (await aftermath.judged()).problems
+    assert problem == "no kill has hit anything at work: this run proves nothing"
+
+
+def kills(kind: str, count: int, during: str = "at work") -> list[Kill]:
+    """So many of a kind."""
+    return [Kill(f"{kind}-1", kind, "random", during, 0.0)] * count
+
+
+@pytest.mark.parametrize(
+    ("said", "missed"),
+    [
+        (kills("agent", 3), []),
+        (kills("agent", 12), ["coordinator", "nats-server"]),
+        ([*kills("agent", 10), *kills("coordinator", 1), *kills("nats-server", 1)], []),
+        (
+            [*kills("agent", 11), *kills("coordinator", 1), *kills("nats-server", 5, "")],
+            ["nats-server"],
+        ),
+        (
+            [kill for kind in verdict.VITAL for kill in kills(kind, 3)]
+            + kills("s3-server", 10, "")
+            + kills("player", 10, ""),
+            ["s3-server"],
+        ),
+    ],
+    ids=["few", "one kind", "each", "never at work", "bucket never at work"],
+)
+def test_every_kind_of_process_must_have_been_hit_at_work(
+    said: Sequence[Kill], missed: list[str]
+) -> None:
+    """In a run that is long enough; what a player does, nobody of the data plane waits for."""
+    problems = list(without_proof(said))
+    assert len(problems) == len(missed)
+    assert all(kind in problem for kind, problem in zip(missed, problems, strict=True))
