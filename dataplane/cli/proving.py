@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Annotated
 
@@ -27,11 +28,16 @@ def prove(
     """Kill, pause, cut off and damage a real cluster, then count what is lost, doubled or wrong."""
     from dataplane.prove import bundle
     from dataplane.prove.run import Options, run_proof
+    from streams.log import LogError
 
     if replay is not None:
-        problems, digests = bundle.judge_again(replay)
-        show.print_json({"problems": problems, "digests": digests})
-        raise typer.Exit(1 if problems else 0)
+        try:
+            again = asyncio.run(bundle.judge_again(replay))
+        except (ValueError, OSError, LogError) as error:
+            show.errors.print(f"{replay} can't be judged: {error}", style="red", markup=False)
+            raise typer.Exit(2) from None
+        show.print_json(again)
+        raise typer.Exit(0 if again.acquits else 1)
     options = Options(
         minutes=minutes, seed=seed, chains=chains, kills=kills, nodes=nodes, cluster=cluster
     )

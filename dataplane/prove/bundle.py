@@ -2,82 +2,116 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 
 import msgspec
 
 from dataplane import laws
+from dataplane.audit.exporting import export_log
 from dataplane.policy import Policy
-from dataplane.prove.verdict import run_laws
+from dataplane.prove.verdict import Verdict, run_laws, view_problems, why_problems
+from dataplane.prove.whys import ask_why
 from projections.fold import TABLES, fold, view_digests
 from projections.store import Store
-from streams.codec import Fact, Recorded, decode, encode
+from streams.codec import Recorded
+from streams.kept import FileLog
+from streams.log import StoredLog
 
-
-class Line(msgspec.Struct, frozen=True):
-    """A message of the log, as it can be decoded again."""
-
-    sequence: int
-    time: float
-    subject: str
-    headers: dict[str, str]
-    body: str
+_LOG, _SEED, _VIEWS = "log.jsonl", "seed.json", "views"
 
 
 class Seed(msgspec.Struct, frozen=True):
-    """How to run the same again, and what was acknowledged."""
+    """How to run the same again, and what of the run neither its log nor its views can tell."""
 
     command: str
     seed: int
     problems: list[str]
+    #: Those of the problems that only the run could see: on disks and of processes.
+    seen_only: list[str]
     acknowledged: list[str]
+    #: What the processes decided by.
+    policy: Policy
 
 
-def write(
-    directory: Path, facts: Sequence[Recorded], seed: Seed, views: Iterable[tuple[str, Path]]
+class Again(msgspec.Struct, frozen=True):
+    """A bundle judged again."""
+
+    #: What its log and its views still show.
+    problems: list[str]
+    #: What only the run could see, as it was seen then: it stands.
+    seen_then: list[str]
+    #: Of the views, folded anew from the log.
+    digests: dict[str, str]
+
+    @property
+    def acquits(self) -> bool:
+        """Whether nothing stands against the run."""
+        return not self.problems and not self.seen_then
+
+
+def seed_of(
+    command: str, seed: int, verdict: Verdict, acknowledged: Sequence[str], policy: Policy
+) -> Seed:
+    """What a failed run leaves to be judged by."""
+    return Seed(command, seed, verdict.problems, verdict.seen_only, [*acknowledged], policy)
+
+
+async def write(
+    directory: Path, log: StoredLog, seed: Seed, views: Iterable[tuple[str, Path]]
 ) -> None:
-    """Write a bundle."""
+    """Write a bundle: every message of the log as it is kept, the seed, and these views."""
+    await asyncio.to_thread(_write_rest, directory, seed, views)
+    await export_log(log, directory / _LOG)
+
+
+def _write_rest(directory: Path, seed: Seed, views: Iterable[tuple[str, Path]]) -> None:
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "log.jsonl").open("wb") as file:
-        for recorded in facts:
-            file.write(msgspec.json.encode(_line(recorded)) + b"\n")
-    (directory / "seed.json").write_bytes(msgspec.json.format(msgspec.json.encode(seed), indent=2))
+    (directory / _SEED).write_bytes(msgspec.json.format(msgspec.json.encode(seed), indent=2))
     for name, place in views:
         if place.exists():
-            shutil.copytree(place, directory / "views" / name, symlinks=True, dirs_exist_ok=True)
+            shutil.copytree(place, directory / _VIEWS / name, symlinks=True, dirs_exist_ok=True)
 
 
-def read(directory: Path) -> tuple[list[Recorded], Seed]:
-    """The facts of a bundle, decoded by this program, and its seed."""
-    lines = (directory / "log.jsonl").read_bytes().splitlines()
-    decoded = [msgspec.json.decode(line, type=Line) for line in lines]
-    facts = [decode(x.sequence, x.time, x.subject, x.headers, x.body.encode()) for x in decoded]
-    return facts, msgspec.json.decode((directory / "seed.json").read_bytes(), type=Seed)
+def seed_in(directory: Path) -> Seed:
+    """The seed of a bundle. Raises ValueError where it is none of this program."""
+    return msgspec.json.decode((directory / _SEED).read_bytes(), type=Seed)
 
 
-def judge_again(directory: Path) -> tuple[list[str], dict[str, str]]:
-    """What breaks a promise in a bundle's log, and the digests of the views folded from it."""
-    facts, seed = read(directory)
+async def judge_again(directory: Path) -> Again:
+    """Ask a bundle all that its run was asked of log and views; what only the run saw, it keeps.
+
+    Raises ValueError, OSError and LogError where it is no bundle of this program.
+    """
+    seed, log = seed_in(directory), FileLog(directory / _LOG)
+    facts = await _all(log)
+    whys = await asyncio.to_thread(ask_why, facts, seed.policy, seed.seed)
+    problems = [
+        *laws.broken(facts, run_laws(seed.acknowledged, seed.policy)),
+        *await view_problems(log, sorted((directory / _VIEWS).glob("*"))),
+        *why_problems(whys),
+    ]
+    return Again(problems, seed.seen_only, await asyncio.to_thread(_digests, facts))
+
+
+async def _all(log: FileLog) -> list[Recorded]:
+    facts: list[Recorded] = []
+    async with aclosing(log.read()) as batches:
+        async for batch in batches:
+            facts += batch
+    return facts
+
+
+def _digests(facts: Sequence[Recorded]) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="dataplane-bundle-") as place:
         store = Store.open(Path(place), TABLES, durable=False)
         try:
             store.write(lambda tx: fold(tx, facts, "bundle"))
             with store.read() as reader:
-                digests = view_digests(reader)
+                return view_digests(reader)
         finally:
             store.close()
-    return laws.broken(facts, run_laws(seed.acknowledged, Policy())), digests
-
-
-def _line(recorded: Recorded) -> Line:
-    """What was not understood keeps its subject; what was in it, the server's own store has."""
-    if recorded.event is None:
-        return Line(recorded.sequence, recorded.time, recorded.subject, {}, "?")
-    fact = Fact(
-        recorded.event, recorded.subject, recorded.id, recorded.chain, recorded.cause, "bundle"
-    )
-    headers, body = encode(fact, recorded.time)
-    return Line(recorded.sequence, recorded.time, recorded.subject, headers, body.decode())

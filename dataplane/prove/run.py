@@ -28,7 +28,6 @@ from dataplane.prove.scene import Scene, Watcher
 from dataplane.prove.verdict import Figures, Seen, Verdict, judge
 from dataplane.prove.workload import Workload
 from dataplane.words import size
-from streams.codec import Recorded
 from streams.jetstream import JetStreamLog
 from streams.log import LogError
 from streams.server import ServerFailed
@@ -182,10 +181,10 @@ async def _prove(
         adversary.flips,
         "" if settled else f"the cluster did not come to rest within {_SETTLE_LIMIT_S:g} s",
     )
-    verdict, facts = await judge(log, cluster, seen)
+    verdict = await judge(log, cluster, seen)
     where = ""
     if not verdict.passed:
-        where = _keep(options, cluster, verdict, acknowledged, facts, keep)
+        where = await _keep(options, cluster, log, verdict, acknowledged, keep)
     return Report(
         passed=verdict.passed,
         command=options.command,
@@ -264,20 +263,20 @@ def _is_damaged(file: Path, checksum: str) -> bool:
         return True
 
 
-def _keep(
+async def _keep(
     options: Options,
     cluster: ProveCluster,
+    log: JetStreamLog,
     verdict: Verdict,
     acknowledged: list[str],
-    facts: list[Recorded],
     keep: Path | None,
 ) -> str:
     """Write what is needed to look into a failure; where that is."""
     place = keep or Path.cwd()
     directory = place / f"prove-failed-{options.seed}-{int(time.time())}"
-    seed = bundle.Seed(options.command, options.seed, verdict.problems, acknowledged)
+    seed = bundle.seed_of(options.command, options.seed, verdict, acknowledged, cluster.policy())
     views = [(name, cluster.layout.state(name) / "views") for name in COORDINATORS]
-    bundle.write(directory, facts, seed, views)
+    await bundle.write(directory, log, seed, views)
     shutil.copytree(cluster.layout.root / "logs", directory / "logs", dirs_exist_ok=True)
     return str(directory)
 

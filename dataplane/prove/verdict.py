@@ -16,7 +16,7 @@ from dataplane.demo.audit import quantile, read_all
 from dataplane.demo.disks import CopyAudit, copies, examined, gone
 from dataplane.policy import Policy
 from dataplane.prove.adversary import Deed, Flip
-from dataplane.prove.cluster import COORDINATORS, SETTINGS, VITAL, Kill, ProveCluster
+from dataplane.prove.cluster import COORDINATORS, VITAL, Kill, ProveCluster
 from dataplane.prove.whys import Whys, ask_why
 from projections.store import StoreError
 from streams import events
@@ -111,15 +111,11 @@ class Verdict(msgspec.Struct, frozen=True):
 
 def run_laws(acknowledged: Sequence[str], policy: Policy) -> tuple[laws.Law, ...]:
     """All laws, with the limits that the processes were given."""
-    limit_s = float(str(SETTINGS["chain_limit_seconds"]))
-    slots = (
-        int(str(SETTINGS["max_in_flight"])),
-        int(str(SETTINGS["max_concurrent_syncs"])),
-        int(str(SETTINGS["policy__bandwidth__small_per_slot"])),
-    )
+    bandwidth = policy.bandwidth
+    slots = bandwidth.max_total, bandwidth.max_per_node, bandwidth.small_per_slot
     return (
         *laws.ALWAYS,
-        laws.late_chains_are_named(limit_s, _OVERDUE_SLACK_S),
+        laws.late_chains_are_named(policy.chains.limit_s, _OVERDUE_SLACK_S),
         laws.budgets_are_kept(*slots),
         laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
         laws.deletions_leave_enough(policy.disk.min_verified_copies),
@@ -128,8 +124,8 @@ def run_laws(acknowledged: Sequence[str], policy: Policy) -> tuple[laws.Law, ...
     )
 
 
-async def judge(log: Log, cluster: ProveCluster, seen: Seen) -> tuple[Verdict, list[Recorded]]:
-    """The verdict, and the facts it was taken from. Nobody may write any more."""
+async def judge(log: Log, cluster: ProveCluster, seen: Seen) -> Verdict:
+    """The verdict. Nobody may write any more."""
     facts, policy = await read_all(log), cluster.policy()
     found = await asyncio.to_thread(_examined, facts, cluster)
     whys = await asyncio.to_thread(ask_why, facts, policy, seen.seed)
@@ -142,10 +138,10 @@ async def judge(log: Log, cluster: ProveCluster, seen: Seen) -> tuple[Verdict, l
     problems = [
         *laws.broken(facts, run_laws(seen.acknowledged, policy)),
         *await view_problems(log, [cluster.layout.state(name) / "views" for name in COORDINATORS]),
-        *(f"why has no answer: {one}" for one in whys.unknown),
+        *why_problems(whys),
         *seen_only,
     ]
-    return Verdict(problems, _figures(facts, found, whys, cluster, seen), seen_only), facts
+    return Verdict(problems, _figures(facts, found, whys, cluster, seen), seen_only)
 
 
 def without_proof(kills: Sequence[Kill]) -> Iterator[str]:
@@ -186,6 +182,12 @@ async def view_problems(log: ReadingLog, places: Sequence[Path]) -> list[str]:
         if not views.same:
             problems.append(f"the views in {place} are not the fold of the log: {views.different}")
     return problems
+
+
+def why_problems(whys: Whys) -> Iterator[str]:
+    """Questions that had no answer."""
+    for one in whys.unknown:
+        yield f"why has no answer: {one}"
 
 
 def _figures(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ from msgspec.structs import replace
 
 from dataplane import laws
 from dataplane.demo.disks import checksum_of, gone
-from dataplane.prove import bundle
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, decode, encode, fact_id, node_fact
 from streams.values import DataEntry, Held, Proof, SyncPlan, SyncPriority, TargetOutcome
@@ -295,22 +293,3 @@ def test_acknowledged_event_that_is_not_there_is_found(facts: list[Recorded]) ->
     """By its id."""
     law = laws.nothing_acknowledged_is_lost([facts[0].id, "gone"])
     assert list(law(facts)) == ["event gone was acknowledged and is not in the log"]
-
-
-def test_bundle_of_a_failure_is_judged_again_from_itself_alone(
-    facts: list[Recorded], tmp_path: Path
-) -> None:
-    """The same facts, the same problems, and views folded anew."""
-    rest = list(takewhile(lambda fact: fact.type != "DATA_SYNC_COMPLETED", facts))
-    seed = bundle.Seed("dataplane prove --seed 1", 1, ["a problem"], ["gone"])
-    bundle.write(tmp_path / "b", rest, seed, [])
-    again, kept = bundle.read(tmp_path / "b")
-    assert kept == seed
-    assert [(fact.sequence, fact.id, fact.event) for fact in again] == [
-        (fact.sequence, fact.id, fact.event) for fact in rest
-    ]
-    problems, digests = bundle.judge_again(tmp_path / "b")
-    assert any("has not ended" in problem for problem in problems)
-    assert "event gone was acknowledged and is not in the log" in problems
-    assert "catalog" in digests
-    assert bundle.judge_again(tmp_path / "b") == (problems, digests)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from typer.testing import CliRunner
 
+from dataplane.cli.app import app
 from dataplane.demo.children import Layout
 from dataplane.demo.disks import checksum_of
-from dataplane.prove import verdict
+from dataplane.policy.reading import laid_over
+from dataplane.prove import bundle, verdict
 from dataplane.prove.cluster import COORDINATORS, Kill, ProveCluster
 from dataplane.prove.verdict import Seen, Verdict, judge, without_proof
 from dataplane.prove.whys import Whys
@@ -24,6 +28,7 @@ from streams import events
 from streams.codec import Fact, fact_id, node_fact
 from streams.memory import MemoryLog
 from streams.values import DataEntry
+from tests.kept import archive, stored
 from tests.spec import games_of, given, played, player, ran, trainer
 
 AT_WORK = Kill("train-1", "agent", "random", "receiving games", 0.0)
@@ -84,8 +89,7 @@ class Aftermath:
 
     async def judged(self) -> Verdict:
         """The verdict on it."""
-        found, _ = await judge(self.log, self.cluster, self.seen)
-        return found
+        return await judge(self.log, self.cluster, self.seen)
 
 
 @pytest.fixture
@@ -197,3 +201,90 @@ def test_every_kind_of_process_must_have_been_hit_at_work(
     problems = list(without_proof(said))
     assert len(problems) == len(missed)
     assert all(kind in problem for kind, problem in zip(missed, problems, strict=True))
+
+
+async def kept(aftermath: Aftermath, directory: Path) -> bundle.Seed:
+    """What was found, in a bundle."""
+    found, cluster = await aftermath.judged(), aftermath.cluster
+    acknowledged = aftermath.seen.acknowledged
+    seed = bundle.seed_of("dataplane prove --seed 1", 1, found, acknowledged, cluster.policy())
+    state = await aftermath.log.state()
+    (facts,) = [batch async for batch in aftermath.log.read(until=state.last_sequence)]
+    log, _ = archive(stored(facts))
+    views = [(name, cluster.layout.state(name) / "views") for name in COORDINATORS]
+    await bundle.write(directory, log, seed, views)
+    return seed
+
+
+async def test_bundle_is_judged_again_as_its_run_was(aftermath: Aftermath, tmp_path: Path) -> None:
+    """What the log shows is found in it again; with all of it in order there is nothing."""
+    await aftermath.happen()
+    seed = await kept(aftermath, tmp_path / "good")
+    again = await bundle.judge_again(tmp_path / "good")
+    assert again.acquits and again.problems == [] and "catalog" in again.digests
+    assert bundle.seed_in(tmp_path / "good") == seed
+    aftermath.seen = Seen(seed=1, acknowledged=["gone"])
+    await kept(aftermath, tmp_path / "bad")
+    again = await bundle.judge_again(tmp_path / "bad")
+    assert again.problems == ["event gone was acknowledged and is not in the log"]
+    assert not again.acquits
+
+
+async def test_what_only_the_run_could_see_stands_when_it_is_judged_again(
+    aftermath: Aftermath, tmp_path: Path
+) -> None:
+    """The disks are gone by then: a wrong byte is not acquitted by that."""
+    await aftermath.happen()
+    aftermath.file.write_bytes(b"\0" + aftermath.file.read_bytes()[1:])
+    aftermath.cluster.kills = []
+    seed = await kept(aftermath, tmp_path / "b")
+    again = await bundle.judge_again(tmp_path / "b")
+    assert again.problems == [] and not again.acquits
+    assert again.seen_then == seed.problems and len(seed.problems) == 2
+
+
+async def test_views_in_a_bundle_are_held_against_its_log_again(
+    aftermath: Aftermath, tmp_path: Path
+) -> None:
+    """They were kept for that."""
+    await aftermath.happen()
+    await aftermath.fold_another_story(COORDINATORS[1])
+    await kept(aftermath, tmp_path / "b")
+    (problem,) = (await bundle.judge_again(tmp_path / "b")).problems
+    assert COORDINATORS[1] in problem and "are not the fold of the log" in problem
+
+
+async def test_bundle_is_judged_by_what_its_processes_decided_by(
+    aftermath: Aftermath, tmp_path: Path
+) -> None:
+    """And asks again why, by the same rules."""
+    policy = laid_over(aftermath.cluster.policy(), {"bandwidth": {"max_per_node": 1}})
+    aftermath.cluster.policy = lambda: policy  # type: ignore[method-assign]
+    order = events.TransferAssigned(
+        transfer="t1",
+        executor="n1",
+        source="n2",
+        target="n1",
+        entry=replace(aftermath.entry, size_bytes=10**9),
+        transports=(),
+    )
+    await aftermath.happen(order, replace(order, transfer="t2", entry=games_of("n2")))
+    seed = await kept(aftermath, tmp_path / "b")
+    assert any("transfers ran at n1" in one for one in seed.problems)
+    assert (await bundle.judge_again(tmp_path / "b")).problems == seed.problems
+
+
+def test_replay_of_a_bundle_fails_as_long_as_anything_stands(
+    aftermath: Aftermath, tmp_path: Path
+) -> None:
+    """By its exit status, for scripts."""
+    asyncio.run(aftermath.happen())
+    asyncio.run(kept(aftermath, tmp_path / "good"))
+    done = CliRunner().invoke(app, ["prove", "--replay", str(tmp_path / "good")])
+    assert done.exit_code == 0, done.output
+    aftermath.cluster.kills = []
+    asyncio.run(kept(aftermath, tmp_path / "bad"))
+    done = CliRunner().invoke(app, ["prove", "--replay", str(tmp_path / "bad")])
+    assert done.exit_code == 1 and "this run proves nothing" in done.output
+    done = CliRunner().invoke(app, ["prove", "--replay", str(tmp_path)])
+    assert done.exit_code == 2
