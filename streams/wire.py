@@ -31,9 +31,10 @@ CONSUMER_NOT_FOUND = 10014
 CONSUMER_EXISTS = frozenset({10013, 10148})
 MESSAGE_NOT_FOUND = 10037
 #: Nothing was stored and the same call may succeed soon, or be refused for good: batch incomplete,
-#: too many batches, a replicated stream that is still busy with the guarded subject; or a cluster
-#: whose servers have not all found each other yet, or are moving a stream or consumer to another.
-_RETRY = frozenset({10005, 10118, 10119, 10164, 10176, 10210})
+#: too many batches, a replicated stream that is still busy with the guarded subject or with an
+#: earlier try of the same message; or a cluster whose servers have not all found each other yet,
+#: or are moving a stream or consumer to another.
+_RETRY = frozenset({10005, 10118, 10119, 10158, 10164, 10176, 10210})
 #: Limits of stream, account or server; and the store itself, which may say why in words.
 _FULL = frozenset({10002, 10023, 10028, 10047, 10077})
 

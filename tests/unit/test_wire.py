@@ -23,6 +23,8 @@ def refusal(code: int, http: int = 500) -> bytes:
         (10008, 503, NoAnswer),
         (10118, 500, NoAnswer),
         (10119, 500, NoAnswer),
+        # An earlier try of the same message is just being replicated.
+        (10158, 409, NoAnswer),
         # A server that is too old for them: waiting mends nothing.
         (10195, 500, ApiError),
         (10059, 404, ApiError),
