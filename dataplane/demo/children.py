@@ -61,6 +61,7 @@ class Child:
         self.status = "not started"
         self._command, self._directory, self._log, self._env = command, directory, log, env
         self._process: asyncio.subprocess.Process | None = None
+        self._log_start = 0
 
     @property
     def pid(self) -> int:
@@ -79,6 +80,7 @@ class Child:
         self._directory.mkdir(parents=True, exist_ok=True)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", *self._command),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -133,3 +135,15 @@ class Child:
         """The last lines it wrote."""
         lines = self._log.read_text(errors="replace").splitlines() if self._log.exists() else []
         return "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:]) or "    (nothing)"
+
+    def last_words(self) -> str:
+        """The last line it wrote since it was started; "" if it wrote none."""
+        try:
+            with self._log.open("rb") as log:
+                log.seek(self._log_start)
+                lines = log.read().decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        # A traceback of a group ends in its frame.
+        said = (line.strip(" |+-") for line in reversed(lines))
+        return next((line for line in said if line), "")

@@ -30,6 +30,8 @@ from streams.values import Role, Trait
 
 CONFIG_KEYS = ("hex8_2p", "square8_2p")
 COORDINATORS = ("coordinator-1", "coordinator-2")
+#: The exit status of a process that can't reach what it needs: to be started again is all it asks.
+OUT_OF_REACH = 3
 #: Kinds of processes that the data plane can't do without.
 VITAL = ("agent", "coordinator", "nats-server")
 #: A disk that can be filled: a small file system of its own under one node's data. Databases grow
@@ -95,6 +97,25 @@ class Kill(msgspec.Struct, frozen=True):
     time: float
 
 
+class Ending(msgspec.Struct, frozen=True):
+    """A process that ended though nobody told it to, and was started again."""
+
+    name: str
+    #: Its exit status; negative where a signal ended it.
+    status: int
+    #: The last it wrote.
+    why: str
+
+    @property
+    def at_fault(self) -> bool:
+        """Whether that was an error: to end where what it needs is out of reach is none."""
+        return self.status != OUT_OF_REACH
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"{self.name} ended with status {self.status}: {self.why or 'it said nothing'}"
+
+
 class ProveCluster:
     """All processes. As ``async with`` it starts the bus, and stops everything at the end."""
 
@@ -119,7 +140,7 @@ class ProveCluster:
         self.children: dict[str, Child] = {}
         self.cables: dict[str, Cable] = {}
         self.kills: list[Kill] = []
-        self.restarts = 0
+        self.endings: list[Ending] = []
         #: The point at which a child was told to die, if it was.
         self.armed: dict[str, str] = {}
         self._mounted: list[Path] = []
@@ -213,24 +234,27 @@ class ProveCluster:
         await asyncio.gather(*(cable.close() for cable in self.cables.values()))
 
     async def tend(self) -> None:
-        """Start again, for ever, what ended without the adversary: armed, or by an error."""
+        """Start again, for ever, what ended without the adversary: armed, or by itself."""
         while True:
             for child in list(self.children.values()):
                 if child.ended is not None and not (child.ended == 0 and is_player(child.name)):
-                    await self._again(child)
+                    self._ended(child)
+                    await _start_again(child)
+            for server in self._all_servers():
+                if server.ended is not None:
+                    self.endings.append(Ending(server.name, server.ended, "its log says why"))
+                    await _start_again(server)
             await asyncio.sleep(0.1)
 
-    async def _again(self, child: Child) -> None:
+    def _ended(self, child: Child) -> None:
+        """Keep that it ended: at the point it was told to die at, or by itself."""
+        assert child.ended is not None
         point = self.armed.pop(child.name, "")
         if point and child.ended == -9:
             kind = kind_of(child.name)
             self.kills.append(Kill(child.name, kind, point, "at that point", time.time()))
         else:
-            self.restarts += 1
-        child.status = "ended"
-        await asyncio.sleep(0.2)
-        if child.status == "ended":
-            await child.start()
+            self.endings.append(Ending(child.name, child.ended, child.last_words()))
 
     def arm(self, name: str, point: str, count: int) -> dict[str, str]:
         """What in a child's environment makes it die at a named point, the n-th time."""
@@ -309,6 +333,14 @@ class ProveCluster:
             shutil.copytree(kept, place, dirs_exist_ok=True, symlinks=True)
             shutil.rmtree(kept)
         self._mounted = []
+
+
+async def _start_again(target: Target) -> None:
+    """After a moment, unless somebody else has by then."""
+    target.status = "ended"
+    await asyncio.sleep(0.2)
+    if target.status == "ended":
+        await target.start()
 
 
 def is_player(name: str) -> bool:

@@ -299,6 +299,7 @@ def _print_report(report: Report) -> None:
         f"kills       {figures.kills}, {figures.kills_at_work} of them at work: "
         + ", ".join(f"{count} {kind}" for kind, count in sorted(figures.kills_by_kind.items())),
         *(f"            {count:4} {place}" for place, count in figures.kills_by_place.items()),
+        *(f"by itself   {ending}" for ending in figures.ended_by_themselves),
         "besides     " + ", ".join(f"{count} {what}" for what, count in figures.deeds.items()),
         f"damage      {figures.flips} copies damaged: {figures.flips_reported} reported, "
         f"{figures.flips_repaired} of them repaired; {figures.flips_replaced} replaced before that",

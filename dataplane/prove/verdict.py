@@ -57,7 +57,8 @@ class Figures(msgspec.Struct, frozen=True):
     kills_by_kind: dict[str, int]
     kills_by_place: dict[str, int]
     deeds: dict[str, int]
-    restarts_by_themselves: int
+    #: Processes that ended though nobody told them to, and how: what was out of reach, or an error.
+    ended_by_themselves: list[str]
     acknowledged: int
     copies_checked: int
     #: Whether there was a bucket, and how many of those copies lie in it.
@@ -133,6 +134,7 @@ async def judge(log: Log, cluster: ProveCluster, seen: Seen) -> Verdict:
         *(f"{copy.path} on {copy.target}: {copy.problem}" for copy in found if copy.problem),
         *gone(facts, cluster.layout.data),
         *without_proof(cluster.kills),
+        *(f"by itself {ending}" for ending in cluster.endings if ending.at_fault),
         *([seen.restless] if seen.restless else ()),
     ]
     problems = [
@@ -223,7 +225,7 @@ def _figures(
         kills_by_kind=dict(Counter(kill.kind for kill in kills)),
         kills_by_place=dict(sorted(Counter(_place(kill) for kill in kills).items())),
         deeds=dict(sorted(Counter(deed.kind for deed in seen.deeds).items())),
-        restarts_by_themselves=cluster.restarts,
+        ended_by_themselves=[str(ending) for ending in cluster.endings],
         acknowledged=len(set(seen.acknowledged)),
         copies_checked=len(found),
         with_bucket=cluster.bucket is not None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sqlite3
 from collections.abc import Sequence
@@ -14,11 +15,11 @@ from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from dataplane.cli.app import app
-from dataplane.demo.children import Layout
+from dataplane.demo.children import Child, Layout
 from dataplane.demo.disks import checksum_of
 from dataplane.policy.reading import laid_over
 from dataplane.prove import bundle, verdict
-from dataplane.prove.cluster import COORDINATORS, Kill, ProveCluster
+from dataplane.prove.cluster import COORDINATORS, Ending, Kill, ProveCluster
 from dataplane.prove.verdict import Seen, Verdict, judge, without_proof
 from dataplane.prove.whys import Whys
 from projections.fold import TABLES, fold
@@ -168,6 +169,39 @@ async def test_proof_without_a_kill_at_work_fails(aftermath: Aftermath) -> None:
     aftermath.cluster.kills = [replace(AT_WORK, during="")]
     (problem,) = (await aftermath.judged()).problems
     assert problem == "no kill has hit anything at work: this run proves nothing"
+
+
+@pytest.mark.parametrize(("status", "problems"), [(3, 0), (1, 1), (0, 1), (-9, 1), (-11, 1)])
+async def test_process_that_ends_by_an_error_of_its_own_fails_the_proof(
+    aftermath: Aftermath, status: int, problems: int
+) -> None:
+    """It is started again, and the guarantee holds; but nobody had killed it."""
+    await aftermath.happen()
+    aftermath.cluster.endings = [Ending("train-1", status, "KeyError: 'x'")]
+    found = await aftermath.judged()
+    said = f"train-1 ended with status {status}: KeyError: 'x'"
+    assert found.problems == found.seen_only == [f"by itself {said}"] * problems
+    assert found.figures.ended_by_themselves == [said]
+
+
+async def test_process_that_ends_by_itself_is_kept_with_its_last_words(tmp_path: Path) -> None:
+    """Of its last life alone, and started again; one that was armed was killed."""
+    cluster = ProveCluster(Layout(tmp_path), replicas=1, nodes=4, kills=0)
+    code = "import sys; print('ready'); sys.exit('boom')"
+    child = Child("agent-1", ["_ends"], tmp_path, tmp_path / "agent-1.log", dict(os.environ))
+    (tmp_path / "_ends.py").write_text(code)
+    cluster.children["agent-1"] = child
+    await child.start()
+    tending = asyncio.create_task(cluster.tend())
+    try:
+        async with asyncio.timeout(60):
+            while not cluster.endings:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+    finally:
+        tending.cancel()
+        await child.stop()
+    assert cluster.endings[0] == Ending("agent-1", 1, "boom")
+    assert cluster.kills == []
 
 
 def kills(kind: str, count: int, during: str = "at work") -> list[Kill]:
