@@ -11,6 +11,7 @@ import uuid
 from contextlib import ExitStack, closing
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -73,7 +74,7 @@ def run(
     chains: int, rounds: int, database_mb: float, targets: list[int], seed: int, base: Path | None
 ) -> Report:
     """Measure with each of these numbers of training nodes, one cluster after the other."""
-    parameters = {"chains": chains, "rounds": rounds, "database_mb": database_mb}
+    parameters: dict[str, Any] = {"chains": chains, "rounds": rounds, "database_mb": database_mb}
     report = begin("chain", seed, targets=targets, configurations=len(CONFIG_KEYS), **parameters)
     for count in targets:
         with workplace(base) as place:

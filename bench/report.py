@@ -52,6 +52,8 @@ class Report(msgspec.Struct):
     command: str = ""
     date: str = ""
     machine: dict[str, Any] = {}
+    #: Git's name of the source tree that was run; with a ``+`` where files differed from it.
+    tree: str = ""
 
     def add(
         self,
@@ -66,11 +68,26 @@ class Report(msgspec.Struct):
         self.lines.append(Line(what, median(samples), unit, ratio, to, kept))
 
 
-def begin(name: str, seed: int, **parameters: Any) -> Report:
-    """An empty report of a run that begins now, on this machine."""
-    command = " ".join(["python -m bench", *sys.argv[1:]])
+def begin(name: str, seed: int, *, program: str = "bench", **parameters: Any) -> Report:
+    """An empty report of a run of ``python -m program`` that begins now, on this machine."""
+    command = " ".join([f"python -m {program}", *sys.argv[1:]])
     date = datetime.now(UTC).isoformat(timespec="seconds")
-    return Report(name, seed, parameters, [], [], command, date, machine())
+    return Report(name, seed, parameters, [], [], command, date, machine(), tree())
+
+
+def tree() -> str:
+    """Git's name of the source tree this runs from; "" where there is no git to say it."""
+    here = Path(__file__).parent.parent
+    try:
+        said = [
+            subprocess.run(
+                ["git", *words], cwd=here, capture_output=True, text=True, check=True
+            ).stdout.strip()
+            for words in (("rev-parse", "HEAD^{tree}"), ("status", "--porcelain", "-uno"))
+        ]
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return said[0] + ("+" if said[1] else "")
 
 
 def machine() -> dict[str, Any]:

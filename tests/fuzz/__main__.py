@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 
+from bench.report import begin, save
 from tests.fuzz.running import feed, pelt
 from tests.fuzz.targets import TARGETS
 
@@ -13,14 +15,18 @@ from tests.fuzz.targets import TARGETS
 _MADE, _MOST_MADE = 0.05, 1_000
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Feed all targets, or one."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=20_000, help="in all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="one target, by name")
-    asked = parser.parse_args()
+    parser.add_argument("--save", action="store_true", help="keep the figures in bench/results")
+    asked = parser.parse_args(arguments)
     targets = [target for target in TARGETS if asked.only in ("", target.name)]
+    name = f"fuzz-{asked.only}" if asked.only else "fuzz"
+    report = begin(name, asked.seed, program="tests.fuzz", inputs=asked.inputs, processes=1)
+    began = time.monotonic()
     whole, total = sum(target.weight for target in targets), 0
     for target in targets:
         started = time.monotonic()
@@ -30,7 +36,12 @@ def main() -> None:
         feed(target, made, asked.seed)
         pelt(target, each - made, asked.seed)
         took = time.monotonic() - started
+        report.add(target.name, [each], "inputs")
         print(f"{target.name:<24} {each:>8} inputs  {took:7.1f} s", flush=True)
+    report.add("all", [total], "inputs without a crash or a hang, in bounded memory")
+    report.add("duration", [time.monotonic() - began], "s")
+    if asked.save:
+        save(report)
     print(f"{total} inputs, seed {asked.seed}: no crash, no hang, memory bounded")
 
 

@@ -6,15 +6,17 @@ import argparse
 import concurrent.futures
 import sys
 import time
+from collections.abc import Sequence
 from functools import partial
 
+from bench.report import begin, save
 from tests.simulation.schedule import drawn, drawn_in_rhythm, drawn_with_custody
 from tests.simulation.search import Summary, search
 
 _PIECE = 250
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run them; exit status 1 if any breaks a promise."""
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--schedules", type=int, default=1_000)
@@ -24,7 +26,16 @@ def main() -> int:
         "--custody", action="store_true", help="copies come and go: sweeper and deleter take part"
     )
     parser.add_argument("--ahead", action="store_true", help="data is brought ahead of trainings")
-    given = parser.parse_args()
+    parser.add_argument("--save", action="store_true", help="keep the figures in bench/results")
+    given = parser.parse_args(arguments)
+    kind = "-custody" if given.custody else "-ahead" if given.ahead else ""
+    report = begin(
+        f"simulation{kind}",
+        given.seed,
+        program="tests.simulation",
+        schedules=given.schedules,
+        processes=given.processes,
+    )
     began = time.monotonic()
     pieces = [
         range(start, min(start + _PIECE, given.seed + given.schedules))
@@ -52,6 +63,12 @@ def main() -> int:
         f"{total.schedules} schedules, {total.chains} chains, {total.facts} facts, {total.steps} "
         f"steps in {took:.0f} s on {given.processes} processes; {len(found)} break a promise"
     )
+    for what in ("schedules", "chains", "facts", "steps"):
+        report.add(what, [getattr(total, what)], "")
+    report.add("schedules that break a promise", [len(found)], "")
+    report.add("duration", [took], "s")
+    if given.save:
+        save(report)
     return 1 if found else 0
 
 

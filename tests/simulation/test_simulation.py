@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import uuid
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
+from bench import report
 from dataplane.coordinator import bridge as bridge_module
 from dataplane.coordinator import deleting
 from dataplane.coordinator.bridge import Decision, EventBridge
@@ -25,6 +28,7 @@ from projections.transfers import TransferState
 from streams.codec import Fact
 from streams.log import Receipt
 from streams.values import DataEntry, Proof
+from tests.simulation.__main__ import main
 from tests.simulation.clock import VirtualLoop
 from tests.simulation.schedule import Schedule, Step, drawn, drawn_in_rhythm, drawn_with_custody
 from tests.simulation.search import Found, search
@@ -247,3 +251,16 @@ def test_schedule_is_written_so_that_it_can_be_run_again() -> None:
     """The report of a finding names every step."""
     schedule = Schedule(3, 0.1, (Step(1.5, "plays", "gpu-1", "hex8_2p"),))
     assert str(schedule) == "seed 3, faults 0.10\n    1.5 s  plays gpu-1 hex8_2p"
+
+
+def test_what_was_run_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whoever reads the figures can make them again."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    assert main(["--schedules", "2", "--seed", "5", "--custody", "--save"]) == 0
+    kept = json.loads((tmp_path / "simulation-custody.json").read_text())
+    assert (kept["seed"], kept["parameters"]) == (5, {"schedules": 2, "processes": 1})
+    assert kept["command"].startswith("python -m tests.simulation")
+    assert kept["tree"] == report.tree()
+    figures = {line["what"]: line["value"] for line in kept["lines"]}
+    assert figures["schedules"] == 2 and figures["schedules that break a promise"] == 0
+    assert figures["facts"] > 0 and figures["duration"] > 0

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import strategies as st
 
+from bench import report
+from tests.fuzz.__main__ import main
 from tests.fuzz.running import feed, pelt
 from tests.fuzz.targets import TARGETS, Target
 
@@ -28,3 +33,15 @@ def test_a_decoder_that_crashes_is_found() -> None:
         feed(broken, 300)
     with pytest.raises(KeyError):
         pelt(broken, 3000)
+
+
+def test_what_was_fed_can_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whoever reads the figures can make them again."""
+    monkeypatch.setattr(report, "RESULTS", tmp_path)
+    name = TARGETS[0].name
+    main(["--inputs", "20", "--seed", "3", "--only", name, "--save"])
+    kept = json.loads((tmp_path / f"fuzz-{name}.json").read_text())
+    assert (kept["seed"], kept["parameters"]) == (3, {"inputs": 20, "processes": 1})
+    assert kept["command"].startswith("python -m tests.fuzz") and kept["tree"] == report.tree()
+    assert {line["what"]: line["value"] for line in kept["lines"]}["all"] == 20
+    assert any(line["what"] == "duration" and line["value"] > 0 for line in kept["lines"])
