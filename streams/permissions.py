@@ -27,8 +27,8 @@ _API, _KEY_VALUE = "$JS.API", "$KV"
 _NOBODY = ("STREAM.DELETE", "STREAM.MSG.DELETE", "STREAM.UPDATE", "STREAM.RESTORE")
 
 #: What nodes may ask each other: where a file is, whether it is sound, to let one in, to do a
-#: part, to try an address. To delete something only coordinators ask.
-ASKED_BY_NODES = ("locate", "prove", "receive", "part", "probe")
+#: part, as fast as is granted, to try an address. To delete something only coordinators ask.
+ASKED_BY_NODES = ("locate", "prove", "receive", "part", "grant", "probe")
 
 
 class BusRole(enum.StrEnum):

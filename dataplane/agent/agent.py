@@ -37,6 +37,7 @@ from dataplane.agent.diskwatch import DiskWatch
 from dataplane.agent.machine import memory_bytes, memory_moved
 from dataplane.agent.observing import Observer
 from dataplane.agent.parting import Parting
+from dataplane.agent.parts import Parts
 from dataplane.agent.progress import Progress
 from dataplane.agent.reaching import reached
 from dataplane.agent.relaying import Relaying
@@ -157,7 +158,8 @@ class Agent:
             rules=config.path_rules,
             stall_s=config.stall_timeout_seconds,
         )
-        self._relaying = Relaying(self.node, config.data_dir, self._bus, self._receiver)
+        parts = Parts(self._bus, self._grants)
+        self._relaying = Relaying(self.node, config.data_dir, parts, self._receiver)
         self._server = await self._serve(around, config.http_port or _remembered(port_file))
         port_file.parent.mkdir(parents=True, exist_ok=True)
         port_file.write_text(str(self._server.port))
@@ -185,6 +187,7 @@ class Agent:
             bus=self._bus,
             backups=self._backups,
             relaying=self._relaying,
+            parts=parts,
             here=self._endpoint,
         )
         await self._observer.remember_received()
@@ -279,10 +282,11 @@ class Agent:
             return self._relaying.locate(checksum)
         return found
 
-    async def _do_part(self, order: events.TransferAssigned) -> Outcome:
-        """A part of a transfer that was assigned to another node."""
+    async def _do_part(self, order: events.TransferAssigned, claim: str) -> Outcome:
+        """A part of a transfer that was assigned to another node, which knows what it may use."""
         manager = cast(TransportManager, self._manager)
-        outcome = await manager.transfer(order, Progress(self._bus, order))
+        with self._grants.running(order, claim):
+            outcome = await manager.transfer(order, Progress(self._bus, order), claim)
         manager.said(order.transfer)
         return outcome
 
@@ -408,11 +412,8 @@ class Agent:
     async def _carry_out(self, recorded: Recorded, order: events.TransferAssigned) -> None:
         """Move the bytes and say what came of it; the caller acknowledges after that."""
         manager = cast(TransportManager, self._manager)
-        self._grants.began(order)
-        try:
+        with self._grants.running(order):
             result = await manager.transfer(order, Progress(self._bus, order))
-        finally:
-            self._grants.ended(order)
         facts = [self._result_fact(recorded, result)]
         if isinstance(result, events.TransferFailed):
             quarantined = quarantine_fact(self.node, order.entry, result)

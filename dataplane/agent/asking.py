@@ -46,6 +46,14 @@ class _Handed(msgspec.Struct, frozen=True):
     error_class: str = ""
 
 
+class _Part(msgspec.Struct, frozen=True):
+    """Carry out a part of a transfer, which has what is granted to the whole."""
+
+    order: events.TransferAssigned
+    #: What the whole is called in grants.
+    claim: str
+
+
 class _Done(msgspec.Struct, frozen=True):
     """What came of a part that was asked for: one of the two."""
 
@@ -106,13 +114,14 @@ async def _handed(bus: Bus, node: str, handover: _Handover, timeout_s: float) ->
 # A part of a transfer that only another node can do
 
 
-async def do_part(bus: Bus, node: str, order: events.TransferAssigned) -> Outcome:
+async def do_part(bus: Bus, node: str, order: events.TransferAssigned, claim: str) -> Outcome:
     """Let another node's agent carry out a part of a transfer, and wait for what comes of it.
 
-    Raises `Unreachable` if it does not answer within the order's time.
+    `claim` is what the whole is called in grants. Raises `Unreachable` if it does not answer
+    within the order's time.
     """
     try:
-        body = msgspec.json.encode(order)
+        body = msgspec.json.encode(_Part(order, claim))
         answer = await bus.request(_subject(node, "part"), body, order.timeout_s)
         done = from_json(answer, _Done)
     except (LogError, Unreadable) as error:
@@ -124,17 +133,20 @@ async def do_part(bus: Bus, node: str, order: events.TransferAssigned) -> Outcom
 
 
 async def answer_parts(
-    bus: Bus, node: str, carry_out: Callable[[events.TransferAssigned], Awaitable[Outcome]]
+    bus: Bus, node: str, carry_out: Callable[[events.TransferAssigned, str], Awaitable[Outcome]]
 ) -> Answering:
-    """Do parts that others ask for, until the result is closed. Asked twice, done once."""
+    """Do parts that others ask for, until the result is closed. Asked twice, done once.
+
+    `carry_out` gets the part, and what its whole is called in grants.
+    """
     under_way: dict[tuple[str, str], asyncio.Task[Outcome]] = {}
 
     async def answer(subject: str, body: bytes) -> bytes:
-        order = from_json(body, events.TransferAssigned)
-        key = (order.transfer, order.target)
+        part = from_json(body, _Part)
+        key = (part.order.transfer, part.order.target)
         task = under_way.get(key)
         if task is None:
-            task = asyncio.ensure_future(carry_out(order))
+            task = asyncio.ensure_future(carry_out(part.order, part.claim))
             under_way[key] = task
             task.add_done_callback(lambda _: under_way.pop(key, None))
         outcome = await asyncio.shield(task)

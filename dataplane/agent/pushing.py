@@ -20,6 +20,7 @@ from dataplane.agent import asking
 from dataplane.agent.attempt import Attempt, through
 from dataplane.agent.bucket import Backups
 from dataplane.agent.company import suits
+from dataplane.agent.parts import Parts
 from dataplane.agent.together import SentTogether
 from dataplane.agent.transports import CONNECT_TIMEOUT_S, NAMING_FILES
 from dataplane.crashpoints import reach
@@ -40,6 +41,7 @@ class Pushing:
         *,
         bus: Bus | None,
         backups: Backups | None,
+        parts: Parts | None,
         rules: PathRules,
         stall_s: float,
     ) -> None:
@@ -48,6 +50,7 @@ class Pushing:
         self._transports = transports
         self._bus = bus
         self._backups = backups
+        self._parts = parts
         self._rules = rules
         self._stall_s = stall_s
         self._together = SentTogether()
@@ -145,10 +148,10 @@ class Pushing:
 
     async def _let_fetch(self, order: events.TransferAssigned, attempt: Attempt) -> None:
         """The bucket has it: the target, which nobody can reach, fetches it from there."""
-        if self._bus is None:
+        if self._parts is None:
             raise Refused(f"{self._node} can't ask {order.target} to fetch")
         part = replace(order, source=S3_NODE, source_at=Endpoint(node=S3_NODE))
-        attempt.joined(await asking.do_part(self._bus, order.target, part))
+        attempt.joined(await self._parts.let_do(order.target, part, order))
 
     def _request(self, order: events.TransferAssigned) -> Request:
         return Request(

@@ -20,12 +20,11 @@ from adapters.files.digest import checksum_of
 from adapters.files.partial import disk_errors
 from adapters.http.receiving import Receiver
 from adapters.workers import finish
-from dataplane.agent import asking
 from dataplane.agent.attempt import Attempt
+from dataplane.agent.parts import Parts
 from dataplane.crashpoints import reach
 from streams import events
 from streams.identity import Ownership, PathRules
-from streams.log import Bus
 from streams.values import DataEntry, Endpoint, Transport
 
 #: What a killed or failed relay left behind is kept for so long, to go on from.
@@ -37,10 +36,10 @@ _AS_THEY_ARE = PathRules(globs=(("**", Ownership.SHARED),))
 class Relaying:
     """Relays through this node. `here` is how others reach it."""
 
-    def __init__(self, node: str, root: Path, bus: Bus, receiver: Receiver) -> None:
+    def __init__(self, node: str, root: Path, parts: Parts, receiver: Receiver) -> None:
         self._node = node
         self._root = root / ".dataplane" / "relay"
-        self._bus = bus
+        self._parts = parts
         self._receiver = receiver
         #: By transfer, for one content may be passed on to several at once: what it is and where.
         self._held: dict[str, tuple[str, Path]] = {}
@@ -74,14 +73,14 @@ class Relaying:
             self._receiver.divert(order.transfer, scratch)
             try:
                 part = replace(order, target=self._node, target_at=here, transports=by_http)
-                attempt.joined(await asking.do_part(self._bus, order.source, part))
+                attempt.joined(await self._parts.let_do(order.source, part, order))
             finally:
                 self._receiver.divert(order.transfer, None)
         reach("agent.relaying")
         self._held[order.transfer] = entry.checksum, file
         try:
             part = replace(order, source=self._node, source_at=here, transports=by_http, peers=())
-            attempt.joined(await asking.do_part(self._bus, order.target, part))
+            attempt.joined(await self._parts.let_do(order.target, part, order))
         finally:
             self._held.pop(order.transfer, None)
         await finish(lambda: shutil.rmtree(place, ignore_errors=True))

@@ -18,6 +18,7 @@ from adapters.transport import Fetches, Progress, Pushes
 from dataplane.agent.attempt import Attempt, Outcome
 from dataplane.agent.bucket import Backups
 from dataplane.agent.fetching import Fetching
+from dataplane.agent.parts import Parts
 from dataplane.agent.pushing import Pushing
 from dataplane.agent.relaying import Relaying
 from dataplane.budget import claim_of_order
@@ -44,6 +45,7 @@ class TransportManager:
         bus: Bus | None = None,
         backups: Backups | None = None,
         relaying: Relaying | None = None,
+        parts: Parts | None = None,
         here: Callable[[], Endpoint] | None = None,
     ) -> None:
         self._node = node
@@ -60,7 +62,14 @@ class TransportManager:
         pushes = {name: t for name, t in transports.items() if isinstance(t, Pushes)}
         pushes.pop(Transport.S3, None)
         self._pushing = Pushing(
-            node, inventory, pushes, bus=bus, backups=backups, rules=rules, stall_s=stall_s
+            node,
+            inventory,
+            pushes,
+            bus=bus,
+            backups=backups,
+            parts=parts,
+            rules=rules,
+            stall_s=stall_s,
         )
         self._relaying = relaying
         self._here = here
@@ -76,17 +85,21 @@ class TransportManager:
         self,
         order: events.TransferAssigned,
         progress_callback: Progress | None = None,
+        claim: str = "",
     ) -> Outcome:
         """Do this node's part: fetch it if this is the target, send it if it is the source, else
         pass it on.
 
-        `progress_callback` is told (bytes done, bytes in all). Cancellation leaves nothing but a
-        partial that the next attempt goes on from.
+        `progress_callback` is told (bytes done, bytes in all). `claim` is what a part's whole is
+        called in grants. Cancellation leaves nothing but a partial that the next attempt goes on
+        from.
         """
         self.running += 1
         attempt = Attempt(self._node, order)
         try:
-            outcome = await self._within_its_time(order, attempt, progress_callback or _ignore)
+            claim = claim or claim_of_order(order)
+            progress = progress_callback or _ignore
+            outcome = await self._within_its_time(order, claim, attempt, progress)
             self.succeeded += 1
             return outcome
         except TransportError as error:
@@ -112,9 +125,8 @@ class TransportManager:
             throttle.set_rate(mbps)
 
     async def _within_its_time(
-        self, order: events.TransferAssigned, attempt: Attempt, progress: Progress
+        self, order: events.TransferAssigned, claim: str, attempt: Attempt, progress: Progress
     ) -> events.TransferSucceeded:
-        claim = claim_of_order(order)
         throttle = self._throttles.setdefault(claim, Throttle(order.bandwidth_mbps))
         self._throttled[claim] += 1
         try:

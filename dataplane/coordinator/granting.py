@@ -7,13 +7,15 @@ here is a fact: what was assigned is in the log, what is granted meanwhile is wo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import msgspec
+from msgspec.structs import replace
 
 from dataplane.admission import shares_of
 from dataplane.budget import (
@@ -36,6 +38,8 @@ from streams.log import Answering, Bus, LogError
 
 logger = logging.getLogger(__name__)
 ANSWER_S = 5.0
+#: How long an executor waits for who moves its bytes: less than is waited for it.
+PASSED_ON_S = 3.0
 #: An executor counts from when it hears of a grant: for so much longer it may still be using it.
 LATE_S = 15.0
 _EXPIRY_LOOK_S = 1.0
@@ -52,6 +56,11 @@ class GrantsTold(msgspec.Struct, frozen=True):
 def grant_subject(node: str) -> str:
     """Where an executor is told what its transfers may use."""
     return f"dp.grant.{node}"
+
+
+def _part_subject(node: str) -> str:
+    """Where a node that does a part of another's transfer is told what that may use."""
+    return f"dp.rpc.{node}.grant"
 
 
 class Granter:
@@ -132,19 +141,27 @@ class Granter:
 
 
 class GrantKeeper:
-    """The executor's side: what each of its transfers may use, and until when."""
+    """The executor's side: what each of its transfers may use, and until when.
+
+    Where another node moves the bytes, as for a relay, it is told what its executor is told, and
+    nothing is confirmed that it does not confirm.
+    """
 
     def __init__(self, bus: Bus, node: str, set_bandwidth: Callable[[str, float], None]) -> None:
         self._bus = bus
         self._node = node
         self._set = set_bandwidth
-        self._until: dict[str, float] = {}
+        #: By claim, until when by the monotonic clock.
+        self._granted: dict[str, Grant] = {}
         self._running: Counter[str] = Counter()
-        self._answering: Answering | None = None
+        #: By claim, whoever carries out parts of it now.
+        self._movers: dict[str, Counter[str]] = {}
+        self._answering: list[Answering] = []
 
     async def start(self) -> None:
-        """Listen to what is granted."""
-        self._answering = await self._bus.answer(grant_subject(self._node), self._told)
+        """Listen to what is granted: by the coordinator, and by who lets this node do a part."""
+        for subject in (grant_subject(self._node), _part_subject(self._node)):
+            self._answering.append(await self._bus.answer(subject, self._told))
 
     async def run(self) -> None:
         """Let grants run out, for ever."""
@@ -154,41 +171,91 @@ class GrantKeeper:
 
     async def stop(self) -> None:
         """Listen no more."""
-        if self._answering is not None:
-            await self._answering.close()
+        for answering in self._answering:
+            await answering.close()
 
-    def began(self, order: events.TransferAssigned) -> None:
-        """A transfer begins with what its assignment grants, or with what its claim has already."""
-        claim = claim_of_order(order)
+    @contextlib.contextmanager
+    def running(self, order: events.TransferAssigned, claim: str = "") -> Iterator[None]:
+        """A transfer, or under `claim` a part of one, begins with what its assignment grants, or
+        with what its claim has already; after this it uses nothing any more.
+        """
+        claim = claim or claim_of_order(order)
         self._running[claim] += 1
-        if claim in self._until:
-            return
-        if order.grant_s and order.bandwidth_mbps:
-            self._until[claim] = time.monotonic() + order.grant_s
-        else:
-            self._until[claim] = math.inf
+        self._granted.setdefault(claim, _assigned(order))
+        try:
+            yield
+        finally:
+            self._running[claim] -= 1
+            if self._running[claim] <= 0:
+                del self._running[claim]
+                del self._granted[claim]
 
-    def ended(self, order: events.TransferAssigned) -> None:
-        """It uses nothing any more."""
-        claim = claim_of_order(order)
-        self._running[claim] -= 1
-        if self._running[claim] <= 0:
-            del self._running[claim]
-            self._until.pop(claim, None)
+    @contextlib.contextmanager
+    def moved_by(self, node: str, claim: str) -> Iterator[None]:
+        """Another node moves the bytes of a claim, or some of them."""
+        movers = self._movers.setdefault(claim, Counter())
+        movers[node] += 1
+        try:
+            yield
+        finally:
+            movers[node] -= 1
+            if not +movers:
+                self._movers.pop(claim, None)
+
+    def as_granted(self, part: events.TransferAssigned, claim: str) -> events.TransferAssigned:
+        """A part with what its claim may use now, for as long as it may without another word."""
+        grant = self._granted.get(claim)
+        if grant is None:
+            return part
+        left_s = grant.until - time.monotonic()
+        if left_s <= 0:
+            grant, left_s = Grant(FLOOR_MBPS, math.inf), math.inf
+        return replace(
+            part, bandwidth_mbps=grant.mbps, grant_s=0.0 if math.isinf(left_s) else left_s
+        )
 
     def expire(self, now: float) -> None:
         """Those whose grants have run out go on at the floor."""
-        for claim, until in self._until.items():
-            if until <= now:
-                self._until[claim] = math.inf
+        for claim, grant in self._granted.items():
+            if grant.until <= now:
+                self._granted[claim] = Grant(FLOOR_MBPS, math.inf)
                 self._set(claim, FLOOR_MBPS)
 
     async def _told(self, subject: str, body: bytes) -> bytes:
         """Keep to what is said of transfers that run here; which those are."""
         told = from_json(body, GrantsTold)
-        kept = [id for id in told.mbps if id in self._until]
-        for id in kept:
-            self._set(id, told.mbps[id])
+        mine = {claim: mbps for claim, mbps in told.mbps.items() if claim in self._granted}
+        for claim, mbps in mine.items():
+            self._set(claim, mbps)
             # What nothing limits needs no renewal.
-            self._until[id] = time.monotonic() + told.lasts_s if told.mbps[id] else math.inf
+            until = time.monotonic() + told.lasts_s if mbps else math.inf
+            self._granted[claim] = Grant(mbps, until)
+        kept = await self._passed_on(replace(told, mbps=mine))
         return msgspec.json.encode(kept)
+
+    async def _passed_on(self, told: GrantsTold) -> list[str]:
+        """Tell whoever moves the bytes of these claims; those that all of them keep to."""
+        by_node: dict[str, dict[str, float]] = {}
+        for claim, mbps in told.mbps.items():
+            for node in +self._movers.get(claim, Counter()):
+                by_node.setdefault(node, {})[claim] = mbps
+        asked = [self._keeps(node, replace(told, mbps=some)) for node, some in by_node.items()]
+        lost = set().union(*await asyncio.gather(*asked))
+        return [claim for claim in told.mbps if claim not in lost]
+
+    async def _keeps(self, node: str, told: GrantsTold) -> set[str]:
+        """Tell a node that moves what is granted; what it does not keep to."""
+        try:
+            body = msgspec.json.encode(told)
+            answer = await self._bus.request(_part_subject(node), body, PASSED_ON_S)
+            return set(told.mbps) - set(from_json(answer, list[str]))
+        except (LogError, Unreadable) as error:
+            logger.debug("%s was not told what is granted to its part: %s", node, error)
+            return set(told.mbps)
+
+
+def _assigned(order: events.TransferAssigned) -> Grant:
+    """What an assignment grants."""
+    limited = order.grant_s and order.bandwidth_mbps
+    until = time.monotonic() + order.grant_s if limited else math.inf
+    return Grant(order.bandwidth_mbps, until)

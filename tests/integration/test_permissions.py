@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import time
@@ -13,7 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from dataplane.agent.progress import ProgressMessage
 from dataplane.config import ConfigError
+from dataplane.coordinator.granting import GrantsTold
 from dataplane.keys import KeyStore
 from streams.codec import fact_id, node_fact
 from streams.events import SelfplayComplete, TransferSucceeded
@@ -122,6 +125,38 @@ async def test_every_way_of_moving_and_looking_needs_no_more_than_its_key_allows
         for words in (("replay",), ("verify",), ("status",), ("top", "--once"), ("advisories",)):
             run("grafana", *words)
         _nobody_tried_what_it_may_not(c)
+
+
+async def test_who_moves_the_bytes_of_a_relay_is_told_what_its_executor_is_granted(
+    tmp_path: Path, keys: KeyStore
+) -> None:
+    """On both legs, through the hub, with no more than its key allows."""
+    async with LocalCluster(
+        tmp_path, bus=locked(tmp_path), seeds=keys.directory, default_bandwidth_limit_mbps=8
+    ) as cluster:
+        cluster.coordinator("coord")
+        cluster.agent("gpu-7", Role.SELFPLAY, **BLOCKED)
+        cluster.agent("train-1", Role.TRAINING, **BLOCKED)
+        cluster.agent("hub", Role.STORAGE)
+        await cluster.joined("coord", "gpu-7", "train-1", "hub")
+        await found_out(cluster, "gpu-7", "train-1")
+        cluster.play("gpu-7", 1, padding=4_000_000)
+        async with client(cluster, keys, "coordinator") as log:
+            heard = log.bus.listen("dp.progress.>")
+            moving = asyncio.create_task(anext(heard))
+            played = SelfplayComplete(config_key="hex8_2p", source_node="gpu-7", games_count=1)
+            await log.publish(node_fact(played, "gpu-7", fact_id("played")))
+            for leg in (("gpu-7", "hub"), ("hub", "train-1")):
+                said = msgspec.json.decode((await moving)[1], type=ProgressMessage)
+                while (said.source, said.target) != leg:
+                    said = msgspec.json.decode((await anext(heard))[1], type=ProgressMessage)
+                moving = asyncio.create_task(anext(heard))
+                told = msgspec.json.encode(GrantsTold({said.transfer: 16.0}))
+                kept = await log.bus.request("dp.grant.hub", told, 30.0)
+                assert msgspec.json.decode(kept) == [said.transfer], leg
+            moving.cancel()
+        await cluster.assert_exactly_once(fact_id("played"))
+        _nobody_tried_what_it_may_not(cluster)
 
 
 def other_rules(base: Path) -> Path:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import AbstractContextManager
 
 import msgspec
 import pytest
 
-from dataplane.budget import FLOOR_MBPS, GRANT_S, claim_in_flight
+from dataplane.agent import asking
+from dataplane.agent.attempt import Attempt, Outcome
+from dataplane.agent.parts import Parts
+from dataplane.budget import FLOOR_MBPS, GRANT_S, claim_in_flight, claim_of_order
 from dataplane.coordinator.granting import Granter, GrantKeeper
 from dataplane.policy import Bandwidth, Policy
 from projections.transfers import TransferRow, TransferState
@@ -52,6 +56,16 @@ class Executor:
     def __init__(self, bus: MemoryBus, node: str = "train-1") -> None:
         self.rates: dict[str, float] = {}
         self.keeper = GrantKeeper(bus, node, self.rates.__setitem__)
+        self._running: dict[str, AbstractContextManager[None]] = {}
+
+    def begins(self, one: events.TransferAssigned) -> None:
+        """It carries this out from now on."""
+        running = self._running[one.transfer] = self.keeper.running(one)
+        running.__enter__()
+
+    def ends(self, one: events.TransferAssigned) -> None:
+        """It has carried this out."""
+        self._running.pop(one.transfer).__exit__(None, None, None)
 
 
 async def test_what_runs_is_cut_for_who_comes_and_grows_when_he_is_gone() -> None:
@@ -61,7 +75,7 @@ async def test_what_runs_is_cut_for_who_comes_and_grows_when_he_is_gone() -> Non
     await executor.keeper.start()
     first, second = under_way("a", 80.0), under_way("b", FLOOR_MBPS)
     for one in (first, second):
-        executor.keeper.began(order(one))
+        executor.begins(order(one))
 
     def divided(*rows: TransferRow) -> dict[str, float]:
         granter.see(rows, Known().node)
@@ -75,7 +89,7 @@ async def test_what_runs_is_cut_for_who_comes_and_grows_when_he_is_gone() -> Non
         return rates.get(first.id) == rates.get(second.id) == 40.0
 
     await eventually(shared)
-    executor.keeper.ended(order(first))
+    executor.ends(order(first))
 
     async def alone() -> bool:
         rates = divided(second)
@@ -102,7 +116,7 @@ async def test_small_ones_that_travel_together_have_one_grant() -> None:
         for n in range(40)
     ]
     for one in small:
-        executor.keeper.began(order(one))
+        executor.begins(order(one))
     claim = claim_in_flight(small[0])
 
     async def raised() -> bool:
@@ -113,11 +127,11 @@ async def test_small_ones_that_travel_together_have_one_grant() -> None:
 
     await eventually(raised)
     for one in small[1:]:
-        executor.keeper.ended(order(one))
+        executor.ends(order(one))
     executor.keeper.expire(time.monotonic() + 2 * GRANT_S)
     assert executor.rates == {claim: FLOOR_MBPS}
-    executor.keeper.ended(order(small[0]))
-    assert not executor.keeper._until
+    executor.ends(order(small[0]))
+    assert not executor.keeper._granted
     await granter.close()
     await executor.keeper.stop()
 
@@ -129,7 +143,7 @@ async def test_what_nobody_confirms_is_given_to_nobody() -> None:
     heard = Executor(bus)
     await heard.keeper.start()
     deaf, waiting = under_way("a", 75.0, executor="gone"), under_way("b", FLOOR_MBPS)
-    heard.keeper.began(order(waiting))
+    heard.begins(order(waiting))
     for _ in range(20):
         granter.see([deaf, waiting], Known().node)
         granter.divide([deaf, waiting], Known().node)
@@ -145,7 +159,7 @@ async def test_who_begins_to_lead_counts_with_what_a_dead_leader_may_have_grante
     granter, heard = Granter(bus, TIGHT, lambda: now[0]), Executor(bus)
     await heard.keeper.start()
     deaf, waiting = under_way("a", 20.0, executor="gone"), under_way("b", 20.0)
-    heard.keeper.began(order(waiting))
+    heard.begins(order(waiting))
     granter.see([deaf], Known().node)
     granter.begin()
 
@@ -172,7 +186,7 @@ async def test_what_the_executor_confirms_is_inherited_no_more() -> None:
     await executor.keeper.start()
     rows = [under_way("a", 20.0), under_way("b", 20.0)]
     for one in rows:
-        executor.keeper.began(order(one))
+        executor.begins(order(one))
     granter.begin()
 
     async def shared() -> bool:
@@ -190,8 +204,8 @@ async def test_a_grant_that_ran_out_leaves_the_floor() -> None:
     """Nobody said anything for longer than it lasts; what has no limit needs no renewal."""
     executor = Executor(MemoryBus())
     limited, free = under_way("a", 80.0), under_way("b", 0.0)
-    executor.keeper.began(order(limited))
-    executor.keeper.began(order(free))
+    executor.begins(order(limited))
+    executor.begins(order(free))
     executor.keeper.expire(time.monotonic() + GRANT_S - 1)
     assert executor.rates == {}
     executor.keeper.expire(time.monotonic() + GRANT_S + 1)
@@ -205,8 +219,117 @@ async def test_only_what_runs_here_is_confirmed(grant_s: float) -> None:
     executor = Executor(bus)
     await executor.keeper.start()
     one = under_way("a", 80.0)
-    executor.keeper.began(order(one, grant_s))
+    executor.begins(order(one, grant_s))
     body = msgspec.json.encode({"mbps": {one.id: 10.0, "of-nobody": 99.0}, "lasts_s": 5.0})
     kept = msgspec.json.decode(await bus.request("dp.grant.train-1", body))
     assert (kept, executor.rates) == ([one.id], {one.id: 10.0})
     await executor.keeper.stop()
+
+
+class Leg:
+    """A node that does a part of a transfer until it may end, as fast as it is told."""
+
+    def __init__(self, bus: MemoryBus, node: str) -> None:
+        self.bus, self.node = bus, node
+        self.executor = Executor(bus, node)
+        self.asked: asyncio.Future[events.TransferAssigned] = asyncio.Future()
+        self.may_end = asyncio.Event()
+
+    async def start(self) -> None:
+        """Listen to what it may use, and to what it is asked to do."""
+        await self.executor.keeper.start()
+        await asking.answer_parts(self.bus, self.node, self._carry_out)
+
+    async def _carry_out(self, part: events.TransferAssigned, claim: str) -> Outcome:
+        with self.executor.keeper.running(part, claim):
+            self.executor.rates[claim] = part.bandwidth_mbps
+            self.asked.set_result(part)
+            await self.may_end.wait()
+        return Attempt(self.node, part).succeeded(None)
+
+
+async def test_a_grant_is_felt_by_whoever_moves_the_bytes_of_a_relay() -> None:
+    """Cut on its first leg, begun on its second with what is left, raised and run out there."""
+    bus = MemoryBus()
+    hub, source, target = Executor(bus, "mid"), Leg(bus, "gpu-7"), Leg(bus, "train-1")
+    await hub.keeper.start()
+    for leg in (source, target):
+        await leg.start()
+    one = msgspec.structs.replace(order(under_way("a", 80.0, executor="mid")), source="gpu-7")
+    parts = Parts(bus, hub.keeper)
+
+    async def relayed() -> None:
+        with hub.keeper.running(one):
+            await parts.let_do("gpu-7", msgspec.structs.replace(one, target="mid"), one)
+            await parts.let_do("train-1", msgspec.structs.replace(one, source="mid"), one)
+
+    async def told(mbps: float) -> list[str]:
+        body = msgspec.json.encode({"mbps": {one.transfer: mbps}, "lasts_s": GRANT_S})
+        return msgspec.json.decode(await bus.request("dp.grant.mid", body), type=list[str])
+
+    relay = asyncio.create_task(relayed())
+    assert (await source.asked).bandwidth_mbps == 80.0
+    assert await told(20.0) == [one.transfer]
+    assert source.executor.rates == {one.transfer: 20.0}
+    source.may_end.set()
+    part = await target.asked
+    assert part.bandwidth_mbps == 20.0
+    assert 0 < part.grant_s <= GRANT_S
+    assert await told(40.0) == [one.transfer]
+    assert target.executor.rates == {one.transfer: 40.0}
+    # The first leg is over, and is told no more.
+    assert source.executor.rates == {one.transfer: 20.0}
+    target.executor.keeper.expire(time.monotonic() + 2 * GRANT_S)
+    assert target.executor.rates == {one.transfer: FLOOR_MBPS}
+    target.may_end.set()
+    await relay
+
+
+async def test_a_cut_that_the_node_that_moves_did_not_hear_is_not_confirmed() -> None:
+    """Else what it goes on using would be given to others."""
+    bus = MemoryBus()
+    hub, source = Executor(bus, "mid"), Leg(bus, "gpu-7")
+    await hub.keeper.start()
+    await source.start()
+    one = order(under_way("a", 80.0, executor="mid"))
+    parts = Parts(bus, hub.keeper)
+    with hub.keeper.running(one):
+        relay = asyncio.create_task(parts.let_do("gpu-7", one, one))
+        await source.asked
+        await source.executor.keeper.stop()
+        body = msgspec.json.encode({"mbps": {one.transfer: 10.0}, "lasts_s": 5.0})
+        assert msgspec.json.decode(await bus.request("dp.grant.mid", body)) == []
+        # It falls back by itself, when what it has heard has run out.
+        source.executor.keeper.expire(time.monotonic() + GRANT_S + 1)
+        assert source.executor.rates == {one.transfer: FLOOR_MBPS}
+        source.may_end.set()
+        await relay
+
+
+async def test_a_part_begins_at_the_floor_where_the_grant_of_its_whole_has_run_out() -> None:
+    """Nobody has told its executor anything for longer than the grant lasts."""
+    executor = Executor(MemoryBus())
+    one = order(under_way("a", 80.0), grant_s=1e-9)
+    with executor.keeper.running(one):
+        part = executor.keeper.as_granted(one, one.transfer)
+    assert (part.bandwidth_mbps, part.grant_s) == (FLOOR_MBPS, 0.0)
+
+
+async def test_small_ones_of_a_relay_are_one_claim_for_who_moves_them() -> None:
+    """Whoever fetches from the hub what came from two holders keeps them apart."""
+    bus = MemoryBus()
+    hub, target = Executor(bus, "mid"), Leg(bus, "train-1")
+    await hub.keeper.start()
+    await target.start()
+    small = row(name="s", size_bytes=20_000)
+    one = order(msgspec.structs.replace(small, executor="mid", bandwidth_mbps=40.0))
+    claim = claim_of_order(one)
+    part = msgspec.structs.replace(one, source="mid")
+    with hub.keeper.running(one):
+        relay = asyncio.create_task(Parts(bus, hub.keeper).let_do("train-1", part, one))
+        await target.asked
+        body = msgspec.json.encode({"mbps": {claim: 10.0}, "lasts_s": 5.0})
+        assert msgspec.json.decode(await bus.request("dp.grant.mid", body)) == [claim]
+        assert target.executor.rates == {claim: 10.0}
+        target.may_end.set()
+        await relay

@@ -13,7 +13,9 @@ from adapters.files.inventory import Inventory
 from adapters.http.receiving import Receiver
 from dataplane.agent import asking, relaying
 from dataplane.agent.attempt import Attempt, Outcome
+from dataplane.agent.parts import Parts
 from dataplane.agent.relaying import Relaying
+from dataplane.coordinator.granting import GrantKeeper
 from streams import events
 from streams.log import Bus
 from streams.memory import MemoryBus
@@ -36,7 +38,9 @@ class Targets:
         self.asked = asyncio.Semaphore(0)
         self.may_end = {"t1": asyncio.Event(), "t2": asyncio.Event()}
 
-    async def do_part(self, bus: Bus, node: str, order: events.TransferAssigned) -> Outcome:
+    async def do_part(
+        self, bus: Bus, node: str, order: events.TransferAssigned, claim: str
+    ) -> Outcome:
         """Fetch as soon as it may be."""
         self.asked.release()
         await self.may_end[order.transfer].wait()
@@ -57,7 +61,9 @@ def relays(tmp_path: Path) -> Relaying:
     for transfer in ("t1", "t2"):
         put(tmp_path, transfer)
     receiver = Receiver("mid", tmp_path, Inventory(tmp_path, "mid"))
-    return Relaying("mid", tmp_path, MemoryBus(), receiver)
+    bus = MemoryBus()
+    parts = Parts(bus, GrantKeeper(bus, "mid", lambda claim, mbps: None))
+    return Relaying("mid", tmp_path, parts, receiver)
 
 
 def put(root: Path, transfer: str) -> Path:
