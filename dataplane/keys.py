@@ -2,15 +2,19 @@
 
     keys/users.json     who there is: names, roles, public keys
     keys/users.conf     the same as nats-server reads it; include it, and reload the server
+    keys/routes.conf    what the servers of one bus show each other; include it in ``cluster {}``
     keys/<name>.seed    the private key, for its owner alone; copy it to that machine and delete it
 
-A private key is never shown and never in ``users.json`` or ``users.conf``.
+A private key is never shown and never in ``users.json`` or ``users.conf``. ``routes.conf`` is a
+secret, too: who has it can be a server of the bus, and a server is believed whatever it passes on.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,11 @@ import nkeys
 from dataplane.config import ConfigError
 from streams.permissions import BusRole, permissions
 from streams.values import S3_NODE, is_token
+
+#: Where the servers of a bus find each other, as in deploy/nats.
+SERVERS = ("dp-1", "dp-2", "dp-3")
+_ROUTES_PORT = 6222
+_SERVER = re.compile(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 
 
 class User(msgspec.Struct, frozen=True):
@@ -44,6 +53,11 @@ class KeyStore:
         """What ``nats.conf`` includes."""
         return self.directory / "users.conf"
 
+    @property
+    def routes_include(self) -> Path:
+        """What ``cluster {}`` in ``nats.conf`` includes; for the servers alone."""
+        return self.directory / "routes.conf"
+
     def users(self) -> list[User]:
         """Who there is, by name. Raises ConfigError where `init` has not been."""
         try:
@@ -52,13 +66,47 @@ class KeyStore:
             raise ConfigError(f"{self.directory} holds no keys: dataplane keys init") from None
         return msgspec.json.decode(text, type=list[User])
 
-    def init(self, coordinator: str = "coordinator") -> User:
-        """Make the directory with the coordinators' key. Raises ConfigError if it is there."""
+    def init(self, coordinator: str = "coordinator", servers: Sequence[str] = SERVERS) -> User:
+        """Make the directory with the coordinators' key, and the secret of the servers.
+
+        Raises ConfigError if it is there, or for what can't be a server's address.
+        """
         if (self.directory / "users.json").exists():
             raise ConfigError(f"{self.directory} holds keys already")
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o700)
+        self.join(servers)
         return self._add([], coordinator, BusRole.COORDINATOR, ())
+
+    def refresh(self) -> list[User]:
+        """Write what nats-server reads anew, for the same keys.
+
+        A version may ask more of the bus than an older one allowed. A secret that the servers have
+        stays; where there is none they get one.
+        """
+        users = self.users()
+        self._write(users)
+        if not self.routes_include.exists():
+            self.join(SERVERS)
+        return users
+
+    def join(self, servers: Sequence[str]) -> None:
+        """Write ``routes.conf`` for these servers (host or host:port), with the secret there is.
+
+        Raises ConfigError for what can't be a server's address.
+        """
+        for server in servers:
+            if not _SERVER.fullmatch(server):
+                raise ConfigError(f"{server!r} must be a host or host:port")
+        secret = self._secret() or secrets.token_hex(32)
+        _replace(self.routes_include, routes_text(servers, secret).encode(), mode=0o600)
+
+    def _secret(self) -> str:
+        try:
+            found = re.search(r'password: "([0-9a-f]+)"', self.routes_include.read_text())
+        except FileNotFoundError:
+            return ""
+        return found[1] if found else ""
 
     def add(self, name: str, role: BusRole, durables: tuple[str, ...] = ()) -> User:
         """A new key. Raises ConfigError for a name that is taken or can't be one."""
@@ -122,6 +170,25 @@ def include_text(users: list[User]) -> str:
     )
 
 
+def routes_text(servers: Sequence[str], secret: str) -> str:
+    """What stands in ``cluster {}``: the servers' secret, and where they are.
+
+    nats-server shows a secret only to the servers whose addresses bring it, so the addresses are
+    here. One that finds its own among them leaves it out.
+    """
+    routes = "".join(f'  "nats-route://route:{secret}@{_address(one)}"\n' for one in servers)
+    return (
+        "# Written by `dataplane keys`; do not edit or show: who knows it is a server.\n"
+        f'authorization: {{ user: route, password: "{secret}", timeout: 10 }}\n'
+        f"routes: [\n{routes}]\n"
+    )
+
+
+def _address(server: str) -> str:
+    named = _SERVER.fullmatch(server)
+    return server if named and named[2] else f"{server}:{_ROUTES_PORT}"
+
+
 def _block(user: User) -> str:
     said = permissions(user.role, user.name, user.durables)
     lines = [f"    # {user.role} {user.name}", "    {", f"      nkey: {user.nkey}"]
@@ -138,9 +205,11 @@ def _list(subjects: list[str]) -> str:
     return "[" + ", ".join(f'"{subject}"' for subject in subjects) + "]"
 
 
-def _replace(file: Path, content: bytes) -> None:
+def _replace(file: Path, content: bytes, mode: int = 0o644) -> None:
     fresh = file.with_suffix(file.suffix + ".new")
-    fresh.write_bytes(content)
+    fresh.unlink(missing_ok=True)
+    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
+        out.write(content)
     fresh.replace(file)
 
 

@@ -10,7 +10,7 @@ import typer
 from dataplane.cli import show
 from dataplane.cli.app import SAFE, Json, app
 from dataplane.config import ConfigError
-from dataplane.keys import KeyStore, User, summary
+from dataplane.keys import SERVERS, KeyStore, User, summary
 from streams.permissions import BusRole
 
 keys_app = typer.Typer(no_args_is_help=True, help="Who may use the bus, and for what.")
@@ -19,17 +19,48 @@ Directory = Annotated[Path, typer.Option("--dir", help="Where the keys are.")]
 Durables = Annotated[
     str, typer.Option(help="Durable subscriptions it may make, comma separated: exporter,…")
 ]
+Servers = Annotated[
+    str, typer.Option(help="The servers of the bus, comma separated: host or host:port of routes")
+]
 _HERE = Path("keys")
+_SERVERS = ",".join(SERVERS)
 
 
 @keys_app.command("init")
-def init(directory: Directory = _HERE) -> None:
-    """Make the directory of keys, with that of the coordinators."""
+def init(directory: Directory = _HERE, servers: Servers = _SERVERS) -> None:
+    """Make the directory of keys, with that of the coordinators and the secret of the servers."""
     store = KeyStore(directory)
-    _told(store, store.init())
+    _told(store, store.init(servers=_names(servers)))
     show.console.print(
         f'in nats.conf: include "{store.include}"; then: nats-server --signal reload'
     )
+    _told_of_routes(store)
+
+
+@keys_app.command("refresh")
+def refresh(directory: Directory = _HERE) -> None:
+    """Write what nats-server reads anew for the same keys: after an upgrade, which may ask more."""
+    store = KeyStore(directory)
+    users = store.refresh()
+    show.console.print(
+        f"{store.include} is what {len(users)} keys may do as of this version; bring it to every "
+        "server, and reload nats-server"
+    )
+    _told_of_routes(store)
+
+
+@keys_app.command("routes")
+def routes(
+    servers: Annotated[
+        list[str], typer.Argument(help="Every server of the bus: host or host:port of routes.")
+    ],
+    directory: Directory = _HERE,
+) -> None:
+    """Which servers are one bus: they let in as servers only who knows their secret."""
+    store = KeyStore(directory)
+    store.users()
+    store.join(servers)
+    _told_of_routes(store)
 
 
 @keys_app.command("add-node")
@@ -88,4 +119,11 @@ def _told(store: KeyStore, user: User) -> None:
     show.console.print(
         f"{user.role} {user.name}: its key is in {seed}; bring it to its machine, set nats_nkey "
         f"to it{named} there, delete it here, and reload nats-server"
+    )
+
+
+def _told_of_routes(store: KeyStore) -> None:
+    show.console.print(
+        f'several servers: in cluster {{}} of each include "{store.routes_include}", which is for '
+        "them alone: who has it can be a server of the bus"
     )

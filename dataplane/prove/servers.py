@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 from dataplane.demo.bucket import DemoBucket
+from dataplane.keys import KeyStore
 from streams.codec import STREAM
 from streams.jetstream import JetStreamLog
 from streams.log import LogError
@@ -136,17 +137,24 @@ def single(store: Path, log_file: Path) -> list[BusServer]:
     return [BusServer("nats-1", EmbeddedServer(store, log_file=log_file))]
 
 
-def clustered(root: Path, logs: Path, count: int = 3) -> list[BusServer]:
-    """Servers that form a cluster; what a stream of three replicas needs."""
+def clustered(
+    root: Path, logs: Path, count: int = 3, keys: KeyStore | None = None
+) -> list[BusServer]:
+    """Servers that form a cluster; what a stream of three replicas needs.
+
+    With `keys` they let in only who has one of them, and are servers to each other by their secret.
+    """
     ports = _free_ports(2 * count)
     routes = ports[count:]
+    if keys is not None:
+        keys.join([f"{HOST}:{port}" for port in routes])
     made = []
     for number in range(count):
         name = f"nats-{number + 1}"
         store = root / name
         store.mkdir(parents=True, exist_ok=True)
         config = store / "nats.conf"
-        config.write_text(_config(name, routes[number], routes))
+        config.write_text(_config(name, routes[number], routes, _includes(store, keys)))
         server = EmbeddedServer(
             store, port=ports[number], config=config, log_file=logs / f"{name}.log"
         )
@@ -154,14 +162,24 @@ def clustered(root: Path, logs: Path, count: int = 3) -> list[BusServer]:
     return made
 
 
-def _config(name: str, port: int, routes: list[int]) -> str:
+def _includes(home: Path, keys: KeyStore | None) -> tuple[str, str]:
+    """What the configuration, and its part about the cluster, include of these keys."""
+    if keys is None:
+        return "", ""
+    # nats-server takes every path for one that is relative to the configuration.
+    users, routes = (os.path.relpath(file, home) for file in (keys.include, keys.routes_include))
+    return f'include "{users}"\n', f'include "{routes}"\n'
+
+
+def _config(name: str, port: int, routes: list[int], includes: tuple[str, str]) -> str:
     """The configuration that the software ships, made one of a cluster."""
     peers = ", ".join(f'"nats-route://{HOST}:{route}"' for route in routes if route != port)
+    users, secret = includes
     return (
         default_config().read_text()
-        + f'\nserver_name: "{name}"\n'
+        + f'\nserver_name: "{name}"\n{users}'
         + f'cluster {{ name: {CLUSTER_NAME}, listen: "{HOST}:{port}", '
-        + f"no_advertise: true, routes: [{peers}] }}\n"
+        + f"no_advertise: true, routes: [{peers}]\n{secret}}}\n"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -341,6 +343,30 @@ async def _revoked(cluster: LocalCluster, keys: KeyStore) -> None:
         assert (await node.state()).last_sequence > 0
 
 
+async def test_a_refresh_gives_the_keys_there_are_what_this_version_needs(
+    tmp_path: Path, keys: KeyStore
+) -> None:
+    """On a bus that an older version locked: refused before, allowed after, with the same key."""
+    kept = keys.include.read_text()
+    keys.include.write_text(re.sub(r'"[^"]*CONSUMER\.LIST[^"]*", ', "", kept))
+    async with LocalCluster(tmp_path, bus=locked(tmp_path), seeds=keys.directory) as cluster:
+        async with client(cluster, keys, "grafana") as observer:
+            with pytest.raises(PermissionDenied):
+                await api(observer.connection, "CONSUMER.LIST.DATAPLANE")
+        await cluster.command("keys", "refresh", "--dir", str(keys.directory))
+        assert cluster.server.pid is not None
+        os.kill(cluster.server.pid, signal.SIGHUP)
+
+        async def allowed() -> bool:
+            # The reload throws out who is connected, and who is about to be.
+            with contextlib.suppress(LogError):
+                async with client(cluster, keys, "grafana") as observer:
+                    return bool(await api(observer.connection, "CONSUMER.LIST.DATAPLANE"))
+            return False
+
+        await until(allowed, "the same key to be allowed more")
+
+
 def test_no_node_has_the_name_of_the_bucket(keys: KeyStore) -> None:
     """Its key would answer for what the bucket holds."""
     for role in (BusRole.NODE, BusRole.OBSERVER):
@@ -355,7 +381,7 @@ def test_keys_on_disk_are_for_their_owner_and_no_list_has_them(keys: KeyStore) -
     seeds: list[Any] = [file.read_text().strip() for file in keys.directory.glob("*.seed")]
     assert len(seeds) == 7
     for file in keys.directory.iterdir():
-        if file.suffix == ".seed":
+        if file.suffix == ".seed" or file == keys.routes_include:
             assert file.stat().st_mode & 0o777 == 0o600
         else:
             assert not any(seed in file.read_text() for seed in seeds)

@@ -56,15 +56,9 @@ def terminal(cluster: LocalCluster, keys: KeyStore, name: str = "coordinator") -
 
 
 def three(base: Path, keys: KeyStore) -> list[BusServer]:
-    """Three empty servers that replicate, with the same keys."""
+    """Three empty servers that replicate, with the same keys and a secret of their own."""
     (base / "logs").mkdir()
-    servers = clustered(base / "three", base / "logs")
-    for number in (1, 2, 3):
-        home = base / "three" / f"nats-{number}"
-        (home / "keys").symlink_to(keys.directory)
-        with (home / "nats.conf").open("a") as conf:
-            conf.write('include "keys/users.conf"\n')
-    return servers
+    return clustered(base / "three", base / "logs", keys=keys)
 
 
 @pytest.mark.timeout(600)

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 import yaml
 
+from dataplane.keys import KeyStore
 from dataplane.metrics import Metrics
 from dataplane.overview import overview
 from streams.server import find_binary
+from tests.integration.certificates import Authority
 from tests.spec import games_of, given, played, player, policy_of, ran, trainer
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -78,17 +80,28 @@ def test_compose_is_three_servers_two_coordinators_and_what_they_mount() -> None
             assert known, volume
 
 
-def test_each_server_of_the_cluster_has_a_configuration_that_is_right(tmp_path: Path) -> None:
-    """nats-server itself reads it, with the keys' and TLS's place marked."""
+@pytest.mark.parametrize("locked", [False, True])
+def test_each_server_of_the_cluster_has_a_configuration_that_is_right(
+    tmp_path: Path, locked: bool
+) -> None:
+    """nats-server itself reads it, as it is and with all that it marks: keys, secret, TLS."""
     shutil.copy(DEPLOY.parent / "nats.conf", tmp_path / "base.conf")
+    shutil.copy(DEPLOY / "nats" / "tls.conf", tmp_path)
+    KeyStore(tmp_path / "keys").init()
+    authority = Authority(tmp_path / "tls")
+    certificate, key = authority.issue("server")
+    assert certificate.exists() and key.rename(tmp_path / "tls" / "server.key")
     for number in (1, 2, 3):
+        text = (DEPLOY / "nats" / f"dp-{number}.conf").read_text()
+        assert f"server_name: dp-{number}" in text
+        marked, count = re.subn(r"(?m)^( *)# [^:\n]*: +(include .*)$", r"\1\2", text)
+        assert count == 4
         conf = tmp_path / f"dp-{number}.conf"
-        shutil.copy(DEPLOY / "nats" / conf.name, conf)
+        conf.write_text(marked if locked else text)
         checked = subprocess.run(
             [find_binary(), "-t", "-c", conf], capture_output=True, text=True, cwd=tmp_path
         )
         assert checked.returncode == 0, checked.stderr
-        assert f"server_name: dp-{number}" in conf.read_text()
 
 
 @pytest.mark.parametrize("unit", sorted(file.name for file in (DEPLOY / "systemd").iterdir()))
