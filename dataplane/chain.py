@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from adapters.s3.layout import manifest_key, under
-from dataplane.duties import distributed, may_end_empty, said_of_the_plan, too_late
+from dataplane.duties import distributed, may_end_empty, of_no_use, said_of_the_plan
 from dataplane.policy import Policy
 from projections.chains import Chain, ChainStatus, Need, advanced, part_of, with_parts
 from projections.transfers import ENTRY_MISSING, TransferRow, TransferState, transfer_id
@@ -49,6 +49,8 @@ def owed(
     are for one atomic append, guarded by the last sequence of the chain's subjects.
     """
     cause = cause or chain.trigger_id
+    if chain.cancelled_at and chain.status in (ChainStatus.WAITING_FOR_FILES, ChainStatus.READY):
+        return [_failure(chain, [], [], now, of_no_use(chain, policy, now), cause)]
     if chain.status is ChainStatus.WAITING_FOR_FILES:
         if now - max(chain.opened_at, chain.reading_at) < policy.chains.answer_limit_s:
             return _overdue(chain, policy, now, cause, f"{chain.node} to say what it holds")
@@ -57,7 +59,7 @@ def owed(
     if chain.status is ChainStatus.READY:
         return _plan(chain, plan(chain.event(), chain.opened_at), policy, now, cause)
     if chain.status is ChainStatus.MOVING:
-        again = _planned_again(chain, transfers, plan, cause)
+        again = [] if chain.cancelled_at else _planned_again(chain, transfers, plan, cause)
         return again or _end(chain, transfers, policy, now, cause)
     if chain.status is ChainStatus.COMPLETED and not chain.announced_at:
         # Written together with the end; owed alone only if an older program wrote the end.
@@ -246,8 +248,8 @@ def _end(
     """
     needs = _last_of_each_place(chain.needs)
     outcomes = [(need, _outcome(chain, need, transfers, policy)) for need in needs]
-    if too_late(chain, policy, now):
-        outcomes = [(need, outcome or _not_in_time(need)) for need, outcome in outcomes]
+    if why := of_no_use(chain, policy, now):
+        outcomes = [(need, outcome or _given_up(need, why)) for need, outcome in outcomes]
     open_needs = [need for need, outcome in outcomes if outcome is None]
     arrived = [outcome for _, outcome in outcomes if outcome is not None and not outcome.error]
     failed = [outcome for _, outcome in outcomes if outcome is not None and outcome.error]
@@ -266,6 +268,7 @@ def _end(
     if failed:
         names = ", ".join(sorted({outcome.target for outcome in failed}))
         reason = f"{len(failed)} of {len(needs)} copies are missing on {names}"
+        reason = f"{chain.node} stays after all: {reason}" if chain.cancelled_at else reason
         return [*stored, _failure(chain, arrived, failed, now, reason, cause), *announced]
     if blocking:
         return [*stored, _failure(chain, arrived, [], now, "; ".join(blocking), cause)]
@@ -337,13 +340,13 @@ def _outcome(
     return None
 
 
-def _not_in_time(need: Need) -> TargetOutcome:
+def _given_up(need: Need, why: str) -> TargetOutcome:
     return TargetOutcome(
         target=need.target,
         path=need.path,
         checksum=need.checksum,
         size_bytes=need.size_bytes,
-        error="given up: it was not there when it would have been of use",
+        error=f"given up: {why}",
     )
 
 

@@ -58,6 +58,38 @@ def rate_from(view: ClusterView, node: str, size_bytes: int) -> float:
     return max(rates, default=0.0)
 
 
+class Cancelled(msgspec.Struct, frozen=True):
+    """What came of taking a drain back."""
+
+    node: str
+    cancelled: bool
+    reason: str
+
+
+async def cancel(plane: DataPlane, node: str) -> Cancelled:
+    """Say of a node that was to go that it stays: one fact, if there is anything to take back.
+
+    What it holds counts again, and what was to leave it and has not yet stays where it is.
+    """
+    with plane.catalog.view() as view:
+        row = view.node(node)
+        emptied = any(_empties(chain, node) for chain in view.open_chains())
+        emptied = emptied or any(chain.node == node for chain in view.drains())
+    if not emptied and not (row is not None and row.is_leaving(time.time())):
+        return Cancelled(node, False, f"nothing says that {node} is to go")
+    said = await plane.publish(events.NodeDrainCancelled(node=node, reason="drain --cancel"))
+    if said.sequence is None:
+        reason = "it waits in the outbox until the bus can be reached"
+        return Cancelled(node, False, reason)
+    await plane.catalog.seen(said.sequence, 60.0)
+    return Cancelled(node, True, f"{node} stays: what it holds counts again")
+
+
+def _empties(row: ChainRow, node: str) -> bool:
+    """Whether a chain empties a node, and nobody has taken that back."""
+    return row.node == node and row.trigger == _TERMINATING and not row.cancelled_at
+
+
 class Drain:
     """One node's emptying, as one client sees it."""
 
@@ -101,7 +133,7 @@ class Drain:
     async def _begun(self) -> str:
         with self._plane.catalog.view() as view:
             for row in view.open_chains():
-                if row.node == self._node and row.trigger == _TERMINATING:
+                if _empties(row, self._node):
                     self.chain = row.id
                     return row.id
         return await self._said()

@@ -57,15 +57,19 @@ def may_end_empty(chain: Chain) -> bool:
     return isinstance(chain.event(), events.NodeTerminating) and only_empty
 
 
-def too_late(chain: Chain, policy: Policy, now: float) -> bool:
-    """Whether what a chain still waits for is of no use any more.
+def of_no_use(chain: Chain, policy: Policy, now: float) -> str:
+    """Why what a chain still waits for is of no use any more; "" if it is.
 
-    Data that is brought ahead of a training is not, once that has stayed away.
+    Data that is brought ahead of a training is of none once that has stayed away, nor is what was
+    to leave a node that stays after all.
     """
+    if chain.cancelled_at:
+        return f"{chain.node} stays after all"
     event = chain.event()
     if not isinstance(event, events.TrainingExpected):
-        return False
-    return now >= min(event.until, chain.opened_at + policy.chains.limit_s)
+        return ""
+    late = now >= min(event.until, chain.opened_at + policy.chains.limit_s)
+    return "it was not there when it would have been of use" if late else ""
 
 
 def _selfplay_needed(chain: Chain, cause: str) -> list[Fact]:

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import astuple, replace
 
 from projections.catalog import entry_key
+from projections.nodes import Stays
 from projections.store import Reader, Writer
 from projections.transfers import transfer_id
 from projections.view import Handler, Row, number, text_key, unpacker
@@ -24,6 +25,7 @@ from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, FILE_TRIGGERS
 from streams.values import Held, Refusal
 
 _EXPECTED = events.type_name(events.TrainingExpected)
+_TERMINATING = events.type_name(events.NodeTerminating)
 
 
 class ChainStatus(enum.StrEnum):
@@ -88,6 +90,8 @@ class ChainRow(Row, frozen=True):
     distributed_at: float = 0.0
     #: When its node last said that it is still reading what it holds.
     reading_at: float = 0.0
+    #: Of one that empties a node: when it was said that the node stays.
+    cancelled_at: float = 0.0
 
     @property
     def open(self) -> bool:
@@ -143,7 +147,7 @@ class ChainsView:
     """Folds triggers, answers, decisions and results into chains."""
 
     name = "chains"
-    version = 8
+    version = 9
     tables = (
         "chains",
         "chain_parts",
@@ -152,6 +156,7 @@ class ChainsView:
         "announced",
         "chain_triggers",
         "chain_traces",
+        "emptying",
         "drains",
     )
 
@@ -160,7 +165,8 @@ class ChainsView:
             **dict.fromkeys(CHAIN_TRIGGERS, self._open),
             **dict.fromkeys(_EVOLVES, self._change),
             events.NodeDrained: self._forget_drain,
-            events.NodeRecovered: self._forget_drain,
+            events.NodeDrainCancelled: self._cancel_drain,
+            events.NodeRecovered: self._cancel_drain,
         }
 
     def _change(self, tx: Writer, event: events.Event, recorded: Recorded) -> None:
@@ -170,9 +176,10 @@ class ChainsView:
         changed = self._evolve(tx, row, recorded)
         if changed is not None:
             self._store(tx, replace(changed, progress_at=recorded.time), recorded.sequence)
-            terminates = row.trigger == events.type_name(events.NodeTerminating)
-            if terminates and row.open and changed.status is ChainStatus.COMPLETED:
-                tx.put("drains", row.node.encode(), row.id.encode())
+            if row.open and not changed.open and row.trigger == _TERMINATING:
+                tx.delete("emptying", text_key(row.node) + row.id.encode())
+                if changed.status is ChainStatus.COMPLETED and not row.cancelled_at:
+                    tx.put("drains", row.node.encode(), row.id.encode())
 
     def _open(self, tx: Writer, event: events.Event, recorded: Recorded) -> None:
         if get_chain(tx, recorded.chain) is not None:
@@ -197,12 +204,20 @@ class ChainsView:
         if isinstance(event, events.NodeTerminating):
             # What was said to empty it before is overtaken.
             tx.delete("drains", event.node.encode())
+            tx.put("emptying", text_key(row.node) + row.id.encode())
 
     @staticmethod
-    def _forget_drain(
-        tx: Writer, event: events.NodeDrained | events.NodeRecovered, recorded: Recorded
-    ) -> None:
+    def _forget_drain(tx: Writer, event: events.NodeDrained, recorded: Recorded) -> None:
         tx.delete("drains", event.node.encode())
+
+    @staticmethod
+    def _cancel_drain(tx: Writer, event: Stays, recorded: Recorded) -> None:
+        tx.delete("drains", event.node.encode())
+        prefix = text_key(event.node)
+        for key, _ in list(tx.scan("emptying", prefix)):
+            row = get_chain(tx, key[len(prefix) :].decode())
+            if row is not None and not row.cancelled_at:
+                tx.put("chains", row.id.encode(), replace(row, cancelled_at=recorded.time))
 
     def _evolve(self, tx: Writer, row: ChainRow, recorded: Recorded) -> ChainRow | None:
         event, time = recorded.event, recorded.time

@@ -31,8 +31,8 @@ class NodeRow(Row, frozen=True):
     training: tuple[str, ...] = ()
     #: When bytes last arrived on it; 0.0 if they never did.
     received_at: float = 0.0
-    #: When NODE_TERMINATING said that it is to go; 0.0 if nothing did since it came, or came back
-    #: after it had been away.
+    #: When NODE_TERMINATING said that it is to go; 0.0 if nothing did, or it was said that it
+    #: stays. That it is there again says nothing of that: its machine goes all the same.
     leaving_at: float = 0.0
 
     @property
@@ -47,6 +47,8 @@ class NodeRow(Row, frozen=True):
 
 _NODE = unpacker(NodeRow)
 HostEvent = events.HostOffline | events.HostOnline | events.NodeRecovered
+#: What says of a node that was to go that it stays.
+Stays = events.NodeDrainCancelled | events.NodeRecovered
 
 
 class NodesView:
@@ -56,7 +58,7 @@ class NodesView:
     """
 
     name = "nodes"
-    version = 3
+    version = 4
     tables = ("nodes",)
 
     def __init__(self) -> None:
@@ -66,6 +68,7 @@ class NodesView:
             events.HostOnline: self._set,
             events.NodeRecovered: self._set,
             events.NodeTerminating: self._leave,
+            events.NodeDrainCancelled: self._stay,
             events.TrainingStarted: self._train,
             events.TrainingCompleted: self._train,
             events.TransferSucceeded: self._receive,
@@ -80,12 +83,11 @@ class NodesView:
             row = replace(before, description=event.description, registered_at=recorded.time)
         elif before is not None:
             # Its agent may have died and begun again on a machine that is to go all the same.
-            leaving_at = before.leaving_at if before.online else 0.0
             row = replace(
                 row,
                 training=before.training,
                 received_at=before.received_at,
-                leaving_at=leaving_at,
+                leaving_at=before.leaving_at,
             )
         tx.put("nodes", name.encode(), row)
 
@@ -113,7 +115,7 @@ class NodesView:
         if row is not None:
             online = not isinstance(event, events.HostOffline)
             changed = replace(row, online=online, reason=event.reason, since=recorded.time)
-            if online:
+            if isinstance(event, events.NodeRecovered):
                 changed = replace(changed, leaving_at=0.0)
             tx.put("nodes", event.node.encode(), changed)
 
@@ -122,6 +124,12 @@ class NodesView:
         row = get_node(tx, event.node)
         if row is not None:
             tx.put("nodes", event.node.encode(), replace(row, leaving_at=recorded.time))
+
+    @staticmethod
+    def _stay(tx: Writer, event: events.NodeDrainCancelled, recorded: Recorded) -> None:
+        row = get_node(tx, event.node)
+        if row is not None:
+            tx.put("nodes", event.node.encode(), replace(row, leaving_at=0.0))
 
 
 def get_node(reader: Reader, name: str) -> NodeRow | None:

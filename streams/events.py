@@ -122,7 +122,10 @@ class DataSyncRequested(Event, frozen=True):
 
 
 class NodeTerminating(Event, frozen=True):
-    """A node is about to vanish; what only it holds must leave first."""
+    """A node is about to vanish; what only it holds must leave first.
+
+    From then on nobody counts on its copies: until it is said that it stays, or for a day.
+    """
 
     node: Token
     deadline: float | None = None
@@ -179,8 +182,15 @@ class DeletionRequested(Event, frozen=True):
     requester: str = ""
 
 
+class NodeDrainCancelled(Event, frozen=True):
+    """A node that was to go stays after all: what it holds counts again."""
+
+    node: Token
+    reason: str = ""
+
+
 class HostOnline(Event, frozen=True):
-    """A node can be reached again."""
+    """A node can be reached again. One that is to go is to go all the same."""
 
     node: Token
     reason: str = ""
@@ -194,7 +204,7 @@ class HostOffline(Event, frozen=True):
 
 
 class NodeRecovered(Event, frozen=True):
-    """A node is healthy again, with the policy it had before."""
+    """A node is healthy again, with the policy it had before; it stays, if it was to go."""
 
     node: Token
     reason: str = ""
@@ -608,6 +618,7 @@ EVENT_TYPES: dict[str, type[Event]] = {
     "SWEEP_DUE": SweepDue,
     "TRAINING_EXPECTED": TrainingExpected,
     "DELETION_REQUESTED": DeletionRequested,
+    "NODE_DRAIN_CANCELLED": NodeDrainCancelled,
     "HOST_ONLINE": HostOnline,
     "HOST_OFFLINE": HostOffline,
     "NODE_RECOVERED": NodeRecovered,
@@ -657,6 +668,7 @@ FILE_TRIGGERS: dict[type[Event], str] = {
 #: What a node may only say of itself: the field that must name the node it is said under.
 OWN_WORDS: dict[type[Event], str] = {
     **FILE_TRIGGERS,
+    NodeDrainCancelled: "node",
     FilesObserved: "node",
     FilesRemoved: "node",
     FileQuarantined: "node",

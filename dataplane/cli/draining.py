@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
+from dataplane import draining
 from dataplane.api import DataPlane
 from dataplane.audit.moments import moment_of
 from dataplane.cli import show
 from dataplane.cli.app import SAFE, Json, app, check_joined, config_of, run
 from dataplane.config import ConfigError
-from dataplane.draining import Drain, Verdict
+from dataplane.draining import Cancelled, Drain, Verdict
 from dataplane.words import clock, size
 
 
@@ -27,20 +28,31 @@ def drain(
     ] = 3600.0,
     deadline: Annotated[str, typer.Option(help="When it goes: 10m from now, or a time.")] = "",
     copies: Annotated[int, typer.Option(min=1, help="Other places that must hold all.")] = 1,
+    cancel: Annotated[
+        bool, typer.Option("--cancel", help="It stays after all: what it holds counts again.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Move away what only NODE holds. May it be killed now? Status 0: yes, proven; 1: no."""
+    """Begin to empty NODE. May it be killed now? Status 0: yes, proven; 1: no.
+
+    Others get copies of what too few others hold. From now on NODE's own copies count for nobody,
+    for a day or until `--cancel`: no restart and no heartbeat of it changes that.
+    """
     when = _ahead(deadline) if deadline else None
+    if cancel:
+        if wait or when:
+            raise ConfigError("--cancel goes with no other option than --json")
+        _cancel(node, as_json)
 
     async def work() -> Verdict:
         async with DataPlane.connect(config=config_of()) as plane:
             with plane.catalog.view() as view:
                 check_joined(view, node)
-            draining = Drain(plane, node, copies=copies, deadline=when)
+            one = Drain(plane, node, copies=copies, deadline=when)
             try:
-                return await (_waited(draining, node, timeout) if wait else draining.look())
+                return await (_waited(one, node, timeout) if wait else one.look())
             except asyncio.CancelledError:
-                if draining.chain:
+                if one.chain:
                     text = f"{node} is being emptied all the same; dataplane drain {node} asks"
                     show.errors.print(text, highlight=False)
                 raise
@@ -53,9 +65,24 @@ def drain(
     raise typer.Exit(0 if verdict.may_go else 1)
 
 
-async def _waited(draining: Drain, node: str, timeout_s: float) -> Verdict:
+def _cancel(node: str, as_json: bool) -> NoReturn:
+    async def work() -> Cancelled:
+        async with DataPlane.connect(config=config_of()) as plane:
+            with plane.catalog.view() as view:
+                check_joined(view, node)
+            return await draining.cancel(plane, node)
+
+    done = run(work())
+    if as_json:
+        show.print_json(done)
+    else:
+        show.console.print(done.reason, highlight=False, markup=False)
+    raise typer.Exit(0 if done.cancelled else 1)
+
+
+async def _waited(one: Drain, node: str, timeout_s: float) -> Verdict:
     with show.errors.status(f"emptying {node}") as line:
-        return await draining.wait(timeout_s, lambda so_far: line.update(_so_far(so_far)))
+        return await one.wait(timeout_s, lambda so_far: line.update(_so_far(so_far)))
 
 
 def _ahead(text: str) -> float:

@@ -19,7 +19,6 @@ from dataplane.policy import Policy
 from dataplane.safety import lasting_without, unproven, unsafe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
-from projections.nodes import LEAVING_S
 from projections.projector import Projector
 from streams import events
 from streams.codec import chain_fact
@@ -73,8 +72,9 @@ class Drains:
     def _start(self, group: asyncio.TaskGroup) -> None:
         now = self._clock()
         with self._projector.store.read() as reader:
-            rows = ClusterView(reader).drains()
-        rows = [row for row in rows if now - row.ended_at < LEAVING_S]
+            view = ClusterView(reader)
+            # One that stays after all needs no proof, and one that is there after a day stays.
+            rows = [row for row in view.drains() if _is_leaving(view, row.node, now)]
         self._driving = {id: task for id, task in self._driving.items() if not task.done()}
         self.troubles.only({row.id for row in rows})
         for row in rows:
@@ -117,6 +117,8 @@ class Drains:
                 raise NotProven(f"{row.node} has got something new meanwhile")
             if row.id not in {one.id for one in view.drains()}:
                 return
+            if not _is_leaving(view, row.node, self._clock()):
+                return
             guard = Guard(chain_filter(row.id), view.last_sequence_of(row.id))
         event = events.NodeDrained(
             node=row.node,
@@ -126,3 +128,8 @@ class Drains:
         with suppress(SequenceConflict, DuplicateFact):
             receipt = await self._log.append([chain_fact(event, row.id, row.trigger_id)], [guard])
             await self._projector.wait_for(receipt.sequence)
+
+
+def _is_leaving(view: ClusterView, name: str, now: float) -> bool:
+    node = view.node(name)
+    return node is not None and node.is_leaving(now)

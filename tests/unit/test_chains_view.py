@@ -108,6 +108,7 @@ def test_trigger_opens_a_chain(trigger: Event, node: str, status: ChainStatus) -
         events.HostOffline(node="gpu-1"),
         events.HostOnline(node="gpu-1"),
         events.NodeRecovered(node="gpu-1"),
+        events.NodeDrainCancelled(node="gpu-1"),
         holds("gpu-1", GAMES),
         player("gpu-1"),
     ],
@@ -341,7 +342,24 @@ def test_node_is_drained_once_the_chain_of_its_leaving_has_completed() -> None:
     assert ids(failed.view.drains()) == []
 
 
-@pytest.mark.parametrize("back", [leaves("d2"), events.NodeRecovered(node="gpu-1")])
+STAYS = [events.NodeDrainCancelled(node="gpu-1"), events.NodeRecovered(node="gpu-1")]
+
+
+@pytest.mark.parametrize("back", [leaves("d2"), *STAYS])
 def test_what_emptied_a_node_is_overtaken_by_what_it_says_later(back: Any) -> None:
     """That it leaves anew, or stays: it may hold other files by now."""
     assert ids(given(leaves("d1"), end("d1"), back).view.drains()) == []
+
+
+@pytest.mark.parametrize("stays", STAYS)
+def test_chain_that_empties_a_node_that_stays_drains_nothing(stays: Event) -> None:
+    """Those that are open then, and no later one; other nodes' and those that have ended stay."""
+    other = opens("other", events.NodeTerminating(node="gpu-11"))
+    story = given(leaves("d0"), end("d0", events.DataSyncFailed, reason="why"))
+    story.tell(after(3), leaves("d1"), leaves("d2"), other, opens("c1", played("gpu-1")), stays)
+    cancelled = {id: story.chain(id).cancelled_at for id in ("d0", "d1", "d2", "other", "c1")}
+    assert cancelled == {"d0": 0.0, "d1": T0 + 3, "d2": T0 + 3, "other": 0.0, "c1": 0.0}
+    story.tell(end("d1"), leaves("d3"), end("d2"))
+    assert ids(story.view.drains()) == []
+    story.tell(end("other"), end("d3"))
+    assert ids(story.view.drains()) == ["d3", "other"]

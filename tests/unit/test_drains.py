@@ -169,9 +169,17 @@ async def test_k9_a_copy_on_a_node_that_is_to_go_as_well_is_none(cluster: Cluste
     await eventually(lambda: bool(drains.troubles.items()), PATIENCE_S)
     assert "none of 1 other places hold it; vault may vanish" in drains.troubles.described()[0]
     assert await cluster.drained() == []
-    await cluster.tell(events.HostOnline(node="vault"))
+    await cluster.tell(events.HostOnline(node="vault", reason="its heartbeat is back"))
     cluster.ahead_s += 60.0
-    await cluster.is_said()
+    await eventually(lambda: drains.troubles.items()[0][1].tries == 2, PATIENCE_S)
+    await cluster.tell(events.NodeDrainCancelled(node="vault"))
+
+    async def said() -> bool:
+        # Tried again ever later, and perhaps once before that was folded.
+        cluster.ahead_s += 60.0
+        return bool(await cluster.drained())
+
+    await eventually(said, PATIENCE_S)
 
 
 async def test_a_node_that_stays_for_a_day_is_asked_for_no_more(cluster: Cluster) -> None:
@@ -182,3 +190,17 @@ async def test_a_node_that_stays_for_a_day_is_asked_for_no_more(cluster: Cluster
         await asyncio.sleep(0)
     assert not drains.troubles.items()
     assert cluster.asked == 0
+
+
+async def test_a_node_that_stays_after_all_is_asked_for_no_more(cluster: Cluster) -> None:
+    """Neither while nothing was proven of it nor once all of it could be."""
+    cluster.sound = False
+    drains = await cluster.coordinator("one")
+    await eventually(lambda: bool(drains.troubles.items()), PATIENCE_S)
+    await cluster.tell(events.NodeDrainCancelled(node="gpu-1"))
+    await eventually(lambda: not drains.troubles.items(), PATIENCE_S)
+    cluster.sound, asked = True, cluster.asked
+    cluster.ahead_s += 60.0
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert (cluster.asked, await cluster.drained()) == (asked, [])

@@ -42,7 +42,7 @@ from tests.spec import (
 
 ROOMY = {"max_total": 100, "max_per_node": 100}
 MODEL = model()
-GAMES = games_of("gpu-1")
+GAMES, OTHER = games_of("gpu-1"), games_of("gpu-1", config_key="square8_2p")
 VAULT = node("vault", Role.STORAGE)
 PROMOTED = events.ModelPromoted(config_key="hex8_2p", node="train-1", model_path=MODEL.path)
 TERMINATING = events.NodeTerminating(node="gpu-1")
@@ -146,16 +146,51 @@ def emptied() -> Story:
     "what",
     [
         decided("c1", events.NodeDrained(node="gpu-1", entries=1)),
+        events.NodeDrainCancelled(node="gpu-1"),
         events.NodeRecovered(node="gpu-1"),
         opens("c2", TERMINATING),
     ],
-    ids=["it is said", "the node stays after all", "it is emptied anew"],
+    ids=["it is said", "the node stays after all", "it is well again", "it is emptied anew"],
 )
 def test_k9_an_emptied_node_is_to_be_proven_drained_until(what: Tellable) -> None:
     """From the completion of its chain on; the catalog's word is not enough for NODE_DRAINED."""
     story = emptied()
     assert [row.id for row in story.view.drains()] == ["c1"]
     assert story.tell(what).view.drains() == []
+
+
+STAYS = events.NodeDrainCancelled(node="gpu-1")
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["waiting for files", "ready"])
+def test_k9_what_was_not_planned_when_its_node_stayed_is_not(answered: bool) -> None:
+    """Its chain has one end, at once."""
+    story = given(VAULT, player(), opens("c1", TERMINATING))
+    story.tell(*([answers("c1", "gpu-1", GAMES)] if answered else []), STAYS)
+    story.when(asked("c1")).then(says(events.DataSyncFailed, reason="gpu-1 stays after all"))
+    story.tell(said_what_is_owed).when(asked("c1")).then_nothing()
+
+
+def test_k9_what_has_not_left_a_node_that_stays_is_given_up() -> None:
+    """What has arrived is told; nothing waits or is assigned for the chain any more."""
+    story = given(VAULT, player(), opens("c1", TERMINATING))
+    story.tell(answers("c1", "gpu-1", GAMES, OTHER), said_what_is_owed, assigned)
+    story.tell(succeeded(path=GAMES.path), STAYS)
+    [fact] = story.owes()["c1"]
+    assert isinstance(fact.event, events.DataSyncFailed)
+    assert fact.event.reason == "gpu-1 stays after all: 1 of 2 copies are missing on vault"
+    assert [one.path for one in fact.event.arrived] == [GAMES.path]
+    assert [one.error for one in fact.event.failed] == ["given up: gpu-1 stays after all"]
+    story.tell(said_what_is_owed)
+    assert (list(story.view.pending()), story.view.drains()) == ([], [])
+
+
+def test_k9_chain_of_a_node_that_stays_completes_if_all_has_arrived() -> None:
+    """It says what is true, and the node is not drained."""
+    story = given(VAULT, player(), opens("c1", TERMINATING), answers("c1", "gpu-1", GAMES))
+    story.tell(said_what_is_owed, assigned, STAYS, succeeded())
+    story.when(asked("c1")).then(says(events.DataSyncCompleted))
+    assert story.tell(said_what_is_owed).view.drains() == []
 
 
 def test_k9_node_that_could_not_be_drained_is_not_said_to_be() -> None:

@@ -72,25 +72,35 @@ def test_node_comes_back_by_any_word_that_it_is_there(back: Event) -> None:
 
 
 @pytest.mark.parametrize(
-    "back", [events.HostOnline(node="gpu-1"), events.NodeRecovered(node="gpu-1"), player("gpu-1")]
+    "stays", [events.NodeDrainCancelled(node="gpu-1"), events.NodeRecovered(node="gpu-1")]
 )
-def test_node_that_is_to_go_is_leaving_for_a_day_or_until_it_is_back(back: Event) -> None:
-    """Its absence does not end that; only a word that it is there, or a day, does."""
+def test_node_that_is_to_go_is_leaving_for_a_day_or_until_it_is_said_to_stay(stays: Event) -> None:
+    """Its absence does not end that; only such a word, or a day, does."""
     story = given(player("gpu-1"), after(3), events.NodeTerminating(node="gpu-1"))
     assert the(story).is_leaving(T0 + 3)
     assert not the(story).is_leaving(T0 + 3 + LEAVING_S)
     story.tell(events.HostOffline(node="gpu-1"))
     assert the(story).is_leaving(T0 + 4)
-    story.tell(back)
+    story.tell(stays)
     assert not the(story).is_leaving(T0 + 4)
 
 
-def test_node_that_is_to_go_stays_so_though_its_agent_begins_again() -> None:
-    """A machine whose time is up may restart an agent that died: nobody is to rely on it."""
-    story = given(player("gpu-1"), events.NodeTerminating(node="gpu-1"), after(3), player("gpu-1"))
+@pytest.mark.parametrize("back", [events.HostOnline(node="gpu-1"), player("gpu-1")])
+def test_node_that_is_to_go_is_so_however_it_comes_back_by_itself(back: Event) -> None:
+    """A short silence, or an agent that died and begins again, keeps no machine from its end."""
+    story = given(player("gpu-1"), events.NodeTerminating(node="gpu-1"), after(3), back)
     assert the(story).is_leaving(T0 + 3)
-    story.tell(events.HostOffline(node="gpu-1"), player("gpu-1"))
-    assert not the(story).is_leaving(T0 + 3)
+    story.tell(events.HostOffline(node="gpu-1"), back)
+    assert (the(story).online, the(story).is_leaving(T0 + 3)) == (True, True)
+
+
+def test_node_that_is_away_stays_out_of_planning_though_it_no_longer_goes() -> None:
+    """That it stays says nothing of whether it is there; of a node nobody knows it says nothing."""
+    story = given(player("gpu-1"), events.NodeTerminating(node="gpu-1"))
+    story.tell(events.HostOffline(node="gpu-1", reason="its disk is broken"))
+    story.tell(events.NodeDrainCancelled(node="gpu-1"), events.NodeDrainCancelled(node="ghost"))
+    assert (the(story).online, the(story).reason) == (False, "its disk is broken")
+    assert story.view.node("ghost") is None
 
 
 def test_host_event_of_a_node_nobody_knows_is_ignored() -> None:
