@@ -15,7 +15,7 @@ from prometheus_client.registry import Collector
 
 from dataplane.overview import Overview
 from dataplane.rows import ChainLine
-from projections.chains import ChainRow
+from projections.chains import ChainRow, ChainStatus
 from streams import events
 from streams.codec import Recorded
 from streams.events import FILE_TRIGGERS, type_name
@@ -24,14 +24,18 @@ from streams.subjects import type_filter
 from streams.values import SyncPriority, TransportResult
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900, 3600)
+_OUTCOMES = (str(ChainStatus.COMPLETED), str(ChainStatus.FAILED))
+_AGE = "Since the last backup, or since the log's first fact where none ever succeeded"
 ENDS = (events.DataSyncCompleted, events.DataSyncFailed)
 
 
 class Metrics:
     """One coordinator's. `begin` once, `note` every batch of facts, `render` at each scrape."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, backs_up: bool = False) -> None:
+        """`backs_up`: whether there is a bucket, so that the age of its backup means something."""
         self._registry = CollectorRegistry()
+        self._backs_up = backs_up
         self._state = _State()
         self._registry.register(self._state)
         registry = self._registry
@@ -46,6 +50,9 @@ class Metrics:
         self._ended = Counter(
             "dataplane_chains_ended", "Chains that ended", ["outcome"], registry=registry
         )
+        for outcome in _OUTCOMES:
+            # What is there only from the first one on has no growth that an alert could see.
+            self._ended.labels(outcome)
         self._attempts = Counter(
             "dataplane_transport_attempts",
             "Attempts by transport and outcome: ok, or the class of the error",
@@ -63,9 +70,14 @@ class Metrics:
         )
 
     async def begin(self, log: Log) -> None:
-        """Learn from the log what happened before this process and is asked for all the same."""
+        """Learn from the log what happened before this process and is asked for all the same.
+
+        Where no backup ever succeeded its age is that of the log: silence would look like health.
+        """
         last = await log.last(type_filter(events.S3BackupCompleted))
-        if last is not None:
+        if last is None and self._backs_up:
+            self._state.backed_up_at = await _began(log)
+        elif last is not None:
             self._state.backed_up_at = last.time
 
     def note(self, facts: Sequence[Recorded], ended: Sequence[ChainRow]) -> None:
@@ -100,6 +112,15 @@ class Metrics:
         return generate_latest(self._registry)
 
 
+async def _began(log: Log) -> float:
+    """When the log's first fact was said; now, if there is none."""
+    state = await log.state()
+    if not state.last_sequence:
+        return time.time()
+    first = await log.get(state.first_sequence)
+    return time.time() if first is None else first.time
+
+
 #: Triggers that a node has to answer first.
 _ASKS = {type_name(kind) for kind in FILE_TRIGGERS}
 
@@ -124,7 +145,7 @@ class _State(Collector):
 
     def __init__(self) -> None:
         self.glance: Overview | None = None
-        #: Seconds since 1970; 0 if there never was a backup.
+        #: Of the last backup, or where there should be one from when on; 0 where nothing is said.
         self.backed_up_at = 0.0
 
     def collect(self) -> Iterator[Metric]:
@@ -149,7 +170,7 @@ class _State(Collector):
         )
         if self.backed_up_at:
             age = max(0.0, time.time() - self.backed_up_at)
-            yield from _single({"s3_backup_age_seconds": ("Since the last backup", age)})
+            yield from _single({"s3_backup_age_seconds": (_AGE, age)})
         yield _family("chains", "Open chains", "state", glance.chains_by_state)
         staging = glance.staging
         ahead = {

@@ -53,7 +53,7 @@ class Monitor:
         self._live = log
         self.queries = queries
         self.config = config
-        self.metrics = Metrics()
+        self.metrics = Metrics(backs_up=config.s3_enabled)
         self.motion = Motion(bus)
         #: The newest facts, newest first.
         self.recent: deque[Recorded] = deque(maxlen=_RECENT)
