@@ -19,6 +19,8 @@ _MAPPED_BYTES = 1 << 40
 def main() -> int:
     """Ask, say what was found, and return the code of an error or 0."""
     uri, pragma, busy_s = sys.argv[1:]
+    # Whatever it finds can be said, and is read so by whoever asked.
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
     try:
         db = sqlite3.connect(uri, uri=True, timeout=float(busy_s))
         db.execute(f"PRAGMA mmap_size = {_MAPPED_BYTES}")
@@ -26,6 +28,10 @@ def main() -> int:
     except sqlite3.Error as error:
         print(error)
         return (getattr(error, "sqlite_errorcode", 0) & 0xFF) or sqlite3.SQLITE_ERROR
+    except UnicodeDecodeError as error:
+        # So ends a complaint of SQLite that quotes what it found, as of a damaged schema.
+        print(f"what it holds is no text: {error}")
+        return sqlite3.SQLITE_CORRUPT
     print("\n".join(found))
     return 0
 

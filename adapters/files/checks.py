@@ -1,15 +1,17 @@
 """Whether a file is a sound file of its type, and what can be counted in it.
 
 Reads copies at rest. It must never open what somebody may be writing, and never guess a count.
+Whatever bytes a file holds, what is said of them is a problem in words, never another error: only
+a disk that fails raises one.
 """
 
 from __future__ import annotations
 
-import ast
-import struct
+import errno
+import re
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from adapters.files import sqlite
 from adapters.files.digest import BLOCK_BYTES
@@ -17,8 +19,24 @@ from streams.identity import GAME_DATABASE_SUFFIXES
 
 _PICKLE_MAGIC = b"\x80"
 _NPY_MAGIC = b"\x93NUMPY"
+#: As NumPy writes it: ``{'descr': '<f4', 'fortran_order': False, 'shape': (100, 5), }``.
+_SHAPE = re.compile(rb"'shape': ?\( ?([0-9]{1,18})L?[,)]")
+_HEAD_BYTES = 1 << 12
+#: No file holds more samples; a header that says so is none. What many files say must still add up
+#: to a number that can be sent and stored.
+_MOST_SAMPLES = 1 << 40
+#: What NumPy writes; others can make much of little before one byte of it can be looked at.
+_COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _LOOKED_INTO = {*GAME_DATABASE_SUFFIXES, ".npz", ".pth", ".pt", ".onnx", ".jsonl"}
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+
+
+class Inside(NamedTuple):
+    """What was found in a file."""
+
+    #: Why it is no sound file of its type; None if it is.
+    problem: str | None = None
+    games: int | None = None
+    samples: int | None = None
 
 
 def is_database(name: str) -> bool:
@@ -32,8 +50,24 @@ def looks_inside(name: str) -> bool:
     return f".{name.rpartition('.')[2]}".lower() in _LOOKED_INTO
 
 
+def look_inside(path: Path, name: str) -> Inside:
+    """What is wrong with `path` as a file of the type that `name` says, and what it holds.
+
+    Raises `OSError` only, where the disk fails. Blocks.
+    """
+    if problem := problem_in(path, name):
+        return Inside(problem)
+    try:
+        return Inside(None, *counts_of(path, name))
+    except (sqlite.Locked, sqlite.Unsound, sqlite.Unanswered) as error:
+        return Inside(f"cannot be counted: {error}")
+
+
 def problem_in(path: Path, name: str) -> str | None:
-    """Why `path` is no sound file of the type that `name` says; None if it is. Blocks."""
+    """Why `path` is no sound file of the type that `name` says; None if it is.
+
+    Raises `OSError` only, where the disk fails. Blocks.
+    """
     suffix = PurePosixPath(name).suffix.lower()
     if is_database(name):
         return _problem_in_database(path)
@@ -47,7 +81,10 @@ def problem_in(path: Path, name: str) -> str | None:
 
 
 def counts_of(path: Path, name: str) -> tuple[int | None, int | None]:
-    """Games and samples read from the file itself; None for what it does not hold. Blocks."""
+    """Games and samples read from the file itself; None for what it does not hold. Blocks.
+
+    Raises `OSError`; of a database also `sqlite.Unsound` or `sqlite.Locked`.
+    """
     suffix = PurePosixPath(name).suffix.lower()
     if is_database(name):
         return (sqlite.count_games(path) if path.stat().st_size else None), None
@@ -64,14 +101,20 @@ def _problem_in_database(path: Path) -> str | None:
         return None
     if not sqlite.is_sqlite(path):
         return "is no SQLite database"
-    return sqlite.check(path)
+    try:
+        return sqlite.check(path)
+    except sqlite.Locked as error:
+        # Nobody writes a copy at rest: its bytes say that somebody had to repair it first.
+        return f"cannot be read: {error}"
 
 
 def _problem_in_archive(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except _BROKEN_ZIP as error:
+    except Exception as error:
+        if _is_of_the_disk(error):
+            raise
         return f"is no readable archive: {error}"
     return None if names else "is an archive without arrays"
 
@@ -97,27 +140,30 @@ def _count_samples(path: Path) -> int | None:
     """The length of the first array that has one, from its header alone."""
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                with archive.open(name) as member:
-                    shape = _shape_of(member.read(1 << 12))
-                if shape:
-                    return shape[0]
-    except (*_BROKEN_ZIP, OSError):
+            for info in archive.infolist():
+                if info.compress_type not in _COMPRESSIONS:
+                    return None
+                with archive.open(info) as member:
+                    length = _length_of(member.read(_HEAD_BYTES))
+                if length is not None:
+                    return length if length <= _MOST_SAMPLES else None
+    except Exception:  # noqa: BLE001 - which ones damaged bytes lead to, nobody can list
         return None
     return None
 
 
-def _shape_of(head: bytes) -> tuple[int, ...]:
-    """The shape in the head of an ``.npy`` file; () if it has none or is none."""
+def _length_of(head: bytes) -> int | None:
+    """The first number of the shape in the head of an ``.npy`` file; None if it has none."""
     if not head.startswith(_NPY_MAGIC) or len(head) < 12:
-        return ()
-    wide = head[6] >= 2
-    start = 12 if wide else 10
-    (length,) = struct.unpack("<I" if wide else "<H", head[8:start])
-    try:
-        header = ast.literal_eval(head[start : start + length].decode("latin-1").strip())
-    except (ValueError, SyntaxError):
-        return ()
-    shape = header.get("shape") if isinstance(header, dict) else None
-    sound = isinstance(shape, tuple) and all(isinstance(n, int) and n >= 0 for n in shape)
-    return shape if sound and shape is not None else ()
+        return None
+    start = 12 if head[6] >= 2 else 10
+    found = _SHAPE.search(head, start, start + int.from_bytes(head[8:start], "little"))
+    return int(found.group(1)) if found else None
+
+
+def _is_of_the_disk(error: Exception) -> bool:
+    """Whether it says something of the disk and nothing of a file.
+
+    Where the bytes say that something lies before the beginning, it is the system that objects.
+    """
+    return isinstance(error, OSError) and error.errno != errno.EINVAL

@@ -256,11 +256,11 @@ class Group:
         games = samples = None
         if checks.looks_inside(entry.path):
             aside = place.partials / self._aside(number)
-            if problem := checks.problem_in(aside, entry.path):
+            problem, games, samples = checks.look_inside(aside, entry.path)
+            if problem:
                 name = f"{hex_of(entry.checksum)}{Path(local).suffix[:32]}"
                 directory = same_disk_directory(self.root, place.directory / "any", "quarantine")
                 raise CheckFailed(f"{entry.path} {problem}; see {aside.replace(directory / name)}")
-            games, samples = checks.counts_of(aside, entry.path)
         return Landed(bytes=entry.size_bytes, games=games, samples=samples)
 
     # All of them

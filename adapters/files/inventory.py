@@ -173,20 +173,26 @@ class Inventory:
         """Learn again what was received, from the log, after the index was lost.
 
         Files are read again. One that is not what the log says is told by the next scan as
-        removed if it is another node's. Returns what is here as the log says.
+        removed if it is another node's; one that can't be read is still expected, so that it is
+        never taken for ours. Returns what is here as the log says.
         """
         await self._known.ready()
-        adopted = []
+        adopted, unread = [], {}
         async with self._scanning:
             for entry in entries:
                 local = self._rules.local(entry.path, self._node)
                 row = self._known.rows.get(local)
                 if row is None or not row.received or row.entry.checksum != entry.checksum:
-                    row = await self._on_disk(partial(self._reader.adopted, local, entry))
+                    try:
+                        row = await self._on_disk(partial(self._reader.adopted, local, entry))
+                    except OSError:
+                        unread[local] = entry
+                        continue
                 if row is not None:
                     row = msgspec.structs.replace(row, entry=entry)
                     await self._known.put({local: row})
                     adopted += [entry] if row.state is State.HERE else []
+            await self._known.expect(unread)
         return tuple(adopted)
 
     # What is here

@@ -237,15 +237,10 @@ class Landing:
         finally:
             await self.abort()
 
-    def _look_inside(self) -> tuple[str | None, int | None, int | None]:
-        """What is wrong with the bytes for their type, and what can be counted in them."""
-        path, name = self._partial.path, self.entry.path
-        problem = checks.problem_in(path, name)
-        return problem, *((None, None) if problem else checks.counts_of(path, name))
+    def _look_inside(self) -> checks.Inside:
+        return checks.look_inside(self._partial.path, self.entry.path)
 
-    def _prove_and_publish(
-        self, looked: Future[tuple[str | None, int | None, int | None]]
-    ) -> Landed:
+    def _prove_and_publish(self, looked: Future[checks.Inside]) -> Landed:
         partial = self._partial
         try:
             with disk_errors():

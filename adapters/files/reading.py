@@ -8,6 +8,7 @@ file our own.
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 import uuid
 from collections.abc import Callable, Iterable
@@ -18,7 +19,7 @@ import msgspec
 from adapters.errors import DiskFull
 from adapters.files import checks, sqlite
 from adapters.files.blocks import Mapping
-from adapters.files.digest import checksum_of, hex_of
+from adapters.files.digest import Stopped, checksum_of, hex_of
 from adapters.files.durable import fsync_directories
 from adapters.files.index import Row, State
 from adapters.files.maps import MapStore
@@ -26,6 +27,8 @@ from adapters.files.places import OWN_DIRECTORY, Reservation
 from adapters.files.walk import Print, print_of
 from streams.identity import PathRules, data_type_of
 from streams.values import DataEntry, DataType, config_key_in
+
+logger = logging.getLogger(__name__)
 
 SNAPSHOTS = "snapshots"
 #: The block map of a larger file is made while it is read for its digest: others will ask for it.
@@ -67,7 +70,7 @@ class Reader:
     def read(self, local: str, old: Row | None, expected: DataEntry | None) -> Reading:
         """Read the file at `local`, of which `old` is known and where `expected` may have landed.
 
-        Raises `Stopped` only.
+        Raises `Stopped` only: whatever a file does to its reading is told of this file.
         """
         seen: Print | None = None
         try:
@@ -83,6 +86,13 @@ class Reader:
             return Reading(local, old, waiting=f"{local} went away while it was read")
         except (OSError, DiskFull) as error:
             return Reading(local, old, problem=f"{local} cannot be read: {error}")
+        except Stopped:
+            raise
+        except Exception as error:
+            # One file must not keep all others from being read.
+            logger.exception("%s cannot be read", local)
+            what = f"{type(error).__name__}: {error}"
+            return Reading(local, old, problem=f"{local} cannot be read: {what}", print=seen)
         if isinstance(row, str):
             return Reading(local, old, problem=f"{local} {row}", print=seen)
         return Reading(local, old, row)
@@ -156,9 +166,9 @@ class Reader:
                 return "is named like a database and is none"
             return self._own_database(local, seen)
         checksum = self._stable_checksum(local, seen)
-        if problem := checks.problem_in(path, local):
+        problem, games, samples = checks.look_inside(path, local)
+        if problem:
             return problem
-        games, samples = checks.counts_of(path, local)
         if not seen.same_file(path.stat()):
             raise _Changing
         entry = self._entry(local, seen, seen.size, checksum, games, samples)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import math
 import os
 import sqlite3
 import struct
@@ -45,6 +46,14 @@ _ATTEMPTS = 3
 _LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _NEEDS_WRITING = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN}
 _UNSOUND = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+#: What says nothing of the file.
+_OF_THE_DISK = {
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_INTERRUPT,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+}
 #: Where POSIX locks of SQLite lie in a file.
 _LOCK_BYTE, _LOCK_LENGTH = 0x40000000, 512
 _FLOCK = "hhqqi4x"
@@ -56,6 +65,10 @@ class Locked(Exception):
 
 class Unsound(Exception):
     """The file is no database, or a damaged one."""
+
+
+class Unanswered(OSError):
+    """SQLite can't make sense of what it finds, though the disk gives it: it is no disk's fault."""
 
 
 class _OnlyByWriting(Locked):
@@ -96,7 +109,8 @@ def snapshot(source: Path, target: Path, stopped: Callable[[], bool] = lambda: F
 def check(path: Path) -> str | None:
     """What is wrong with a database, in words; None if nothing is.
 
-    Raises `Locked` if somebody holds it: that says nothing about its soundness.
+    Raises `Locked` if somebody holds it, and `OSError` where the disk fails: that says nothing
+    about its soundness.
     """
     try:
         if path.stat().st_size > FULL_CHECK_BYTES:
@@ -104,13 +118,16 @@ def check(path: Path) -> str | None:
         else:
             with _reading(path, immutable=_needs_no_lock(path)) as db:
                 found = [str(row[0]) for row in db.execute("PRAGMA integrity_check(3)")]
-    except Unsound as error:
+    except (Unsound, Unanswered) as error:
         return str(error)
     return None if found == ["ok"] else "; ".join(found)
 
 
 def count_games(path: Path) -> int | None:
-    """Rows of the table ``games``; None if there is no such table. Raises `Locked`, `Unsound`."""
+    """Rows of the table ``games``; None if there is no such table.
+
+    Raises `Locked`, `Unsound` or `OSError`.
+    """
     with _reading(path, immutable=_needs_no_lock(path)) as db:
         named = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND lower(name) = 'games'"
         if db.execute(named).fetchone() is None:
@@ -121,7 +138,7 @@ def count_games(path: Path) -> int | None:
 def mean_quality(path: Path) -> float | None:
     """How good the newest games of a database are, 0 to 1, good ones counting more (K3).
 
-    None where no game has a quality. Raises `Locked`, `Unsound`.
+    None where no game has a quality. Raises `Locked`, `Unsound` or `OSError`.
     """
     with _reading(path, immutable=_needs_no_lock(path)) as db:
         columns = {str(row[1]).lower() for row in db.execute("PRAGMA table_info(games)")}
@@ -134,7 +151,7 @@ def mean_quality(path: Path) -> float | None:
         except (ValueError, sqlite3.OperationalError):
             # A table without row ids, or words in the column: nobody has judged these games.
             return None
-    scores = [min(max(score, 0.0), 1.0) for score in found]
+    scores = [min(max(score, 0.0), 1.0) for score in found if not math.isnan(score)]
     weights = [next(w for limit, w in QUALITY_WEIGHTS if score >= limit) for score in scores]
     if not scores:
         return None
@@ -257,7 +274,8 @@ def _needs_no_lock(path: Path) -> bool:
     """
     with path.open("rb") as file:
         header = file.read(20)
-    in_wal_mode = header[:16] == _MAGIC and header[18:20] == b"\x02\x02"
+    # How it is to be read is what SQLite goes by; the byte before says how it is to be written.
+    in_wal_mode = header[:16] == _MAGIC and header[19:20] == b"\x02"
     return in_wal_mode and not _size(side_file(path, "-wal"))
 
 
@@ -305,7 +323,8 @@ def _asked_apart(path: Path, pragma: str) -> list[str]:
         [sys.executable, "-I", "-S", apart.__file__, uri, pragma, str(BUSY_S)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         check=False,
     )
     said = ended.stdout.rstrip("\n")
@@ -326,6 +345,9 @@ def _errors_named(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise _named(path, getattr(error, "sqlite_errorcode", 0) & 0xFF, str(error)) from error
+    except UnicodeDecodeError as error:
+        # So ends a complaint of SQLite that quotes what it found, as of a damaged schema.
+        raise Unsound(f"{path.name}: what it holds is no text: {error}") from error
 
 
 def _named(path: Path, code: int, said: str) -> Exception:
@@ -337,7 +359,7 @@ def _named(path: Path, code: int, said: str) -> Exception:
         return _OnlyByWriting(what)
     if code in _UNSOUND:
         return Unsound(what)
-    return OSError(what)
+    return OSError(what) if code in _OF_THE_DISK else Unanswered(what)
 
 
 def _is_locked(path: Path) -> bool:

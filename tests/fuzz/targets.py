@@ -7,6 +7,7 @@ import io
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -53,6 +54,8 @@ from streams.segments import ArchiveDamaged, ArchiveManifest
 from streams.stored import NotALine, Stored, as_restored, as_stored, from_line, to_line
 from streams.subjects import matches, parse_subject
 from streams.values import DataEntry, is_token
+from tests.fuzz import files
+from tests.fuzz.spoiling import spoiled
 from tests.spec import CREATED, as_fact, games_of
 from tests.unit.histories import any_event, said
 
@@ -78,24 +81,6 @@ _JSON = st.recursive(
     ),
     max_leaves=12,
 )
-
-
-@st.composite
-def spoiled(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """Bytes that were right, with a few of them changed, cut out, doubled or put in."""
-    data = bytearray(draw(whole))
-    for _ in range(draw(st.integers(0, 4))):
-        at = draw(st.integers(0, max(len(data) - 1, 0)))
-        how = draw(st.integers(0, 3))
-        if how == 0 and data:
-            data[at] ^= 1 << draw(st.integers(0, 7))
-        elif how == 1:
-            del data[at : at + draw(st.integers(1, 30))]
-        elif how == 2:
-            data[at:at] = data[at : at + draw(st.integers(1, 30))]
-        else:
-            data[at:at] = draw(st.binary(max_size=8))
-    return bytes(data)
 
 
 _TOKENS = st.sampled_from(
@@ -455,6 +440,10 @@ TARGETS: tuple[Target, ...] = (
         | st.lists(st.sampled_from(["..", ".", "", "a", "gpu-7", "*"]), max_size=5).map("/".join),
         _path,
     ),
+    Target("training sets", files.ARCHIVES, partial(files.look_inside, "a.npz"), (), 0.2),
+    Target("models", files.ARCHIVES, partial(files.look_inside, "a.pt"), (), 0.2),
+    Target("games", files.DATABASES, partial(files.look_inside, "hex8_2p.db"), (), 0.05),
+    Target("databases read each way", files.DATABASES, files.read_database, (), 0.05),
     Target("words of others", _words(), lambda pair: from_json(*pair), (Unreadable,), 0.5),
     Target("questions", _QUESTIONS, _ask, (), 0.2),
     Target(

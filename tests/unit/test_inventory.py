@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import hashlib
 import os
 import sqlite3
@@ -14,12 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from adapters.files import sqlite
+from adapters.files import checks, sqlite
 from adapters.files.digest import Stopped
 from adapters.files.index import Index
 from adapters.files.inventory import Inventory, Scan
 from adapters.files.landing import Landing
 from streams.values import DataEntry, DataType
+from tests.damaged import unreadable_archive
 
 NODE = "gpu-7"
 Make = Callable[..., Inventory]
@@ -420,6 +422,45 @@ async def test_a_busy_database_waits_and_a_false_one_is_a_problem(
     assert len(found.changed) == 2
 
 
+async def test_a_damaged_file_is_named_and_all_others_are_told(make: Make, root: Path) -> None:
+    """What no reader understands is the problem of this file, and nobody else's."""
+    put(root / "npz/hex8_2p.npz", unreadable_archive())
+    put(root / "games/hex8_2p.jsonl", b"{}\n")
+    found = await make().scan()
+    assert paths(found) == ["games/gpu-7/hex8_2p.jsonl"]
+    [problem] = found.problems
+    assert problem.startswith("npz/hex8_2p.npz is no readable archive")
+
+
+async def test_a_surprise_while_a_file_is_read_is_told_of_this_file(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, until it looks different; whatever the surprise is, the others are told."""
+    put(root / "games/hex8_2p.jsonl", b"{}\n")
+    put(root / "models/hex8_2p.onnx", b"odd")
+    settle(root / "games/hex8_2p.jsonl", root / "models/hex8_2p.onnx")
+    look_inside, looked = checks.look_inside, []
+
+    def surprised(path: Path, name: str) -> checks.Inside:
+        looked.append(name)
+        if path.read_bytes() == b"odd":
+            raise KeyError("what nobody thought of")
+        return look_inside(path, name)
+
+    monkeypatch.setattr(checks, "look_inside", surprised)
+    inventory = make()
+    for _ in range(2):
+        found = await inventory.scan()
+        assert paths(found) == ["games/gpu-7/hex8_2p.jsonl"]
+        [problem] = found.problems
+        assert problem.startswith("models/hex8_2p.onnx cannot be read: KeyError")
+    assert sorted(looked) == ["games/hex8_2p.jsonl", "models/hex8_2p.onnx"]
+    put(root / "models/hex8_2p.onnx", b"good")
+    found = await inventory.scan()
+    assert not found.problems
+    assert paths(found) == ["games/gpu-7/hex8_2p.jsonl", "models/hex8_2p.onnx"]
+
+
 async def test_only_the_configuration_asked_for_is_read(make: Make, root: Path) -> None:
     """Boards are matched whole, and the others are told by the next full scan."""
     for name in ("hex8_2p", "hexagonal_2p", "square8_2p"):
@@ -542,6 +583,28 @@ async def test_p11_what_was_received_is_learned_again_after_the_index_was_lost(
     assert found.removed == (wrong.path,)
     there = await inventory.arrived(right.path)
     assert there and (there.checksum, there.version) == (right.checksum, 3)
+
+
+async def test_p4_a_received_file_that_can_not_be_read_is_never_taken_for_ours(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The index is lost, and where the file lies the disk fails: its producer's name stays."""
+    entry = received(b"{}\n", "games/gpu-1/hex8_2p.jsonl", version=3)
+    put(root / entry.path, b"{}\n")
+
+    def fails(*_: object) -> str:
+        raise OSError(errno.EIO, "the disk is broken")
+
+    inventory = make("t1")
+    with monkeypatch.context() as broken:
+        broken.setattr("adapters.files.reading.checksum_of", fails)
+        assert await inventory.adopt([entry]) == ()
+        found = await inventory.scan()
+        assert not found.changed
+        assert "the disk is broken" in found.problems[0]
+    found = await inventory.scan()
+    assert found.changed == ()
+    assert await inventory.arrived(entry.path) == entry
 
 
 @pytest.mark.parametrize("damage", [b"", b"no index", b"SQLite format 3\x00" + bytes(8000)])

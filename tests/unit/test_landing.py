@@ -39,6 +39,7 @@ from adapters.files.scattered import notes_of
 from adapters.workers import DIGESTS, DISK
 from streams.identity import PathRules
 from streams.values import DataEntry, DataType
+from tests.damaged import unreadable_archive
 
 
 def entry_of(data: bytes, path: str = "data/x.bin", **known: float) -> DataEntry:
@@ -397,6 +398,8 @@ async def test_p7_a_new_database_never_meets_an_old_journal(tmp_path: Path) -> N
         ("x.pth", b"<html>not found</html>"),
         ("x.pt", b"PK\x03\x04 cut off"),
         ("x.onnx", b""),
+        ("x.npz", unreadable_archive()),
+        ("x.pt", unreadable_archive()),
     ],
 )
 async def test_p6_an_unsound_file_goes_to_quarantine(
