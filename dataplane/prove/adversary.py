@@ -29,6 +29,7 @@ from dataplane.prove.cluster import (
 )
 from dataplane.prove.scene import Scene
 from dataplane.prove.servers import leader_of
+from streams.identity import PathRules, data_type_of
 from streams.jetstream import JetStreamLog
 from streams.values import S3_NODE
 
@@ -38,6 +39,8 @@ _MOST_AWAY = 2
 _MANY_OPEN = 60
 #: The gap between two acts is at least this part of what the cluster needs to start.
 _OF_A_START = 0.15
+#: How long a nats-server is cut off.
+_PARTITION_S = 3.0, 14.0
 #: The share of processes started again that are told to die at a named point.
 _ARMED_SHARE = 0.8
 
@@ -113,6 +116,8 @@ class Adversary:
         await asyncio.gather(*self._acts, return_exceptions=True)
         for cable in self._cluster.cables.values():
             cable.join()
+        if self._cluster.routes is not None:
+            self._cluster.routes.join()
         await asyncio.to_thread(self._filler().unlink, missing_ok=True)
         for target in list(self._cluster.targets()):
             target.resume()
@@ -132,7 +137,7 @@ class Adversary:
         if self._damage:
             choices.append((2, self._flip))
         if self._cluster.replicas > 1:
-            choices.append((2, self._kill_leader))
+            choices += [(2, self._kill_leader), (2, self._partition)]
         weights = [weight for weight, _ in choices]
         return self._rng.choices([act for _, act in choices], weights)[0]
 
@@ -248,6 +253,27 @@ class Adversary:
         finally:
             cable.join()
 
+    async def _partition(self) -> None:
+        """Cut one nats-server off from the others, the leader as often as not.
+
+        Its clients still reach it: what they say there has no quorum.
+        """
+        servers, routes = self._cluster.servers, self._cluster.routes
+        if routes is None or any(name.startswith("nats-") for name in self._away):
+            return
+        leader = await leader_of(self._log) if self._rng.random() < 0.5 else ""
+        name = leader or self._rng.choice([server.name for server in servers])
+        if len(self._away) >= _MOST_AWAY or any(one.startswith("nats-") for one in self._away):
+            return
+        with self._keeping_away(name):
+            self._did("partition", name, self._during(name))
+            routes.isolate(name)
+            try:
+                # Longer than it takes to miss a leader and to elect another.
+                await asyncio.sleep(self._rng.uniform(*_PARTITION_S))
+            finally:
+                routes.join()
+
     async def _delete_views(self) -> None:
         """Kill a coordinator and take its views away: it comes back without a memory."""
         name = self._rng.choice(COORDINATORS)
@@ -284,8 +310,10 @@ class Adversary:
         """Change one byte of a copy at rest, as a disk that rots does."""
         already = {(flip.node, flip.path) for flip in self.flips}
         copies = self._scene.copies.keys() - already
-        # Of a shared path another content is a new version by whoever changed it, not damage.
-        candidates = sorted(place for place in copies if place[1].startswith("games/"))
+        # Of a shared path, and of a file of the node's own, another content is a new version by who
+        # changed it: a disk that rots leaves the file's ctime as it was, and nobody else can.
+        producer = PathRules().producer
+        candidates = sorted(place for place in copies if producer(place[1]) not in ("", place[0]))
         if not candidates:
             return
         node, path = self._rng.choice(candidates)
@@ -293,7 +321,8 @@ class Adversary:
         file = self._cluster.copy(node, path)
         if await asyncio.to_thread(_flip_byte, file, self._rng.random()):
             self.flips.append(Flip(node, path, checksum))
-            self._did("byte flipped", node, path)
+            kind = data_type_of(path) or "file"
+            self._did(f"byte of {kind} flipped", node, path)
 
     @contextlib.contextmanager
     def _keeping_away(self, name: str) -> Iterator[None]:

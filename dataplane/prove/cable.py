@@ -10,10 +10,13 @@ _PIECE = 1 << 16
 
 
 class Cable:
-    """Forwards connections to one of `servers`, the first that answers; nothing while it is cut."""
+    """Forwards connections to one of `servers`, in turn, that answers; nothing while it is cut."""
 
-    def __init__(self, servers: Callable[[], list[tuple[str, int]]]) -> None:
+    def __init__(self, servers: Callable[[], list[tuple[str, int]]], port: int = 0) -> None:
+        """`port` is where it listens; 0 for any that is free."""
         self._servers = servers
+        self._port = port
+        self._turn = 0
         self._listening: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self.cut = False
@@ -26,7 +29,7 @@ class Cable:
 
     async def open(self) -> None:
         """Begin to listen."""
-        self._listening = await asyncio.start_server(self._carry, "127.0.0.1", 0)
+        self._listening = await asyncio.start_server(self._carry, "127.0.0.1", self._port)
 
     async def close(self) -> None:
         """Stop listening and let go of everything."""
@@ -67,7 +70,11 @@ class Cable:
             writer.transport.abort()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
-        for host, port in self._servers():
+        servers = self._servers()
+        # Who comes again was not served where it was: that server may be paused, or cut off.
+        self._turn += 1
+        first = self._turn % len(servers)
+        for host, port in (*servers[first:], *servers[:first]):
             with contextlib.suppress(OSError):
                 return await asyncio.open_connection(host, port)
         return None

@@ -24,7 +24,7 @@ from dataplane.demo.s3_server import installed
 from dataplane.outbox import Outbox
 from dataplane.policy import Policy
 from dataplane.prove.cable import Cable
-from dataplane.prove.servers import BucketServer, BusServer, clustered, single
+from dataplane.prove.servers import BucketServer, BusServer, Routes, clustered, names_of, single
 from streams.identity import PathRules
 from streams.values import Role, Trait
 
@@ -124,9 +124,12 @@ class ProveCluster:
         self.layout = layout
         self.replicas = replicas
         logs = layout.root / "logs"
-        make = clustered if replicas > 1 else None
+        #: The ways between the servers; None where there is but one.
+        self.routes = Routes(names_of(replicas)) if replicas > 1 else None
         self.servers: list[BusServer] = (
-            make(layout.nats, logs) if make else single(layout.nats, layout.log("nats-1"))
+            clustered(layout.nats, logs, replicas, routes=self.routes)
+            if replicas > 1
+            else single(layout.nats, layout.log("nats-1"))
         )
         trainers = max(2, (nodes - 1) // 2)
         players = max(1, nodes - 1 - trainers)
@@ -165,6 +168,8 @@ class ProveCluster:
         return [*self.servers, bucket] if bucket is not None else [*self.servers]
 
     async def __aenter__(self) -> Self:
+        if self.routes is not None:
+            await self.routes.open()
         await asyncio.gather(*(server.start() for server in self._all_servers()))
         return self
 
@@ -193,20 +198,29 @@ class ProveCluster:
             await self.stop_children()
         finally:
             await asyncio.gather(*(server.stop() for server in self._all_servers()))
+            if self.routes is not None:
+                await self.routes.close()
             self.unmount()
 
     async def start_data_plane(self) -> None:
         """Start coordinators and agents, all at once."""
         self._mount_small_disk(self.trainers[-1])
         for name in COORDINATORS:
-            self._add(name, ["dataplane", "coordinator"], name, roles=Role.COORDINATOR)
+            url = await self._cable_of(name)
+            self._add(
+                name, ["dataplane", "coordinator"], name, roles=Role.COORDINATOR, nats_url=url
+            )
         for node, role in self.roles.items():
-            cable = self.cables[node] = Cable(self._addresses)
-            await cable.open()
             traits = Trait.GPU if role is not Role.STORAGE else Trait.EXTERNAL_STORAGE
-            url = cable.url
+            url = await self._cable_of(node)
             self._add(node, ["dataplane", "agent"], node, roles=role, traits=traits, nats_url=url)
         await asyncio.gather(*(child.start() for child in self.children.values()))
+
+    async def _cable_of(self, name: str) -> str:
+        """Lay a cable from a process to the bus; where the process is to connect."""
+        cable = self.cables[name] = Cable(self._addresses)
+        await cable.open()
+        return cable.url
 
     async def start_players(self, seed: int, pause_s: float, games: int) -> None:
         """Start self-play on the self-play nodes, without an end."""

@@ -38,6 +38,7 @@ _SETTLE_LIMIT_S = 600.0
 _QUIET_S = 2.0
 _PLAYER_PAUSE_S = 2.5
 _GAMES = 2
+_NO_SMALL_DISK = "            no disk was filled: only root, on Linux, can mount one that is small"
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -301,6 +302,7 @@ def _print_report(report: Report) -> None:
         *(f"            {count:4} {place}" for place, count in figures.kills_by_place.items()),
         *(f"by itself   {ending}" for ending in figures.ended_by_themselves),
         "besides     " + ", ".join(f"{count} {what}" for what, count in figures.deeds.items()),
+        *([] if figures.small_disk else [_NO_SMALL_DISK]),
         f"damage      {figures.flips} copies damaged: {figures.flips_reported} reported, "
         f"{figures.flips_repaired} of them repaired; {figures.flips_replaced} replaced before that",
         f"deletions   {figures.deletions} asked for: {figures.deleted} deleted, kept "

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import signal
 import socket
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from dataplane.demo.bucket import DemoBucket
 from dataplane.keys import KeyStore
+from dataplane.prove.cable import Cable
 from streams.codec import STREAM
 from streams.jetstream import JetStreamLog
 from streams.log import LogError
@@ -17,6 +21,8 @@ from streams.server import HOST, EmbeddedServer, default_config
 from streams.wire import api
 
 CLUSTER_NAME = "prove"
+#: A port on which nobody listens.
+_NOWHERE = 1
 
 
 class BusServer:
@@ -132,34 +138,90 @@ async def leader_of(log: JetStreamLog) -> str:
     return str((info.get("cluster") or {}).get("leader") or "")
 
 
+class Routes:
+    """A cable from each server of a cluster to each other one, so that any can be cut off."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        #: Where each of them listens for the others.
+        self.ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        pairs = list(itertools.permutations(names, 2))
+        self._ways = dict(zip(pairs, _free_ports(len(pairs)), strict=True))
+        self._cables = {
+            (one, other): Cable(partial(self._address, other), port)
+            for (one, other), port in self._ways.items()
+        }
+
+    def _address(self, name: str) -> list[tuple[str, int]]:
+        return [(HOST, self.ports[name])]
+
+    def ways_of(self, name: str) -> list[int]:
+        """The ports through which one reaches the others."""
+        return [port for (one, _), port in self._ways.items() if one == name]
+
+    async def open(self) -> None:
+        """Begin to carry; before any server is started."""
+        for cable in self._cables.values():
+            await cable.open()
+
+    async def close(self) -> None:
+        """Stop it."""
+        for cable in self._cables.values():
+            await cable.close()
+
+    def isolate(self, name: str) -> None:
+        """Cut one off from all others, as a switch that fails does; clients still reach it."""
+        for pair, cable in self._cables.items():
+            if name in pair:
+                cable.sever()
+
+    def join(self) -> None:
+        """Let all of them reach each other again."""
+        for cable in self._cables.values():
+            cable.join()
+
+
 def single(store: Path, log_file: Path) -> list[BusServer]:
     """One server."""
     return [BusServer("nats-1", EmbeddedServer(store, log_file=log_file))]
 
 
 def clustered(
-    root: Path, logs: Path, count: int = 3, keys: KeyStore | None = None
+    root: Path,
+    logs: Path,
+    count: int = 3,
+    *,
+    keys: KeyStore | None = None,
+    routes: Routes | None = None,
 ) -> list[BusServer]:
     """Servers that form a cluster; what a stream of three replicas needs.
 
     With `keys` they let in only who has one of them, and are servers to each other by their secret.
+    With `routes`, made for their names, they reach each other through those.
     """
+    names = names_of(count)
     ports = _free_ports(2 * count)
-    routes = ports[count:]
+    listen = routes.ports if routes else dict(zip(names, ports[count:], strict=True))
     if keys is not None:
-        keys.join([f"{HOST}:{port}" for port in routes])
+        keys.join([f"{HOST}:{port}" for port in listen.values()])
     made = []
-    for number in range(count):
-        name = f"nats-{number + 1}"
+    for name, port in zip(names, ports, strict=False):
         store = root / name
         store.mkdir(parents=True, exist_ok=True)
         config = store / "nats.conf"
-        config.write_text(_config(name, routes[number], routes, _includes(store, keys)))
-        server = EmbeddedServer(
-            store, port=ports[number], config=config, log_file=logs / f"{name}.log"
-        )
+        others = [at for other, at in listen.items() if other != name]
+        cluster = _cluster(listen[name], routes.ways_of(name) if routes else others)
+        if routes is not None:
+            # Nobody is to find another way to it than the cables that it was told of.
+            cluster = f'advertise: "{HOST}:{_NOWHERE}", {cluster}'
+        config.write_text(_config(name, cluster, _includes(store, keys)))
+        server = EmbeddedServer(store, port=port, config=config, log_file=logs / f"{name}.log")
         made.append(BusServer(name, server))
     return made
+
+
+def names_of(count: int) -> list[str]:
+    """The names of so many servers."""
+    return [f"nats-{number + 1}" for number in range(count)]
 
 
 def _includes(home: Path, keys: KeyStore | None) -> tuple[str, str]:
@@ -171,15 +233,19 @@ def _includes(home: Path, keys: KeyStore | None) -> tuple[str, str]:
     return f'include "{users}"\n', f'include "{routes}"\n'
 
 
-def _config(name: str, port: int, routes: list[int], includes: tuple[str, str]) -> str:
+def _cluster(port: int, peers: list[int]) -> str:
+    """What a server is told of its cluster: where it listens, and where the others are."""
+    urls = ", ".join(f'"nats-route://{HOST}:{peer}"' for peer in peers)
+    return f'name: {CLUSTER_NAME}, listen: "{HOST}:{port}", no_advertise: true, routes: [{urls}]'
+
+
+def _config(name: str, cluster: str, includes: tuple[str, str]) -> str:
     """The configuration that the software ships, made one of a cluster."""
-    peers = ", ".join(f'"nats-route://{HOST}:{route}"' for route in routes if route != port)
     users, secret = includes
     return (
         default_config().read_text()
         + f'\nserver_name: "{name}"\n{users}'
-        + f'cluster {{ name: {CLUSTER_NAME}, listen: "{HOST}:{port}", '
-        + f"no_advertise: true, routes: [{peers}]\n{secret}}}\n"
+        + f"cluster {{ {cluster}\n{secret}}}\n"
     )
 
 

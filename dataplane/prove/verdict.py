@@ -57,6 +57,8 @@ class Figures(msgspec.Struct, frozen=True):
     kills_by_kind: dict[str, int]
     kills_by_place: dict[str, int]
     deeds: dict[str, int]
+    #: The node whose disk could be filled; "" where this process may mount none.
+    small_disk: str
     #: Processes that ended though nobody told them to, and how: what was out of reach, or an error.
     ended_by_themselves: list[str]
     acknowledged: int
@@ -224,6 +226,7 @@ def _figures(
         kills_at_work=sum(bool(kill.during) for kill in kills),
         kills_by_kind=dict(Counter(kill.kind for kill in kills)),
         kills_by_place=dict(sorted(Counter(_place(kill) for kill in kills).items())),
+        small_disk=cluster.small_disk,
         deeds=dict(sorted(Counter(deed.kind for deed in seen.deeds).items())),
         ended_by_themselves=[str(ending) for ending in cluster.endings],
         acknowledged=len(set(seen.acknowledged)),

@@ -59,6 +59,7 @@ class Workload:
         makers = (
             self._promote,
             self._orphan,
+            self._complete,
             self._delete,
             self._terminate,
             self._train,
@@ -87,14 +88,24 @@ class Workload:
         """A trainer writes a model, and it wins."""
         node, config_key = self._rng.choice(self._cluster.trainers), self._config()
         path = f"models/canonical_{config_key}.pth"
+        self._write_model(node, path)
+        return node, events.ModelPromoted(config_key=config_key, node=node, model_path=path)
+
+    def _complete(self) -> tuple[str, Event]:
+        """A trainer has made a candidate, which is its own and must leave it."""
+        node, config_key = self._rng.choice(self._cluster.trainers), self._config()
+        path = f"models/candidate_{self._number}_{config_key}.pth"
+        self._write_model(node, path)
+        return node, events.TrainingCompleted(config_key=config_key, node=node, model_path=path)
+
+    def _write_model(self, node: str, path: str) -> None:
         file = self._cluster.layout.data(node) / path
         file.parent.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(OSError):  # the disk may be full: then the old model is promoted
+        with contextlib.suppress(OSError):  # the disk may be full: then it stays as it was
             fresh = file.with_name(f".{file.name}.new")
             with zipfile.ZipFile(fresh, "w") as archive:
                 archive.writestr("data.pkl", self._rng.randbytes(_MODEL_BYTES))
             fresh.replace(file)
-        return node, events.ModelPromoted(config_key=config_key, node=node, model_path=path)
 
     def _orphan(self) -> tuple[str, Event]:
         """Games lie on a node that no chain ever took."""

@@ -1,0 +1,105 @@
+"""What the adversary does really happens: what is cut is cut, and nothing finds a way around."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from dataplane.prove.cable import Cable
+from dataplane.prove.servers import BusServer, Routes, clustered, leader_of, names_of
+from streams import events
+from streams.codec import Fact, fact_id, node_fact
+from streams.jetstream import JetStreamLog
+from streams.log import LogError
+
+_PATIENCE_S = 90.0
+
+
+@pytest.fixture
+async def cluster(tmp_path: Path) -> AsyncIterator[tuple[Routes, dict[str, BusServer]]]:
+    """Three nats-servers with cables between them."""
+    routes = Routes(names_of(3))
+    servers = clustered(tmp_path / "nats", tmp_path / "logs", 3, routes=routes)
+    await routes.open()
+    try:
+        await asyncio.gather(*(server.start() for server in servers))
+        yield routes, {server.name: server for server in servers}
+    finally:
+        await asyncio.gather(*(server.stop() for server in servers))
+        await routes.close()
+
+
+@pytest.mark.timeout(240)
+async def test_server_that_is_cut_off_leads_no_more_until_it_is_joined(
+    cluster: tuple[Routes, dict[str, BusServer]],
+) -> None:
+    """Who still reaches it stores nothing through it; the other two elect one of themselves."""
+    routes, servers = cluster
+    log = await JetStreamLog.connect([server.url for server in servers.values()], deadline_s=60.0)
+    await log.ensure_topology(replicas=3)
+    await log.publish(said(1))
+    old = await leader_of(log)
+    await log.close()
+    there = await JetStreamLog.connect([servers[old].url], try_s=1.0, deadline_s=2.0)
+    other = next(server for name, server in servers.items() if name != old)
+    here = await JetStreamLog.connect([other.url], deadline_s=60.0)
+    try:
+        routes.isolate(old)
+        await here.publish(said(2))
+        new = await leader_of(here)
+        assert new and new != old
+        with pytest.raises(LogError):
+            await there.publish(said(3))
+        routes.join()
+        async with asyncio.timeout(_PATIENCE_S):
+            while not await stored(there, 3):
+                pass
+        assert (await here.state()).last_sequence == 3
+    finally:
+        await there.close()
+        await here.close()
+
+
+def said(number: int) -> Fact:
+    """A fact."""
+    return node_fact(events.NodeTerminating(node="gpu-1"), "gpu-1", fact_id("cut", number))
+
+
+async def stored(log: JetStreamLog, number: int) -> bool:
+    """Whether a fact can be stored now."""
+    with suppress(LogError):
+        await log.publish(said(number))
+        return True
+    return False
+
+
+async def test_cable_takes_who_comes_again_to_another_server() -> None:
+    """One that is paused or cut off still takes connections, and answers nobody."""
+    met: list[int] = []
+
+    async def serve(number: int) -> asyncio.Server:
+        async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            met.append(number)
+            writer.close()
+
+        return await asyncio.start_server(meet, "127.0.0.1", 0)
+
+    servers = [await serve(0), await serve(1)]
+    ports = [server.sockets[0].getsockname()[1] for server in servers]
+    cable = Cable(lambda: [("127.0.0.1", port) for port in ports])
+    await cable.open()
+    try:
+        for _ in range(2):
+            host, port = cable.url.removeprefix("nats://").split(":")
+            reader, writer = await asyncio.open_connection(host, int(port))
+            assert await reader.read() == b""
+            writer.close()
+        assert sorted(met) == [0, 1]
+    finally:
+        await cable.close()
+        for server in servers:
+            server.close()
