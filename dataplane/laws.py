@@ -7,7 +7,7 @@ judge itself. The demonstration, `dataplane prove` and the simulation ask the sa
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import takewhile
 from operator import is_not
@@ -18,7 +18,7 @@ from projections.trainings import EXPECTED_CHAIN
 from streams import events
 from streams.codec import Recorded, chain_of_trigger
 from streams.events import CHAIN_TRIGGERS
-from streams.values import S3_NODE, SMALL_BYTES, SyncPriority, TargetOutcome
+from streams.values import S3_NODE, SMALL_BYTES, DataEntry, SyncPriority, TargetOutcome
 
 _ENDS = (events.DataSyncCompleted, events.DataSyncFailed)
 #: A law: all facts of a log, from the first to the last, to what in them breaks it.
@@ -365,31 +365,69 @@ def deletions_leave_enough(minimum: int) -> Law:
 
 def damage_is_repaired(facts: Sequence[Recorded]) -> Iterator[str]:
     """A received copy that its node said to be damaged comes again while anybody holds its path."""
-    held: dict[str, dict[str, str]] = defaultdict(dict)
-    lacking: dict[tuple[str, str], int] = {}
+    held: dict[str, dict[str, DataEntry]] = defaultdict(dict)
+    damaged: dict[tuple[str, str], int] = {}
     for recorded in facts:
         event = recorded.event
-        if isinstance(event, events.FilesObserved):
-            for entry in event.entries:
-                held[entry.path][event.node] = entry.checksum
-                lacking.pop((entry.path, event.node), None)
-        elif isinstance(event, events.TransferSucceeded):
-            held[event.entry.path][event.target] = event.entry.checksum
-            lacking.pop((event.entry.path, event.target), None)
-        elif isinstance(event, events.FileQuarantined):
+        if isinstance(event, events.FileQuarantined):
             # What was found wrong on its way was never held: its transfer is tried again.
-            if held[event.path].get(event.node) == event.checksum:
-                del held[event.path][event.node]
-                lacking[event.path, event.node] = recorded.sequence
-        elif isinstance(event, events.FilesRemoved):
-            for path in event.paths:
-                held[path].pop(event.node, None)
-        elif isinstance(event, events.DeletionDone) and event.deleted:
-            held[event.path].pop(event.node, None)
-    for (path, node), sequence in lacking.items():
-        if held[path]:
+            there = held[event.path].get(event.node)
+            if there is not None and there.checksum == event.checksum:
+                damaged[event.path, event.node] = recorded.sequence
+        _move(held, event)
+    for (path, node), sequence in damaged.items():
+        if held[path] and node not in held[path]:
             where = ", ".join(sorted(held[path]))
             yield f"{path} on {node}, damaged at {sequence}, was never repaired: {where} has it"
+
+
+def nothing_is_lost_with(wiped: Collection[str]) -> Law:
+    """The law that nodes were wiped only once NODE_DRAINED was said of them, and nothing by that.
+
+    What such a node held then, or a later version of it, is held elsewhere to the end.
+    """
+
+    def law(facts: Sequence[Recorded]) -> Iterator[str]:
+        held: dict[str, dict[str, DataEntry]] = defaultdict(dict)
+        left: dict[str, list[DataEntry]] = {}
+        for recorded in facts:
+            event = recorded.event
+            if isinstance(event, events.NodeDrained):
+                at = event.node
+                left[at] = [places[at] for places in held.values() if at in places]
+            else:
+                _move(held, event)
+        for node in wiped:
+            if node not in left:
+                yield f"{node} was wiped, and NODE_DRAINED was never said of it"
+            for entry in left.get(node, ()):
+                elsewhere = [one for at, one in held[entry.path].items() if at not in wiped]
+                if not any(_as_good(one, entry) for one in elsewhere):
+                    yield f"{entry.path} as {entry.checksum} was lost with {node}"
+
+    return law
+
+
+def _move(held: dict[str, dict[str, DataEntry]], event: events.Event | None) -> None:
+    """Follow what each place holds, by path and place."""
+    if isinstance(event, events.FilesObserved):
+        for entry in event.entries:
+            held[entry.path][event.node] = entry
+    elif isinstance(event, events.TransferSucceeded):
+        held[event.entry.path][event.target] = event.entry
+    elif isinstance(event, events.FilesRemoved):
+        for path in event.paths:
+            held[path].pop(event.node, None)
+    elif isinstance(event, events.FileQuarantined):
+        there = held[event.path].get(event.node)
+        if there is not None and there.checksum == event.checksum:
+            del held[event.path][event.node]
+    elif isinstance(event, events.DeletionDone) and event.deleted:
+        held[event.path].pop(event.node, None)
+
+
+def _as_good(one: DataEntry, wanted: DataEntry) -> bool:
+    return one.checksum == wanted.checksum or one.version > wanted.version
 
 
 def every_deletion_ends_once(facts: Sequence[Recorded]) -> Iterator[str]:

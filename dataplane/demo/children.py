@@ -62,6 +62,7 @@ class Child:
         self._command, self._directory, self._log, self._env = command, directory, log, env
         self._process: asyncio.subprocess.Process | None = None
         self._log_start = 0
+        self._retired = False
 
     @property
     def pid(self) -> int:
@@ -77,6 +78,8 @@ class Child:
 
     async def start(self, **more: str) -> None:
         """Start it, again if it was started before; with `more` in its environment."""
+        if self._retired:
+            return
         self._directory.mkdir(parents=True, exist_ok=True)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as log:
@@ -91,11 +94,19 @@ class Child:
                 # A Ctrl-C on the terminal is for the demo, which then stops its children in order.
                 start_new_session=True,
             )
+        if self._retired:
+            await self.kill()
+            return
         self.status = "running"
 
     async def kill(self) -> int:
         """End it by SIGKILL, as a crash would; the process id that was killed."""
         return await self._end(signal.SIGKILL, "killed")
+
+    async def retire(self) -> None:
+        """End it by SIGKILL, for good: whoever starts it, or is just doing so, starts nothing."""
+        self._retired = True
+        await self.kill()
 
     async def stop(self) -> None:
         """End it by SIGTERM, by SIGKILL if that takes too long. Harmless if it has ended."""

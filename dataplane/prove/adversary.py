@@ -309,7 +309,11 @@ class Adversary:
     async def _flip(self) -> None:
         """Change one byte of a copy at rest, as a disk that rots does."""
         already = {(flip.node, flip.path) for flip in self.flips}
-        copies = self._scene.copies.keys() - already
+        copies = [
+            place
+            for place in self._scene.copies.keys() - already
+            if place[0] in self._cluster.roles  # one that is rented is gone before it is looked at
+        ]
         # Of a shared path, and of a file of the node's own, another content is a new version by who
         # changed it: a disk that rots leaves the file's ctime as it was, and nobody else can.
         producer = PathRules().producer

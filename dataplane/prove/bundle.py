@@ -14,7 +14,7 @@ import msgspec
 from dataplane import laws
 from dataplane.audit.exporting import export_log
 from dataplane.policy import Policy
-from dataplane.prove.verdict import Verdict, run_laws, view_problems, why_problems
+from dataplane.prove.verdict import Seen, Verdict, run_laws, view_problems, why_problems
 from dataplane.prove.whys import ask_why
 from projections.fold import TABLES, fold, view_digests
 from projections.store import Store
@@ -34,6 +34,8 @@ class Seed(msgspec.Struct, frozen=True):
     #: Those of the problems that only the run could see: on disks and of processes.
     seen_only: list[str]
     acknowledged: list[str]
+    #: Nodes that were wiped once they were drained.
+    wiped: list[str]
     #: What the processes decided by.
     policy: Policy
 
@@ -55,10 +57,18 @@ class Again(msgspec.Struct, frozen=True):
 
 
 def seed_of(
-    command: str, seed: int, verdict: Verdict, acknowledged: Sequence[str], policy: Policy
+    command: str, verdict: Verdict, seen: Seen, wiped: Sequence[str], policy: Policy
 ) -> Seed:
     """What a failed run leaves to be judged by."""
-    return Seed(command, seed, verdict.problems, verdict.seen_only, [*acknowledged], policy)
+    return Seed(
+        command,
+        seen.seed,
+        verdict.problems,
+        verdict.seen_only,
+        [*seen.acknowledged],
+        [*wiped],
+        policy,
+    )
 
 
 async def write(
@@ -91,7 +101,7 @@ async def judge_again(directory: Path) -> Again:
     facts = await _all(log)
     whys = await asyncio.to_thread(ask_why, facts, seed.policy, seed.seed)
     problems = [
-        *laws.broken(facts, run_laws(seed.acknowledged, seed.policy)),
+        *laws.broken(facts, run_laws(seed.acknowledged, seed.wiped, seed.policy)),
         *await view_problems(log, sorted((directory / _VIEWS).glob("*"))),
         *why_problems(whys),
     ]

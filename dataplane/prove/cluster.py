@@ -143,6 +143,8 @@ class ProveCluster:
         self.children: dict[str, Child] = {}
         self.cables: dict[str, Cable] = {}
         self.kills: list[Kill] = []
+        #: Nodes that were killed and wiped for good, once they were drained.
+        self.wiped: list[str] = []
         self.endings: list[Ending] = []
         #: The point at which a child was told to die, if it was.
         self.armed: dict[str, str] = {}
@@ -215,6 +217,23 @@ class ProveCluster:
             url = await self._cable_of(node)
             self._add(node, ["dataplane", "agent"], node, roles=role, traits=traits, nats_url=url)
         await asyncio.gather(*(child.start() for child in self.children.values()))
+
+    async def join_spot(self, name: str) -> None:
+        """Let a node join that is rented for a while, and that plays."""
+        url = await self._cable_of(name)
+        traits, role = Trait.EPHEMERAL, Role.SELFPLAY
+        self._add(name, ["dataplane", "agent"], name, roles=role, traits=traits, nats_url=url)
+        await self.children[name].start()
+
+    async def wipe(self, name: str) -> None:
+        """Kill a node and delete all it had; it never comes back."""
+        self.wiped.append(name)
+        child, cable = self.children.pop(name), self.cables.pop(name)
+        await child.retire()
+        self.kills.append(Kill(name, "agent", "drained, then wiped", "", time.time()))
+        await cable.close()
+        await asyncio.to_thread(shutil.rmtree, self.layout.data(name), ignore_errors=True)
+        await asyncio.to_thread(shutil.rmtree, self.layout.state(name), ignore_errors=True)
 
     async def _cable_of(self, name: str) -> str:
         """Lay a cable from a process to the bus; where the process is to connect."""
@@ -293,7 +312,7 @@ class ProveCluster:
 
     def unsent(self) -> int:
         """Events that wait in some node's outbox."""
-        outboxes = (Outbox(self.layout.state(node) / "outbox") for node in self.roles)
+        outboxes = (Outbox(self.layout.state(node) / "outbox") for node in self.children)
         return sum(1 for outbox in outboxes for _ in outbox.waiting())
 
     def complaints(self) -> str:

@@ -147,7 +147,7 @@ async def _prove(
     options: Options, cluster: ProveCluster, log: JetStreamLog, keep: Path | None, *, quiet: bool
 ) -> Report:
     watcher = Watcher(log)
-    workload = Workload(cluster, watcher.scene, log, options.seed)
+    workload = Workload(cluster, watcher, log, options.seed)
     adversary = Adversary(
         cluster, watcher.scene, log, options.seed, gap_s=options.gap_s, damage=options.damage
     )
@@ -185,7 +185,7 @@ async def _prove(
     verdict = await judge(log, cluster, seen)
     where = ""
     if not verdict.passed:
-        where = await _keep(options, cluster, log, verdict, acknowledged, keep)
+        where = await _keep(options, cluster, log, verdict, seen, keep)
     return Report(
         passed=verdict.passed,
         command=options.command,
@@ -269,13 +269,13 @@ async def _keep(
     cluster: ProveCluster,
     log: JetStreamLog,
     verdict: Verdict,
-    acknowledged: list[str],
+    seen: Seen,
     keep: Path | None,
 ) -> str:
     """Write what is needed to look into a failure; where that is."""
     place = keep or Path.cwd()
     directory = place / f"prove-failed-{options.seed}-{int(time.time())}"
-    seed = bundle.seed_of(options.command, options.seed, verdict, acknowledged, cluster.policy())
+    seed = bundle.seed_of(options.command, verdict, seen, cluster.wiped, cluster.policy())
     views = [(name, cluster.layout.state(name) / "views") for name in COORDINATORS]
     await bundle.write(directory, log, seed, views)
     shutil.copytree(cluster.layout.root / "logs", directory / "logs", dirs_exist_ok=True)
@@ -305,6 +305,7 @@ def _print_report(report: Report) -> None:
         *([] if figures.small_disk else [_NO_SMALL_DISK]),
         f"damage      {figures.flips} copies damaged: {figures.flips_reported} reported, "
         f"{figures.flips_repaired} of them repaired; {figures.flips_replaced} replaced before that",
+        f"drained     {len(figures.wiped)} rented nodes were wiped once that was said of them",
         f"deletions   {figures.deletions} asked for: {figures.deleted} deleted, kept "
         + (", ".join(f"{count} {rule}" for rule, count in figures.kept.items()) or "none"),
         _bucket_line(figures),

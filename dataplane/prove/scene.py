@@ -33,6 +33,8 @@ class Scene:
     deleting: dict[str, str] = field(default_factory=dict)
     #: Copies that were said to be damaged.
     damaged: set[tuple[str, str, str]] = field(default_factory=set)
+    #: Nodes of which NODE_DRAINED was said.
+    drained: set[str] = field(default_factory=set)
     sequence: int = 0
 
     def apply(self, recorded: Recorded) -> None:
@@ -67,6 +69,8 @@ class Scene:
         elif isinstance(event, events.FilesRemoved):
             for path in event.paths:
                 self.copies.pop((event.node, path), None)
+        elif isinstance(event, events.NodeDrained):
+            self.drained.add(event.node)
         elif isinstance(event, events.NodeRegistered):
             name = event.description.name
             self.registered[name] = self.registered.get(name, 0) + 1

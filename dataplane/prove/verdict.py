@@ -59,6 +59,8 @@ class Figures(msgspec.Struct, frozen=True):
     deeds: dict[str, int]
     #: The node whose disk could be filled; "" where this process may mount none.
     small_disk: str
+    #: Nodes that were killed for good and wiped, once NODE_DRAINED had been said of them.
+    wiped: list[str]
     #: Processes that ended though nobody told them to, and how: what was out of reach, or an error.
     ended_by_themselves: list[str]
     acknowledged: int
@@ -112,7 +114,9 @@ class Verdict(msgspec.Struct, frozen=True):
         return not self.problems
 
 
-def run_laws(acknowledged: Sequence[str], policy: Policy) -> tuple[laws.Law, ...]:
+def run_laws(
+    acknowledged: Sequence[str], wiped: Sequence[str], policy: Policy
+) -> tuple[laws.Law, ...]:
     """All laws, with the limits that the processes were given."""
     bandwidth = policy.bandwidth
     slots = bandwidth.max_total, bandwidth.max_per_node, bandwidth.small_per_slot
@@ -123,6 +127,7 @@ def run_laws(acknowledged: Sequence[str], policy: Policy) -> tuple[laws.Law, ...
         laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
         laws.deletions_leave_enough(policy.disk.min_verified_copies),
         laws.damage_is_repaired,
+        laws.nothing_is_lost_with(wiped),
         laws.nothing_acknowledged_is_lost(acknowledged),
     )
 
@@ -140,7 +145,7 @@ async def judge(log: Log, cluster: ProveCluster, seen: Seen) -> Verdict:
         *([seen.restless] if seen.restless else ()),
     ]
     problems = [
-        *laws.broken(facts, run_laws(seen.acknowledged, policy)),
+        *laws.broken(facts, run_laws(seen.acknowledged, cluster.wiped, policy)),
         *await view_problems(log, [cluster.layout.state(name) / "views" for name in COORDINATORS]),
         *why_problems(whys),
         *seen_only,
@@ -166,6 +171,8 @@ def _examined(facts: Sequence[Recorded], cluster: ProveCluster) -> list[CopyAudi
     problem_with = cluster.bucket.examination() if cluster.bucket else None
     found = []
     for copy in copies(facts, stored=problem_with is not None):
+        if copy.target in cluster.wiped:
+            continue
         if copy.target != S3_NODE:
             examined(copy, cluster.layout.data(copy.target))
         elif problem_with is not None:
@@ -227,6 +234,7 @@ def _figures(
         kills_by_kind=dict(Counter(kill.kind for kill in kills)),
         kills_by_place=dict(sorted(Counter(_place(kill) for kill in kills).items())),
         small_disk=cluster.small_disk,
+        wiped=[*cluster.wiped],
         deeds=dict(sorted(Counter(deed.kind for deed in seen.deeds).items())),
         ended_by_themselves=[str(ending) for ending in cluster.endings],
         acknowledged=len(set(seen.acknowledged)),

@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 import random
 import zipfile
+from functools import partial
 from pathlib import Path
 
 from dataplane.demo import gamedb, hex
 from dataplane.prove.cluster import CONFIG_KEYS, ProveCluster
-from dataplane.prove.scene import Scene
+from dataplane.prove.scene import Scene, Watcher
 from streams import events
-from streams.codec import fact_id, node_fact
+from streams.codec import chain_of_trigger, fact_id, node_fact
 from streams.events import Event
 from streams.log import Log, LogError
 from streams.values import DataType
@@ -25,15 +27,18 @@ from streams.values import DataType
 _GAP_S = 1.5
 #: From one start of a training to the next: a few times what `prestage_s` is set to.
 _RHYTHM_S = 10.0
+#: How long to wait for NODE_DRAINED after a chain that emptied a node has ended.
+_DRAIN_S = 15.0
 _MODEL_BYTES = 150_000
 
 
 class Workload:
     """Says triggers on behalf of the nodes, after having written what they speak of."""
 
-    def __init__(self, cluster: ProveCluster, scene: Scene, log: Log, seed: int) -> None:
+    def __init__(self, cluster: ProveCluster, watcher: Watcher, log: Log, seed: int) -> None:
         self._cluster = cluster
-        self._scene = scene
+        self._watcher = watcher
+        self._scene = watcher.scene
         self._log = log
         self._rng = random.Random(f"workload {seed}")
         self._number = 0
@@ -46,6 +51,7 @@ class Workload:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._at_random())
             group.create_task(self._in_rhythm())
+            group.create_task(self._on_spot())
 
     async def _in_rhythm(self) -> None:
         """One trainer trains so steadily that data is brought ahead of it."""
@@ -54,6 +60,39 @@ class Workload:
             await asyncio.sleep(_RHYTHM_S)
             event = events.TrainingStarted(config_key=config_key, node=node)
             await self._say(node, event, fact_id("workload in rhythm", number))
+
+    async def _on_spot(self) -> None:
+        """Rented nodes come, find games, are drained, and are wiped as soon as that is said."""
+        for number in itertools.count(1):
+            name = f"spot-{number}"
+            await self._cluster.join_spot(name)
+            await self._watcher.until(partial(_has_joined, name), math.inf)
+            path = f"games/found_{CONFIG_KEYS[0]}.db"
+            file = self._cluster.layout.data(name) / path
+            await asyncio.to_thread(_write_games, file, CONFIG_KEYS[0], name, number)
+            found = events.OrphanGamesDetected(
+                node=name, config_key=CONFIG_KEYS[0], orphan_count=3, paths=(path,)
+            )
+            await self._say(name, found, fact_id("workload found", name))
+            await self._drain(name)
+            await self._cluster.wipe(name)
+
+    async def _drain(self, name: str) -> None:
+        """Say that a node is to go until NODE_DRAINED is said of it."""
+
+        def is_drained(scene: Scene) -> bool:
+            return name in scene.drained
+
+        for attempt in itertools.count(1):
+            id = fact_id("workload rent", name, attempt)
+            await self._say(name, events.NodeTerminating(node=name, reason="rented no longer"), id)
+            chain = chain_of_trigger(id)
+            # Its chain may fail under fire. While it is open, nothing is gained by saying it again.
+            while not (drained := await self._watcher.until(is_drained, _DRAIN_S)):
+                if chain not in self._scene.open:
+                    break
+            if drained:
+                return
 
     async def _at_random(self) -> None:
         makers = (
@@ -71,7 +110,7 @@ class Workload:
             self._number += 1
             maker = makers[self._number % len(makers)]
             # Read here: another thread must not read what the log changes meanwhile.
-            self._copies = sorted(self._scene.copies)
+            self._copies = sorted(c for c in self._scene.copies if c[0] in self._cluster.roles)
             node, event = await asyncio.to_thread(maker)
             await self._say(node, event, fact_id("workload", self._number))
 
@@ -139,6 +178,10 @@ class Workload:
         node = self._rng.choice(self._cluster.trainers)
         kind = self._rng.choice((DataType.GAMES, DataType.MODELS))
         return node, events.DataNeeded(node=node, config_key=self._config(), data_type=kind)
+
+
+def _has_joined(name: str, scene: Scene) -> bool:
+    return name in scene.registered
 
 
 def _write_games(file: Path, config_key: str, node: str, number: int) -> None:

@@ -179,6 +179,37 @@ def test_damaged_copy_that_is_never_repaired_is_found(
     assert list(laws.damage_is_repaired(on_its_way)) == []
 
 
+@pytest.mark.parametrize(
+    ("then", "broken"),
+    [
+        ([], 1),
+        ([brought("n2")], 0),
+        ([brought("n3")], 1),
+        ([brought("n2"), events.FilesRemoved(node="n2", paths=(GAMES.path,))], 1),
+        ([brought("n2", replace(GAMES, checksum="sha256:" + "1" * 64))], 1),
+        ([brought("n2", replace(GAMES, checksum="sha256:" + "1" * 64, version=9))], 0),
+    ],
+    ids=["nowhere", "elsewhere", "wiped too", "not to the end", "something else", "a later one"],
+)
+def test_what_was_lost_with_a_node_that_was_wiped_is_found(
+    then: list[events.Event], broken: int
+) -> None:
+    """What it held when it was said to be drained must be elsewhere to the end."""
+    has = events.FilesObserved(node="gpu-1", entries=(GAMES,))
+    drained = events.NodeDrained(node="gpu-1", entries=1)
+    law = laws.nothing_is_lost_with(["gpu-1", "n3"])
+    others = [events.NodeDrained(node="n3")]
+    assert len(list(law(recorded(*others, has, drained, *then)))) == broken
+    assert list(laws.nothing_is_lost_with([])(recorded(has, drained, *then))) == []
+
+
+def test_node_that_was_wiped_before_it_was_drained_is_found() -> None:
+    """Nobody may take the word of a node for what was never said."""
+    has = events.FilesObserved(node="gpu-1", entries=(GAMES,))
+    (problem,) = laws.nothing_is_lost_with(["gpu-1"])(recorded(has, brought("n2")))
+    assert problem == "gpu-1 was wiped, and NODE_DRAINED was never said of it"
+
+
 def ahead(*said: events.Event) -> list[Recorded]:
     """A log of these, where all that is assigned and brought is ahead of a training."""
     return [

@@ -130,6 +130,22 @@ async def test_deleted_copy_that_still_lies_there_fails_the_proof(aftermath: Aft
     assert any("still lies there" in one for one in (await aftermath.judged()).seen_only)
 
 
+async def test_node_that_was_wiped_is_not_looked_at_but_what_it_had_is(
+    aftermath: Aftermath, tmp_path: Path
+) -> None:
+    """Its copies are gone with it; the run's bundle knows that, too."""
+    await aftermath.happen(events.NodeDrained(node="train-1", entries=1))
+    aftermath.cluster.wiped = ["train-1"]
+    aftermath.file.unlink()
+    assert (await aftermath.judged()).problems == []
+    aftermath.cluster.wiped = ["train-1", "gpu-1"]
+    found = await aftermath.judged()
+    assert len(found.problems) == 2 and found.figures.wiped == ["train-1", "gpu-1"]
+    assert "never said of it" in found.problems[1] and "was lost with train-1" in found.problems[0]
+    await kept(aftermath, tmp_path / "b")
+    assert (await bundle.judge_again(tmp_path / "b")).problems == found.problems
+
+
 @pytest.mark.parametrize("name", COORDINATORS)
 async def test_views_that_are_not_the_fold_fail_the_proof(aftermath: Aftermath, name: str) -> None:
     """Those of any coordinator; they are kept, so they can be looked at again."""
@@ -204,6 +220,20 @@ async def test_process_that_ends_by_itself_is_kept_with_its_last_words(tmp_path:
     assert cluster.kills == []
 
 
+async def test_process_that_is_retired_is_never_started_again(tmp_path: Path) -> None:
+    """Also by whoever is just starting it."""
+    (tmp_path / "_sleeps.py").write_text("import time; time.sleep(600)")
+    child = Child("spot-1", ["_sleeps"], tmp_path, tmp_path / "spot-1.log", dict(os.environ))
+    starting = asyncio.create_task(child.start())
+    await asyncio.sleep(0)
+    await child.retire()
+    await starting
+    await child.finish()
+    assert child.status == "killed"
+    await child.start()
+    assert child.status == "killed"
+
+
 def kills(kind: str, count: int, during: str = "at work") -> list[Kill]:
     """So many of a kind."""
     return [Kill(f"{kind}-1", kind, "random", during, 0.0)] * count
@@ -240,8 +270,8 @@ def test_every_kind_of_process_must_have_been_hit_at_work(
 async def kept(aftermath: Aftermath, directory: Path) -> bundle.Seed:
     """What was found, in a bundle."""
     found, cluster = await aftermath.judged(), aftermath.cluster
-    acknowledged = aftermath.seen.acknowledged
-    seed = bundle.seed_of("dataplane prove --seed 1", 1, found, acknowledged, cluster.policy())
+    command, seen, policy = "dataplane prove --seed 1", aftermath.seen, cluster.policy()
+    seed = bundle.seed_of(command, found, seen, cluster.wiped, policy)
     state = await aftermath.log.state()
     (facts,) = [batch async for batch in aftermath.log.read(until=state.last_sequence)]
     log, _ = archive(stored(facts))
