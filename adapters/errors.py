@@ -100,3 +100,7 @@ class DiskFailed(TransportError):
     """The target's disk would not take the bytes: read-only, no permission, defective."""
 
     try_next_transport = False
+
+
+class Unforeseen(TransportError):
+    """Something that nobody thought of ended the attempt; the node's own log says where."""

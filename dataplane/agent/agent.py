@@ -32,10 +32,10 @@ from dataplane.agent.attempt import Outcome
 from dataplane.agent.bucket import Backups, make_s3
 from dataplane.agent.consolidating import Consolidator
 from dataplane.agent.custody import Custody
-from dataplane.agent.deliveries import kept_alive, left_to_redelivery
 from dataplane.agent.diskwatch import DiskWatch
 from dataplane.agent.machine import memory_bytes, memory_moved
 from dataplane.agent.observing import Observer
+from dataplane.agent.orders import Orders
 from dataplane.agent.parting import Parting
 from dataplane.agent.parts import Parts
 from dataplane.agent.progress import Progress
@@ -44,17 +44,15 @@ from dataplane.agent.relaying import Relaying
 from dataplane.agent.saying import Saying
 from dataplane.agent.scrub import Scrubber
 from dataplane.agent.tidying import Tidying
-from dataplane.agent.transfers import TransportManager, quarantine_fact
+from dataplane.agent.transfers import TransportManager
 from dataplane.agent.transports import content_path, locate_subject, make_transports
 from dataplane.config import DataPlaneConfig
-from dataplane.consumers import tasks_of
 from dataplane.coordinator.granting import GrantKeeper
-from dataplane.crashpoints import reach
 from dataplane.outbox import Outbox
 from dataplane.presence import Presence, instance_of, signing_key
 from streams import events
-from streams.codec import Fact, Recorded, fact_id, in_trace, node_fact, trace_joined
-from streams.log import Answering, Bus, Delivery, Log, LogError
+from streams.codec import Fact, fact_id, node_fact
+from streams.log import Answering, Bus, Log, LogError
 from streams.values import Endpoint, NodeDescription, Transport
 
 logger = logging.getLogger(__name__)
@@ -111,6 +109,7 @@ class Agent:
         #: What this node last said of itself.
         self._told = NodeDescription(name=self.node)
         self._manager: TransportManager | None = None
+        self._orders: Orders | None = None
         self._disk = DiskWatch(
             log, self.node, config.data_dir, config.policy(), self._describe_anew
         )
@@ -190,6 +189,9 @@ class Agent:
             parts=parts,
             here=self._endpoint,
         )
+        self._orders = Orders(
+            self._log, self._bus, self.node, self._manager, self._grants, self._saying
+        )
         await self._observer.remember_received()
         await self._register()
         served = self._endpoint().http_url
@@ -199,7 +201,8 @@ class Agent:
         """Everything an agent does at once, for ever. One loop's end is the end of all."""
         async with asyncio.TaskGroup() as group:
             group.create_task(self._observer.answer_triggers(), name="triggers")
-            group.create_task(self._take_orders(), name="orders")
+            if self._orders is not None:
+                group.create_task(self._orders.take(), name="orders")
             group.create_task(self._observer.watch(), name="watch")
             group.create_task(self._observer.reconcile(), name="reconcile")
             group.create_task(self._beat(), name="heartbeat")
@@ -384,54 +387,9 @@ class Agent:
             await self._outbox.drain(self._log)
             await asyncio.sleep(OUTBOX_S)
 
-    # What this node is asked to do
-
-    async def _take_orders(self) -> None:
-        """Carry out assignments, all that are given at once: how many is decided by who gives."""
-        deliveries = await tasks_of(self.node).open(self._log)
-        try:
-            async with asyncio.TaskGroup() as group:
-                async for delivery in deliveries:
-                    group.create_task(self._obey(delivery))
-        finally:
-            await deliveries.close()
-
-    async def _obey(self, delivery: Delivery) -> None:
-        order = delivery.recorded
-        if not isinstance(order.event, events.TransferAssigned):
-            await delivery.ack()
-            return
-        async with kept_alive(delivery), left_to_redelivery(delivery):
-            await self._carry_out(order, order.event)
-            await delivery.ack()
-
     def _set_bandwidth(self, claim: str, mbps: float) -> None:
         if self._manager is not None:
             self._manager.set_bandwidth(claim, mbps)
-
-    async def _carry_out(self, recorded: Recorded, order: events.TransferAssigned) -> None:
-        """Move the bytes and say what came of it; the caller acknowledges after that."""
-        manager = cast(TransportManager, self._manager)
-        with self._grants.running(order):
-            result = await manager.transfer(order, Progress(self._bus, order))
-        facts = [self._result_fact(recorded, result)]
-        if isinstance(result, events.TransferFailed):
-            quarantined = quarantine_fact(self.node, order.entry, result)
-            if quarantined is not None:
-                id = fact_id("quarantined", recorded.id)
-                facts.append(node_fact(quarantined, self.node, id, chain=recorded.chain))
-        for fact in facts:
-            await self._saying.say(fact)
-        manager.said(order.transfer)
-        reach("agent.reported")
-
-    def _result_fact(
-        self, order: Recorded, result: events.TransferSucceeded | events.TransferFailed
-    ) -> Fact:
-        # An attempt has one outcome of each kind however often it is carried out.
-        id = fact_id(order.id, events.type_name(result))
-        fact = node_fact(result, self.node, id, chain=order.chain, cause=order.id)
-        return in_trace(fact, trace_joined(order))
 
 
 def _remembered(port_file: Path) -> int:

@@ -6,16 +6,21 @@ It only keeps account. What to try, and in which order, is decided elsewhere.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 
 from msgspec.structs import replace
 
-from adapters.errors import TimedOut, TransportError, Unreachable
+from adapters.errors import TimedOut, TransportError, Unforeseen, Unreachable
 from adapters.http.receiving import error_of
+from dataplane.agent.deliveries import described
 from streams import events
+from streams.log import LogError
 from streams.values import Transport, TransportResult, added
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -136,7 +141,8 @@ async def through(
 ) -> R:
     """Try the transports of an order, in its order, until one succeeds.
 
-    Ends early where another transport can't do better. Raises the last `TransportError`.
+    Ends early where another transport can't do better; one that ends by a surprise may be the only
+    one that does. Raises the last `TransportError`, or a `LogError`.
     """
     error: TransportError = Unreachable(f"none of {list(order.transports)} is known here")
     for name in order.transports:
@@ -149,4 +155,9 @@ async def through(
             error = failure
             if not failure.try_next_transport:
                 break
+        except LogError:
+            raise
+        except Exception as surprise:
+            logger.error("%s ended by a surprise", name, exc_info=surprise)
+            error = Unforeseen(described(surprise))
     raise error

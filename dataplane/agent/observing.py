@@ -15,7 +15,13 @@ from contextlib import aclosing
 
 from adapters.files.inventory import Inventory, Scan
 from adapters.files.places import OWN_DIRECTORY
-from dataplane.agent.deliveries import kept_alive, left_to_redelivery, meanwhile
+from dataplane.agent.deliveries import (
+    described,
+    is_last_try,
+    kept_alive,
+    left_to_redelivery,
+    meanwhile,
+)
 from dataplane.agent.reconciling import Reconciler
 from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
@@ -82,7 +88,7 @@ class Observer:
     async def watch(self) -> None:
         """Report what changes by itself, without a trigger."""
         async for _ in self._inventory.watch(asyncio.Event()):
-            with self._disk_may_fail():
+            with self._looking_may_fail():
                 with contextlib.suppress(LogError):
                     await self.report()
                 self.problem = ""
@@ -99,7 +105,7 @@ class Observer:
         reconciler = Reconciler(self._log, self._bus, self.node, self._inventory)
         while True:
             await asyncio.sleep(self._config.policy().schedule.reconcile_s)
-            with self._disk_may_fail(), contextlib.suppress(LogError):
+            with self._looking_may_fail(), contextlib.suppress(LogError):
                 async with self._reporting:
                     await self._report(await self._inventory.scan())
                     await reconciler.reconcile()
@@ -116,13 +122,21 @@ class Observer:
             await deliveries.close()
 
     @contextlib.contextmanager
-    def _disk_may_fail(self) -> Iterator[None]:
-        """A disk that fails ends no agent: it serves what it can, says so, and looks again."""
+    def _looking_may_fail(self) -> Iterator[None]:
+        """Neither a disk that fails nor a surprise ends the agent: it serves what it can, says so,
+        and looks again.
+        """
         try:
             yield
-        except OSError as error:
-            self.problem = f"the data directory can't be looked through: {error}"
-            logger.warning("%s", self.problem)
+        except LogError:
+            raise
+        except Exception as error:
+            self._failed(error)
+            surprise = None if isinstance(error, OSError) else error
+            logger.warning("%s", self.problem, exc_info=surprise)
+
+    def _failed(self, error: Exception) -> None:
+        self.problem = f"the data directory can't be looked through: {described(error)}"
 
     async def _answer_one(self, delivery: Delivery) -> None:
         async with (
@@ -130,9 +144,18 @@ class Observer:
             left_to_redelivery(delivery),
             self._said_to_come(delivery.recorded),
         ):
-            # Where the disk fails it comes again; who asks does not wait for ever.
-            with self._disk_may_fail():
+            try:
                 await self._answer(delivery)
+            except LogError:
+                raise
+            except Exception as error:
+                self._failed(error)
+                if not is_last_try(delivery):
+                    raise
+                logger.error("%s", self.problem, exc_info=error)
+                # Who asks does not wait for ever.
+                await self._answer_with_the_problem(delivery.recorded)
+                await delivery.ack()
 
     def _said_to_come(self, trigger: Recorded) -> contextlib.AbstractAsyncContextManager[None]:
         """Say that the answer will come, as long as reading goes on: who stands still says nothing.
@@ -168,6 +191,12 @@ class Observer:
                 return
             await self._report(scan, trigger)
         await delivery.ack()
+
+    async def _answer_with_the_problem(self, trigger: Recorded) -> None:
+        event = events.FilesObserved(node=self.node, problems=(self.problem[:1000],))
+        id = fact_id("unobserved", self.node, trigger.id)
+        fact = node_fact(event, self.node, id, chain=trigger.chain, cause=trigger.id)
+        await self._log.publish(in_trace(fact, trace_joined(trigger)))
 
     async def _report(self, scan: Scan, trigger: Recorded | None = None) -> None:
         """Publish what a scan found, whole or not at all, then mark it as said."""

@@ -1,22 +1,24 @@
 """One assignment carried out: fetched to this node, or sent from it, through its transports.
 
 It carries out what was assigned and tells what came of it; when to try again, and from whom, is
-decided elsewhere. A failed transfer is an answer, only a surprise is an exception.
+decided elsewhere. A failed transfer is an answer, and so is a surprise: it never ends the agent.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
-from adapters.errors import CheckFailed, Refused, TimedOut, TransportError
+from adapters.errors import CheckFailed, Refused, TimedOut, TransportError, Unforeseen
 from adapters.files.inventory import Inventory
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, Progress, Pushes
 from dataplane.agent.attempt import Attempt, Outcome
 from dataplane.agent.bucket import Backups
+from dataplane.agent.deliveries import described
 from dataplane.agent.fetching import Fetching
 from dataplane.agent.parts import Parts
 from dataplane.agent.pushing import Pushing
@@ -24,8 +26,10 @@ from dataplane.agent.relaying import Relaying
 from dataplane.budget import claim_of_order
 from streams import events
 from streams.identity import PathRules
-from streams.log import Bus
+from streams.log import Bus, LogError
 from streams.values import DataEntry, Endpoint, Transport
+
+logger = logging.getLogger(__name__)
 
 
 class TransportManager:
@@ -105,6 +109,12 @@ class TransportManager:
         except TransportError as error:
             self.failed += 1
             return attempt.failed(error)
+        except LogError:
+            raise
+        except Exception as surprise:
+            logger.error("transfer %s ended by a surprise", order.transfer, exc_info=surprise)
+            self.failed += 1
+            return attempt.failed(Unforeseen(described(surprise)))
         finally:
             self.running -= 1
             self.bytes_moved += attempt.moved

@@ -116,6 +116,111 @@ async def test_a_bus_that_goes_away_at_an_unreadable_trigger_ends_no_answering(
     await inventory.close()
 
 
+class _Surprised(Inventory):
+    """An inventory that is surprised at each of its first looks."""
+
+    def __init__(self, root: Path, surprises: int, error: Exception) -> None:
+        super().__init__(root, "gpu-1")
+        self.left, self.error = surprises, error
+
+    async def scan(self, config_key: str | None = None) -> Scan:
+        if self.left:
+            self.left -= 1
+            raise self.error
+        return await super().scan(config_key)
+
+
+@contextlib.asynccontextmanager
+async def answering(
+    root: Path, surprises: int, error: Exception
+) -> AsyncIterator[tuple[MemoryLog, Observer]]:
+    """An agent's observer that is asked once, and surprised so often."""
+    log, inventory = MemoryLog(), _Surprised(root, surprises, error)
+    config = DataPlaneConfig(node="gpu-1", data_dir=root)
+    observer = Observer(log, MemoryBus(), config, inventory)
+    await triggers_of("gpu-1").provide(log)
+    await log.publish(as_fact(opens("a", played("gpu-1")), 0))
+    task = asyncio.create_task(observer.answer_triggers())
+    yield log, observer
+    assert not task.done(), "a surprise ends no agent"
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await inventory.close()
+
+
+async def answer_to(log: MemoryLog, chain: str) -> events.FilesObserved:
+    """What a node says to a chain, once it does."""
+    async with aclosing(log.read()) as batches:
+        async for batch in batches:
+            for fact in batch:
+                if isinstance(fact.event, events.FilesObserved) and fact.chain == chain:
+                    return fact.event
+    raise AssertionError("the log ended")
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [(KeyError("rows"), "KeyError: 'rows'"), (OSError(5, "broken disk"), "broken disk")],
+)
+async def test_p18_what_goes_wrong_again_and_again_is_the_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, words: str
+) -> None:
+    """After some tries, each later than the one before, who asked hears what it is."""
+    rests: list[float] = []
+    nak = MemoryDelivery.nak
+
+    async def at_once(delivery: MemoryDelivery, delay_s: float = 0.0) -> None:
+        rests.append(delay_s)
+        await nak(delivery, 0.0)
+
+    monkeypatch.setattr(MemoryDelivery, "nak", at_once)
+    async with answering(tmp_path, 1000, error) as (log, observer):
+        said = await answer_to(log, "a")
+        assert words in said.problems[0]
+        assert said.last_part
+        assert rests == [1.0, 2.0, 4.0]
+        assert words in observer.problem
+
+        async def acknowledged() -> bool:
+            consumer = await log.consumer(triggers_of("gpu-1").name)
+            return consumer is not None and consumer.unacknowledged == 0
+
+        await eventually(acknowledged)
+
+
+async def test_what_goes_wrong_once_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer is what is here, as if nothing had been."""
+    monkeypatch.setattr("dataplane.agent.deliveries._REST_S", 0.001)
+    async with answering(tmp_path, 3, KeyError("rows")) as (log, _):
+        assert (await answer_to(log, "a")).problems == ()
+
+
+async def test_p18_a_surprise_while_looking_ends_no_watch(tmp_path: Path) -> None:
+    """It is said in the heartbeat until all can be looked through again."""
+    log, inventory = MemoryLog(), _Surprised(tmp_path, 1, KeyError("rows"))
+    (tmp_path / "a.jsonl").write_bytes(b"{}\n")
+    config = DataPlaneConfig.from_values(
+        {"node": "gpu-1", "data_dir": str(tmp_path), "policy": {"schedule": {"event_gap_s": 0.001}}}
+    )
+    observer = Observer(log, MemoryBus(), config, inventory)
+    looked = asyncio.Event()
+
+    async def watch(stop: asyncio.Event) -> AsyncIterator[None]:
+        yield
+        assert "KeyError: 'rows'" in observer.problem
+        yield
+        assert observer.problem == ""
+        looked.set()
+
+    inventory.watch = watch  # type: ignore[method-assign]
+    await observer.watch()
+    assert looked.is_set()
+    assert (await log.state()).last_sequence == 1
+    await inventory.close()
+
+
 async def test_reading_a_large_file_goes_on_in_steps(tmp_path: Path) -> None:
     """However large it is: what counts as progress is bytes, not files."""
     (tmp_path / "npz").mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from adapters.errors import EntryMissing, Interrupted, TransportError, Unreachable
+from adapters.errors import EntryMissing, Interrupted, Unreachable
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landing
 from adapters.throttle import Throttle
@@ -21,6 +21,7 @@ from adapters.transport import Progress, Request
 from dataplane.agent.receipts import Receipts
 from dataplane.agent.transfers import TransportManager
 from streams import events
+from streams.log import LogUnavailable
 from streams.values import DataEntry, DataType, Transport
 
 
@@ -51,7 +52,7 @@ class Faulty:
         *,
         content: bytes = CONTENT,
         stop_after: int | None = None,
-        then: Callable[[], TransportError] | None = None,
+        then: Callable[[], Exception] | None = None,
         hangs: bool = False,
     ) -> None:
         self.name = name
@@ -120,6 +121,44 @@ async def test_next_transport_goes_on_where_the_first_broke_off(
     assert done.results[0].error_class == "Interrupted"
     assert done.bytes_transferred == len(CONTENT)
     assert (tmp_path / ENTRY.path).read_bytes() == CONTENT
+
+
+async def test_a_surprise_in_one_transport_leaves_the_others(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """Where it was is said of the try; the file comes by another way."""
+    odd = Faulty(P2P, stop_after=100_000, then=lambda: KeyError("pieces"))
+    done = await manager(tmp_path, inventory, odd, Faulty(HTTP)).transfer(order(P2P, HTTP))
+    assert isinstance(done, events.TransferSucceeded)
+    assert [(r.success, r.error_class) for r in done.results] == [(False, "KeyError"), (True, "")]
+
+
+async def test_p18_a_surprise_is_a_failed_transfer(
+    tmp_path: Path, inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a transport or before one: an answer with a class of its own and its reason, retryable."""
+    odd = Faulty(HTTP, stop_after=0, then=lambda: KeyError("pieces"))
+    failed = await manager(tmp_path, inventory, odd).transfer(order(HTTP))
+    assert isinstance(failed, events.TransferFailed)
+    assert (failed.error_class, failed.error) == ("Unforeseen", "KeyError: 'pieces'")
+    assert failed.retryable
+
+    async def surprised(path: str) -> DataEntry:
+        raise ExceptionGroup("two at once", [KeyError("rows"), ValueError("other")])
+
+    monkeypatch.setattr(inventory, "arrived", surprised)
+    failed = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
+    assert isinstance(failed, events.TransferFailed)
+    assert (failed.error_class, failed.error) == ("Unforeseen", "KeyError: 'rows'")
+
+
+async def test_a_bus_that_is_away_is_no_outcome_of_a_transfer(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """What was asked over it is asked again when the order comes again."""
+    odd = Faulty(HTTP, stop_after=0, then=lambda: LogUnavailable("no server"))
+    with pytest.raises(LogUnavailable):
+        await manager(tmp_path, inventory, odd).transfer(order(HTTP))
 
 
 async def test_p15_result_counts_bytes_that_moved_not_bytes_that_were_planned(
