@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import msgspec
 
 from dataplane.api import DataPlane
 from dataplane.planner import Known
-from dataplane.safety import Left, lasting_without, unproven, unsafe
+from dataplane.safety import Holding, Left, holding, not_safe, unsafe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from streams import events
@@ -26,6 +25,8 @@ _POLL_S = 0.2
 PROGRESS_S = 2.0
 #: How often the node is asked anew because something had to move.
 ROUNDS = 20
+#: How long the views may take to have folded what the log has.
+SEEN_S = 60.0
 #: So much longer than bytes and rates say, things take.
 _SLOWER = 1.5
 
@@ -81,7 +82,7 @@ async def cancel(plane: DataPlane, node: str) -> Cancelled:
     if said.sequence is None:
         reason = "it waits in the outbox until the bus can be reached"
         return Cancelled(node, False, reason)
-    await plane.catalog.seen(said.sequence, 60.0)
+    await plane.catalog.seen(said.sequence, SEEN_S)
     return Cancelled(node, True, f"{node} stays: what it holds counts again")
 
 
@@ -143,7 +144,7 @@ class Drain:
         said = await self._plane.publish(event)
         self.chain = said.chain
         if said.sequence is not None:
-            await self._plane.catalog.seen(said.sequence, 60.0)
+            await self._plane.catalog.seen(said.sequence, SEEN_S)
         return said.chain
 
     async def _row(
@@ -167,29 +168,35 @@ class Drain:
                 return row
             if row is not None and on_progress and time.monotonic() > told_at + PROGRESS_S:
                 told_at = time.monotonic()
-                on_progress(self._found(row).verdict)
+                on_progress(self._so_far(row))
             await asyncio.sleep(_POLL_S)
 
     async def _judge(self, row: ChainRow) -> Verdict:
-        found = self._found(row)
-        if not found.verdict.may_go:
-            return found.verdict
-        bus = (await self._plane.log()).bus
-        left = await unproven(
-            bus, found.held, lambda entry: found.places[entry.path, entry.checksum], self._copies
-        )
-        return self._verdict(row, found.held, left, found.rate)
+        so_far = self._so_far(row)
+        if not so_far.may_go:
+            return so_far
+        log = await self._plane.log()
 
-    def _found(self, row: ChainRow) -> _Found:
+        async def read() -> Holding:
+            # What was decided meanwhile may not be folded here yet.
+            await self._plane.catalog.seen((await log.state()).last_sequence, SEEN_S)
+            with self._plane.catalog.view() as view:
+                return self._holding(view)
+
+        found, left = await not_safe(log.bus, read, self._copies)
+        return self._verdict(row, found.held, left, so_far.rate)
+
+    def _holding(self, view: ClusterView) -> Holding:
+        known = Known(self._plane.config.policy(), view, time.time())
+        return holding(known, view, self._node)
+
+    def _so_far(self, row: ChainRow) -> Verdict:
         """What the catalog says, before anything is proven."""
         with self._plane.catalog.view() as view:
-            held = list(view.catalog.entries(node=self._node))
-            known = Known(self._plane.config.policy(), view, time.time())
-            counts = lasting_without(known, self._node)
-            places = {(entry.path, entry.checksum): tuple(counts(entry)) for entry in held}
-            left = unsafe(self._node, held, counts, self._copies)
+            found = self._holding(view)
+            left = unsafe(self._node, found.held, found.elsewhere, self._copies)
             rate = rate_from(view, self._node, max((one.size_bytes for one in left), default=0))
-        return _Found(held, places, rate, self._verdict(row, held, left, rate))
+        return self._verdict(row, found.held, left, rate)
 
     def _verdict(
         self, row: ChainRow, held: Sequence[DataEntry], left: Sequence[Left], rate: float
@@ -209,17 +216,6 @@ class Drain:
             done_at=done_at(row, takes_s, time.time()),
             last_moment=None if self._deadline is None else self._deadline - (takes_s or 0.0),
         )
-
-
-class _Found(NamedTuple):
-    """What is known of a node without asking anybody."""
-
-    held: list[DataEntry]
-    #: Who else holds each content, by path and digest.
-    places: dict[tuple[str, str], tuple[str, ...]]
-    rate: float
-    #: It may go: as far as the catalog knows.
-    verdict: Verdict
 
 
 _TERMINATING = events.type_name(events.NodeTerminating)

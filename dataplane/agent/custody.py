@@ -22,12 +22,13 @@ from dataplane.coordinator.deleting import (
     still_granted,
 )
 from dataplane.crashpoints import reach
-from dataplane.deletion import protected
+from dataplane.deletion import copies_chain, protected
 from dataplane.policy import Policy
 from dataplane.proving import answer_proofs
 from streams import events
 from streams.codec import fact_id, node_fact
-from streams.log import Answering, Bus, Log
+from streams.log import Answering, Bus, Log, LogError
+from streams.subjects import chain_filter
 from streams.values import Proof
 
 logger = logging.getLogger(__name__)
@@ -73,13 +74,29 @@ class Custody:
         await cancelled(self._looking.values())
 
     async def prove(self, path: str, checksum: str) -> Proof:
-        """Read a replica again; see `Inventory.prove`. What has rotted is said besides."""
+        """Read a replica again; see `Inventory.prove`. What has rotted is said besides.
+
+        What is about to be deleted here is not proven, however sound it is.
+        """
         async with self._one_at_a_time:
+            if why := await self._is_to_go(path, checksum):
+                return Proof(node=self._node, proven=False, reason=why)
             proof = await self._inventory.prove(path, checksum)
         if proof.checksum and not proof.proven and path not in self._looking:
             task = asyncio.create_task(self._say_what_is_wrong(path))
             self._looking[path] = task
         return proof
+
+    async def _is_to_go(self, path: str, checksum: str) -> str:
+        """Why this node's copy can't be counted on; "" if no deletion of it is under way."""
+        try:
+            last = await self._log.last(chain_filter(copies_chain(path, checksum)))
+        except LogError as error:
+            return f"whether it is to be deleted here can't be known: {error}"
+        said = last.event if last is not None else None
+        if not isinstance(said, events.DeletionReserved | events.DeletionGranted):
+            return ""
+        return "it is about to be deleted here" if said.node == self._node else ""
 
     async def _say_what_is_wrong(self, path: str) -> None:
         try:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataplane.coordinator.trouble import Troubles
 from dataplane.planner import Known
 from dataplane.policy import Policy
-from dataplane.safety import lasting_without, unproven, unsafe
+from dataplane.safety import Holding, holding, not_safe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from projections.projector import Projector
@@ -93,21 +93,19 @@ class Drains:
 
     async def _proven(self, node: str) -> list[DataEntry]:
         """What a node holds, all of which was just proven elsewhere. Raises NotProven."""
-        with self._projector.store.read() as reader:
-            view = ClusterView(reader)
-            held = list(view.catalog.entries(node=node))
-            counts = lasting_without(Known(self._policy, view, self._clock()), node)
-            places = {(entry.path, entry.checksum): tuple(counts(entry)) for entry in held}
 
-        def elsewhere(entry: DataEntry) -> tuple[str, ...]:
-            return places[entry.path, entry.checksum]
+        async def read() -> Holding:
+            # Another coordinator may have granted a deletion that is not folded here yet.
+            await self._projector.wait_for((await self._log.state()).last_sequence)
+            with self._projector.store.read() as reader:
+                view = ClusterView(reader)
+                return holding(Known(self._policy, view, self._clock()), view, node)
 
-        left = unsafe(node, held, elsewhere, COPIES)
-        left = left or await unproven(self._bus, held, elsewhere, COPIES)
+        found, left = await not_safe(self._bus, read, COPIES)
         if left:
-            reason = f"{len(left)} of {len(held)} files: {left[0].path}: {left[0].why}"
+            reason = f"{len(left)} of {len(found.held)} files: {left[0].path}: {left[0].why}"
             raise NotProven(reason[:1000])
-        return held
+        return found.held
 
     async def _say(self, row: ChainRow, held: list[DataEntry]) -> None:
         with self._projector.store.read() as reader:

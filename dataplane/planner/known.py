@@ -11,6 +11,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from dataplane.policy import Policy
+from projections.deletions import DeletionRow
 from projections.links import BreakerRule, BreakerState, LinkRow, breaker
 from projections.nodes import NodeRow
 from streams.values import S3_NODE, DataEntry, DataType, NodeDescription, Transport
@@ -38,6 +39,9 @@ class PlanningView(Protocol):
 
     def holds(self, node: str, entry: DataEntry) -> bool:
         """Whether a node holds exactly this content under its path."""
+
+    def deletion_of(self, path: str, checksum: str) -> DeletionRow | None:
+        """The reserved or granted deletion of some copy of an entry."""
 
     def was_announced(self, entry: DataEntry) -> bool:
         """Whether exporters were told of this content before."""

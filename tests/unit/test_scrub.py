@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,8 +22,9 @@ from dataplane.deletion import copies_chain
 from dataplane.policy import Policy
 from streams import events
 from streams.codec import Fact, chain_fact
+from streams.log import LogUnavailable
 from streams.memory import MemoryBus, MemoryLog
-from streams.values import DataEntry, DataType
+from streams.values import DataEntry, DataType, Proof
 from tests.conftest import eventually
 
 PATH = "games/gpu-1/hex8_2p.jsonl"
@@ -296,6 +298,45 @@ async def test_copy_that_fails_a_proof_is_found_to_be_rotten_at_once(
     assert isinstance(said[0].event, events.FileQuarantined)
     assert isinstance(said[1].event, events.DataNeeded)
     await custody.stop()
+
+
+@pytest.mark.parametrize("decision", [events.DeletionReserved, events.DeletionGranted])
+async def test_a_copy_that_is_about_to_be_deleted_is_not_proven(
+    inventory: Inventory, tmp_path: Path, decision: type[Any]
+) -> None:
+    """Whoever asks would rely on what is gone a moment later; another node's is, and one that
+    stays after all.
+    """
+    log, entry = MemoryLog(), await received(inventory, tmp_path)
+    chain = copies_chain(entry.path, entry.checksum)
+    custody = Custody(log, MemoryBus(), "train-1", inventory, Policy())
+
+    async def proof_after(event: events.Event, *distinct: str) -> Proof:
+        await log.publish(chain_fact(event, chain, "d", *distinct))
+        return await custody.prove(PATH, entry.checksum)
+
+    same: Any = {"path": entry.path, "checksum": entry.checksum, "request": "d"}
+    assert (await proof_after(decision(node="vault", **same), "vault")).proven
+    proof = await proof_after(decision(node="train-1", **same), "here")
+    assert (proof.proven, proof.reason) == (False, "it is about to be deleted here")
+    kept = events.DeletionRefused(node="train-1", rule="unproven", reason="rotten", **same)
+    assert (await proof_after(kept)).proven
+
+
+async def test_who_can_not_ask_whether_a_copy_is_deleted_proves_nothing(
+    inventory: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have been granted meanwhile."""
+    log, entry = MemoryLog(), await received(inventory, tmp_path)
+    custody = Custody(log, MemoryBus(), "train-1", inventory, Policy())
+
+    async def away(subjects: str) -> None:
+        raise LogUnavailable("the bus is away")
+
+    monkeypatch.setattr(log, "last", away)
+    proof = await custody.prove(PATH, entry.checksum)
+    assert not proof.proven
+    assert proof.reason.endswith("can't be known: the bus is away")
 
 
 async def test_a_copy_that_came_again_and_is_deleted_again_is_said_to_be_gone_again(
