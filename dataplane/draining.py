@@ -1,24 +1,27 @@
 """Emptying a node before it goes: what only it holds, how long that takes, and whether it may go.
 
-"Yes" is never taken from the catalog alone. The node has just said what it holds, nothing had to
-move any more after that, and every content of it was read again, now, in enough other places.
+"Yes" is never taken from the catalog alone. The node is to go, so that nobody counts on it; it has
+just said what it holds, nothing had to move any more after that, and every content of it was read
+again, now, in enough other places.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from dataplane.api import DataPlane
 from dataplane.planner import Known
+from dataplane.proving import untold
 from dataplane.safety import Holding, Left, holding, not_safe, unsafe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from streams import events
-from streams.values import DataEntry
 
 _POLL_S = 0.2
 #: How often whoever waits is told how far it is.
@@ -48,8 +51,13 @@ class Verdict(msgspec.Struct, frozen=True):
     #: When what is left should be gone, seconds since 1970; None if nothing is left or known, or
     #: nothing more is being done for it.
     done_at: float | None = None
-    #: When it must have begun to be done by the deadline; None without one.
+    #: When it must have begun to be done by the deadline; None without one, or where bytes are left
+    #: of which nobody knows how fast they move.
     last_moment: float | None = None
+    #: By when it goes, as far as that was said; seconds since 1970.
+    deadline: float | None = None
+    #: What the answer is taken from, in words.
+    rests_on: str = ""
 
 
 def rate_from(view: ClusterView, node: str, size_bytes: int) -> float:
@@ -57,6 +65,20 @@ def rate_from(view: ClusterView, node: str, size_bytes: int) -> float:
     rates = [row.rate(size_bytes) or 0.0 for row in view.links() if row.node == node]
     rates += [0.0] if any(rates) else [row.rate(size_bytes) or 0.0 for row in view.links()]
     return max(rates, default=0.0)
+
+
+def begun(
+    chains: Iterable[ChainRow], node: str, deadline: float | None
+) -> tuple[str, float | None] | None:
+    """The newest open chain that empties a node, and by when all is to have left it.
+
+    None where that is still to be said, also if it was, but for a later time than `deadline`.
+    """
+    rows = [row for row in chains if _empties(row, node)]
+    said = [at for row in rows if (at := getattr(row.event(), "deadline", None)) is not None]
+    if not rows or (deadline is not None and deadline < min(said, default=math.inf)):
+        return None
+    return rows[-1].id, min(said, default=None)
 
 
 class Cancelled(msgspec.Struct, frozen=True):
@@ -112,6 +134,26 @@ class Drain:
         row = await self._row(chain, answered=True)
         return await self._judge(row)
 
+    async def ask(self) -> Verdict:
+        """Whether the node may go as it is now. Says nothing, so that nothing is begun by it.
+
+        The node is asked whether it holds what it has not told of, and the others to read again
+        what they hold. Never "yes" of a node that is not to go: somebody may count on its copies.
+        """
+        unsure = await untold((await self._plane.log()).bus, self._node)
+        word = (
+            f"the last word of {self._node} on what it holds"
+            if unsure
+            else (f"{self._node} has just looked, and has told of all it holds")
+        )
+        found, left, goes = await self._proven()
+        with self._plane.catalog.view() as view:
+            going = begun(view.open_chains(), self._node, None)
+            row = view.chain(going[0]) if going else None
+            self._deadline = going[1] if going else None
+            rate = self._rate(view, left)
+        return self._verdict(row, found, left, rate, goes=goes, unsure=unsure, word=word)
+
     async def wait(
         self, timeout_s: float, on_progress: Callable[[Verdict], None] = lambda verdict: None
     ) -> Verdict:
@@ -127,17 +169,21 @@ class Drain:
             verdict = await self._judge(row)
             if verdict.may_go or row.open or time.monotonic() > end or not row.bytes_transferred:
                 return verdict
+            with self._plane.catalog.view() as view:
+                if not self._goes(view):
+                    # Somebody has taken it back: whoever waits does not begin it anew.
+                    return verdict
             # Bytes have moved since the node last said what it holds.
             chain = await self._said()
         return verdict
 
     async def _begun(self) -> str:
         with self._plane.catalog.view() as view:
-            for row in view.open_chains():
-                if _empties(row, self._node):
-                    self.chain = row.id
-                    return row.id
-        return await self._said()
+            going = begun(view.open_chains(), self._node, self._deadline)
+        if going is None:
+            return await self._said()
+        self.chain, self._deadline = going
+        return self.chain
 
     async def _said(self) -> str:
         event = events.NodeTerminating(node=self._node, deadline=self._deadline, reason="drain")
@@ -175,54 +221,110 @@ class Drain:
         so_far = self._so_far(row)
         if not so_far.may_go:
             return so_far
+        found, left, goes = await self._proven()
+        return self._verdict(row, found, left, so_far.rate, goes=goes)
+
+    async def _proven(self) -> tuple[Holding, list[Left], bool]:
+        """What the node holds, what of it was not just proven elsewhere, and whether it goes."""
         log = await self._plane.log()
+        goes = False
 
         async def read() -> Holding:
+            nonlocal goes
             # What was decided meanwhile may not be folded here yet.
             await self._plane.catalog.seen((await log.state()).last_sequence, SEEN_S)
             with self._plane.catalog.view() as view:
+                goes = self._goes(view)
                 return self._holding(view)
 
         found, left = await not_safe(log.bus, read, self._copies)
-        return self._verdict(row, found.held, left, so_far.rate)
-
-    def _holding(self, view: ClusterView) -> Holding:
-        known = Known(self._plane.config.policy(), view, time.time())
-        return holding(known, view, self._node)
+        return found, left, goes
 
     def _so_far(self, row: ChainRow) -> Verdict:
         """What the catalog says, before anything is proven."""
         with self._plane.catalog.view() as view:
             found = self._holding(view)
             left = unsafe(self._node, found.held, found.elsewhere, self._copies)
-            rate = rate_from(view, self._node, max((one.size_bytes for one in left), default=0))
-        return self._verdict(row, found.held, left, rate)
+            rate, goes = self._rate(view, left), self._goes(view)
+        return self._verdict(row, found, left, rate, goes=goes)
+
+    def _goes(self, view: ClusterView) -> bool:
+        node = view.node(self._node)
+        return node is not None and node.is_leaving(time.time())
+
+    def _holding(self, view: ClusterView) -> Holding:
+        known = Known(self._plane.config.policy(), view, time.time())
+        return holding(known, view, self._node)
+
+    def _rate(self, view: ClusterView, left: Sequence[Left]) -> float:
+        return rate_from(view, self._node, max((one.size_bytes for one in left), default=0))
 
     def _verdict(
-        self, row: ChainRow, held: Sequence[DataEntry], left: Sequence[Left], rate: float
+        self,
+        row: ChainRow | None,
+        found: Holding,
+        left: Sequence[Left],
+        rate: float,
+        *,
+        goes: bool,
+        unsure: str | None = None,
+        word: str = "",
     ) -> Verdict:
-        unsure = _unsure(row, self._node)
-        bytes_left = sum(one.size_bytes for one in left)
-        takes_s = _SLOWER * bytes_left / rate if rate and bytes_left else None
+        if row is not None and unsure is None:
+            unsure = _unsure(row, self._node)
+        if row is not None and not word:
+            word = f"what {self._node} said it holds in chain {row.id}"
+        by_log = unsafe(self._node, found.held, found.elsewhere, self._copies)
+        read = "who else holds it by the log" if by_log else "others, who read it again just now"
+        if not left and not unsure and not goes:
+            unsure = not_to_go(self._node, len(found.held), self._copies)
+        seconds = estimate(row, left, rate, self._deadline, time.time())
         return Verdict(
             self._node,
             may_go=not left and not unsure,
-            reason=unsure or reason_of(row, left, len(held), self._copies),
-            chain=row.id,
+            reason=unsure or reason_of(row, left, len(found.held), self._copies),
+            chain="" if row is None else row.id,
             left=tuple(left),
-            entries=len(held),
-            bytes_left=bytes_left,
+            entries=len(found.held),
+            bytes_left=seconds.bytes_left,
             rate=rate,
-            done_at=done_at(row, takes_s, time.time()),
-            last_moment=None if self._deadline is None else self._deadline - (takes_s or 0.0),
+            done_at=seconds.done_at,
+            last_moment=seconds.last_moment,
+            deadline=self._deadline,
+            rests_on=f"{word}, and {read}",
         )
+
+
+class Seconds(NamedTuple):
+    """How long a node's emptying takes."""
+
+    bytes_left: int
+    done_at: float | None
+    last_moment: float | None
 
 
 _TERMINATING = events.type_name(events.NodeTerminating)
 
 
+def estimate(
+    row: ChainRow | None, left: Sequence[Left], rate: float, deadline: float | None, now: float
+) -> Seconds:
+    """When what is left is gone at `rate` bytes a second, and when it must begin to by `deadline`.
+
+    Both None where bytes are left and no rate is known; nothing is done without an open chain.
+    """
+    bytes_left = sum(one.size_bytes for one in left)
+    takes_s = _SLOWER * bytes_left / rate if rate and bytes_left else None
+    done = done_at(row, takes_s, now)
+    if deadline is None or (bytes_left and takes_s is None):
+        return Seconds(bytes_left, done, None)
+    return Seconds(bytes_left, done, deadline - (takes_s or 0.0))
+
+
 def _unsure(row: ChainRow, node: str) -> str:
     """Why it is not known what the node holds now; "" if it is."""
+    if row.cancelled_at:
+        return f"{node} stays after all: chain {row.id} empties it no more"
     if not row.answered_at:
         return f"{node} gave no answer: what it holds now is not known"
     unread = [refusal.reason for refusal in row.unread]
@@ -235,15 +337,28 @@ def _unsure(row: ChainRow, node: str) -> str:
     return ""
 
 
-def done_at(row: ChainRow, takes_s: float | None, now: float) -> float | None:
+def done_at(row: ChainRow | None, takes_s: float | None, now: float) -> float | None:
     """When what is left should be gone; None if that is not known, or nobody works on it."""
-    return None if takes_s is None or not row.open else now + takes_s
+    return None if takes_s is None or row is None or not row.open else now + takes_s
 
 
-def reason_of(row: ChainRow, left: Sequence[Left], held: int, copies: int) -> str:
+def reason_of(row: ChainRow | None, left: Sequence[Left], held: int, copies: int) -> str:
     """Why a node may go, or not; with what its chain says, where that has given it up."""
     if left:
         reason = f"{len(left)} of {held} files are not safe elsewhere"
-        return reason if row.open else f"{reason}, and nothing moves: {row.reason}"
+        given_up = row is not None and not row.open
+        return f"{reason}, and nothing moves: {row.reason}" if row and given_up else reason
+    return f"{_all_read(held, copies)}, and is what it should be"
+
+
+def not_to_go(node: str, held: int, copies: int) -> str:
+    """Why a node that nobody is told of may not go, though all it holds is elsewhere."""
+    return (
+        f"{_all_read(held, copies)}, but {node} is not said to go: others may count on its copies "
+        f"until `dataplane drain {node}`"
+    )
+
+
+def _all_read(held: int, copies: int) -> str:
     where = "another place" if copies == 1 else f"{copies} other places"
-    return f"each of {held} files was just read in {where}, and is what it should be"
+    return f"each of {held} files was just read in {where}"

@@ -13,11 +13,13 @@ import msgspec
 
 from streams.foreign import Unreadable, from_json
 from streams.log import Answering, Bus, LogError
-from streams.values import DataEntry, Proof
+from streams.values import Count, DataEntry, Proof
 
 #: How long an answer may take: this, and so many bytes a second to read.
 ANSWER_S = 15.0
 READ_BYTES_PER_S = 20_000_000
+#: How long a node may take to look through all its files.
+LOOK_S = 60.0
 #: The queue in which coordinators answer for the bucket.
 _PROVERS = "provers"
 #: Reads a replica again; `adapters.files.inventory.Inventory.prove` for a node's own.
@@ -56,6 +58,42 @@ async def prove(bus: Bus, node: str, entry: DataEntry) -> Proof:
         return from_json(answer, Proof)
     except (LogError, Unreadable) as error:
         return Proof(node=node, proven=False, reason=f"{node} could not be asked: {error}")
+
+
+class Untold(msgspec.Struct, frozen=True):
+    """What a node would say of its files if it spoke now."""
+
+    #: Files that have come, changed or gone since it last said what it holds.
+    files: Count = 0
+    #: What it could not read, and why.
+    problems: tuple[str, ...] = ()
+
+
+def untold_subject(node: str) -> str:
+    """Where a node is asked whether it has told of all it holds."""
+    return f"dp.rpc.{node}.untold"
+
+
+async def answer_untold(bus: Bus, node: str, look: Callable[[], Awaitable[Untold]]) -> Answering:
+    """Answer for `node`, until the result is closed. It looks each time, and says no fact."""
+
+    async def answer(subject: str, body: bytes) -> bytes:
+        return msgspec.json.encode(await look())
+
+    return await bus.answer(untold_subject(node), answer)
+
+
+async def untold(bus: Bus, node: str) -> str:
+    """Why it is not known what `node` holds at this moment; "" if it has told of all."""
+    try:
+        found = from_json(await bus.request(untold_subject(node), b"", LOOK_S), Untold)
+    except (LogError, Unreadable) as error:
+        return f"{node} gave no answer: what it holds now is not known ({error})"
+    if found.problems:
+        return f"{node} could not read everything: {'; '.join(found.problems)}"
+    if found.files:
+        return f"{found.files} files of {node} have changed since it said what it holds; ask again"
+    return ""
 
 
 async def prove_all(bus: Bus, nodes: Iterable[str], entry: DataEntry) -> list[Proof]:

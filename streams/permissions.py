@@ -26,9 +26,10 @@ _API, _KEY_VALUE = "$JS.API", "$KV"
 #: where the stream itself does not deny that: a log must be made for it.
 _NOBODY = ("STREAM.DELETE", "STREAM.MSG.DELETE", "STREAM.UPDATE", "STREAM.RESTORE")
 
-#: What nodes may ask each other: where a file is, whether it is sound, to let one in, to do a
-#: part, as fast as is granted, to try an address. To delete something only coordinators ask.
-ASKED_BY_NODES = ("locate", "prove", "receive", "part", "grant", "probe")
+#: What nodes may ask each other: where a file is, whether it is sound, whether one has told of all
+#: it holds, to let one in, to do a part, as fast as is granted, to try an address. To delete
+#: something only coordinators ask.
+ASKED_BY_NODES = ("locate", "prove", "untold", "receive", "part", "grant", "probe")
 
 
 class BusRole(enum.StrEnum):

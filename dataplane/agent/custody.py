@@ -24,7 +24,7 @@ from dataplane.coordinator.deleting import (
 from dataplane.crashpoints import reach
 from dataplane.deletion import copies_chain, protected
 from dataplane.policy import Policy
-from dataplane.proving import answer_proofs
+from dataplane.proving import Untold, answer_proofs, answer_untold
 from streams import events
 from streams.codec import fact_id, node_fact
 from streams.log import Answering, Bus, Log, LogError
@@ -32,6 +32,8 @@ from streams.subjects import chain_filter
 from streams.values import Proof
 
 logger = logging.getLogger(__name__)
+#: Of what a node could not read so much is told to who asks.
+_PROBLEMS, _PROBLEM_CHARACTERS = 20, 300
 
 
 class Custody:
@@ -65,6 +67,7 @@ class Custody:
         self._answering = [
             await answer_proofs(self._bus, self._node, self.prove),
             await answer_deletions(self._bus, self._node, self.delete),
+            await answer_untold(self._bus, self._node, self.untold),
         ]
 
     async def stop(self) -> None:
@@ -86,6 +89,12 @@ class Custody:
             task = asyncio.create_task(self._say_what_is_wrong(path))
             self._looking[path] = task
         return proof
+
+    async def untold(self) -> Untold:
+        """What this node has not told of its files as they are now. Nothing is said by that."""
+        scan = await self._inventory.scan()
+        problems = tuple(text[:_PROBLEM_CHARACTERS] for text in (*scan.problems, *scan.waiting))
+        return Untold(len(scan.changed) + len(scan.removed), problems[:_PROBLEMS])
 
     async def _is_to_go(self, path: str, checksum: str) -> str:
         """Why this node's copy can't be counted on; "" if no deletion of it is under way."""

@@ -26,8 +26,13 @@ def drain(
     timeout: Annotated[
         float, typer.Option(min=0, help="With --wait: at most so many seconds.")
     ] = 3600.0,
-    deadline: Annotated[str, typer.Option(help="When it goes: 10m from now, or a time.")] = "",
+    deadline: Annotated[
+        str, typer.Option(help="When it goes: 10m from now, or a time; the earliest counts.")
+    ] = "",
     copies: Annotated[int, typer.Option(min=1, help="Other places that must hold all.")] = 1,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Only ask: nothing is said, and nothing begins.")
+    ] = False,
     cancel: Annotated[
         bool, typer.Option("--cancel", help="It stays after all: what it holds counts again.")
     ] = False,
@@ -36,24 +41,29 @@ def drain(
     """Begin to empty NODE. May it be killed now? Status 0: yes, proven; 1: no.
 
     Others get copies of what too few others hold. From now on NODE's own copies count for nobody,
-    for a day or until `--cancel`: no restart and no heartbeat of it changes that.
+    for a day or until `--cancel`: no restart and no heartbeat of it changes that. `--ask` begins
+    nothing: it says how much is not proven elsewhere, and never yes of a node that is not to go.
     """
     when = _ahead(deadline) if deadline else None
     if cancel:
-        if wait or when:
+        if ask or wait or when:
             raise ConfigError("--cancel goes with no other option than --json")
         _cancel(node, as_json)
+    if ask and (wait or when):
+        raise ConfigError("--ask goes with --copies and --json alone: it begins nothing")
 
     async def work() -> Verdict:
         async with DataPlane.connect(config=config_of()) as plane:
             with plane.catalog.view() as view:
                 check_joined(view, node)
             one = Drain(plane, node, copies=copies, deadline=when)
+            if ask:
+                return await one.ask()
             try:
                 return await (_waited(one, node, timeout) if wait else one.look())
             except asyncio.CancelledError:
                 if one.chain:
-                    text = f"{node} is being emptied all the same; dataplane drain {node} asks"
+                    text = f"{node} is being emptied all the same; dataplane drain {node} --ask"
                     show.errors.print(text, highlight=False)
                 raise
 
@@ -118,6 +128,7 @@ def _print(verdict: Verdict) -> None:
     if verdict.last_moment is not None:
         late = " (too late for all of it)" if verdict.last_moment < time.time() else ""
         show.console.print(f"  last safe moment to begin: {clock(verdict.last_moment)}{late}")
+    show.console.print(f"  rests on: {verdict.rests_on}", highlight=False, markup=False)
     for one in verdict.left:
         show.console.print(
             f"  {one.path}  {size(one.size_bytes)}  {one.why}", highlight=False, markup=False

@@ -8,6 +8,7 @@ import signal
 from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -178,6 +179,60 @@ async def test_a_drained_node_can_be_killed_without_losing_a_byte(terminal: Term
     assert held
     for path, checksum in held.items():
         assert digest(cluster.base / "train-1" / "data" / path) == checksum
+
+
+# A dozen processes, one after the other.
+@pytest.mark.timeout(300)
+async def test_a_drain_is_asked_for_hurried_and_taken_back(terminal: Terminal) -> None:
+    """Who asks begins nothing; an earlier deadline reaches the plan; what is taken back ends."""
+    cluster = terminal.cluster
+    played(terminal, 6)
+    safe = terminal.json("drain", "gpu-7", "--ask", status=1)
+    assert (safe["left"], safe["bytes_left"], safe["chain"]) == ([], 0, "")
+    assert "gpu-7 is not said to go" in safe["reason"]
+    assert "has just looked" in safe["rests_on"] and "again just now" in safe["rests_on"]
+
+    cluster.kill("train-1")
+    cluster.play("gpu-7", 8)
+    asked: dict[str, Any] = {}
+
+    def told() -> bool:
+        asked.update(terminal.json("drain", "gpu-7", "--ask", status=1))
+        return bool(asked["left"])
+
+    await until(told, "what only the node holds to be known")
+    assert asked["bytes_left"] > 0
+    assert "the log" in asked["rests_on"]
+    assert await cluster.facts(events.NodeTerminating) == []
+
+    slow = terminal.json("drain", "gpu-7", "--deadline", "20m", status=1)
+    same = terminal.json("drain", "gpu-7", "--deadline", "30m", status=1)
+    assert (same["chain"], same["deadline"]) == (slow["chain"], slow["deadline"])
+    fast = terminal.json("drain", "gpu-7", "--deadline", "10m", status=1)
+    assert fast["chain"] != slow["chain"] and fast["deadline"] < slow["deadline"] - 500
+
+    def hurried() -> bool:
+        return {row["deadline"] for row in terminal.json("plans")} == {fast["deadline"]}
+
+    await until(hurried, "the earlier deadline to reach what waits")
+
+    stays = terminal.json("drain", "gpu-7", "--cancel")
+    assert stays == {"node": "gpu-7", "cancelled": True, "reason": stays["reason"]}
+    ends = [(await cluster.ended(id)).event for id in (slow["chain"], fast["chain"])]
+    for end in ends:
+        assert isinstance(end, events.DataSyncFailed)
+        assert end.reason.startswith("gpu-7 stays after all")
+    assert not any(row["leaving"] for row in terminal.json("nodes"))
+    text = terminal.run("drain", "gpu-7", "--cancel", status=1)
+    assert "nothing says that gpu-7 is to go" in text
+    assert "begins nothing" in terminal.run("drain", "gpu-7", "--ask", "--wait", status=2)
+
+    cluster.agent("train-1", Role.TRAINING)
+    await cluster.joined("train-1")
+    assert drained(terminal)
+    sure = terminal.json("drain", "gpu-7", "--ask")
+    assert (sure["may_go"], sure["left"]) == (True, [])
+    assert [fact.chain for fact in await cluster.facts(events.NodeDrainCancelled)] == [""]
 
 
 async def test_who_no_longer_waits_for_a_drain_stops_nothing(terminal: Terminal) -> None:

@@ -9,27 +9,30 @@ from typing import Any
 import msgspec
 import pytest
 
-from dataplane.draining import done_at, reason_of
+from dataplane.draining import Seconds, begun, done_at, estimate, not_to_go, rate_from, reason_of
 from dataplane.planner import Known
 from dataplane.policy import Policy
-from dataplane.proving import answer_proofs
-from dataplane.safety import Holding, holding, lasting_without, not_safe, unproven, unsafe
+from dataplane.proving import Untold, answer_proofs, answer_untold, untold
+from dataplane.safety import Holding, Left, holding, lasting_without, not_safe, unproven, unsafe
 from streams import events
 from streams.memory import MemoryBus
-from streams.values import DataEntry, Proof, Trait
+from streams.values import DataEntry, Proof, Role, Trait, Transport, TransportResult
 from tests.spec import (
     Said,
     Story,
     Tellable,
     answers,
     copied,
+    entry,
     games_of,
     given,
     holds,
     node,
     opens,
+    played,
     player,
     said_what_is_owed,
+    succeeded_with,
     trainer,
 )
 
@@ -197,6 +200,121 @@ def test_of_a_chain_that_has_given_up_nobody_is_told_when_it_will_be_done() -> N
     [row] = story.view.ended_chains()
     assert done_at(row, 5.0, 100.0) is None
     assert "nothing moves: 1 entries will have 0 of 3" in reason_of(row, left, 1, 1)
+
+
+def leaves(chain: str, deadline: float | None = None, node: str = "gpu-1") -> Said:
+    """A node is to go."""
+    return opens(chain, events.NodeTerminating(node=node, deadline=deadline))
+
+
+def begun_by(story: Story, deadline: float | None) -> tuple[str, float | None] | None:
+    """What empties gpu-1, as a drain with a deadline finds it."""
+    return begun(story.view.open_chains(), "gpu-1", deadline)
+
+
+def test_a_drain_is_begun_once_and_again_for_an_earlier_deadline() -> None:
+    """A later one is kept by the earlier; with none, what was said before counts."""
+    story = given(player("gpu-1"), leaves("other", node="gpu-2"), opens("c0", played("gpu-1")))
+    assert begun_by(story, None) is None
+    story.tell(leaves("c1"))
+    assert begun_by(story, None) == ("c1", None)
+    assert begun_by(story, 900.0) is None
+    story.tell(leaves("c2", 900.0))
+    assert begun_by(story, 899.0) is None
+    assert begun_by(story, None) == begun_by(story, 900.0) == begun_by(story, 901.0)
+    assert begun_by(story, None) == ("c2", 900.0)
+
+
+def test_a_drain_that_was_taken_back_is_begun_anew() -> None:
+    """The chain that is still open then is on its way to its end."""
+    story = given(player("gpu-1"), leaves("c1"), events.NodeDrainCancelled(node="gpu-1"))
+    assert begun_by(story, None) is None
+    assert begun_by(story.tell(leaves("c2")), None) == ("c2", None)
+
+
+def test_an_earlier_deadline_reaches_what_is_planned_already() -> None:
+    """What waits for the first chain is due by the second one's time."""
+    story = given(
+        node("vault", Role.STORAGE), player("gpu-1"), leaves("c1"), answers("c1", "gpu-1", FIRST)
+    )
+    story.tell(said_what_is_owed)
+    assert [row.deadline for row in story.view.pending()] == [None]
+    story.tell(leaves("c2", 900.0), answers("c2", "gpu-1"), said_what_is_owed)
+    assert [(row.target, row.deadline) for row in story.view.pending()] == [("vault", 900.0)]
+
+
+def left_over(*sizes: int) -> list[Left]:
+    """So many bytes are not safe elsewhere."""
+    return [Left(f"games/{n}.db", "sha256:0", size, (), 0, "") for n, size in enumerate(sizes)]
+
+
+def moved(size_bytes: int, seconds: float) -> events.TransferSucceeded:
+    """A file has left gpu-1 in so many seconds."""
+    result = TransportResult(
+        success=True,
+        transport_used=Transport.HTTP_FETCH,
+        bytes_transferred=size_bytes,
+        duration_seconds=seconds,
+        remote="gpu-1",
+    )
+    file = entry("games/gpu-1/before.db", size_bytes=size_bytes)
+    return msgspec.structs.replace(
+        succeeded_with(file, "vault", source="gpu-1", moved=size_bytes), results=(result,)
+    )
+
+
+def test_how_long_a_drain_takes_is_what_is_left_by_the_rate_of_late() -> None:
+    """16 MiB at 1 MiB/s by the log, and half as long again: done in 24 s, or begun 24 s before."""
+    mib = 1 << 20
+    story = given(node("vault"), player("gpu-1"), leaves("c1"))
+    assert rate_from(story.view, "gpu-1", 8 * mib) == 0.0
+    rate = rate_from(story.tell(moved(8 * mib, 8.0)).view, "gpu-1", 8 * mib)
+    assert rate == mib
+    [row] = story.view.open_chains()
+    left = left_over(12 * mib, 4 * mib)
+    assert estimate(row, left, rate, 1_100.0, 1_000.0) == Seconds(16 * mib, 1_024.0, 1_076.0)
+    assert estimate(row, left, rate, None, 1_000.0) == Seconds(16 * mib, 1_024.0, None)
+    assert estimate(row, [], rate, 1_100.0, 1_000.0) == Seconds(0, None, 1_100.0)
+
+
+def test_nobody_is_told_seconds_that_nobody_knows() -> None:
+    """Without a rate there is no last moment, and without an open chain nothing will be done."""
+    story = given(player("gpu-1"), leaves("c1"))
+    [row] = story.view.open_chains()
+    assert estimate(row, left_over(5), 0.0, 1_100.0, 1_000.0) == Seconds(5, None, None)
+    assert estimate(None, left_over(5), 5.0, 1_100.0, 1_000.0) == Seconds(5, None, 1_098.5)
+
+
+def test_of_a_node_that_is_not_to_go_nobody_is_told_that_it_may() -> None:
+    """Its copies may be what another one's deletion, or drain, relies on."""
+    assert not_to_go("gpu-1", 3, 1) == (
+        "each of 3 files was just read in another place, but gpu-1 is not said to go: others may "
+        "count on its copies until `dataplane drain gpu-1`"
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (Untold(), ""),
+        (Untold(files=2), "2 files of gpu-1 have changed since it said what it holds; ask again"),
+        (
+            Untold(files=2, problems=("x.db is being written",)),
+            "gpu-1 could not read everything: x.db is being written",
+        ),
+    ],
+)
+async def test_a_node_is_asked_whether_it_has_told_of_all_it_holds(found: Untold, why: str) -> None:
+    """What nobody has heard of is safe nowhere; whom nobody hears may hold anything."""
+    bus = MemoryBus()
+    assert "gpu-1 gave no answer: what it holds now is not known" in await untold(bus, "gpu-1")
+
+    async def look() -> Untold:
+        return found
+
+    answering = await answer_untold(bus, "gpu-1", look)
+    assert await untold(bus, "gpu-1") == why
+    await answering.close()
 
 
 async def test_only_what_was_just_read_elsewhere_is_proven() -> None:

@@ -20,6 +20,7 @@ from dataplane.agent.scrub import Scrubber
 from dataplane.coordinator.deleting import DeletionOrder
 from dataplane.deletion import copies_chain
 from dataplane.policy import Policy
+from dataplane.proving import Untold
 from streams import events
 from streams.codec import Fact, chain_fact
 from streams.log import LogUnavailable
@@ -321,6 +322,21 @@ async def test_a_copy_that_is_about_to_be_deleted_is_not_proven(
     assert (proof.proven, proof.reason) == (False, "it is about to be deleted here")
     kept = events.DeletionRefused(node="train-1", rule="unproven", reason="rotten", **same)
     assert (await proof_after(kept)).proven
+
+
+async def test_a_node_says_what_it_has_not_told_of_and_tells_it_by_that_to_nobody(
+    inventory: Inventory, tmp_path: Path
+) -> None:
+    """A file that was never reported, until it is; and what can't be read."""
+    log = MemoryLog()
+    custody = Custody(log, MemoryBus(), "train-1", inventory, Policy())
+    assert await custody.untold() == Untold()
+    (tmp_path / "games").mkdir()
+    (tmp_path / "games" / "own_hex8_2p.jsonl").write_text('{"game": 1}\n')
+    assert (await custody.untold(), await custody.untold()) == (Untold(files=1), Untold(files=1))
+    await inventory.reported((await inventory.scan()).changed)
+    assert await custody.untold() == Untold()
+    assert (await log.state()).last_sequence == 0
 
 
 async def test_who_can_not_ask_whether_a_copy_is_deleted_proves_nothing(
