@@ -1,4 +1,4 @@
-"""What knows nothing of this code: the ``nats`` command, and a client in Node.js."""
+"""What knows nothing of this code: a client in Node.js. The ``nats`` command is `test_nats_cli`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -63,75 +62,3 @@ async def test_a_node_js_client_says_and_hears(cluster: LocalCluster, tmp_path: 
         assert said["event"]["source_node"] == "gpu-7"
         assert said["subject"].startswith("dp.chain.")
         assert cluster.received("train-1", "gpu-7").exists()
-
-
-@pytest.fixture
-def nats(cluster: LocalCluster, tmp_path: Path) -> Any:
-    """The ``nats`` command with a context for the test's bus."""
-    binary = shutil.which("nats", path=f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}")
-    if binary is None:
-        reason = "there is no nats command; make system installs it where there is Go"
-        # Where the whole suite is the gate nothing may be left out unseen.
-        assert not os.environ.get("CI"), reason
-        pytest.skip(reason)
-
-    async def say(*words: str, status: int = 0) -> str:
-        home = {"HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path / "config")}
-        return await run(binary, *words, status=status, **home)
-
-    return say
-
-
-async def test_the_nats_command_does_what_the_runbook_says(
-    cluster: LocalCluster, nats: Any
-) -> None:
-    """Each command of deploy/nats-cli.md, and that the log can't be purged by any of them."""
-    await nats("context", "add", "dp", "--server", cluster.server.url, "--select")
-    cluster.play("gpu-7", 5)
-    said = await nats("pub", "dp.node.gpu-7.SELFPLAY_COMPLETE.hex8_2p", '{"games_count":5}')
-    assert "Published" in said
-    chain = await _new_games(cluster)
-    await _looks(nats, chain)
-    await _asks(nats)
-    for words in (("purge", "DATAPLANE", "-f"), ("rmm", "DATAPLANE", "1", "-f")):
-        refused = await nats("stream", *words, status=1)
-        assert "deny" in refused or "not permitted" in refused, refused
-    assert (await cluster.log.state()).first_sequence == 1
-
-
-async def _new_games(cluster: LocalCluster) -> str:
-    """The chain of what was published by hand, once it has ended."""
-    from streams.events import SelfplayComplete
-
-    [fact] = await cluster.facts(SelfplayComplete)
-    await cluster.assert_exactly_once(fact.chain)
-    return fact.chain
-
-
-async def _looks(nats: Any, chain: str) -> None:
-    """Streams, one chain's history, the consumers, who is there."""
-    assert "DATAPLANE" in await nats("stream", "ls", "--names")
-    info = json.loads(await nats("stream", "info", "DATAPLANE", "--json"))
-    assert info["config"]["deny_purge"] and info["config"]["deny_delete"]
-    view = await nats("sub", f"dp.chain.{chain}.>", "--all", "--terminate-at-end")
-    assert "NEW_GAMES_AVAILABLE" in view and "DATA_SYNC_COMPLETED" in view
-    got = await nats("stream", "get", "DATAPLANE", "--last-for", f"dp.chain.{chain}.>")
-    assert "game_count" in got
-    assert "bridge" in await nats("consumer", "ls", "DATAPLANE", "--names")
-    report = json.loads(await nats("consumer", "info", "DATAPLANE", "bridge", "--json"))
-    assert report["num_ack_pending"] == 0
-    beats = await nats("kv", "ls", "DP_NODES")
-    assert {"agent.gpu-7", "agent.train-1", "coordinator.coord"} <= set(beats.split())
-    assert "disk_free_bytes" in await nats("kv", "get", "DP_NODES", "agent.gpu-7", "--raw")
-
-
-async def _asks(nats: Any) -> None:
-    """The coordinators as a service."""
-    assert "dataplane" in await nats("service", "ls")
-    assert "dp.query.missing" in await nats("service", "info", "dataplane")
-    assert "missing" in await nats("service", "stats", "dataplane")
-    assert "dataplane" in await nats("service", "ping", "dataplane")
-    where = await nats("req", "dp.query.where", '{"path":"games/gpu-7/hex8_2p.db"}', "--raw")
-    assert json.loads(where)[0]["copies"] == 2
-    health = json.loads(await nats("req", "dp.query.health", "", "--raw"))
-    assert health["status"] == "healthy"

@@ -68,6 +68,24 @@ async def test_examples_of_the_readme_run(cluster: LocalCluster) -> None:
         assert words in said
 
 
+def _linked(page: Path) -> set[Path]:
+    """The files and directories that a page leads to."""
+    links = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    return {(page.parent / link).resolve() for link in links}
+
+
+def test_the_readme_leads_to_all_that_an_installation_needs() -> None:
+    """Every link is there, and every file of deploy/ can be reached by them."""
+    root = Path(__file__).parents[2]
+    found, pages = _linked(root / "README.md"), [root / "deploy" / "README.md"]
+    assert pages[0] in found
+    found |= {link for page in pages for link in _linked(page)}
+    assert [link for link in found if not link.exists()] == []
+    reached = {file for link in found for file in (link, *link.rglob("*")) if file.is_file()}
+    needed = {file for file in (root / "deploy").rglob("*") if file.is_file()}
+    assert needed - reached == set()
+
+
 def test_every_command_of_the_readme_exists() -> None:
     """Each ``dataplane`` command that the text names is one of the program."""
     named = set(re.findall(r"^(?: {4})?dataplane ([a-z]+)", README, re.MULTILINE))
