@@ -21,6 +21,7 @@ POINTS = (
     "agent.stored",
     "agent.pushed",
     "agent.deleted",
+    "agent.merged",
     "agent.relaying",
     "coordinator.decided",
     "coordinator.appended",

@@ -214,8 +214,10 @@ class ProveCluster:
             )
         for node, role in self.roles.items():
             traits = Trait.GPU if role is not Role.STORAGE else Trait.EXTERNAL_STORAGE
-            url = await self._cable_of(node)
-            self._add(node, ["dataplane", "agent"], node, roles=role, traits=traits, nats_url=url)
+            more: dict[str, object] = {"nats_url": await self._cable_of(node)}
+            if node == self.trainers[0]:
+                more["consolidate_to"] = "games/canonical_{config}.db"
+            self._add(node, ["dataplane", "agent"], node, roles=role, traits=traits, **more)
         await asyncio.gather(*(child.start() for child in self.children.values()))
 
     async def join_spot(self, name: str) -> None:

@@ -9,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.demo.children import Layout
+from dataplane.prove.adversary import Adversary
 from dataplane.prove.cable import Cable
+from dataplane.prove.cluster import VITAL, ProveCluster
+from dataplane.prove.scene import Scene
 from dataplane.prove.servers import BusServer, Routes, clustered, leader_of, names_of
 from streams import events
 from streams.codec import Fact, fact_id, node_fact
@@ -103,3 +107,80 @@ async def test_cable_takes_who_comes_again_to_another_server() -> None:
         await cable.close()
         for server in servers:
             server.close()
+
+
+class Standing:
+    """A process that lives, whatever is done to it."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.status, self.pid, self.ended = name, "running", 1, None
+
+    async def start(self, **_: str) -> None:
+        """It runs."""
+
+    async def kill(self) -> int:
+        """It runs."""
+        return 1
+
+    stop = start
+
+    def pause(self) -> None:
+        """It runs."""
+
+    resume = pause
+
+
+@pytest.fixture
+def attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[ProveCluster, Adversary]:
+    """An adversary of processes that are started again at once; a chain is open."""
+    cluster = ProveCluster(Layout(tmp_path), replicas=1, nodes=5, kills=0)
+    names = ("nats-1", "coordinator-1", "selfplay-1", "training-1", "selfplay-1.player", "s3-1")
+    monkeypatch.setattr(cluster, "targets", lambda: [Standing(name) for name in names])
+    scene = Scene(open={"c": "DATA_NEEDED"}, asked={"c": "training-1"})
+    adversary = Adversary(cluster, scene, None, 1, gap_s=1.0, damage=True)  # type: ignore[arg-type]
+
+    async def at_once(target: Standing) -> None:
+        pass
+
+    monkeypatch.setattr(adversary, "_start_later", at_once)
+    return cluster, adversary
+
+
+async def test_each_vital_kind_is_hit_at_work_before_any_is_hit_again(
+    attacked: tuple[ProveCluster, Adversary],
+) -> None:
+    """So that a short run proves something of each of them."""
+    cluster, adversary = attacked
+    for _ in VITAL:
+        await adversary._kill()
+    assert sorted(kill.kind for kill in cluster.kills) == sorted(VITAL)
+    assert all(kill.during for kill in cluster.kills)
+    for _ in range(60):
+        await adversary._kill()
+    others = {kill.kind: kill.during for kill in cluster.kills}
+    assert others.keys() == {*VITAL, "player", "s3-server"}
+    assert others["player"] == "", "what a player does nobody waits for"
+
+
+async def test_only_copies_of_what_another_node_owns_are_damaged(
+    attacked: tuple[ProveCluster, Adversary],
+) -> None:
+    """Who changes a file of its own, or a shared one, has made a new version of it."""
+    cluster, adversary = attacked
+    games = "training-1", "games/selfplay-1/hex8_2p.db"
+    candidate = "storage-1", "models/training-1/candidate_1_hex8_2p.pth"
+    spared = [
+        ("training-1", "games/training-1/hex8_2p.db"),
+        ("training-1", "models/canonical_hex8_2p.pth"),
+        ("spot-1", "games/selfplay-1/hex8_2p.db"),
+    ]
+    for place in (games, candidate, *spared):
+        adversary._scene.copies[place] = "sha256:0"
+        file = cluster.copy(*place)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"content")
+    for _ in range(10):
+        await adversary._flip()
+    assert {(flip.node, flip.path) for flip in adversary.flips} == {games, candidate}
+    assert all(cluster.copy(*place).read_bytes() == b"content" for place in spared)
+    assert all(cluster.copy(*place).read_bytes() != b"content" for place in (games, candidate))
