@@ -129,7 +129,7 @@ class Adversary:
             (12, self._kill),
             (4, self._pause),
             (2, self._restart),
-            (3, self._cut),
+            (5, self._cut),
             (1, self._delete_views),
         ]
         if self._cluster.small_disk:
@@ -246,7 +246,8 @@ class Adversary:
         cable = self._cluster.cables[name]
         if cable.cut:
             return
-        self._did("cut", name, self._during(name))
+        process, _, where = name.partition(" ")
+        self._did(f"cut {where or 'to the bus'}", process, self._during(process))
         cable.sever()
         try:
             await asyncio.sleep(self._rng.uniform(0.5, 5.0))

@@ -1,4 +1,4 @@
-"""A cable between a process and the bus, that can be cut and joined again."""
+"""A cable between a process and a server, that can be cut and joined again."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class Cable:
         self.cut = False
 
     @property
-    def url(self) -> str:
-        """Where the process connects instead of to the bus."""
+    def address(self) -> str:
+        """Host and port to connect to instead of to a server."""
         assert self._listening is not None
-        return f"nats://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
+        return f"127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
 
     async def open(self) -> None:
         """Begin to listen."""

@@ -24,8 +24,17 @@ from dataplane.demo.s3_server import installed
 from dataplane.outbox import Outbox
 from dataplane.policy import Policy
 from dataplane.prove.cable import Cable
-from dataplane.prove.servers import BucketServer, BusServer, Routes, clustered, names_of, single
+from dataplane.prove.servers import (
+    BucketServer,
+    BusServer,
+    Routes,
+    clustered,
+    free_ports,
+    names_of,
+    single,
+)
 from streams.identity import PathRules
+from streams.server import HOST
 from streams.values import Role, Trait
 
 CONFIG_KEYS = ("hex8_2p", "square8_2p")
@@ -141,6 +150,7 @@ class ProveCluster:
             "storage-1": Role.STORAGE,
         }
         self.children: dict[str, Child] = {}
+        #: What can be cut, by the process whose it is, and by where it goes if that is not the bus.
         self.cables: dict[str, Cable] = {}
         self.kills: list[Kill] = []
         #: Nodes that were killed and wiped for good, once they were drained.
@@ -208,13 +218,11 @@ class ProveCluster:
         """Start coordinators and agents, all at once."""
         self._mount_small_disk(self.trainers[-1])
         for name in COORDINATORS:
-            url = await self._cable_of(name)
-            self._add(
-                name, ["dataplane", "coordinator"], name, roles=Role.COORDINATOR, nats_url=url
-            )
+            more = await self._cabled(name, serves=False)
+            self._add(name, ["dataplane", "coordinator"], name, roles=Role.COORDINATOR, **more)
         for node, role in self.roles.items():
             traits = Trait.GPU if role is not Role.STORAGE else Trait.EXTERNAL_STORAGE
-            more: dict[str, object] = {"nats_url": await self._cable_of(node)}
+            more = await self._cabled(node)
             if node == self.trainers[0]:
                 more["consolidate_to"] = "games/canonical_{config}.db"
             self._add(node, ["dataplane", "agent"], node, roles=role, traits=traits, **more)
@@ -222,32 +230,50 @@ class ProveCluster:
 
     async def join_spot(self, name: str) -> None:
         """Let a node join that is rented for a while, and that plays."""
-        url = await self._cable_of(name)
+        more = await self._cabled(name)
         traits, role = Trait.EPHEMERAL, Role.SELFPLAY
-        self._add(name, ["dataplane", "agent"], name, roles=role, traits=traits, nats_url=url)
+        self._add(name, ["dataplane", "agent"], name, roles=role, traits=traits, **more)
         await self.children[name].start()
 
     async def wipe(self, name: str) -> None:
         """Kill a node and delete all it had; it never comes back."""
         self.wiped.append(name)
-        child, cable = self.children.pop(name), self.cables.pop(name)
+        child = self.children.pop(name)
         await child.retire()
         self.kills.append(Kill(name, "agent", "drained, then wiped", "", time.time()))
-        await cable.close()
+        for one in [one for one in self.cables if one.partition(" ")[0] == name]:
+            await self.cables.pop(one).close()
         await asyncio.to_thread(shutil.rmtree, self.layout.data(name), ignore_errors=True)
         await asyncio.to_thread(shutil.rmtree, self.layout.state(name), ignore_errors=True)
 
-    async def _cable_of(self, name: str) -> str:
-        """Lay a cable from a process to the bus; where the process is to connect."""
-        cable = self.cables[name] = Cable(self._addresses)
-        await cable.open()
-        return cable.url
+    async def _cabled(self, name: str, *, serves: bool = True) -> dict[str, object]:
+        """Lay the cables of a process: what it must be told of them.
+
+        One to the bus, one to the bucket; and one from others, if it serves files.
+        """
+        bus = self.cables[name] = Cable(self._addresses)
+        await bus.open()
+        told: dict[str, object] = {"nats_url": f"nats://{bus.address}"}
+        if self.bucket is not None:
+            to_bucket = self.cables[f"{name} to the bucket"] = Cable(self._address_of_bucket)
+            await to_bucket.open()
+            told["s3_endpoint"] = f"http://{to_bucket.address}"
+        if serves:
+            (port,) = free_ports(1)
+            others = self.cables[f"{name} from others"] = Cable(lambda: [(HOST, port)])
+            await others.open()
+            told |= {"http_port": port, "http_advertise": f"http://{others.address}"}
+        return told
+
+    def _address_of_bucket(self) -> list[tuple[str, int]]:
+        assert self.bucket is not None
+        return [(HOST, self.bucket.server.port)]
 
     async def start_players(self, seed: int, pause_s: float, games: int) -> None:
         """Start self-play on the self-play nodes, without an end."""
         for node in self.players:
             command = ["dataplane.demo.selfplay", "--node", node, "--seed", str(seed)]
-            command += ["--nats", self.cables[node].url]
+            command += ["--nats", f"nats://{self.cables[node].address}"]
             command += ["--data-dir", str(self.layout.data(node).resolve())]
             command += [text for key in CONFIG_KEYS for text in ("--config-key", key)]
             command += ["--rounds", "1000000", "--games-per-round", str(games)]

@@ -143,9 +143,9 @@ class Routes:
 
     def __init__(self, names: Sequence[str]) -> None:
         #: Where each of them listens for the others.
-        self.ports = dict(zip(names, _free_ports(len(names)), strict=True))
+        self.ports = dict(zip(names, free_ports(len(names)), strict=True))
         pairs = list(itertools.permutations(names, 2))
-        self._ways = dict(zip(pairs, _free_ports(len(pairs)), strict=True))
+        self._ways = dict(zip(pairs, free_ports(len(pairs)), strict=True))
         self._cables = {
             (one, other): Cable(partial(self._address, other), port)
             for (one, other), port in self._ways.items()
@@ -199,7 +199,7 @@ def clustered(
     With `routes`, made for their names, they reach each other through those.
     """
     names = names_of(count)
-    ports = _free_ports(2 * count)
+    ports = free_ports(2 * count)
     listen = routes.ports if routes else dict(zip(names, ports[count:], strict=True))
     if keys is not None:
         keys.join([f"{HOST}:{port}" for port in listen.values()])
@@ -249,7 +249,7 @@ def _config(name: str, cluster: str, includes: tuple[str, str]) -> str:
     )
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports nobody listens on now; held together, so that they differ."""
     sockets = [socket.create_server((HOST, 0)) for _ in range(count)]
     ports = [one.getsockname()[1] for one in sockets]

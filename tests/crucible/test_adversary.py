@@ -98,7 +98,7 @@ async def test_cable_takes_who_comes_again_to_another_server() -> None:
     await cable.open()
     try:
         for _ in range(2):
-            host, port = cable.url.removeprefix("nats://").split(":")
+            host, port = cable.address.split(":")
             reader, writer = await asyncio.open_connection(host, int(port))
             assert await reader.read() == b""
             writer.close()
@@ -107,6 +107,34 @@ async def test_cable_takes_who_comes_again_to_another_server() -> None:
         await cable.close()
         for server in servers:
             server.close()
+
+
+async def test_others_reach_an_agent_through_a_cable_that_can_be_cut(tmp_path: Path) -> None:
+    """As it reaches the bus and the bucket: each way is cut for itself."""
+    cluster = ProveCluster(Layout(tmp_path), replicas=1, nodes=4, kills=0)
+    told = await cluster._cabled("gpu-1")
+    ways = {"gpu-1", "gpu-1 to the bucket", "gpu-1 from others"}
+    assert cluster.cables.keys() == ways and told["nats_url"] != cluster.url
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"files")
+        writer.close()
+
+    async def answer() -> bytes:
+        host, port = str(told["http_advertise"]).removeprefix("http://").split(":")
+        reader, _ = await asyncio.open_connection(host, int(port))
+        with suppress(ConnectionError):
+            return await reader.read()
+        return b""
+
+    async with await asyncio.start_server(greet, "127.0.0.1", told["http_port"]):
+        assert await answer() == b"files"
+        cluster.cables["gpu-1 from others"].sever()
+        assert await answer() == b""
+        cluster.cables["gpu-1 from others"].join()
+        assert await answer() == b"files"
+    for cable in cluster.cables.values():
+        await cable.close()
 
 
 class Standing:
