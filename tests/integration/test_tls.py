@@ -1,4 +1,4 @@
-"""Files over TLS, with certificates of an authority made for the test."""
+"""Files over TLS, with certificates of an authority made for the test; as agents are told to."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ from adapters.p2p.asking import Around
 from adapters.p2p.transport import P2PTransport
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, Request
-from streams.values import DataEntry, DataType, Endpoint
+from dataplane.presence import present
+from streams.codec import fact_id, node_fact
+from streams.events import SelfplayComplete, TransferFailed, TransferSucceeded
+from streams.values import DataEntry, DataType, Endpoint, Role, TransportResult
+from tests.integration import certificates
+from tests.integration.cluster import LocalCluster, until
 
 SIGNER = Signer(b"the cluster's own key")
 DATA = os.urandom(12_000_000)
@@ -186,3 +191,42 @@ async def test_a_certificate_is_good_for_its_own_address_alone(
     with pytest.raises(Refused, match="does not prove who it is"):
         await fetched(transport, far, roots[0])
     await server.stop()
+
+
+async def test_agents_move_files_over_tls_by_configuration_alone(tmp_path: Path) -> None:
+    """A chain ends as ever, all of it by HTTPS; who is not told of the authority gets no byte."""
+    authority = certificates.Authority(tmp_path / "tls")
+    certificate, key = authority.issue("node")
+    settings = {
+        "http_tls_cert": certificate,
+        "http_tls_key": key,
+        "http_tls_ca": authority.file,
+    }
+    async with LocalCluster(tmp_path, **settings) as cluster:
+        cluster.coordinator()
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        cluster.play("gpu-7", 5)
+        played = SelfplayComplete(config_key="hex8_2p", source_node="gpu-7", games_count=5)
+        await cluster.log.publish(node_fact(played, "gpu-7", fact_id("played")))
+        await cluster.assert_exactly_once(fact_id("played"))
+        beats = await present(cluster.log.bus)
+        for name in ("gpu-7", "train-1"):
+            assert beats[f"agent.{name}"]["http_url"].startswith("https://")
+
+        cluster.agent("hub", Role.STORAGE, DATAPLANE_HTTP_TLS_CA="")
+        await cluster.joined("hub")
+        await cluster.command("sync", "hex8_2p", "hub", "--wait", "0")
+        at_the_hub: list[TransportResult] = []
+
+        async def tried() -> bool:
+            for fact in await cluster.facts(TransferFailed, TransferSucceeded):
+                event = fact.event
+                assert isinstance(event, TransferFailed | TransferSucceeded)
+                at_the_hub.extend(event.results if event.node == "hub" else ())
+            return bool(at_the_hub)
+
+        await until(tried, "the hub to have tried")
+        assert not any(result.success or result.bytes_transferred for result in at_the_hub)
+        assert "certificate" in str(at_the_hub[0].error), at_the_hub
