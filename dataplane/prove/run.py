@@ -19,6 +19,7 @@ import msgspec
 
 from adapters.files.digest import checksum_of
 from dataplane.cli.show import console, errors, print_json
+from dataplane.crashpoints import POINTS
 from dataplane.demo.children import Layout
 from dataplane.demo.s3_server import S3ServerFailed
 from dataplane.prove import bundle
@@ -106,7 +107,7 @@ def run_proof(
     if as_json:
         print_json(report)
     else:
-        _print_report(report)
+        print_report(report)
     return 0 if report.passed else 1
 
 
@@ -282,7 +283,8 @@ async def _keep(
     return str(directory)
 
 
-def _print_report(report: Report) -> None:
+def print_report(report: Report) -> None:
+    """How it ended, for people."""
     figures = report.verdict.figures
     whys = figures.whys
     failures = ", ".join(f"{count} {why}" for why, count in figures.failures.items())
@@ -298,7 +300,8 @@ def _print_report(report: Report) -> None:
         f"latency     {_seconds(figures.latency_p50_s)} p50, {_seconds(figures.latency_p99_s)} p99 "
         f"from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE ({figures.announced})",
         f"kills       {figures.kills}, {figures.kills_at_work} of them at work: "
-        + ", ".join(f"{count} {kind}" for kind, count in sorted(figures.kills_by_kind.items())),
+        + ", ".join(f"{count} {kind}" for kind, count in sorted(figures.kills_by_kind.items()))
+        + f"; at {len(set(POINTS) & figures.kills_by_place.keys())} of {len(POINTS)} named points",
         *(f"            {count:4} {place}" for place, count in figures.kills_by_place.items()),
         *(f"by itself   {ending}" for ending in figures.ended_by_themselves),
         "besides     " + ", ".join(f"{count} {what}" for what, count in figures.deeds.items()),

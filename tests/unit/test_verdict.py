@@ -15,11 +15,13 @@ from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from dataplane.cli.app import app
+from dataplane.crashpoints import POINTS
 from dataplane.demo.children import Child, Layout
 from dataplane.demo.disks import checksum_of
 from dataplane.policy.reading import laid_over
 from dataplane.prove import bundle, verdict
 from dataplane.prove.cluster import COORDINATORS, Ending, Kill, ProveCluster
+from dataplane.prove.run import Report, print_report
 from dataplane.prove.verdict import Seen, Verdict, judge, without_proof
 from dataplane.prove.whys import Whys
 from projections.fold import TABLES, fold
@@ -352,3 +354,35 @@ def test_replay_of_a_bundle_fails_as_long_as_anything_stands(
     assert done.exit_code == 1 and "this run proves nothing" in done.output
     done = CliRunner().invoke(app, ["prove", "--replay", str(tmp_path)])
     assert done.exit_code == 2
+
+
+async def test_report_says_what_could_not_be_done_to_the_cluster(
+    aftermath: Aftermath, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where no disk could be filled, nobody is to believe that one was."""
+    await aftermath.happen()
+    aftermath.cluster.endings = [Ending("train-1", 3, "no bus")]
+    found = await aftermath.judged()
+    print_report(report_of(found))
+    said = capsys.readouterr().out
+    assert "no disk was filled" in said and "at 0 of" in said
+    assert "train-1 ended with status 3: no bus" in said
+    aftermath.cluster.small_disk = "train-1"
+    aftermath.cluster.kills = [*aftermath.cluster.kills, replace(AT_WORK, place=POINTS[0])]
+    print_report(report_of(await aftermath.judged()))
+    said = capsys.readouterr().out
+    assert "no disk was filled" not in said and f"at 1 of {len(POINTS)} named points" in said
+
+
+def report_of(found: Verdict) -> Report:
+    """How a run with this verdict ended."""
+    return Report(
+        passed=found.passed,
+        command="dataplane prove",
+        seed=1,
+        replicas=1,
+        verdict=found,
+        under_fire_s=60.0,
+        settled_after_s=1.0,
+        machine="here",
+    )
