@@ -19,6 +19,7 @@ import msgspec
 from msgspec.structs import replace
 
 from dataplane.policy import Policy
+from dataplane.sealed import stands_alone
 from projections.catalog import entry_key
 from projections.deletions import DeletionRow, DeletionState, turned_down
 from projections.nodes import NodeRow
@@ -26,7 +27,7 @@ from projections.transfers import TransferRow
 from streams import events
 from streams.codec import Fact, chain_fact
 from streams.identity import Ownership, falls_under
-from streams.values import DataEntry, Proof
+from streams.values import S3_NODE, DataEntry, Proof
 
 
 class KnownAtDeletion(Protocol):
@@ -34,6 +35,9 @@ class KnownAtDeletion(Protocol):
 
     def node(self, name: str) -> NodeRow | None:
         """A node by name."""
+
+    def nodes(self) -> list[NodeRow]:
+        """All nodes."""
 
     def held_by(self, node: str, path: str) -> DataEntry | None:
         """What a node holds under a path."""
@@ -116,7 +120,11 @@ def settle(
     proven = [
         proof
         for proof in proofs
-        if proof.proven and proof.checksum == now.entry.checksum and proof.node in now.nodes
+        if proof.proven
+        and proof.checksum == now.entry.checksum
+        and proof.node in now.nodes
+        # What nobody knew to be sealed was counted as if everybody could open it.
+        and proof.sealed_with in ("", now.entry.sealed_with)
     ]
     wanted = policy.disk.min_verified_copies
     if len(_places((proof.node for proof in proven), known.node)) < wanted:
@@ -220,12 +228,36 @@ def _witnesses(
     leaving = known.deletion_of(current.path, current.checksum)
     if leaving is not None:
         elsewhere = [name for name in elsewhere if name != leaving.node]
+    only_with = _key_of_the_bucket(current, elsewhere, row, known, policy)
+    elsewhere = [name for name in elsewhere if not (only_with and name == S3_NODE)]
     wanted = policy.disk.min_verified_copies
     if len(_places(elsewhere, known.node)) < wanted:
         names = ", ".join(elsewhere) or "nobody"
         reason = f"{wanted} lasting copies elsewhere are needed, and only {names} has one"
+        reason += f"; {S3_NODE} has it only with the key {only_with}" if only_with else ""
         return Keep("too-few-copies", reason)
     return Witnesses(current, tuple(elsewhere))
+
+
+def _key_of_the_bucket(
+    entry: DataEntry,
+    elsewhere: Sequence[str],
+    deletion: DeletionRow,
+    known: KnownAtDeletion,
+    policy: Policy,
+) -> str:
+    """The key that the bucket's copy needs and nobody would have who remains; else "".
+
+    Whoever deletes his copy and stays may be the one who has it.
+    """
+    remaining = (
+        node
+        for node in known.nodes()
+        if not policy.is_ephemeral(node.description) and not node.is_leaving(deletion.requested_at)
+    )
+    if S3_NODE not in elsewhere or stands_alone(entry.sealed_with, elsewhere, remaining):
+        return ""
+    return entry.sealed_with
 
 
 def _counts(

@@ -1,8 +1,9 @@
 """Emptying a node before it goes: what only it holds, how long that takes, and whether it may go.
 
 "Yes" is never taken from the catalog alone. The node is to go, so that nobody counts on it; it has
-just said what it holds, nothing had to move any more after that, and every content of it was read
-again, now, in enough other places.
+just said what it holds, nothing had to move any more after that, and every content of it was
+proven, now, in enough other places: nodes read theirs again, the bucket says what it keeps of a
+digest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import msgspec
@@ -22,6 +23,7 @@ from dataplane.safety import Holding, Left, holding, not_safe, unsafe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from streams import events
+from streams.values import S3_NODE, DataEntry
 
 _POLL_S = 0.2
 #: How often whoever waits is told how far it is.
@@ -275,14 +277,18 @@ class Drain:
         if row is not None and not word:
             word = f"what {self._node} said it holds in chain {row.id}"
         by_log = unsafe(self._node, found.held, found.elsewhere, self._copies)
-        read = "who else holds it by the log" if by_log else "others, who read it again just now"
+        bucket = bucket_said(found.held, found.places)
+        proved = (
+            "others, who proved it just now" if bucket else "others, who read it again just now"
+        )
+        read = "who else holds it by the log" if by_log else proved
         if not left and not unsure and not goes:
-            unsure = not_to_go(self._node, len(found.held), self._copies)
+            unsure = not_to_go(self._node, len(found.held), self._copies, bucket)
         seconds = estimate(row, left, rate, self._deadline, time.time())
         return Verdict(
             self._node,
             may_go=not left and not unsure,
-            reason=unsure or reason_of(row, left, len(found.held), self._copies),
+            reason=unsure or reason_of(row, left, len(found.held), self._copies, bucket),
             chain="" if row is None else row.id,
             left=tuple(left),
             entries=len(found.held),
@@ -342,23 +348,39 @@ def done_at(row: ChainRow | None, takes_s: float | None, now: float) -> float | 
     return None if takes_s is None or row is None or not row.open else now + takes_s
 
 
-def reason_of(row: ChainRow | None, left: Sequence[Left], held: int, copies: int) -> str:
-    """Why a node may go, or not; with what its chain says, where that has given it up."""
+def bucket_said(held: Sequence[DataEntry], places: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """What proofs of the bucket, where it has some of what is held, are worth; else ""."""
+    there = [entry for entry in held if S3_NODE in places[entry.path, entry.checksum]]
+    if not there:
+        return ""
+    keys = ", ".join(sorted({entry.sealed_with for entry in there} - {""}))
+    only = f", to be opened only with the key {keys}" if keys else ""
+    return f"of {len(there)} {S3_NODE} was asked, which says what it keeps of their digests{only}"
+
+
+def reason_of(
+    row: ChainRow | None, left: Sequence[Left], held: int, copies: int, bucket: str = ""
+) -> str:
+    """Why a node may go, or not; with what its chain says, where that has given it up.
+
+    `bucket` is as of `bucket_said`.
+    """
     if left:
         reason = f"{len(left)} of {held} files are not safe elsewhere"
         given_up = row is not None and not row.open
         return f"{reason}, and nothing moves: {row.reason}" if row and given_up else reason
-    return f"{_all_read(held, copies)}, and is what it should be"
+    return f"{_all_read(held, copies, bucket)}, and is what it should be"
 
 
-def not_to_go(node: str, held: int, copies: int) -> str:
+def not_to_go(node: str, held: int, copies: int, bucket: str = "") -> str:
     """Why a node that nobody is told of may not go, though all it holds is elsewhere."""
     return (
-        f"{_all_read(held, copies)}, but {node} is not said to go: others may count on its copies "
-        f"until `dataplane drain {node}`"
+        f"{_all_read(held, copies, bucket)}, but {node} is not said to go: others may count on its "
+        f"copies until `dataplane drain {node}`"
     )
 
 
-def _all_read(held: int, copies: int) -> str:
+def _all_read(held: int, copies: int, bucket: str) -> str:
     where = "another place" if copies == 1 else f"{copies} other places"
-    return f"each of {held} files was just read in {where}"
+    read = f"proven ({bucket})" if bucket else "read"
+    return f"each of {held} files was just {read} in {where}"

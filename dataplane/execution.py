@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
 from dataplane.policy import Breakers, Policy, matches_any
+from dataplane.sealed import opens
 from projections.links import BreakerRule, BreakerState, LinkRow, breaker
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
@@ -142,7 +143,9 @@ def _ways(
             continue
         for relay in _relays((holder, target), transfer.transports, known.nodes()):
             yield Way(relay, holder, (Transport.HTTP_FETCH,), holder, detour=2)
-        if policy.s3.enabled:
+        sender = known.node(holder)
+        key = sender.description.seal_key if sender is not None else ""
+        if policy.s3.enabled and opens(known.node(target), key):
             yield Way(holder, holder, (Transport.S3,), S3_NODE, detour=3)
 
 

@@ -1,5 +1,6 @@
 """Fresh proof of a replica: who is asked reads the file again, now, and says what it is.
 
+For the bucket, whose bytes nobody fetches for it, a coordinator asks what it keeps of the object.
 It is what deletion, draining and scrubbing stand on. A proof is never remembered here and never
 taken from what the catalog says; whoever can't be asked has proven nothing.
 """

@@ -16,7 +16,7 @@ from dataplane.planner.known import Known
 from dataplane.proving import prove
 from projections.cluster import ClusterView
 from streams.log import Bus
-from streams.values import DataEntry
+from streams.values import S3_NODE, DataEntry
 
 #: Proofs that are asked for at once; each reads a whole file somewhere.
 _PROVEN_AT_ONCE = 4
@@ -65,9 +65,10 @@ def lasting_without(known: Known, node: str) -> Places:
     """
 
     def counts(entry: DataEntry) -> list[str]:
-        others = known.lasting(entry.locations, node)
+        key = entry.sealed_with
+        others = known.lasting(entry.locations, node, sealed_with=key)
         going = known.view.deletion_of(entry.path, entry.checksum)
-        return others if going is None else known.lasting(others, going.node)
+        return others if going is None else known.lasting(others, going.node, sealed_with=key)
 
     return counts
 
@@ -80,11 +81,15 @@ def unsafe(node: str, held: Iterable[DataEntry], places: Places, copies: int) ->
         if len(others) < copies:
             names = ", ".join(others) or "none"
             why = f"{names} of {copies} other places hold it"
-            if rest := [name for name in entry.locations if name not in (node, *others)]:
+            sealed = S3_NODE in entry.locations and S3_NODE not in others and entry.sealed_with
+            counted = (node, *others, *([S3_NODE] if sealed else []))
+            if rest := [name for name in entry.locations if name not in counted]:
                 why += (
                     f"; {', '.join(rest)} may vanish, is to go, is away, is about to delete it or "
                     "on the same mount"
                 )
+            if sealed:
+                why += f"; {S3_NODE} has it only with the key {sealed}"
             found.append(Left(entry.path, entry.checksum, entry.size_bytes, others, 0, why))
     return sorted(found, key=lambda one: one.path)
 
@@ -136,7 +141,10 @@ async def _checked(
                 if len(proven) == copies:
                     break
                 proof = await prove(bus, place, entry)
-                if proof.proven:
+                if proof.proven and proof.sealed_with not in ("", entry.sealed_with):
+                    # It was counted as if everybody could open it.
+                    reasons.append(f"{place}: only with the key {proof.sealed_with}")
+                elif proof.proven:
                     proven.append(place)
                 else:
                     reasons.append(f"{place}: {proof.reason}")

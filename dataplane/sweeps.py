@@ -66,7 +66,8 @@ class KnownAtSurvey(Protocol):
 class Survey:
     """One walk over all paths. `look` at each, then read what was found.
 
-    `lasting` counts copies that are there, and those that will be when their nodes are back.
+    `lasting` counts copies that are there, and those that will be when their nodes are back, of
+    which the bucket's is sealed with a key, or with none; `sealing` says whether any may be.
     `short_since` says of paths that were short the last time since when; it is carried from one
     survey to the next.
     """
@@ -74,14 +75,17 @@ class Survey:
     def __init__(
         self,
         policy: Policy,
-        lasting: Callable[[Sequence[str]], tuple[int, int]],
+        lasting: Callable[[Sequence[str], str], tuple[int, int]],
         now: float,
         short_since: dict[bytes, float] | None = None,
+        *,
+        sealing: bool = False,
     ) -> None:
         self._policy = policy
         self._lasting = lasting
         self._now = now
-        self._counted: dict[tuple[str, ...], tuple[int, int]] = {}
+        self._sealing = sealing
+        self._counted: dict[tuple[tuple[str, ...], str], tuple[int, int]] = {}
         self._before = short_since or {}
         self._worst: list[tuple[float, float, Short]] = []
         self._orphans_after = ORPHAN_CYCLES * policy.schedule.orphans_s
@@ -98,9 +102,11 @@ class Survey:
     def look(self, path_key: bytes, row: StandingRow, known: KnownAtSurvey) -> None:
         """Note what is to be noted of one path."""
         self.looked_at += 1
-        counted = self._counted.get(row.nodes)
+        entry = known.entry(row.entry) if self._sealing and S3_NODE in row.nodes else None
+        held = (row.nodes, entry.sealed_with if entry is not None else "")
+        counted = self._counted.get(held)
         if counted is None:
-            counted = self._counted[row.nodes] = self._lasting(row.nodes)
+            counted = self._counted[held] = self._lasting(*held)
         if counted[0] < self._policy.replication.minimum and row.nodes:
             self._note_short(path_key, row, counted, known)
         if self._policy.s3.enabled and S3_NODE not in row.nodes and row.nodes:
@@ -237,7 +243,7 @@ def cleanup(
             break
         if protected(entry.path, policy) is not None:
             continue
-        if len(known.lasting(entry.locations, node)) >= least:
+        if len(known.lasting(entry.locations, node, sealed_with=entry.sealed_with)) >= least:
             chosen.append(entry)
             freed += entry.size_bytes
     return chosen

@@ -34,6 +34,8 @@ class EntryRow(Row, frozen=True):
     samples: int | None
     version: int
     quality: float | None = None
+    #: How the bucket has it, where it does.
+    sealed_with: str = ""
 
 
 class PathRow(Row, frozen=True):
@@ -58,7 +60,7 @@ class CatalogView:
     """Folds observations, removals and arrivals."""
 
     name = "catalog"
-    version = 8
+    version = 9
     tables = (
         "entries",
         "paths",
@@ -168,6 +170,8 @@ class CatalogView:
     ) -> None:
         place = text_key(node) + path_key
         before = tx.get("node_path", place)
+        if node == S3_NODE:
+            self._seal(tx, key, entry.sealed_with, again=before == key)
         if before == key:
             return
         if before is not None:
@@ -183,6 +187,14 @@ class CatalogView:
         # By the entry's own word: another node may call the same content by another type.
         tx.put("held", text_key(node, row.config_key, row.data_type) + key)
         standing.came(tx, path_key, key, row, node)
+
+    @staticmethod
+    def _seal(tx: Writer, key: bytes, sealed_with: str, *, again: bool) -> None:
+        """How the bucket has a content: plain, once anybody has stored it so."""
+        row = _entry_row(tx, key)
+        plain = again and row is not None and not row.sealed_with
+        if row is not None and row.sealed_with != sealed_with and not plain:
+            tx.put("entries", key, replace(row, sealed_with=sealed_with))
 
     def _promote(self, tx: Writer, event: events.ModelPromoted, recorded: Recorded) -> None:
         """The node whose model won becomes the authority of its path, with what it holds there."""
@@ -428,6 +440,7 @@ def _row_of(entry: DataEntry, version: int) -> EntryRow:
         entry.samples,
         version,
         entry.quality,
+        entry.sealed_with,
     )
 
 

@@ -456,7 +456,7 @@ class S3BackupCompleted(Event, frozen=True):
 
 
 class NodeDrained(Event, frozen=True):
-    """Nothing is left on a node that is not safe elsewhere: all of it was read again there."""
+    """Nothing is left on a node that is not safe elsewhere: all of it was just proven there."""
 
     node: Token
     entries: Count = 0

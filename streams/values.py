@@ -173,6 +173,9 @@ class DataEntry(Value, frozen=True):
     version: Count = 0
     #: Nodes that hold a verified copy; filled by catalog queries, empty on the wire.
     locations: tuple[str, ...] = ()
+    #: Id of the key without which the bucket's copy can't be opened, as said by who stored it and
+    #: filled by catalog queries; "" where that is plain, or none is there.
+    sealed_with: str = ""
 
 
 class Endpoint(Value, frozen=True):
@@ -211,6 +214,9 @@ class NodeDescription(Value, frozen=True):
     #: The most this node wants to receive or send, in Mbit/s; 0 means no limit of its own.
     bandwidth_limit_mbps: Count = 0
     version: str = ""
+    #: Id of the key with which it seals what it stores in the bucket, and opens that again; "" if
+    #: it has none.
+    seal_key: str = ""
 
 
 class Refusal(Value, frozen=True):
@@ -284,7 +290,10 @@ class TargetOutcome(Value, frozen=True):
 
 
 class Proof(Value, frozen=True):
-    """What came of reading a replica again, from the disk, just now."""
+    """What came of reading a replica again, from the disk, just now.
+
+    A bucket's bytes are not fetched: it says of an object what it keeps of its size and digest.
+    """
 
     #: The place that was asked: a node, or the bucket.
     node: str
@@ -294,3 +303,5 @@ class Proof(Value, frozen=True):
     size_bytes: Count = 0
     #: Why it is not proven, in words; "" if it is.
     reason: str = ""
+    #: Id of the key without which the bucket's copy is of no use; "" for any other.
+    sealed_with: str = ""

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from adapters.errors import EntryMissing, Overtaken, TransportError
 from adapters.files.digest import checksum_of
 from adapters.files.landing import Landed, Landing
@@ -99,7 +101,10 @@ class S3Bucket:
 
     async def entries(self) -> tuple[DataEntry, ...]:
         """The entries of the catalog, from the bucket alone."""
-        return tuple(stored.entry for stored in (await self.catalog()).entries)
+        return tuple(
+            replace(stored.entry, sealed_with=layout.sealed_with(stored.key))
+            for stored in (await self.catalog()).entries
+        )
 
     async def restore(
         self,
@@ -177,7 +182,9 @@ class S3Bucket:
     async def prove(self, path: str, checksum: str) -> Proof:
         """Whether a manifest names this content under this path, and the bucket holds the object.
 
-        The digest is the object's own as the server keeps it; its bytes are not fetched.
+        The digest is the object's own as the server keeps it, or where that does not know one of
+        the whole, as of one stored in parts, what was said of it when it was stored; its bytes are
+        not fetched.
         """
 
         def unproven(reason: str) -> Proof:
@@ -195,7 +202,11 @@ class S3Bucket:
         if not found.holds(named):
             return unproven(f"{named.key} is another content")
         return Proof(
-            node=S3_NODE, proven=True, checksum=checksum, size_bytes=named.entry.size_bytes
+            node=S3_NODE,
+            proven=True,
+            checksum=checksum,
+            size_bytes=named.entry.size_bytes,
+            sealed_with=layout.sealed_with(named.key),
         )
 
     async def _named(self) -> _Named:

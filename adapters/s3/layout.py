@@ -113,7 +113,7 @@ def manifest_of(node: str, entries: Iterable[ManifestEntry], written_at: float) 
     for entry in entries:
         # Where a copy is today is for the catalog to say; a manifest outlives that.
         bare = msgspec.structs.replace(
-            entry, entry=msgspec.structs.replace(entry.entry, locations=())
+            entry, entry=msgspec.structs.replace(entry.entry, locations=(), sealed_with="")
         )
         known = newest.setdefault(bare.entry.path, bare)
         if _age(bare) > _age(known):

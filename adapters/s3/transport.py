@@ -100,6 +100,11 @@ class S3Transport:
         self._concurrency = concurrency
         self._sealer = sealer
 
+    @property
+    def seal_key(self) -> str:
+        """Id of the key that seals what is pushed; "" if it is stored as it is."""
+        return self._sealer.key_id if self._sealer is not None else ""
+
     async def close(self) -> None:
         """Let go of connections."""
         await self.store.close()

@@ -318,6 +318,7 @@ class Agent:
             disk_free_bytes=disk.free,
             memory_total_bytes=memory_total,
             memory_free_bytes=memory_free,
+            seal_key=self._backups.transport.seal_key if self._backups is not None else "",
         )
 
     def _endpoint(self) -> Endpoint:

@@ -35,6 +35,8 @@ class Attempt:
         self._order = order
         self._started = time.monotonic()
         self.results: list[TransportResult] = []
+        #: Of what is stored in the bucket on the way: the key that it was sealed with.
+        self.sealed_with = ""
 
     @property
     def moved(self) -> int:
@@ -63,7 +65,7 @@ class Attempt:
             node=self._node,
             source=order.source,
             target=order.target,
-            entry=order.entry,
+            entry=replace(order.entry, sealed_with=self.sealed_with),
             attempt=order.attempt,
             results=tuple(self.results),
             bytes_transferred=self.moved or moved_before,
@@ -79,7 +81,7 @@ class Attempt:
             node=self._node,
             source=order.source,
             target=order.target,
-            entry=order.entry,
+            entry=replace(order.entry, sealed_with=self.sealed_with),
             attempt=order.attempt,
             error=str(error)[:2000] or type(error).__name__,
             error_class=type(error).__name__,

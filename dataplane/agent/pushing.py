@@ -144,6 +144,7 @@ class Pushing:
                 reach("agent.pushing")
                 measured.moved = await backups.push(self._request(order), file, throttle, progress)
 
+        attempt.sealed_with = self._backups.transport.seal_key
         await through(order, {Transport.S3: self._backups}, push)
 
     async def _let_fetch(self, order: events.TransferAssigned, attempt: Attempt) -> None:

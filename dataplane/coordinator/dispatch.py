@@ -28,6 +28,7 @@ from dataplane.coordinator.suspects import Suspects
 from dataplane.crashpoints import reach
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
+from projections.catalog import entry_key
 from projections.cluster import ClusterView
 from projections.links import LinkRow
 from projections.nodes import NodeRow
@@ -244,9 +245,10 @@ class Known:
         target = self._planner.known.node(transfer.target)
         if target is None:
             return ()
-        entry = transfer.entry
-        holders = self._view.catalog.holders(entry.path, entry.checksum)
-        return self._planner.rank_sources(holders, target)
+        key = entry_key(transfer.entry.path, transfer.entry.checksum)
+        entry = self._view.catalog.at(key)
+        holders = entry.locations if entry is not None else ()
+        return self._planner.rank_sources(holders, target, entry)
 
     def served(self, config_key: str) -> int:
         return self._view.served(config_key, self._now)

@@ -114,7 +114,9 @@ class Sweeper:
         """Look at every path once."""
         began, now = time.monotonic(), self._clock()
         self.state.problem = ""
-        survey = Survey(self._policy, self._lasting(now), now, self._short_since)
+        with self._projector.store.read() as reader:
+            sealing = any(row.description.seal_key for row in ClusterView(reader).nodes())
+        survey = Survey(self._policy, self._lasting(now), now, self._short_since, sealing=sealing)
         after: bytes | None = b""
         while after is not None:
             page = time.perf_counter()
@@ -157,13 +159,15 @@ class Sweeper:
         self.state.problem = f"{what}: {type(error).__name__}: {error}"
         return self.state.problem
 
-    def _lasting(self, now: float) -> Callable[[Sequence[str]], tuple[int, int]]:
+    def _lasting(self, now: float) -> Callable[[Sequence[str], str], tuple[int, int]]:
         """Counts copies by the nodes as they are at the start of a survey."""
 
-        def count(nodes: Sequence[str]) -> tuple[int, int]:
+        def count(nodes: Sequence[str], sealed_with: str) -> tuple[int, int]:
             with self._projector.store.read() as reader:
                 known = Known(self._policy, ClusterView(reader), now)
-                return len(known.lasting(nodes)), len(known.lasting(nodes, offline=True))
+                there = known.lasting(nodes, sealed_with=sealed_with)
+                in_all = known.lasting(nodes, offline=True, sealed_with=sealed_with)
+                return len(there), len(in_all)
 
         return count
 

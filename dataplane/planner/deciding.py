@@ -18,6 +18,7 @@ from dataplane.planner.known import Known, PlanningView
 from dataplane.planner.sources import on_one_mount, rank_sources, transport_chain
 from dataplane.planner.targets import exclusion, targets_for
 from dataplane.policy import Policy, Rule, Source, Strategy, selects
+from dataplane.sealed import opens
 from projections.nodes import NodeRow
 from streams import events
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, Event
@@ -102,9 +103,11 @@ class SyncPlanner:
         """The cluster as this planner sees it."""
         return self._known
 
-    def rank_sources(self, holders: Sequence[str], target: NodeRow) -> list[str]:
+    def rank_sources(
+        self, holders: Sequence[str], target: NodeRow, entry: DataEntry | None = None
+    ) -> list[str]:
         """Those of `holders` that can be asked for a copy, the best first."""
-        return rank_sources(self._known, holders, target)
+        return rank_sources(self._known, holders, target, entry)
 
 
 class Draft:
@@ -187,9 +190,11 @@ class Draft:
         lasting: list[str] = []
         if rule.only_endangered:
             without = self._speaker if rule.source is Source.SPEAKER else ""
-            lasting = known.lasting(entry.locations, without)
+            sealed = entry.sealed_with
+            lasting = known.lasting(entry.locations, without, sealed_with=sealed)
             coming = self._coming.get(entry.path, ())
-            have = len(known.lasting((*entry.locations, *coming), without))
+            places = (*entry.locations, *coming)
+            have = len(known.lasting(places, without, sealed_with=sealed))
             most = known.policy.replication.minimum
             precious = _less_precious(entry, len(lasting))
             self._hold_where_it_lasts(entry, lasting[:most], targets)
@@ -281,6 +286,8 @@ class Draft:
             return ranked[0]
         holders = ", ".join(entry.locations)
         reason = f"no holder of {entry.path} is online; held by {holders}"
+        if S3_NODE in entry.locations and not opens(target, entry.sealed_with):
+            reason += f", there only with the key {entry.sealed_with}, which {target.name} has not"
         self.refusals.append(
             Refusal(
                 rule="no-source", reason=reason, target=target.name, path=entry.path, blocking=True
@@ -314,7 +321,7 @@ class Draft:
                 SyncPlan(
                     source_node=source,
                     target_nodes=tuple(names),
-                    entries=tuple(replace(entry, locations=()) for entry in entries),
+                    entries=tuple(replace(one, locations=(), sealed_with="") for one in entries),
                     priority=self._priority(rule, strategy, precious),
                     reason=rule.reason,
                     transport_preference=chain,

@@ -11,6 +11,7 @@ from typing import Protocol
 from msgspec.structs import replace
 
 from dataplane.policy import Policy
+from dataplane.sealed import stands_alone
 from projections.deletions import DeletionRow
 from projections.links import BreakerRule, BreakerState, LinkRow, breaker
 from projections.nodes import NodeRow
@@ -85,7 +86,12 @@ class Known:
         return self.policy.is_ephemeral(row.description)
 
     def lasting(
-        self, holders: Sequence[str], without: str = "", *, offline: bool = False
+        self,
+        holders: Sequence[str],
+        without: str = "",
+        *,
+        offline: bool = False,
+        sealed_with: str = "",
     ) -> list[str]:
         """Those of `holders` that count as copies (K8): there, to stay, one for each mount.
 
@@ -93,7 +99,8 @@ class Known:
         are emptied at once, neither may rely on the other.
 
         `without` is left out, and so is whoever shares its mount. With `offline`, nodes count
-        that are only away for now.
+        that are only away for now. The bucket's copy counts, where it is `sealed_with` a key, if
+        another lasting node has that key than those that count already.
         """
         gone = self.node(without)
         mounts = {gone.description.nfs_group} if gone else set()
@@ -102,16 +109,22 @@ class Known:
             row = self.node(name)
             if name == without or row is None:
                 continue
-            if self.is_ephemeral(row) or row.is_leaving(self.now):
-                continue
-            if not row.online and not offline:
+            if not self._lasts(row, offline):
                 continue
             mount = row.description.nfs_group
             if mount and mount in mounts:
                 continue
             mounts.add(mount)
             counted.append(name)
+        if sealed_with and S3_NODE in counted:
+            keepers = (row for row in self.nodes() if self._lasts(row, offline))
+            if not stands_alone(sealed_with, {*counted, without}, keepers):
+                counted.remove(S3_NODE)
         return counted
+
+    def _lasts(self, row: NodeRow, offline: bool) -> bool:
+        stays = not self.is_ephemeral(row) and not row.is_leaving(self.now)
+        return stays and (row.online or offline)
 
     def circuit_open_until(self, name: str) -> float:
         """Until when a node is not to be asked because it failed too often (K15); 0.0 if it may."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dataplane.planner.known import Known
 from dataplane.policy import Order, Rule, Strategy, matches_any
+from dataplane.sealed import opens
 from projections.nodes import NodeRow
 from streams.values import S3_NODE, DataEntry, Trait, Transport
 
@@ -16,9 +17,12 @@ def rank_sources(
     """Those of `holders` that can be asked, the best first.
 
     Storage before others, then the same provider, then what lasts; the bucket last. A node whose
-    circuit is open is left out while there is another.
+    circuit is open is left out while there is another. Of what is sealed in the bucket it is no
+    source for who can't open it.
     """
-    rows = [known.node(name) for name in holders if name != target.name]
+    sealed_with = entry.sealed_with if entry is not None else ""
+    asked = [name for name in holders if name != S3_NODE or opens(target, sealed_with)]
+    rows = [known.node(name) for name in asked if name != target.name]
     online = [row for row in rows if row is not None and row.online]
     working = [row for row in online if not known.circuit_open_until(row.name)]
     ranked = sorted(

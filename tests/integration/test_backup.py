@@ -13,8 +13,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from adapters.s3.bucket import S3Bucket
 from adapters.s3.layout import Manifest
+from adapters.s3.sealing import Sealer
+from adapters.s3.transport import S3Transport
 from dataplane import DataPlane, SelfplayComplete
+from dataplane.proving import prove
 from streams import events
 from streams.values import S3_NODE, DataType, Role, Transport
 from tests.integration.cluster import LocalCluster, until
@@ -108,6 +112,36 @@ async def test_games_reach_trainer_and_bucket_and_the_chain_says_so(
     [named] = manifest(s3_server, bucket, "gpu-7").entries
     assert (named.entry.path, named.entry.checksum) == (stored.entry.path, stored.entry.checksum)
     assert named.key in keys(s3_server, bucket)
+
+
+async def test_who_seals_says_with_which_key_and_whoever_proves_it_says_so_too(
+    tmp_path: Path, s3_server: S3Server, bucket: str
+) -> None:
+    """Each has a key of its own: neither asks the bucket for what it can't open."""
+    ids = {}
+    for name in ("gpu-7", "train-1"):
+        Sealer.make_key(tmp_path / f"{name}.key")
+        ids[name] = Sealer.from_file(tmp_path / f"{name}.key").key_id
+    async with cluster_with(tmp_path, s3_server, bucket) as cluster:
+        for name, role in (("gpu-7", Role.SELFPLAY), ("train-1", Role.TRAINING)):
+            file = str(tmp_path / f"{name}.key")
+            cluster.agent(name, role, DATAPLANE_S3_ENCRYPTION_KEY_FILE=file)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        await cluster.assert_exactly_once(await played(cluster, "gpu-7"))
+        joined = [fact.event for fact in await cluster.facts(events.NodeRegistered)]
+        said = {e.description.name: e.description.seal_key for e in joined}  # type: ignore[union-attr]
+        assert said == ids
+        arrived = [fact.event for fact in await cluster.facts(events.TransferSucceeded)]
+        keys = {e.target: e.entry.sealed_with for e in arrived}  # type: ignore[union-attr]
+        assert keys == {"train-1": "", S3_NODE: ids["gpu-7"]}
+        [stored] = [e for e in arrived if e.target == S3_NODE]  # type: ignore[union-attr]
+        proof = await prove(cluster.log.bus, S3_NODE, stored.entry)  # type: ignore[union-attr]
+        assert (proof.proven, proof.sealed_with) == (True, ids["gpu-7"])
+        assert await cluster.facts(events.TransferFailed) == []
+    transport = S3Transport(bucket, endpoint_url=s3_server.url)
+    [entry] = await S3Bucket(transport).entries()
+    assert entry.sealed_with == ids["gpu-7"]
+    await transport.close()
 
 
 async def test_p10_killed_between_object_and_manifest_nothing_is_named_that_is_not_there(

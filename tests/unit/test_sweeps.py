@@ -66,10 +66,11 @@ def surveyed(
     policy = policy or story.policy
     known = Known(policy, story.view, story.now)
 
-    def lasting(nodes: Sequence[str]) -> tuple[int, int]:
-        return len(known.lasting(nodes)), len(known.lasting(nodes, offline=True))
+    def lasting(nodes: Sequence[str], sealed_with: str) -> tuple[int, int]:
+        there = known.lasting(nodes, sealed_with=sealed_with)
+        return len(there), len(known.lasting(nodes, offline=True, sealed_with=sealed_with))
 
-    survey = Survey(policy, lasting, story.now, before)
+    survey = Survey(policy, lasting, story.now, before, sealing=True)
     for key, row in story.view.standing():
         survey.look(key, row, story.view)
     return survey
