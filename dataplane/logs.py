@@ -17,7 +17,8 @@ from streams.codec import Recorded
 #: Shorter ones are words, and would be cut out of everything.
 _SHORTEST = 6
 _MASK = "[secret]"
-_about: ContextVar[Recorded | None] = ContextVar("about", default=None)
+#: What the lines of a task are about, as they name it.
+_about: ContextVar[dict[str, str]] = ContextVar("about")
 _secrets: set[str] = set()
 
 
@@ -33,10 +34,19 @@ def redacted(text: str) -> str:
     return text
 
 
-@contextlib.contextmanager
-def about(recorded: Recorded) -> Iterator[None]:
+def about(recorded: Recorded) -> contextlib.AbstractContextManager[None]:
     """What is logged within, by whatever it calls, is about this fact and its chain."""
-    token = _about.set(recorded)
+    return _within({"event": recorded.id, "type": recorded.type, "chain": recorded.chain})
+
+
+def about_chain(chain: str, event: str = "") -> contextlib.AbstractContextManager[None]:
+    """What is logged within is about this chain, and the fact with the id `event` that moved it."""
+    return _within({"event": event, "chain": chain})
+
+
+@contextlib.contextmanager
+def _within(names: dict[str, str]) -> Iterator[None]:
+    token = _about.set(names)
     try:
         yield
     finally:
@@ -62,9 +72,7 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": redacted(record.getMessage()),
         }
-        fact = _about.get()
-        if fact is not None:
-            line |= {"event": fact.id, "type": fact.type, "chain": fact.chain}
+        line |= _about.get({})
         if record.exc_info:
             line["exception"] = redacted(self.formatException(record.exc_info))
         return json.dumps({name: value for name, value in line.items() if value})

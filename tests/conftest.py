@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,6 +15,7 @@ from typing import Protocol
 import pytest
 from hypothesis import settings
 
+from dataplane.logs import JsonFormatter
 from streams.jetstream import JetStreamLog
 from streams.log import LogUnavailable
 from streams.server import EmbeddedServer
@@ -43,6 +46,26 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--containers`` runs the bus from its published image instead of from the wheel."""
     parser.addoption("--containers", action="store_true", help="nats-server in a container")
+
+
+@pytest.fixture
+def json_lines() -> Iterator[list[dict[str, str]]]:
+    """What is logged from now on, each line as ``--log-json --verbose`` writes it."""
+    lines: list[dict[str, str]] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(json.loads(self.format(record)))
+
+    handler = Kept()
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger("dataplane")
+    before = root.level
+    root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    yield lines
+    root.removeHandler(handler)
+    root.setLevel(before)
 
 
 @pytest.fixture(scope="session")

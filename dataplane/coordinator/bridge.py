@@ -26,6 +26,7 @@ from msgspec.structs import replace
 from dataplane.chain import exhausted, owed, set_aside
 from dataplane.coordinator.trouble import Troubles, delay_s
 from dataplane.crashpoints import reach
+from dataplane.logs import about, about_chain
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
 from projections.chains import Chain, ChainRow, place_of
@@ -182,7 +183,10 @@ class EventBridge:
         except (LogError, TimeoutError) as error:
             self.errors += 1
             first = deliveries[0].recorded
-            logger.warning("not handled, will be redelivered: %s (from event %s)", error, first.id)
+            with about(first):
+                logger.warning(
+                    "not handled, will be redelivered: %s (from event %s)", error, first.id
+                )
             with suppress(LogError):
                 await asyncio.gather(*(d.nak(_put_off_s(d)) for d in deliveries))
             return
@@ -287,7 +291,8 @@ class EventBridge:
         except StoreError:
             raise
         except Exception as error:
-            logger.error("chain %s can't be decided", chain.id, exc_info=error)
+            with about_chain(chain.id, cause):
+                logger.error("chain %s can't be decided", chain.id, exc_info=error)
             return Asked(chain, trace, Decision(chain.id, cause, (), guard), error)
         return Asked(chain, trace, Decision(chain.id, cause, tuple(facts), guard, size))
 
@@ -313,6 +318,9 @@ class EventBridge:
         self.decided += len(group)
         for decision in group:
             self.troubles.over(decision.chain)
+            if logger.isEnabledFor(logging.DEBUG):
+                with about_chain(decision.chain, decision.cause):
+                    logger.debug("decided: %s", ", ".join(_types(decision)))
         return receipt
 
     async def _append_alone(self, decision: Decision) -> None:
@@ -351,6 +359,11 @@ class EventBridge:
             )
             with suppress(SequenceConflict, DuplicateFact):
                 await self._log.append([chain_fact(event, id, "")], [Guard(chain_filter(id), 0)])
+
+
+def _types(decision: Decision) -> list[str]:
+    """The names of what was decided, each once."""
+    return list(dict.fromkeys(events.type_name(type(fact.event)) for fact in decision.facts))
 
 
 def _said_bytes(facts: Sequence[Fact], guard: Guard, now: float) -> int:

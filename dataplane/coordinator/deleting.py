@@ -26,6 +26,7 @@ from dataplane.deletion import (
     undecided,
     witnesses,
 )
+from dataplane.logs import about_chain
 from dataplane.policy import Policy
 from dataplane.proving import prove_all
 from projections.cluster import ClusterView
@@ -151,6 +152,12 @@ class Deleter:
 
     async def _drive(self, row: DeletionRow) -> None:
         """Take a deletion as far as it goes now. What stops it is in no other's way."""
+        # Until it is reserved nobody knows which content it is about.
+        chain = copies_chain(row.path, row.checksum) if row.checksum else ""
+        with about_chain(chain, row.id):
+            await self._drive_on(row)
+
+    async def _drive_on(self, row: DeletionRow) -> None:
         try:
             while row.open:
                 await self._step(row)

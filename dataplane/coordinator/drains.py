@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dataplane.coordinator.trouble import Troubles
+from dataplane.logs import about_chain
 from dataplane.planner import Known
 from dataplane.policy import Policy
 from dataplane.safety import Holding, holding, not_safe
@@ -83,6 +84,10 @@ class Drains:
 
     async def _confirm(self, row: ChainRow) -> None:
         """Have everything on the node proven elsewhere, and say so if it is."""
+        with about_chain(row.id, row.trigger_id):
+            await self._confirmed(row)
+
+    async def _confirmed(self, row: ChainRow) -> None:
         try:
             held = await self._proven(row.node)
             await self._say(row, held)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from dataplane.chain import set_aside
 from dataplane.coordinator.trouble import Troubles
+from dataplane.logs import about_chain
 from projections.cluster import ClusterView
 from projections.store import StoreError
 from projections.transfers import TransferRow
@@ -59,7 +60,10 @@ class Suspects:
             raise
         except Exception as error:
             self.troubles.failed(row.id, error, now)
-            logger.error("transfer %s of %s is left out", row.id, row.entry.path, exc_info=error)
+            with about_chain(next(iter(row.chains), "")):
+                logger.error(
+                    "transfer %s of %s is left out", row.id, row.entry.path, exc_info=error
+                )
             return False
         return True
 

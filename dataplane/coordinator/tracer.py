@@ -18,6 +18,7 @@ import msgspec
 
 from dataplane.audit.replay import history_of
 from dataplane.config import ConfigError
+from dataplane.logs import about
 from dataplane.tracing import ENDS, Span, spans_of
 from projections.cluster import ClusterView
 from projections.projector import Projector
@@ -72,7 +73,8 @@ class Tracer:
         try:
             await asyncio.to_thread(self._exporter.send, spans)
         except OSError as error:
-            logger.warning("the spans of chain %s were not sent: %s", end.chain, error)
+            with about(end):
+                logger.warning("the spans of chain %s were not sent: %s", end.chain, error)
 
     async def _spans(self, end: Recorded) -> list[Span]:
         with suppress(TimeoutError):

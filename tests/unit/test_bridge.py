@@ -710,7 +710,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("poisoned")
 async def test_chain_that_cannot_be_decided_is_in_nobodys_way_and_is_set_aside_once(
-    log: MemoryLog, clock: Clock, tmp_path: Path
+    log: MemoryLog, clock: Clock, tmp_path: Path, json_lines: list[dict[str, str]]
 ) -> None:
     """With two coordinators: the other chains complete, and this one fails with the reason."""
     await tell(log, *CLUSTER, opens("poison", played("gpu-1")), opens("c1", played("gpu-1")))
@@ -727,6 +727,12 @@ async def test_chain_that_cannot_be_decided_is_in_nobodys_way_and_is_set_aside_o
     assert isinstance(said_ := aside.event, events.EventSetAside)
     assert (said_.sequence, said_.trigger, said_.tries) == (4, "SELFPLAY_COMPLETE", 5)
     await nothing_is_doubled(log)
+    # Whoever looks for a chain in the logs finds what is about it, and which fact moved it.
+    ids = {fact.id for fact in await history(log)}
+    for chain, words in (("poison", "can't be decided"), ("c1", "decided: SYNC_PLANNED")):
+        about = [line for line in json_lines if words in line["message"]]
+        assert {line["chain"] for line in about} == {chain}
+        assert {line["event"] for line in about} <= ids
 
 
 async def test_chain_whose_facts_no_message_can_hold_is_set_aside(
@@ -796,7 +802,12 @@ def stumbling(monkeypatch: pytest.MonkeyPatch, name: str, over: str) -> None:
 
 @pytest.mark.parametrize("name", ["not_ready", "choose", "share_of", "expected_end"])
 async def test_transfer_that_admission_stumbles_over_is_in_nobodys_way_and_is_set_aside_once(
-    log: MemoryLog, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    log: MemoryLog,
+    clock: Clock,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    json_lines: list[dict[str, str]],
 ) -> None:
     """With two coordinators: the other chain completes, and this one fails with the reason."""
     stumbling(monkeypatch, name, "poison")
@@ -821,6 +832,8 @@ async def test_transfer_that_admission_stumbles_over_is_in_nobodys_way_and_is_se
     assert isinstance(said_ := aside.event, events.EventSetAside)
     assert said_.tries == 5
     await nothing_is_doubled(log)
+    left_out = [line for line in json_lines if "is left out" in line["message"]]
+    assert {line["chain"] for line in left_out} == {"poison"}
 
 
 async def test_transfer_under_way_that_admission_stumbles_over_is_set_aside(

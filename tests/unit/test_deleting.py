@@ -279,7 +279,7 @@ async def test_deletion_that_can_not_go_on_is_tried_ever_later_and_said(cluster:
 
 
 async def test_deletion_that_can_not_be_decided_is_set_aside_and_holds_up_no_other(
-    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, json_lines: list[dict[str, str]]
 ) -> None:
     """P18: whoever asked hears that the copy stays; the loop and the next deletion go on."""
     real = deleting.reserve
@@ -302,6 +302,8 @@ async def test_deletion_that_can_not_be_decided_is_set_aside_and_holds_up_no_oth
     assert isinstance(ends["gpu-3"], events.DeletionDone)
     await eventually(lambda: not deleter.troubles.items(), PATIENCE_S)
     assert cluster.holders == set(NAMES) - {"gpu-3"}
+    undecided = [line for line in json_lines if "can't be decided" in line["message"]]
+    assert {line["event"] for line in undecided} == {"d-gpu-2"}
 
 
 @pytest.mark.parametrize("days", [1, -1])

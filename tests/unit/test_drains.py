@@ -134,7 +134,9 @@ async def test_k9_a_node_is_drained_once_all_of_it_was_read_elsewhere(cluster: C
     assert cluster.asked
 
 
-async def test_k9_a_copy_that_has_rotted_keeps_a_node_from_being_drained(cluster: Cluster) -> None:
+async def test_k9_a_copy_that_has_rotted_keeps_a_node_from_being_drained(
+    cluster: Cluster, json_lines: list[dict[str, str]]
+) -> None:
     """P9: whatever the catalog says; it is asked again ever later, and health names it."""
     cluster.sound = False
     drains = await cluster.coordinator("one")
@@ -146,6 +148,7 @@ async def test_k9_a_copy_that_has_rotted_keeps_a_node_from_being_drained(cluster
     assert drains.troubles.must_wait("c1", cluster.clock())
     assert (asked, trouble.tries) == (1, 1)
     assert await cluster.drained() == []
+    assert {line["chain"] for line in json_lines if "not drained yet" in line["message"]} == {"c1"}
     cluster.sound = True
     cluster.ahead_s += 60.0
     await cluster.is_said()
