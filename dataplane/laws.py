@@ -227,6 +227,25 @@ def budgets_are_kept(max_total: int, max_per_node: int, small_per_slot: int = 1)
     return law
 
 
+def orders_are_limited(host_mb_s: float, total_mb_s: float) -> Law:
+    """The law that no order is without a rate, or has more than a node and the cluster have (K14).
+
+    How those that run at once share it, the log does not tell: grants are cut over the bus.
+    """
+    most = min((limit * 8 for limit in (host_mb_s, total_mb_s) if limit), default=0.0)
+
+    def law(facts: Sequence[Recorded]) -> Iterator[str]:
+        for recorded in facts:
+            event = recorded.event
+            if isinstance(event, events.TransferAssigned) and most:
+                rate = event.bandwidth_mbps
+                if not 0 < rate <= most:
+                    said = f"{rate:g} Mbit/s" if rate else "any rate"
+                    yield f"{event.transfer} may use {said} at {recorded.sequence}, not {most:g}"
+
+    return law
+
+
 def what_is_ahead_leaves_slots(
     share: float, max_total: int, max_per_node: int, small_per_slot: int = 1
 ) -> Law:
@@ -409,7 +428,7 @@ def nothing_is_lost_with(wiped: Collection[str]) -> Law:
 
 
 def _move(held: dict[str, dict[str, DataEntry]], event: events.Event | None) -> None:
-    """Follow what each place holds, by path and place."""
+    """Follow what each place holds, by path and place. Of a deletion its node says what is gone."""
     if isinstance(event, events.FilesObserved):
         for entry in event.entries:
             held[entry.path][event.node] = entry
@@ -422,8 +441,6 @@ def _move(held: dict[str, dict[str, DataEntry]], event: events.Event | None) -> 
         there = held[event.path].get(event.node)
         if there is not None and there.checksum == event.checksum:
             del held[event.path][event.node]
-    elif isinstance(event, events.DeletionDone) and event.deleted:
-        held[event.path].pop(event.node, None)
 
 
 def _as_good(one: DataEntry, wanted: DataEntry) -> bool:

@@ -93,16 +93,29 @@ def examined(copy: CopyAudit, data_dir: Path) -> CopyAudit:
 def gone(facts: Sequence[Recorded], data_dir: Callable[[str], Path]) -> list[str]:
     """Copies that were deleted, that nobody brought again, and that still lie there."""
     deleted: dict[tuple[str, str], str] = {}
+    #: What came, or may have come, since its deletion was granted or its node said it is gone.
+    again: set[tuple[str, str]] = set()
     for recorded in facts:
         event = recorded.event
         if isinstance(event, events.DeletionDone) and event.deleted:
-            deleted[event.node, event.path] = event.checksum
-        elif isinstance(event, events.TransferSucceeded | events.TransferAssigned):
+            # It may be said long after the node has deleted: by then a copy may be there again.
+            if (event.node, event.path) not in again:
+                deleted[event.node, event.path] = event.checksum
+            continue
+        if isinstance(event, events.TransferSucceeded | events.TransferAssigned):
             # Of one that was only assigned the bytes may lie there, and nobody counts on them.
-            deleted.pop((event.target, event.entry.path), None)
+            came = {(event.target, event.entry.path)}
         elif isinstance(event, events.FilesObserved):
-            for entry in event.entries:
-                deleted.pop((event.node, entry.path), None)
+            came = {(event.node, entry.path) for entry in event.entries}
+        else:
+            if isinstance(event, events.DeletionGranted):
+                again.discard((event.node, event.path))
+            elif isinstance(event, events.FilesRemoved):
+                again -= {(event.node, path) for path in event.paths}
+            continue
+        again |= came
+        for place in came:
+            deleted.pop(place, None)
     return [
         f"{path} on {node} was deleted, and still lies there"
         for (node, path), checksum in deleted.items()

@@ -124,6 +124,7 @@ def run_laws(
         *laws.ALWAYS,
         laws.late_chains_are_named(policy.chains.limit_s, _OVERDUE_SLACK_S),
         laws.budgets_are_kept(*slots),
+        laws.orders_are_limited(bandwidth.host_mb_s, bandwidth.total_mb_s),
         laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
         laws.deletions_leave_enough(policy.disk.min_verified_copies),
         laws.damage_is_repaired,

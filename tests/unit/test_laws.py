@@ -117,6 +117,15 @@ def test_budget_that_is_exceeded_is_found() -> None:
     assert list(laws.budgets_are_kept(1, 1)(recorded(assigned("t1", "a", "b"), urgent))) == []
 
 
+@pytest.mark.parametrize(("rate", "broken"), [(80.0, 0), (80.1, 1), (0.0, 1)])
+def test_order_with_more_than_a_node_has_is_found(rate: float, broken: int) -> None:
+    """Or with no rate at all, which would be any; where nothing is limited, any is right."""
+    order = recorded(assigned("t1", "a", "b", bandwidth_mbps=rate))
+    assert len(list(laws.orders_are_limited(10.0, 50.0)(order))) == broken
+    assert len(list(laws.orders_are_limited(50.0, 10.0)(order))) == broken
+    assert list(laws.orders_are_limited(0.0, 0.0)(order)) == []
+
+
 @pytest.mark.parametrize("later", [0, 1], ids=["older order", "order for a later version"])
 def test_order_for_what_another_transfer_has_brought_takes_no_slot(later: int) -> None:
     """An order that was thought lost brings its entry late; only what is later is still to move."""
@@ -290,6 +299,11 @@ def test_copy_that_was_deleted_and_still_lies_there_is_found(tmp_path: Path) -> 
     same = {"path": lies.path, "node": "n2", "request": "r", "checksum": lies.checksum}
     done = recorded(events.DeletionDone(deleted=True, **same))
     again = recorded(events.DeletionDone(deleted=True, **same), assigned("t", "n1", "n2"))
+    removed = events.FilesRemoved(node="n2", paths=(lies.path,))
+    late = events.DeletionDone(deleted=True, **same)
+    came = brought("n2", lies)
+    assert len(gone(recorded(came, removed, late), tmp_path.joinpath)) == 1
+    assert gone(recorded(came, removed, came, late), tmp_path.joinpath) == [], "it came again"
     assert len(gone(done, tmp_path.joinpath)) == 1
     assert gone(again, tmp_path.joinpath) == []
     file.write_bytes(b"more games")

@@ -128,7 +128,8 @@ async def test_deleted_copy_that_still_lies_there_fails_the_proof(aftermath: Aft
         checksum=aftermath.entry.checksum,
         deleted=True,
     )
-    await aftermath.happen(done)
+    same = {"path": done.path, "node": done.node, "request": "r", "checksum": done.checksum}
+    await aftermath.happen(events.DeletionGranted(**same), done)
     assert any("still lies there" in one for one in (await aftermath.judged()).seen_only)
 
 
