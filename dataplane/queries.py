@@ -39,7 +39,7 @@ from streams.codec import Recorded
 from streams.foreign import Unreadable, from_json
 from streams.log import Standing
 from streams.micro import ServiceRefusal
-from streams.values import DataType
+from streams.values import S3_NODE, DataType
 
 SERVICE = "dataplane"
 #: The version of questions and answers, not of this installation.
@@ -102,6 +102,12 @@ class AskChains(Ask, frozen=True):
     #: How many ended ones.
     last: int = 20
     config_key: str = ""
+
+
+class AskChain(Ask, frozen=True):
+    """One chain, by its id or the beginning of it, where only one begins so."""
+
+    id: str
 
 
 class AskLinks(Ask, frozen=True):
@@ -232,6 +238,19 @@ def chains(ask: AskChains, known: Reading) -> list[ChainLine]:
     return lines
 
 
+def chain(ask: AskChain, known: Reading) -> ChainLine:
+    """Refused with 404 if there is none, or more than one."""
+    row = known.view.chain(ask.id)
+    if row is None:
+        ids = list(islice(known.view.chain_ids(ask.id), 2))
+        if len(ids) > 1:
+            raise ServiceRefusal(f"more than one chain begins with {ask.id!r}", NOT_FOUND)
+        row = known.view.chain(ids[0]) if ids else None
+    if row is None:
+        raise ServiceRefusal(f"there is no chain {ask.id!r}", NOT_FOUND)
+    return chain_line(row, known.now)
+
+
 def links(ask: AskLinks, known: Reading) -> list[LinkLine]:
     """By node; a line without a transport is the node as a whole. Refused for one that never
     joined."""
@@ -254,7 +273,12 @@ def glance(ask: AskOverview, known: Reading) -> Overview:
 
 
 def why(ask: AskWhy, known: Reading) -> Explanation:
-    """The verdict, then what led to it, oldest first, each with the fact it rests on."""
+    """The verdict, then what led to it, oldest first, each with the fact it rests on.
+
+    Refused for a node that never joined; the bucket is a place like one.
+    """
+    if not (ask.node == S3_NODE and known.config.s3_enabled):
+        _check_joined(known, ask.node)
     policy = known.config.policy()
     return explain(Asked(ask.path, ask.node, known.view, known.facts, policy, known.now))
 
@@ -297,6 +321,7 @@ QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
     "trainings": (AskTrainings, list[TrainingLine], trainings),
     "plans": (AskPlans, list[TransferLine], plans),
     "chains": (AskChains, list[ChainLine], chains),
+    "chain": (AskChain, ChainLine, chain),
     "links": (AskLinks, list[LinkLine], links),
     "overview": (AskOverview, Overview, glance),
     "held": (AskHeld, HeldPage, held),

@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,8 +63,6 @@ From = Annotated[
 ]
 
 arguments: dict[str, Any] = {}
-#: Set by ``dataplane at``: opens the views of that time.
-at_moment: Callable[[], contextlib.AbstractContextManager[Catalog]] | None = None
 
 
 @app.callback()
@@ -110,30 +107,12 @@ def config_of(**more: Any) -> DataPlaneConfig:
 
 @contextlib.contextmanager
 def open_catalog() -> Iterator[Catalog]:
-    """The views on this machine, or with ``at`` those of a time that has passed, for a command."""
-    if at_moment is not None:
-        with at_moment() as catalog:
-            yield catalog
-        return
+    """The views on this machine, for a command."""
     catalog = Catalog(config_of())
     try:
         yield catalog
     finally:
         catalog.close()
-
-
-def look_at(opener: Callable[[], contextlib.AbstractContextManager[Catalog]]) -> None:
-    """From now on commands look at what `opener` opens."""
-    global at_moment
-    at_moment = opener
-
-
-def time_of(catalog: Catalog) -> float:
-    """What a command calls now: the time of the views it was told to look at."""
-    if at_moment is None:
-        return time.time()
-    with catalog.view() as view:
-        return view.checkpoint.time
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -1,7 +1,7 @@
 """How a command finds out what is: from the views on this machine, else from a coordinator.
 
 With ``--nats`` it is that bus's cluster that is asked about, and the views here may be another's:
-then a coordinator answers. With ``at`` it is always the moment's own views.
+then a coordinator answers. With ``at`` or ``--from`` it is always the moment's own views.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import msgspec
 
 from dataplane.api import DataPlane
 from dataplane.cli import app as shared
-from dataplane.cli.app import config_of, open_catalog, run, time_of
-from dataplane.planner import SyncPlanner
-from dataplane.queries import PREFIX, QUERIES, Ask, Reading
+from dataplane.cli import views
+from dataplane.cli.app import config_of, run
+from dataplane.queries import PREFIX, QUERIES, Ask
 from projections.store import StoreMissing
 from streams.log import LogUnavailable
 from streams.micro import ServiceRefusal
@@ -43,7 +43,7 @@ def either(here: Callable[[], Any], name: str, ask: Ask) -> Any:
     try:
         return here()
     except StoreMissing as missing:
-        if shared.at_moment is not None:
+        if views.moment is not None:
             raise
         try:
             return run(_asked(name, ask))
@@ -53,17 +53,12 @@ def either(here: Callable[[], Any], name: str, ask: Ask) -> Any:
 
 def elsewhere() -> bool:
     """Whether a bus was named for this command, so that the views here may not be of its log."""
-    return shared.at_moment is None and shared.arguments.get("nats_url") is not None
+    return views.moment is None and shared.arguments.get("nats_url") is not None
 
 
 def _found_here(name: str, ask: Ask, beats: Mapping[str, dict[str, Any]]) -> Any:
-    config = config_of()
-    with open_catalog() as catalog, catalog.view() as view:
-        now, sequence = time_of(catalog), view.checkpoint.sequence
-        planner = SyncPlanner(config.policy(), view, now)
-        return QUERIES[name][2](
-            ask, Reading(view, planner, now, dict(beats), sequence, config, None)
-        )
+    with views.open_views() as found:
+        return found.answer(name, ask, dict(beats))
 
 
 async def _asked(name: str, ask: Ask) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from typing import Annotated
 
 import typer
@@ -11,14 +12,15 @@ import typer
 from dataplane.audit.moments import FORMS, moment_of, point_of
 from dataplane.audit.replay import Verdict, timeline, verify
 from dataplane.audit.sources import LIVE, open_source
-from dataplane.cli import show
+from dataplane.cli import show, views
 from dataplane.cli.app import BACK, From, Json, app, config_of, run
-from dataplane.cli.looking import whole_id
+from dataplane.cli.looking import row_of
 from dataplane.config import ConfigError
 from dataplane.schema import asyncapi
 from dataplane.typos import meant
 from streams.events import EVENT_TYPES
 from streams.log import ReadingLog
+from streams.values import TOKEN_PATTERN
 
 
 @app.command(rich_help_panel=BACK)
@@ -40,7 +42,14 @@ def replay(
         raise ConfigError(f"--type {type_name!r} is none; {meant(type_name, 'known', EVENT_TYPES)}")
     if follow and until:
         raise ConfigError("--follow goes on for ever: it takes no --until")
-    chain = whole_id(chain) if chain else ""
+    if follow and source != LIVE:
+        raise ConfigError(
+            f"--follow waits for what the bus hears next: it takes no --from {source}"
+        )
+    if chain:
+        views.look_at(source=source)
+        row = row_of(chain)
+        chain = chain if row is None else row.chain
     for text, what in ((since, "--since"), (until, "--until")):
         if text:
             moment_of(text, what)
@@ -62,12 +71,30 @@ def replay(
                 async for recorded in facts:
                     show.print_timeline(recorded, as_json=as_json)
                     shown += 1
+            if node and not shown:
+                await _check_known(log, node)
         return shown
 
     if not run(read()):
         if chain:
             raise ConfigError(f"--chain {chain!r}: this stretch of the log has no such chain")
         show.errors.print("no such fact in this stretch of the log")
+
+
+async def _check_known(log: ReadingLog, node: str) -> None:
+    """Raises ConfigError, naming those that did, for a node that neither joined nor spoke."""
+    last, joined = (await log.state()).last_sequence, set[str]()
+    if not last:
+        return
+    subjects = ["dp.node.*.NODE_REGISTERED.>"]
+    if re.fullmatch(TOKEN_PATTERN, node):
+        subjects.append(f"dp.node.{node}.>")
+    async with contextlib.aclosing(log.read(until=last, subjects=subjects)) as batches:
+        async for batch in batches:
+            joined |= {fact.owner for fact in batch}
+    if node not in joined:
+        known = meant(node, "known", sorted(joined)) if joined else "no node has"
+        raise ConfigError(f"--node {node!r} never joined; {known}")
 
 
 async def _before(log: ReadingLog, since: str) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import time
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -13,9 +11,8 @@ import typer
 from dataplane.api import DataPlane
 from dataplane.audit.causes import where_time_went
 from dataplane.audit.replay import chain_history, describe
-from dataplane.audit.sources import LIVE, open_source
-from dataplane.cli import app as app_module
-from dataplane.cli import show
+from dataplane.audit.sources import LIVE
+from dataplane.cli import show, views
 from dataplane.cli.app import (
     LOOK,
     From,
@@ -23,7 +20,6 @@ from dataplane.cli.app import (
     TypeOption,
     app,
     config_of,
-    open_catalog,
     run,
 )
 from dataplane.cli.asking import answered, either, elsewhere
@@ -32,6 +28,7 @@ from dataplane.health import HealthCheckResult
 from dataplane.queries import (
     NOT_FOUND,
     AskCatalog,
+    AskChain,
     AskChains,
     AskHealth,
     AskMissing,
@@ -39,8 +36,9 @@ from dataplane.queries import (
     AskPlans,
     AskWhere,
 )
-from dataplane.rows import EntryLine, chain_line
+from dataplane.rows import ChainLine, EntryLine
 from projections.store import StoreMissing
+from projections.travel import PointNotHeld
 from streams.codec import Recorded
 from streams.log import LogError, LogUnavailable
 from streams.micro import ServiceRefusal
@@ -78,7 +76,7 @@ def nodes(as_json: Json = False) -> None:
                 return await present((await plane.log()).bus)
         return {}
 
-    heard = {} if app_module.at_moment or elsewhere() else run(beats())
+    heard = {} if views.moment or elsewhere() else run(beats())
     rows = answered("nodes", AskNodes(), heard)
     columns = [
         "node",
@@ -180,38 +178,31 @@ def chain(
 
     The beginning of an id is enough where only one chain begins so.
     """
-    id = whole_id(id)
-    row = None
-    with open_catalog() as catalog, contextlib.suppress(StoreMissing), catalog.view() as view:
-        row = view.chain(id)
-
-    async def history() -> list[Recorded]:
-        try:
-            async with open_source(source, config_of()) as log:
-                return await chain_history(log, id)
-        except LogUnavailable as error:
-            if row is None:
-                raise
-            show.errors.print(f"its facts can't be read: {error}", markup=False)
-            return []
-
-    facts = run(history())
+    views.look_at(source=source)
+    row = row_of(id)
+    if row is not None:
+        id = row.chain
+    facts: list[Recorded] = []
+    try:
+        with views.open_views() as found:
+            facts = found.consult(lambda log: chain_history(log, id))
+    except LogUnavailable as error:
+        if row is None:
+            raise
+        show.errors.print(f"its facts can't be read: {error}", markup=False)
     if not facts and row is None:
         raise ConfigError(f"there is no chain {id!r}")
     if as_json:
-        summary = None if row is None else chain_line(row, time.time())
-        show.print_json({"chain": summary, "facts": [describe(fact) for fact in facts]})
+        show.print_json({"chain": row, "facts": [describe(fact) for fact in facts]})
         return
     show.console.print(show.chain_tree(row, facts, id) if tree else show.chain_title(row, id))
     for step in where_time_went(facts):
         show.console.print(show.step_line(step), soft_wrap=True)
 
 
-def whole_id(beginning: str) -> str:
-    """The id of the one chain in the views that begins so; what was given if it is none or many."""
-    with open_catalog() as catalog, contextlib.suppress(StoreMissing), catalog.view() as view:
-        if view.chain(beginning) is None:
-            found = list(itertools.islice(view.chain_ids(beginning), 2))
-            if len(found) == 1:
-                return found[0]
-    return beginning
+def row_of(beginning: str) -> ChainLine | None:
+    """The one chain whose id begins so; None if it is none or many, or nobody can be asked."""
+    with contextlib.suppress(StoreMissing, ServiceRefusal, LogUnavailable, PointNotHeld):
+        found: ChainLine = answered("chain", AskChain(beginning))
+        return found
+    return None

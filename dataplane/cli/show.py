@@ -15,9 +15,8 @@ from rich.tree import Tree
 
 from dataplane.audit.causes import Step
 from dataplane.audit.replay import describe
-from dataplane.rows import plain
+from dataplane.rows import ChainLine, plain
 from dataplane.words import clock, size, summary
-from projections.chains import ChainRow
 from streams.codec import Recorded
 
 Row = Mapping[str, Any]
@@ -81,7 +80,7 @@ def print_timeline(recorded: Recorded, *, as_json: bool) -> None:
     console.print(line, soft_wrap=True)
 
 
-def chain_tree(chain: ChainRow | None, history: Iterable[Recorded], id: str) -> Tree:
+def chain_tree(chain: ChainLine | None, history: Iterable[Recorded], id: str) -> Tree:
     """A chain's facts under what caused them, with the time since the trigger."""
     facts = list(history)
     start = facts[0].time if facts else 0.0
@@ -96,7 +95,7 @@ def chain_tree(chain: ChainRow | None, history: Iterable[Recorded], id: str) -> 
     return tree
 
 
-def chain_title(chain: ChainRow | None, id: str) -> Text:
+def chain_title(chain: ChainLine | None, id: str) -> Text:
     """A chain and how it ended, in one line."""
     title = f"chain {id}" if chain is None else f"chain {id}: {chain.status}. {chain.reason}"
     return Text(title, style="bold")

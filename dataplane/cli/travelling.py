@@ -2,45 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+import typer.core
 from rich.text import Text
 
 from dataplane.audit.comparing import Change, changes, picture
 from dataplane.audit.moments import FORMS, point_of
 from dataplane.audit.sources import LIVE, open_source
 from dataplane.audit.whatif import Outcome, what_if
-from dataplane.catalog import Catalog
-from dataplane.cli import app as shared
-from dataplane.cli import looking, show
+from dataplane.cli import looking, reasons, show, views
 from dataplane.cli.app import BACK, From, Json, app, config_of, run
 from dataplane.config import ConfigError, DataPlaneConfig
 from projections.cluster import ClusterView
 from projections.snapshot import Snapshots
-from projections.store import Reader
-from projections.travel import Past, past
+from projections.travel import past
 
-at_app = typer.Typer(no_args_is_help=True, help="What was known at a moment.")
+
+class _TimeFirst(typer.core.TyperGroup):
+    """A group whose own options may stand before TIME and behind it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As click, but for options right behind the first word: those stand before it, too."""
+        if args and not args[0].startswith("-"):
+            behind = 1
+            while behind < len(args) and args[behind].startswith("--"):
+                behind += 1 if "=" in args[behind] or args[behind] == "--help" else 2
+            args = [*args[1:behind], args[0], *args[behind:]]
+        return super().parse_args(ctx, args)
+
+
+at_app = typer.Typer(cls=_TimeFirst, no_args_is_help=True, help="What was known at a moment.")
 app.add_typer(at_app, name="at", rich_help_panel=BACK)
-
-
-class _Held:
-    """A reading that is kept open by somebody else."""
-
-    def __init__(self, reader: Reader) -> None:
-        self._reader = reader
-
-    @contextlib.contextmanager
-    def read(self) -> Iterator[Reader]:
-        yield self._reader
-
-    def close(self) -> None:
-        pass
 
 
 @at_app.callback()
@@ -48,16 +43,7 @@ def at(
     moment: Annotated[str, typer.Argument(metavar="TIME", help=f"{FORMS}.")], source: From = LIVE
 ) -> None:
     """What was known at TIME: the views folded up to there, and thrown away again."""
-
-    @contextlib.contextmanager
-    def opened() -> Iterator[Catalog]:
-        with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
-            opening = _past_at(moment, "TIME", source)
-            there = runner.run(opening.__aenter__())
-            stack.callback(lambda: runner.run(opening.__aexit__(None, None, None)))
-            yield Catalog(config_of(), _Held(there.reader))
-
-    shared.look_at(opened)
+    views.look_at(source=source, time=moment)
 
 
 for command in (
@@ -65,19 +51,13 @@ for command in (
     looking.missing,
     looking.plans,
     looking.chains,
+    looking.chain,
     looking.nodes,
+    reasons.why,
 ):
     at_app.command()(command)
+at_app.command("why-not")(reasons.why_not)
 at_app.command("catalog")(looking.catalog_ls)
-
-
-@contextlib.asynccontextmanager
-async def _past_at(moment: str, what: str, source: str) -> AsyncIterator[Past]:
-    config = config_of()
-    async with open_source(source, config) as log:
-        point = await point_of(log, moment, what)
-        async with past(log, point, Snapshots(config.snapshots_dir)) as there:
-            yield there
 
 
 @app.command(rich_help_panel=BACK)

@@ -162,7 +162,12 @@ class Pages:
             versions = await self._queries.answer("where", AskWhere(path=path))
         except ServiceRefusal:
             versions = []
-        why = await self._queries.answer("why", AskWhy(path=path, node=node)) if node else None
+        why = None
+        if node:
+            try:
+                why = await self._queries.answer("why", AskWhy(path=path, node=node))
+            except ServiceRefusal as refusal:
+                raise web.HTTPNotFound(text=str(refusal)) from None
         return self.draw(
             "path.html",
             status=200 if versions else 404,

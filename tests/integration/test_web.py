@@ -130,6 +130,9 @@ async def _api(session: aiohttp.ClientSession, url: str) -> None:
         assert why["answer"] in html.unescape(await answer.text())
     async with session.get(url + "fact/999999") as answer:
         assert answer.status == 404
+    async with session.get(url + "path", params={**path, "node": "train-9"}) as answer:
+        assert answer.status == 404
+        assert "never joined; known: gpu-7, train-1" in await answer.text()
     async with session.get(url + "?at=1x") as answer:
         assert answer.status == 400
     async with session.get(url + "static/../server.py") as answer:
