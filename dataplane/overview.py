@@ -25,7 +25,7 @@ from dataplane.rows import (
     node_line,
     transfer_line,
 )
-from dataplane.words import counted
+from dataplane.words import counted, span
 from projections.chains import ChainRow, ChainStatus
 from projections.cluster import ClusterView
 from projections.links import BreakerState
@@ -55,7 +55,8 @@ class Alert(msgspec.Struct, frozen=True):
 
     severity: Severity
     text: str
-    #: Which facts: ``node``, ``chain``, ``type`` to a value; empty for all.
+    #: Which facts: fields of `dataplane.audit.facts.FactFilter` to values, or ``few`` for entries
+    #: with too few copies; empty where no fact tells more.
     facts: dict[str, str] = {}
 
 
@@ -290,7 +291,7 @@ def _chain_alerts(
             text = f"{_named(row)} waits for {row.node}, which never joined"
             yield Alert(Severity.WARNING, text, {"chain": row.id})
         if now - row.opened_at > OLD_CHAIN_S and not row.ahead:
-            age = f"{now - row.opened_at:.0f} s"
+            age = span(now - row.opened_at)
             text = f"{_named(row)} has been {row.status} for {age}"
             yield Alert(Severity.WARNING, text, {"chain": row.id})
     alike: dict[tuple[str, str, str], list[str]] = {}
@@ -314,7 +315,8 @@ def _link_alerts(links: Iterable[LinkLine]) -> Iterable[Alert]:
         if link.state == BreakerState.OPEN:
             way = f" by {link.transport}" if link.transport else ""
             text = f"{link.node} can't be reached{way}: {link.last_error}"
-            yield Alert(Severity.WARNING, text, {"node": link.node})
+            facts = {"link": link.node, "transport": link.transport or "", "outcome": "failed"}
+            yield Alert(Severity.WARNING, text, facts)
 
 
 def _server_alerts(standing: Standing | None) -> Iterable[Alert]:
@@ -328,7 +330,7 @@ def _data_alerts(totals: Totals, beats: Mapping[str, Any] | None) -> Iterable[Al
     if totals.under_replicated:
         few = counted(totals.under_replicated, "entry has", "entries have")
         few += f" fewer than {totals.copies_wanted} copies"
-        yield Alert(Severity.WARNING, few)
+        yield Alert(Severity.WARNING, few, {"few": "1"})
     if totals.rejected:
         text = counted(totals.rejected, "message", "messages") + " could not be understood"
         yield Alert(Severity.WARNING, text, {"type": "EVENT_REJECTED"})

@@ -164,16 +164,8 @@ class LinksView:
         event: events.TransferSucceeded | events.TransferFailed,
         recorded: Recorded,
     ) -> None:
-        by_node: dict[str, list[TransportResult]] = {}
-        for result in event.results:
-            if result.success or result.error_class in LINK_FAILURES:
-                by_node.setdefault(result.remote or _remote(event), []).append(result)
-        for node, results in by_node.items():
-            for result in results:
-                _count(tx, node, result.transport_used, result, recorded.time)
-            # One attempt is one outcome of the node: any way that worked is a success.
-            decisive = next((result for result in results if result.success), results[-1])
-            _count(tx, node, None, decisive, recorded.time)
+        for node, transport, result in outcomes(event):
+            _count(tx, node, transport, result, recorded.time)
 
     def _joined(self, tx: Writer, event: events.NodeRegistered, _: Recorded) -> None:
         if not event.changed:
@@ -183,6 +175,22 @@ class LinksView:
         self, tx: Writer, event: events.NodeRecovered | events.HostOnline, _: Recorded
     ) -> None:
         _forgive(tx, event.node)
+
+
+def outcomes(
+    event: events.TransferSucceeded | events.TransferFailed,
+) -> Iterator[tuple[str, Transport | None, TransportResult]]:
+    """What an attempt says of links: node, transport or None for the node as a whole, result."""
+    by_node: dict[str, list[TransportResult]] = {}
+    for result in event.results:
+        if result.success or result.error_class in LINK_FAILURES:
+            by_node.setdefault(result.remote or _remote(event), []).append(result)
+    for node, results in by_node.items():
+        for result in results:
+            yield node, result.transport_used, result
+        # One attempt is one outcome of the node: any way that worked is a success.
+        decisive = next((result for result in results if result.success), results[-1])
+        yield node, None, decisive
 
 
 def get_link(reader: Reader, node: str, transport: Transport | None = None) -> LinkRow | None:

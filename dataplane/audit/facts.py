@@ -11,8 +11,9 @@ from contextlib import aclosing
 import msgspec
 
 from dataplane.audit.replay import speaks_of
+from projections.links import outcomes
 from streams.codec import Recorded
-from streams.events import EVENT_TYPES
+from streams.events import EVENT_TYPES, Event, TransferFailed, TransferSucceeded
 from streams.log import ReadingLog
 from streams.subjects import type_filter
 
@@ -28,6 +29,19 @@ class FactFilter(msgspec.Struct, frozen=True):
     node: str = ""
     chain: str = ""
     config: str = ""
+    #: Attempts that say something of the way to or from this node, by any transport or by one.
+    link: str = ""
+    transport: str = ""
+    #: "worked" or "failed", of such attempts.
+    outcome: str = ""
+    id: str = ""
+
+    @property
+    def types(self) -> tuple[str, ...]:
+        """The only types that match; none where all may."""
+        if self.type:
+            return (self.type,)
+        return ("TRANSFER_SUCCEEDED", "TRANSFER_FAILED") if self.link else ()
 
     def matches(self, fact: Recorded) -> bool:
         """Whether a fact is one of these."""
@@ -35,7 +49,20 @@ class FactFilter(msgspec.Struct, frozen=True):
             self.type in ("", fact.type)
             and self.config in ("", fact.config_key)
             and self.chain in ("", fact.chain)
+            and self.id in ("", fact.id)
             and (not self.node or speaks_of(fact, self.node))
+            and (not self.link or self._of_link(fact.event))
+        )
+
+    def _of_link(self, event: Event | None) -> bool:
+        """Whether the row of this link among the links counts this fact."""
+        if not isinstance(event, TransferSucceeded | TransferFailed):
+            return False
+        return any(
+            node == self.link
+            and (transport or "") == self.transport
+            and self.outcome in ("", "worked" if result.success else "failed")
+            for node, transport, result in outcomes(event)
         )
 
 
@@ -52,8 +79,8 @@ async def newest(
 ) -> FactPage:
     """The newest facts with a sequence below `before`, or of all."""
     top = (before or (await log.state()).last_sequence + 1) - 1
-    kind = EVENT_TYPES.get(wanted.type)
-    subjects = [type_filter(kind)] if kind is not None else []
+    kinds = [EVENT_TYPES[name] for name in wanted.types if name in EVENT_TYPES]
+    subjects = [type_filter(kind) for kind in kinds]
     found: list[Recorded] = []
     window, looked = _FIRST_WINDOW, 0
     while top > 0 and len(found) < limit and looked < _BUDGET:

@@ -5,9 +5,9 @@ It is folded for whoever asks, and thrown away again.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ from projections.snapshot import Snapshots
 from projections.travel import past
 from streams.codec import Recorded
 from streams.log import LogState, ReadingLog
+
+T = TypeVar("T")
 
 
 class UpTo:
@@ -60,6 +62,10 @@ class Then(NamedTuple):
             span = span_of(self.known.view.catalog, ask.path)
             self.known.facts = await facts_about(self.log, ask.path, span)
         return QUERIES[name][2](ask, self.known)
+
+    async def read(self, work: Callable[[Reading], T]) -> T:
+        """Do `work` on all that was known."""
+        return work(self.known)
 
 
 @asynccontextmanager

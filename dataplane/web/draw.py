@@ -6,18 +6,19 @@ Every value is escaped. Nothing here has a style of its own: how it looks is ``s
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
 import jinja2
+import jinja2.runtime
 
 from dataplane.metrics import stages
 from dataplane.motion import Moving
 from dataplane.overview import Held, MapRow, Overview
 from dataplane.rows import ChainLine, TransferLine
-from dataplane.words import clock, rate, short, size, span, summary
+from dataplane.words import clock, counted, rate, short, size, span, summary
 
 #: Sections of the overview, in order; each is drawn, and sent when it changes, by itself.
 SECTIONS = ("alerts", "totals", "nodes", "map", "transfers", "chains", "links", "facts")
@@ -58,19 +59,28 @@ def environment() -> jinja2.Environment:
         number=lambda value: f"{value:,}".replace(",", " "),
         iso=lambda value: datetime.fromtimestamp(value, UTC).isoformat(timespec="seconds"),
         short=short,
+        counted=counted,
         summary=summary,
     )
-    found.globals.update(facts=facts_link, heat=heat, stages=chain_stages, query=_link)
+    found.globals.update(facts=_facts_link, heat=heat, stages=chain_stages, query=_link)
     return found
 
 
-def facts_link(**wanted: str) -> str:
+@jinja2.pass_context
+def _facts_link(drawn: jinja2.runtime.Context, **wanted: object) -> str:
     """The page of these facts."""
-    return _link("/facts", **wanted)
+    return link("/facts", **{"at": drawn.get("at"), **wanted})
 
 
-def _link(page: str, **wanted: object) -> str:
-    said = {name: value for name, value in wanted.items() if value not in ("", None)}
+@jinja2.pass_context
+def _link(drawn: jinja2.runtime.Context, page: str, **wanted: object) -> str:
+    """Another page, at the moment at which this one is."""
+    return link(page, **{"at": drawn.get("at"), **wanted})
+
+
+def link(page: str, **wanted: object) -> str:
+    """A page with what is asked of it; what is empty is not said."""
+    said = {name: value for name, value in wanted.items() if value not in ("", None, 0)}
     return f"{page}?{urlencode(said)}" if said else page
 
 
@@ -97,9 +107,9 @@ def chain_stages(chain: ChainLine, now: float) -> list[Stage]:
     return pieces
 
 
-def transfers_drawn(glance: Overview, moving: Mapping[str, Moving]) -> list[Row]:
+def transfers_drawn(lines: Iterable[TransferLine], moving: Mapping[str, Moving]) -> list[Row]:
     """Transfers with how far they are."""
-    return [Row(line, moving.get(line.transfer)) for line in glance.transfers]
+    return [Row(line, moving.get(line.transfer)) for line in lines]
 
 
 def context(glance: Overview, **more: Any) -> dict[str, Any]:

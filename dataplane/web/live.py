@@ -22,8 +22,8 @@ from streams.log import LogError
 logger = logging.getLogger(__name__)
 #: How often it is looked for changes while anybody watches.
 LOOK_S = 1.0
-#: Chains and facts on the overview; each has a page of its own besides.
-CHAINS_SHOWN, FACTS_SHOWN = 12, 12
+#: Transfers, chains and facts on the overview; each has a page of its own besides.
+TRANSFERS_SHOWN, CHAINS_SHOWN, FACTS_SHOWN = 20, 12, 12
 
 
 class Picture(NamedTuple):
@@ -51,7 +51,8 @@ class Live:
             live=live,
             sections=SECTIONS if live else SECTIONS[:-1],
             traffic=motion.traffic() if live else {},
-            transfers=transfers_drawn(glance, motion.now() if live else {}),
+            transfers=transfers_drawn(glance.transfers, motion.now() if live else {}),
+            shown=TRANSFERS_SHOWN,
             chains=glance.chains[:CHAINS_SHOWN],
             recent=list(self._monitor.recent)[:FACTS_SHOWN] if live else [],
         )

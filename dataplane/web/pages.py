@@ -3,37 +3,62 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import quote
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jinja2
 import msgspec
 from aiohttp import web
 
 from dataplane.audit.facts import FactFilter, newest
+from dataplane.audit.knowing import UpTo
 from dataplane.audit.replay import describe
 from dataplane.coordinator.monitor import Monitor
+from dataplane.overview import Overview
 from dataplane.queries import (
+    MOST_LINES,
     QUERIES,
+    Ask,
     AskChains,
     AskMissing,
     AskNodes,
+    AskPlans,
     AskWhere,
     AskWhy,
     Reading,
+    missing,
     understand,
 )
-from dataplane.rows import EntryLine, chain_line, entry_line
+from dataplane.rows import EntryLine, TransferLine, chain_line, entry_line
 from dataplane.web.chain import ChainPage, chain_page
+from dataplane.web.draw import link, transfers_drawn
 from dataplane.web.live import Live
-from dataplane.web.past import PastGlances
+from dataplane.web.past import NotHeld, Past
+from dataplane.words import clock
 from streams.events import EVENT_TYPES
 from streams.micro import ServiceRefusal
 from streams.values import DataType
 
 _ENDED_SHOWN = 100
 _ENTRIES_KEPT = 100_000
+T = TypeVar("T")
+
+
+class _Moment(NamedTuple):
+    """Where in time a page is: after the fact `at`; with 0 in the present."""
+
+    at: int = 0
+    at_time: float = 0.0
+    #: The same page in the present.
+    in_the_present: str = "/"
+
+
+class _Known(Protocol):
+    """What is asked for a page: this coordinator's views, or those of a moment."""
+
+    async def answer(self, name: str, ask: Ask) -> Any: ...
+    async def read(self, work: Callable[[Reading], T]) -> T: ...
 
 
 class Pages:
@@ -42,7 +67,7 @@ class Pages:
     def __init__(self, monitor: Monitor, templates: jinja2.Environment, live: Live) -> None:
         self._monitor, self._templates, self._live = monitor, templates, live
         self._queries, self._log = monitor.queries, monitor.log
-        self._past = PastGlances(monitor.log, monitor.config)
+        self._past = Past(monitor.log, monitor.config)
 
     def routes(self) -> list[web.RouteDef]:
         """Where each page is."""
@@ -53,6 +78,8 @@ class Pages:
             web.get(r"/fact/{sequence:\d{1,18}}", self.fact),
             web.get("/chains", self.chains),
             web.get("/chain/{id}", self.chain),
+            web.get("/moment", self.moment),
+            web.get("/transfers", self.transfers),
             web.get("/data", self.data),
             web.get("/path", self.path),
             web.get("/node/{name}", self.node),
@@ -62,88 +89,128 @@ class Pages:
         ]
 
     def draw(self, template: str, *, status: int = 200, **values: Any) -> web.Response:
-        """A page."""
-        values.setdefault("page", "")
-        text = self._templates.get_template(template).render(values)
+        """A page; at a moment of the past where `at` is one."""
+        defaults = {"page": "", "at": 0, "at_time": 0.0, "in_the_present": "/"}
+        text = self._templates.get_template(template).render(defaults | values)
         return web.Response(text=text, content_type="text/html", status=status)
 
     async def overview(self, request: web.Request) -> web.Response:
         """The cluster at a glance, now or after the fact ``?at=``."""
-        at = _number(request.query, "at")
+        moment = await self._moment(request)
         now = await self._monitor.glance()
-        glance = await self._past.at(at) if at else now
-        if glance is None:
-            raise web.HTTPNotFound(text=f"the log holds no fact {at}")
-        first = await self._log.get(1)
+        glance = await self._glance(moment)
         return self.draw(
             "overview.html",
             page="overview",
-            at=at,
             last_sequence=max(1, now.totals.sequence),
-            first_time=first.time if first else now.time,
-            last_time=now.time,
-            **self._live.context_of(glance, live=not at),
+            **self._live.context_of(glance, live=not moment.at),
+            **moment._asdict(),
         )
+
+    async def moment(self, request: web.Request) -> web.Response:
+        """When the fact ``?at=`` was said: what the slider says while it moves."""
+        moment = await self._moment(request)
+        return web.json_response({"at": moment.at, "time": clock(moment.at_time)})
 
     async def facts(self, request: web.Request) -> web.Response:
         """Facts of a kind, newest first."""
-        query = request.query
-        wanted = FactFilter(
-            *(query.get(name, "").strip() for name in ("type", "node", "chain", "config"))
-        )
-        found = await newest(self._log, wanted, before=_number(query, "before"))
+        query, moment = request.query, await self._moment(request)
+        said = {name: query.get(name, "").strip() for name in FactFilter.__struct_fields__}
+        wanted = FactFilter(**said)
+        log = UpTo(self._log, moment.at) if moment.at else self._log
+        found = await newest(log, wanted, before=_number(query, "before"))
         return self.draw(
             "facts.html",
             page="facts",
             wanted=wanted,
+            said=said,
             found=found,
             types=sorted(EVENT_TYPES),
             nodes=await self._names(),
+            **moment._asdict(),
         )
 
     async def fact(self, request: web.Request) -> web.Response:
         """One fact, whole."""
-        sequence = int(request.match_info["sequence"])
+        sequence, moment = int(request.match_info["sequence"]), await self._moment(request)
         fact = await self._log.get(sequence)
         if fact is None:
             raise web.HTTPNotFound(text=f"the log holds no fact {sequence}")
         payload = json.dumps(describe(fact).get("event"), indent=2, ensure_ascii=False)
-        last = (await self._log.state()).last_sequence
-        return self.draw("fact.html", page="facts", fact=fact, payload=payload, last=last)
+        last = moment.at or (await self._log.state()).last_sequence
+        return self.draw(
+            "fact.html", page="facts", fact=fact, payload=payload, last=last, **moment._asdict()
+        )
 
     async def chains(self, request: web.Request) -> web.Response:
         """Open chains, then those that ended last."""
+        moment = await self._moment(request)
         ask = AskChains(last=_ENDED_SHOWN, config_key=request.query.get("config", ""))
-        found = await self._queries.answer("chains", ask)
-        glance = await self._monitor.glance()
-        return self.draw("chains.html", page="chains", chains=found, now=glance.time)
+        async with self._known(moment) as known:
+            found = await known.answer("chains", ask)
+        now = (await self._glance(moment)).time
+        return self.draw("chains.html", page="chains", chains=found, now=now, **moment._asdict())
 
     async def chain(self, request: web.Request) -> web.Response:
         """One chain: where its time went, and its facts."""
-        id = request.match_info["id"]
-        row = await self._queries.read(lambda known: known.view.whole_chain(id))
+        id, moment = request.match_info["id"], await self._moment(request)
+        async with self._known(moment) as known:
+            row = await known.read(lambda known: known.view.whole_chain(id))
         if row is None:
             # Rejections and deletions have a history of their own, and no row among the chains.
-            raise web.HTTPFound(f"/facts?chain={quote(id)}")
-        glance = await self._monitor.glance()
-        found: ChainPage = await chain_page(self._log, row, glance.time)
-        line = chain_line(row, glance.time)
+            raise web.HTTPFound(link("/facts", chain=id, at=moment.at))
+        now = (await self._glance(moment)).time
+        log = UpTo(self._log, moment.at) if moment.at else self._log
+        found: ChainPage = await chain_page(log, row, now)
         return self.draw(
             "chain.html",
             page="chains",
-            chain=line,
-            now=glance.time,
+            chain=chain_line(row, now),
+            now=now,
             **msgspec.structs.asdict(found),
+            **moment._asdict(),
+        )
+
+    async def transfers(self, request: web.Request) -> web.Response:
+        """What runs and what waits: all, or what comes to a node, or leaves one."""
+        moment = await self._moment(request)
+        wanted = {name: request.query.get(name, "").strip() for name in ("to", "of")}
+        async with self._known(moment) as known:
+            lines: list[TransferLine] = await known.answer("plans", AskPlans())
+        cut = len(lines) == MOST_LINES
+        lines = [
+            line
+            for line in lines
+            if wanted["to"] in ("", line.target) and wanted["of"] in ("", line.source)
+        ]
+        glance = await self._glance(moment)
+        moving = {} if moment.at else self._monitor.motion.now()
+        return self.draw(
+            "transfers.html",
+            page="",
+            wanted=wanted,
+            transfers=transfers_drawn(lines, moving),
+            shown=MOST_LINES,
+            cut=cut,
+            glance=glance,
+            totals=glance.totals,
+            **moment._asdict(),
         )
 
     async def data(self, request: web.Request) -> web.Response:
         """Current entries of a kind."""
-        query = request.query
-        wanted = {name: query.get(name, "").strip() for name in ("type", "node", "config", "few")}
+        query, moment = request.query, await self._moment(request)
+        names = ("type", "node", "config", "few", "lacks")
+        wanted = {name: query.get(name, "").strip() for name in names}
         if wanted["type"] and wanted["type"] not in list(DataType):
             raise web.HTTPBadRequest(text=f"type may be: {', '.join(DataType)}")
-        copies = (await self._monitor.glance()).totals.copies_wanted
-        entries = await self._queries.read(lambda known: _entries(known, wanted, copies))
+        glance = await self._glance(moment)
+        copies = glance.totals.copies_wanted
+        async with self._known(moment) as known:
+            try:
+                entries = await known.read(lambda known: _entries(known, wanted, copies))
+            except ServiceRefusal as refusal:
+                raise web.HTTPNotFound(text=str(refusal)) from None
         return self.draw(
             "data.html",
             page="data",
@@ -152,20 +219,20 @@ class Pages:
             count=len(entries),
             copies_wanted=copies,
             types=list(DataType),
-            nodes=await self._names(),
+            nodes=[node.node for node in glance.nodes],
+            **moment._asdict(),
         )
 
     async def path(self, request: web.Request) -> web.Response:
         """Every content under a path, who holds it, and why a node does or does not."""
+        moment = await self._moment(request)
         path, node = request.query.get("path", ""), request.query.get("node", "").strip()
-        try:
-            versions = await self._queries.answer("where", AskWhere(path=path))
-        except ServiceRefusal:
-            versions = []
-        why = None
-        if node:
+        versions: list[EntryLine] = []
+        async with self._known(moment) as known:
+            with suppress(ServiceRefusal):
+                versions = await known.answer("where", AskWhere(path=path))
             try:
-                why = await self._queries.answer("why", AskWhy(path=path, node=node))
+                why = await known.answer("why", AskWhy(path=path, node=node)) if node else None
             except ServiceRefusal as refusal:
                 raise web.HTTPNotFound(text=str(refusal)) from None
         return self.draw(
@@ -174,24 +241,29 @@ class Pages:
             page="data",
             path=path,
             versions=versions,
-            nodes=await self._names(),
+            nodes=[node.node for node in (await self._glance(moment)).nodes],
             node=node,
             why=why,
+            **moment._asdict(),
         )
 
     async def node(self, request: web.Request) -> web.Response:
         """One node: what it said of itself, what it lacks, its facts."""
-        name = request.match_info["name"]
-        nodes = await self._queries.answer("nodes", AskNodes())
-        node = next((node for node in nodes if node.node == name), None)
-        if node is None:
-            raise web.HTTPNotFound(text=f"node {name} never joined")
+        name, moment = request.match_info["name"], await self._moment(request)
+        async with self._known(moment) as known:
+            nodes = await known.answer("nodes", AskNodes())
+            node = next((node for node in nodes if node.node == name), None)
+            if node is None:
+                raise web.HTTPNotFound(text=f"node {name} never joined")
+            missing = await known.answer("missing", AskMissing(node=name))
+        log = UpTo(self._log, moment.at) if moment.at else self._log
         return self.draw(
             "node.html",
             page="",
             node=node,
-            missing=await self._queries.answer("missing", AskMissing(node=name)),
-            found=await newest(self._log, FactFilter(node=name), limit=30),
+            missing=missing,
+            found=await newest(log, FactFilter(node=name), limit=30),
+            **moment._asdict(),
         )
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -221,12 +293,44 @@ class Pages:
             return web.json_response({"error": str(error)}, status=int(error.code))
         return web.Response(body=msgspec.json.encode(answer), content_type="application/json")
 
+    async def _moment(self, request: web.Request) -> _Moment:
+        """The moment that a page is asked for; the present without ``?at=``."""
+        at = _number(request.query, "at")
+        if not at:
+            return _Moment()
+        rest = {name: value for name, value in request.query.items() if name != "at"}
+        try:
+            time = await self._past.time_of(at)
+        except NotHeld as error:
+            raise web.HTTPNotFound(text=str(error)) from None
+        return _Moment(at, time, str(request.rel_url.with_query(rest)))
+
+    async def _glance(self, moment: _Moment) -> Overview:
+        try:
+            return await (self._past.glance(moment.at) if moment.at else self._monitor.glance())
+        except NotHeld as error:
+            raise web.HTTPNotFound(text=str(error)) from None
+
+    @asynccontextmanager
+    async def _known(self, moment: _Moment) -> AsyncIterator[_Known]:
+        """What can be asked of that moment."""
+        if not moment.at:
+            yield self._queries
+            return
+        try:
+            async with self._past.known(moment.at) as then:
+                yield then
+        except NotHeld as error:
+            raise web.HTTPNotFound(text=str(error)) from None
+
     async def _names(self) -> list[str]:
         return [node.node for node in (await self._monitor.glance()).nodes]
 
 
 def _entries(known: Reading, wanted: Mapping[str, str], copies: int) -> list[EntryLine]:
     data_type = DataType(wanted["type"]) if wanted["type"] else None
+    if wanted["lacks"]:
+        return missing(AskMissing(wanted["lacks"], data_type), known)
     found = known.view.catalog.current(
         node=wanted["node"], config_key=wanted["config"], data_type=data_type
     )

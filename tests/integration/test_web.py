@@ -259,6 +259,6 @@ async def _past(page: Page, url: str) -> None:
     await page.waits_for("location.search == '?at=3' && document.readyState == 'complete'")
     assert "This is the past" in await page.text(".past")
     assert "nothing is known yet" in await page.text("#map")
-    await page.says("document.querySelector('.travel a').click()")
+    await page.says("document.querySelector('.past a').click()")
     await page.waits_for("location.search == '' && document.readyState == 'complete'")
     assert "hex8_2p games" in await page.text("#map")

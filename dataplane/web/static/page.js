@@ -39,17 +39,32 @@ function follow() {
     slider.max = sequence;
     if (follows && document.activeElement !== slider) {
       slider.value = sequence;
-      document.getElementById("at-says").textContent = "now, fact " + sequence;
+      say(slider, "now, fact " + sequence);
     }
   });
   source.onerror = () => { asOf.textContent = "no connection, trying again"; };
 }
 
+function say(slider, text) {
+  document.getElementById("at-says").textContent = text;
+  slider.setAttribute("aria-valuetext", text);
+}
+
+// Says where the slider is at once, and when that was as soon as the server has said it.
+async function sayWhere(slider) {
+  const where = slider.value;
+  const text = "fact " + where + " of " + slider.max;
+  say(slider, text);
+  const answer = await fetch("/moment?at=" + where);
+  if (!answer.ok) return;
+  const { time } = await answer.json();
+  if (slider.value === where) say(slider, text + ", " + time);
+}
+
 function travel() {
   const slider = document.getElementById("at");
   if (!slider) return;
-  const says = document.getElementById("at-says");
-  slider.addEventListener("input", () => { says.textContent = "fact " + slider.value + " of " + slider.max; });
+  slider.addEventListener("input", () => { sayWhere(slider).catch(() => {}); });
   slider.addEventListener("change", () => {
     if (slider.value === slider.max) location.assign("/");
     else location.assign("/?at=" + slider.value);
