@@ -164,7 +164,9 @@ async def _prove(
         adversary.suit(time.monotonic() - began)
         await cluster.start_players(options.seed, _PLAYER_PAUSE_S, _GAMES)
         began = time.monotonic()
-        await _under_fire(options, cluster, watcher.scene, workload, adversary, quiet=quiet)
+        await _under_fire(
+            options, cluster, watcher.scene, workload, adversary, (following, tending), quiet=quiet
+        )
         fire_s = time.monotonic() - began
         await adversary.undo()
         await cluster.stop_players()
@@ -206,10 +208,14 @@ async def _under_fire(
     scene: Scene,
     workload: Workload,
     adversary: Adversary,
+    besides: Sequence[asyncio.Task[None]],
     *,
     quiet: bool,
 ) -> None:
-    """Work and attack at once, until the time is over and the counts are reached."""
+    """Work and attack at once, until the time is over and the counts are reached.
+
+    It ends too, by their error, where one of the tasks `besides` ends.
+    """
     end = time.monotonic() + options.minutes * 60
     working = [asyncio.create_task(workload.run()), asyncio.create_task(adversary.run())]
     told = 0.0
@@ -219,7 +225,7 @@ async def _under_fire(
             or scene.chains < options.chains
             or len(cluster.kills) < options.kills
         ):
-            done, _ = await asyncio.wait(working, timeout=0.5)
+            done, _ = await asyncio.wait([*working, *besides], timeout=0.5)
             for task in done:
                 task.result()
             if not quiet and time.monotonic() - told > 10:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,12 +14,14 @@ from dataplane.demo.children import Layout
 from dataplane.prove.adversary import Adversary
 from dataplane.prove.cable import Cable
 from dataplane.prove.cluster import VITAL, ProveCluster
+from dataplane.prove.run import Options, _under_fire
 from dataplane.prove.scene import Scene
 from dataplane.prove.servers import BusServer, Routes, clustered, leader_of, names_of
 from streams import events
 from streams.codec import Fact, fact_id, node_fact
 from streams.jetstream import JetStreamLog
 from streams.log import LogError
+from streams.server import ServerFailed
 
 _PATIENCE_S = 90.0
 
@@ -212,3 +215,25 @@ async def test_only_copies_of_what_another_node_owns_are_damaged(
     assert {(flip.node, flip.path) for flip in adversary.flips} == {games, candidate}
     assert all(cluster.copy(*place).read_bytes() == b"content" for place in spared)
     assert all(cluster.copy(*place).read_bytes() != b"content" for place in (games, candidate))
+
+
+class Endless:
+    """Something that never ends."""
+
+    async def run(self) -> None:
+        """For ever."""
+        await asyncio.Event().wait()
+
+
+@pytest.mark.timeout(60)
+async def test_proof_does_not_go_on_once_nobody_tends_its_processes(tmp_path: Path) -> None:
+    """What ended would stay away, and the run prove nothing, or wait for ever."""
+
+    async def fails() -> None:
+        raise ServerFailed("its port is taken")
+
+    cluster = ProveCluster(Layout(tmp_path), replicas=1, nodes=4, kills=0)
+    tending = asyncio.create_task(fails())
+    one: Any = Endless()
+    with pytest.raises(ServerFailed):
+        await _under_fire(Options(minutes=60), cluster, Scene(), one, one, [tending], quiet=True)
