@@ -52,6 +52,7 @@ async def left_to_redelivery(delivery: Delivery) -> AsyncIterator[None]:
     """
     recorded = delivery.recorded
     with about(recorded):
+        logger.debug("at work on %s", recorded.type)
         try:
             yield
         except LogError as error:

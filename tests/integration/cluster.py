@@ -83,15 +83,21 @@ class LocalCluster:
 
     # Processes
 
-    def coordinator(self, name: str = "coord", **environment: str) -> subprocess.Popen[bytes]:
-        """Start a coordinator."""
-        return self._spawn("coordinator", name, environment)
+    def coordinator(
+        self, name: str = "coord", *options: str, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start a coordinator; `options` are those of the command itself."""
+        return self._spawn("coordinator", name, environment, options)
 
-    def agent(self, name: str, role: Role, **environment: str) -> subprocess.Popen[bytes]:
-        """Start an agent."""
-        return self._spawn("agent", name, {"DATAPLANE_ROLES": str(role), **environment})
+    def agent(
+        self, name: str, role: Role, *options: str, **environment: str
+    ) -> subprocess.Popen[bytes]:
+        """Start an agent; `options` are those of the command itself."""
+        return self._spawn("agent", name, {"DATAPLANE_ROLES": str(role), **environment}, options)
 
-    def _spawn(self, part: str, name: str, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self, part: str, name: str, environment: dict[str, str], options: Sequence[str] = ()
+    ) -> subprocess.Popen[bytes]:
         home = self.base / name
         home.mkdir(exist_ok=True)
         own = {
@@ -111,7 +117,7 @@ class LocalCluster:
         started = time.time()
         with (home / "log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "dataplane", part],
+                [sys.executable, "-m", "dataplane", *options, part],
                 env={**os.environ, **own, **self._settings, **environment},
                 stdout=log,
                 stderr=log,

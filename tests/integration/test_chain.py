@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -308,6 +309,35 @@ async def test_p4_two_producers_of_one_name_are_two_entries(cluster: LocalCluste
         await cluster.assert_exactly_once(await say(cluster, node))
     assert gamedb.count_games(cluster.received("train-1", "gpu-7")) == 5
     assert gamedb.count_games(cluster.received("train-1", "gpu-8")) == 9
+
+
+async def test_logs_as_json_name_the_chain_and_the_fact_in_every_role(
+    cluster: LocalCluster,
+) -> None:
+    """Of a chain all is found that was decided and done for it, with the fact that moved it on."""
+    options = ("--log-json", "--verbose")
+    cluster.coordinator("coord", *options)
+    cluster.agent("gpu-7", Role.SELFPLAY, *options)
+    cluster.agent("train-1", Role.TRAINING, *options)
+    await cluster.joined("coord", "gpu-7", "train-1")
+    cluster.play("gpu-7", 5)
+    chain = await say(cluster)
+    await cluster.assert_exactly_once(chain)
+    ids = {fact.id for fact in await cluster.facts()}
+
+    def about(name: str) -> list[str]:
+        whole = (cluster.base / name / "log").read_text().rpartition("\n")[0]
+        lines = [json.loads(line) for line in whole.splitlines()]
+        found = [line for line in lines if line.get("chain") == chain]
+        assert {line["event"] for line in found} <= ids
+        return [line["message"] for line in found]
+
+    await until(
+        lambda: any("NEW_GAMES_AVAILABLE" in one for one in about("coord")), "its last line"
+    )
+    assert "decided: SYNC_PLANNED" in about("coord")[0]
+    assert "at work on SELFPLAY_COMPLETE" in about("gpu-7")
+    assert "at work on TRANSFER_ASSIGNED" in about("train-1")
 
 
 async def test_hand_made_trigger_without_headers_completes(cluster: LocalCluster) -> None:

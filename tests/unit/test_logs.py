@@ -30,7 +30,7 @@ async def test_what_an_agent_says_of_its_work_names_the_fact_and_its_chain(
         await asyncio.create_task(deep())
         raise KeyError("nobody thought of that")
     logger.info("afterwards")
-    inside, surprise, after = json_lines
+    _, inside, surprise, after = json_lines
     for line in (inside, surprise):
         assert line["event"] == delivery.recorded.id
         assert line["chain"] == delivery.recorded.chain
