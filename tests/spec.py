@@ -43,6 +43,8 @@ from streams.values import (
     Role,
     SyncPlan,
     Trait,
+    Transport,
+    TransportResult,
 )
 
 #: When every story begins, seconds since 1970.
@@ -268,6 +270,48 @@ def failed(
                 error_class=error_class,
                 retryable=retryable,
             )
+
+    return facts
+
+
+def result(way: Transport, error_class: str = "", **more: Any) -> TransportResult:
+    """One try over a transport: 3 MB in half a second, or an error of this class."""
+    words = {
+        "success": not error_class,
+        "transport_used": way,
+        "bytes_transferred": 0 if error_class else 3_000_000,
+        "duration_seconds": 0.5,
+        "error": f"{way}: no way there" if error_class else None,
+        "error_class": error_class,
+    }
+    return TransportResult(**{**words, **more})
+
+
+def tried(target: str, *results: TransportResult) -> Callable[[Story], Iterable[Said]]:
+    """What is under way to a target is tried so; the last result decides."""
+
+    def facts(story: Story) -> Iterable[Said]:
+        for row in story.under_way(target):
+            words: dict[str, Any] = {
+                "transfer": row.id,
+                "node": row.executor,
+                "source": row.source,
+                "target": row.target,
+                "entry": row.entry,
+                "attempt": row.attempt,
+                "results": results,
+                "bytes_transferred": sum(one.bytes_transferred for one in results),
+                "duration_seconds": 1.0,
+            }
+            last = results[-1]
+            event = (
+                events.TransferSucceeded(**words, games=row.entry.games)
+                if last.success
+                else events.TransferFailed(
+                    **words, error=last.error or "", error_class=last.error_class
+                )
+            )
+            yield Said(event, chain=story.assigned_for(row))
 
     return facts
 

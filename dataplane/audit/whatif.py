@@ -137,10 +137,12 @@ def _compare(
     old, new = (_copies(plan) for plan in plans)
     outcome.decisions += 1
     outcome.as_recorded += old.keys() == _copies(said).keys()
+    # What one policy refuses for want of a target, the other names.
+    about = set[tuple[str, str]]().union(*(_contents(plan, view) for plan in (*plans, said)))
     for moves, policy, plan in zip(
         (outcome.today, outcome.other), (today, other), plans, strict=True
     ):
-        _count(moves, policy, plan, view, recorded.time)
+        _count(moves, policy, plan, view, recorded.time, about)
     added, dropped = new.keys() - old.keys(), old.keys() - new.keys()
     if added or dropped:
         outcome.changed.append(
@@ -167,8 +169,21 @@ def _copies(plan: events.SyncPlanned) -> dict[Wanted, int]:
     }
 
 
+def _contents(plan: events.SyncPlanned, view: ClusterView) -> set[tuple[str, str]]:
+    """Path and digest of what a decision is about, as far as it says so."""
+    found = {key[:2] for key in _copies(plan)} | {(h.path, h.checksum) for h in plan.held}
+    refused = {refusal.path for refusal in plan.refusals if refusal.path}
+    entries = (view.catalog.get(path) for path in refused)
+    return found | {(entry.path, entry.checksum) for entry in entries if entry is not None}
+
+
 def _count(
-    moves: Moves, policy: Policy, plan: events.SyncPlanned, view: ClusterView, now: float
+    moves: Moves,
+    policy: Policy,
+    plan: events.SyncPlanned,
+    view: ClusterView,
+    now: float,
+    about: set[tuple[str, str]],
 ) -> None:
     copies = _copies(plan)
     moves.plans += len(plan.plans)
@@ -182,12 +197,6 @@ def _count(
                 for entry in one.entries
                 for _ in one.target_nodes
             )
-    about = {key[:2] for key in copies} | {(h.path, h.checksum) for h in plan.held}
-    about |= {
-        (entry.path, entry.checksum)
-        for path in {refusal.path for refusal in plan.refusals if refusal.path}
-        if (entry := view.catalog.get(path)) is not None
-    }
     for path, checksum in about:
         places = {key[2] for key in copies if key[:2] == (path, checksum)}
         places |= set(view.catalog.holders(path, checksum))

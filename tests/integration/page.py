@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 from dataplane.audit.exporting import export_log, import_log
 from dataplane.config import DataPlaneConfig
@@ -14,12 +13,10 @@ from dataplane.coordinator.monitor import Monitor
 from dataplane.coordinator.queries import Queries
 from dataplane.web import WebServer
 from projections.projector import Projector
-from streams import events
-from streams.values import Transport, TransportResult
+from streams.values import Transport
 from tests.conftest import empty_log, wipe
 from tests.kept import archive, stored
 from tests.spec import (
-    Said,
     Story,
     after,
     answers,
@@ -31,53 +28,13 @@ from tests.spec import (
     opens,
     played,
     player,
+    result,
     said_what_is_owed,
     trainer,
+    tried,
 )
 
 MB = 1_000_000
-
-
-def result(way: Transport, error_class: str = "", **more: Any) -> TransportResult:
-    """One try: it worked, or failed with an error of this class."""
-    return TransportResult(
-        success=not error_class,
-        transport_used=way,
-        bytes_transferred=0 if error_class else 3 * MB,
-        duration_seconds=0.5,
-        error=f"{way}: no way there" if error_class else None,
-        error_class=error_class,
-        **more,
-    )
-
-
-def tried(target: str, *results: TransportResult) -> Callable[[Story], Iterable[Said]]:
-    """What is under way to a target is tried so; the last result decides."""
-
-    def facts(story: Story) -> Iterable[Said]:
-        for row in story.under_way(target):
-            words: dict[str, Any] = {
-                "transfer": row.id,
-                "node": row.executor,
-                "source": row.source,
-                "target": row.target,
-                "entry": row.entry,
-                "attempt": row.attempt,
-                "results": results,
-                "bytes_transferred": sum(one.bytes_transferred for one in results),
-                "duration_seconds": 1.0,
-            }
-            last = results[-1]
-            event = (
-                events.TransferSucceeded(**words, games=row.entry.games)
-                if last.success
-                else events.TransferFailed(
-                    **words, error=last.error or "", error_class=last.error_class
-                )
-            )
-            yield Said(event, chain=story.assigned_for(row))
-
-    return facts
 
 
 def told() -> Story:

@@ -170,3 +170,24 @@ def test_what_looks_back_says_the_same_of_every_source(
     if source != "nats":
         said = command("replay", "--from", place.sources[source], "--follow")
         assert (said.status, "--follow" in said.text) == (WRONG, True), said
+
+
+def test_whatif_prints_what_would_be_different(
+    place: Place, command: Callable[..., Said], tmp_path: Path
+) -> None:
+    """A table of both policies side by side, then each chain with what it would have lacked."""
+    rules = tmp_path / "rules.toml"
+    rules.write_text('[policy.exclusion]\nexclude_hosts = ["train-1"]\n')
+    said = command("whatif", "--from", place.sources["jsonl"], "--policy", str(rules))
+    lines = [line.split() for line in said.text.splitlines()]
+    assert "2 decisions; today's policy takes 2 of them as they were recorded" in said.text
+    assert ["today", "then"] in lines
+    moved = str(FIRST.size_bytes + SECOND.size_bytes)
+    for row in (["plans", "2", "0"], ["copies", "2", "0"], ["bytes", moved, "0"]):
+        assert row in lines, said.text
+    # Neither policy has a third node; without the trainer there is not even a second copy.
+    for row in (["deadlines_missed", "0", "0"], ["below_minimum", "2", "2"], ["blocked", "0", "0"]):
+        assert row in lines, said.text
+    for chain in ("chain-one", "chain-two"):
+        at = lines.index(["chain", chain, "(SELFPLAY_COMPLETE", "of", "gpu-1)"])
+        assert lines[at + 1] == ["-", PATH, "to", "train-1"]
