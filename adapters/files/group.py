@@ -12,8 +12,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +30,6 @@ from adapters.files.landing import Landed, appear, may_be_refused, refuse_replac
 from adapters.files.leftovers import GROUP_PREFIX
 from adapters.files.partial import disk_errors, write_all
 from adapters.files.places import Confinement, Reservation, same_disk_directory
-from adapters.workers import finish
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry
 
@@ -348,17 +346,6 @@ class Group:
         """Remove a content aside, if it is there."""
         with contextlib.suppress(OSError):
             (self._place_of[number].partials / self._aside(number)).unlink()
-
-
-async def withdraw_overtaken(group: Group, there: Callable[[DataEntry], Awaitable[object]]) -> None:
-    """Withdraw what must not appear any more because of what came meanwhile: of which `there`
-    raises a `TransportError`.
-    """
-    for number in group.gathered:
-        try:
-            await there(group.wanted[number].entry)
-        except TransportError as error:
-            await finish(partial(group.withdraw, number, error))
 
 
 def _prove(entry: DataEntry, data: Content) -> None:

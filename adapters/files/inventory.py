@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +25,7 @@ from adapters.files.known import Known
 from adapters.files.reading import Reader, Reading
 from adapters.files.removal import IDLE_S, Kept, remove
 from adapters.files.rot import Rot, reread, set_aside
+from adapters.files.turns import Turns
 from adapters.files.walk import Walk, print_of, walk
 from adapters.files.watching import changes_under
 from adapters.workers import finish, settled
@@ -98,6 +99,7 @@ class Inventory:
         self._counts = Counts()
         self._root_id: tuple[int, int] | None = None
         self._scanning = asyncio.Lock()
+        self._turns = Turns()
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="scan")
         #: Apart from scans: who waits for a proof must not wait for all that a scan reads.
         self._proofs = ThreadPoolExecutor(1, thread_name_prefix="proof")
@@ -136,6 +138,13 @@ class Inventory:
         await self._known.put(changes)
 
     # What comes in
+
+    def alone(self, local_paths: Iterable[str]) -> AbstractAsyncContextManager[None]:
+        """As long as this lasts, nobody else lets anything appear at these paths.
+
+        Whoever has it must not ask for it again: it would wait for itself.
+        """
+        return self._turns.at(local_paths)
 
     async def expect(self, entry: DataEntry, local: str) -> None:
         """Remember, before it is committed, that `entry` will appear at `local`.

@@ -66,6 +66,8 @@ class Landing:
         #: Bytes that came from elsewhere since it was opened.
         self.received = 0
         self._in_any_order = False
+        #: What was found in the bytes, once they are proven.
+        self._inside: checks.Inside | None = None
 
     @classmethod
     async def open(
@@ -219,28 +221,45 @@ class Landing:
             self._reservation.release()
 
     async def commit(self) -> Landed:
-        """Prove the bytes and give them their final name.
-
-        Raises `Interrupted` if some are missing (they are kept), `DigestMismatch` (nothing is
-        kept), `CheckFailed` (they go to quarantine), `Regression` or `NeverReplaced` if what stands
-        there may not be replaced. When it raises one of these, the old file stands untouched. If it
-        is cancelled, it ends first, one way or the other.
-        """
+        """`prove` the bytes and `publish` them, where nothing else comes to the same path."""
         try:
-            await self._partial.written()
-            if self.offset != self.entry.size_bytes:
-                raise Interrupted(f"{self.offset} of {self.entry.size_bytes} bytes are there")
-            # Beside the digest, which is far behind where blocks came in any order.
-            looked = DISK.submit(self._look_inside)
-            await self._partial.digested()
-            return await finish(lambda: self._prove_and_publish(looked))
+            await self.prove()
+            return await self.publish()
         finally:
             await self.abort()
+
+    async def prove(self) -> None:
+        """Prove the bytes, and see that they are on the disk. May take long.
+
+        Raises `Interrupted` if some are missing (they are kept), `DigestMismatch` (nothing is kept)
+        or `CheckFailed` (they go to quarantine). If it is cancelled, it ends first.
+        """
+        await self._partial.written()
+        if self.offset != self.entry.size_bytes:
+            raise Interrupted(f"{self.offset} of {self.entry.size_bytes} bytes are there")
+        # Beside the digest, which is far behind where blocks came in any order.
+        looked = DISK.submit(self._look_inside)
+        await self._partial.digested()
+        self._inside = await finish(lambda: self._prove(looked))
+
+    async def publish(self) -> Landed:
+        """Give the bytes their final name. Only once they are proven.
+
+        Raises `Regression` or `NeverReplaced` if what stands there may not be replaced: it stands
+        untouched then, and the bytes are kept. If it is cancelled, it ends first, one way or the
+        other.
+        """
+        inside = self._inside
+        assert inside is not None
+        with disk_errors():
+            await finish(self._publish)
+        size_bytes = self.entry.size_bytes
+        return Landed(bytes=size_bytes, games=inside.games, samples=inside.samples)
 
     def _look_inside(self) -> checks.Inside:
         return checks.look_inside(self._partial.path, self.entry.path)
 
-    def _prove_and_publish(self, looked: Future[checks.Inside]) -> Landed:
+    def _prove(self, looked: Future[checks.Inside]) -> checks.Inside:
         partial = self._partial
         try:
             with disk_errors():
@@ -254,11 +273,10 @@ class Landing:
                 partial.path.unlink()
                 self._forget_notes()
                 raise DigestMismatch(f"{self.entry.path}: got {partial.checksum()}")
-            problem, games, samples = looked.result()
-            if problem:
-                raise CheckFailed(f"{self.entry.path} {problem}; see {self._quarantine()}")
-            self._publish()
-            return Landed(bytes=self.path.stat().st_size, games=games, samples=samples)
+            inside = looked.result()
+            if inside.problem:
+                raise CheckFailed(f"{self.entry.path} {inside.problem}; see {self._quarantine()}")
+            return inside
 
     def _publish(self) -> None:
         # Somebody may have moved directories or written files since the landing was opened.

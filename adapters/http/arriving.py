@@ -18,7 +18,7 @@ from aiohttp import ClientConnectionError, StreamReader, web
 
 from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError
 from adapters.files.digest import named
-from adapters.files.group import Group, Wanted, withdraw_overtaken
+from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed
 from adapters.files.partial import disk_errors
 from adapters.http.batches import BATCH_BYTES, FRAME, MOST_FRAMES, Contents
@@ -86,7 +86,7 @@ async def _asked(receiver: Receiver, entry: DataEntry) -> Failed | None:
     """Whether an entry is here, is lacking, or may not come."""
     try:
         with disk_errors():
-            return None if await receiver.there(entry) else LACKING
+            return LACKING if await receiver.arrivals.there(entry) is None else None
     except TransportError as error:
         return _told(error)
 
@@ -219,11 +219,11 @@ class _Part:
         with disk_errors():
             for number, entry in enumerate(self._entries):
                 try:
-                    if not await self._receiver.there(entry):
+                    if await self._receiver.arrivals.there(entry) is None:
                         self._coming.append(number)
                 except TransportError as error:
                     self.failed[number] = error
-            local = self._receiver.local
+            local = self._receiver.arrivals.local
             wanted = [Wanted(self._entries[n], local(self._entries[n])) for n in self._coming]
             self._index = {number: index for index, number in enumerate(self._coming)}
             receiver = self._receiver
@@ -241,29 +241,16 @@ class _Part:
 
     async def land(self) -> None:
         """Give names to those that came."""
-        group, inventory = self._group, self._receiver.inventory
+        group = self._group
         assert group is not None
         for index in set(group.open) - set(group.gathered):
             group.fail(index, self.error)
-        with disk_errors():
-            # Said before the files appear: a crash in between must not make them our own.
-            await withdraw_overtaken(group, self._receiver.there)
-            coming = [group.wanted[index] for index in group.gathered]
-            await inventory.expect_all({one.local: one.entry for one in coming})
-            await finish(group.commit)
-            landed = {
-                one.local: one.entry
-                for one, outcome in zip(group.wanted, group.outcomes, strict=True)
-                if isinstance(outcome, Landed)
-            }
-            gone = await inventory.all_landed(landed)
+        await self._receiver.arrivals.land_all(group)
         for number, one, outcome in zip(self._coming, group.wanted, group.outcomes, strict=True):
-            if not isinstance(outcome, Landed):
-                self.failed[number] = outcome or self.error
-            elif one.local in gone:
-                self.failed[number] = Interrupted(f"{one.local} is gone again")
-            else:
+            if isinstance(outcome, Landed):
                 await self._receiver.tell(one.entry, outcome)
+            else:
+                self.failed[number] = outcome or self.error
 
     async def close(self) -> None:
         """Let go of what has no name."""

@@ -10,19 +10,19 @@ import asyncio
 import base64
 import contextlib
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 from aiohttp import ClientConnectionError, hdrs, web
 
 from adapters import errors
-from adapters.errors import Interrupted, NeverReplaced, Refused, Stalled, Superseded, TransportError
+from adapters.errors import Interrupted, Refused, Stalled, TransportError
+from adapters.files.arrivals import Arrivals, Knows
 from adapters.files.landing import Landed, Landing, partial_name
 from adapters.workers import settled
 from streams.foreign import from_json
-from streams.identity import Ownership, PathRules
+from streams.identity import PathRules
 from streams.values import DataEntry
 
 #: What the sender says of the entry: its JSON in base64, for names in any script.
@@ -37,22 +37,6 @@ _STATUS = {"DiskFull": 507, "DigestMismatch": 422, "CheckFailed": 422, "PathEsca
 
 #: Told what has landed, once it is known as received: entry and what was read from the file.
 OnLanded = Callable[[DataEntry, Landed], Awaitable[None]]
-
-
-class Knows(Protocol):
-    """What a receiver asks and tells; `files.inventory.Inventory` does it for a node's data."""
-
-    async def arrived(self, path: str) -> DataEntry | None:
-        """What was received under a logical path."""
-
-    async def keeps_own(self, path: str) -> bool:
-        """Whether a file of the node's own stands there."""
-
-    async def expect_all(self, entries: Mapping[str, DataEntry]) -> None:
-        """These are about to appear, by local path."""
-
-    async def all_landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
-        """They have appeared; which of them are gone again."""
 
 
 class Receiver:
@@ -70,8 +54,8 @@ class Receiver:
     ) -> None:
         self.node = node
         self.root = root
-        self.inventory = inventory
         self.rules = rules or PathRules()
+        self.arrivals = Arrivals(node, inventory, self.rules)
         self._on_landed = on_landed
         self.stall_s = stall_s
         self._under_way: dict[str, asyncio.Task[object]] = {}
@@ -85,30 +69,8 @@ class Receiver:
             self._diverted[transfer] = receiver
 
     async def ready(self, entry: DataEntry) -> bool:
-        """Whether an entry is here already; raises what forbids to receive it.
-
-        If it is not, it may come: the inventory expects it from now on.
-        """
-        if await self.there(entry):
-            return True
-        await self.inventory.expect_all({self.local(entry): entry})
-        return False
-
-    async def there(self, entry: DataEntry) -> bool:
-        """Whether an entry is here already; raises what forbids to receive it."""
-        there = await self.inventory.arrived(entry.path)
-        if there is not None and there.checksum == entry.checksum:
-            return True
-        if there is not None and there.version > entry.version:
-            raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
-        owned = self.rules.ownership(entry.path) is Ownership.OWNED
-        if owned and await self.inventory.keeps_own(entry.path):
-            raise NeverReplaced(f"{entry.path} is a file of {self.node}'s own")
-        return False
-
-    def local(self, entry: DataEntry) -> str:
-        """Where this node keeps an entry, relative to its data root."""
-        return self.rules.local(entry.path, self.node)
+        """As `Arrivals.ready`."""
+        return await self.arrivals.ready(entry)
 
     def of(self, transfer: str) -> Receiver:
         """Who takes what comes for a transfer."""
@@ -116,11 +78,11 @@ class Receiver:
 
     async def land(self, entry: DataEntry, transfer: str) -> Landed:
         """Land what another transport has gathered for a transfer; as `Landing.commit`."""
-        local = self.local(entry)
+        local = self.arrivals.local(entry)
         async with self._alone(partial_name(transfer, entry)):
             landing = await Landing.open(self.root, entry, transfer, local, rules=self.rules)
             try:
-                return await self._land(entry, landing, local)
+                return await self._land(landing)
             finally:
                 await landing.abort()
 
@@ -136,9 +98,9 @@ class Receiver:
             return refusal(error)
 
     async def _take(self, request: web.Request, entry: DataEntry, transfer: str) -> web.Response:
-        if await self.there(entry):
+        if await self.arrivals.there(entry) is not None:
             return web.Response(status=201, text="it is here already")
-        local = self.local(entry)
+        local = self.arrivals.local(entry)
         landing = await Landing.open(self.root, entry, transfer, local, rules=self.rules)
         try:
             first = _first(request.headers.get(hdrs.CONTENT_RANGE, ""), entry)
@@ -146,7 +108,7 @@ class Receiver:
                 return web.Response(status=204, headers={OFFSET_HEADER: str(landing.offset)})
             if first is not None:
                 await self._receive(request, landing, first)
-            landed = await self._land(entry, landing, local)
+            landed = await self._land(landing)
         finally:
             await landing.abort()
         return web.json_response(msgspec.to_builtins(landed), status=201)
@@ -168,15 +130,9 @@ class Receiver:
         except (ClientConnectionError, ConnectionError, web.RequestPayloadError) as error:
             raise Interrupted(f"the sender broke off: {error}") from error
 
-    async def _land(self, entry: DataEntry, landing: Landing, local: str) -> Landed:
-        # Something later may have come while these bytes did.
-        await self.there(entry)
-        # Said before the file appears: a crash in between must not make the file our own.
-        await self.inventory.expect_all({local: entry})
-        landed = await landing.commit()
-        if await self.inventory.all_landed({local: entry}):
-            raise Interrupted(f"{local} is gone again")
-        await self.tell(entry, landed)
+    async def _land(self, landing: Landing) -> Landed:
+        landed = await self.arrivals.land(landing)
+        await self.tell(landing.entry, landed)
         return landed
 
     async def tell(self, entry: DataEntry, landed: Landed) -> None:

@@ -7,9 +7,10 @@ not told of before.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from pathlib import Path
 
-from adapters.errors import NeverReplaced, Superseded
+from adapters.files.arrivals import Arrivals
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed, Landing
 from adapters.files.partial import disk_errors
@@ -22,8 +23,8 @@ from dataplane.agent.together import Together
 from dataplane.agent.transports import CONNECT_TIMEOUT_S, NAMING_FILES
 from dataplane.crashpoints import reach
 from streams import events
-from streams.identity import Ownership, PathRules
-from streams.values import DataEntry, Transport
+from streams.identity import PathRules
+from streams.values import Transport
 
 
 class Fetching:
@@ -41,15 +42,14 @@ class Fetching:
         receipts: Path,
         content_path: Callable[[str, str], Awaitable[str]] | None,
     ) -> None:
-        self._node = node
         self._root = root
-        self._inventory = inventory
+        self._arrivals = Arrivals(node, inventory, rules)
         self._transports = transports
         self._rules = rules
         self._stall_s = stall_s
         self._content_path = content_path
         self._receipts = Receipts(receipts)
-        self._together = Together(root, inventory, self._receipts, rules, self.there)
+        self._together = Together(root, self._arrivals, self._receipts, rules)
 
     async def bring(
         self,
@@ -63,7 +63,7 @@ class Fetching:
         What is here already is a success without a byte. Raises a `TransportError`.
         """
         with disk_errors():
-            there = await self.there(order.entry)
+            there = await self._arrivals.there(order.entry)
         if there is not None:
             return attempt.succeeded(there.games, self._receipts.read(order.transfer))
 
@@ -72,25 +72,6 @@ class Fetching:
 
         landed = await through(order, self._transports, fetch)
         return attempt.succeeded(landed.games)
-
-    async def there(self, entry: DataEntry) -> DataEntry | None:
-        """The entry if it was received before; None if it may come.
-
-        Raises `Superseded` or `NeverReplaced` if it may not.
-        """
-        there = await self._inventory.arrived(entry.path)
-        if there is not None and there.checksum == entry.checksum:
-            return there
-        if there is not None and there.version > entry.version:
-            raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
-        owned = self._rules.ownership(entry.path) is Ownership.OWNED
-        if owned and await self._inventory.keeps_own(entry.path):
-            raise NeverReplaced(f"{self.local(entry)} is a file of {self._node}'s own")
-        return None
-
-    def local(self, entry: DataEntry) -> str:
-        """Where this node keeps an entry, relative to its data root."""
-        return self._rules.local(entry.path, self._node)
 
     def said(self, transfer: str) -> None:
         """The result of a transfer is in the log: what was kept in case of a crash can go."""
@@ -111,7 +92,7 @@ class Fetching:
         progress: Progress,
     ) -> Landed:
         """One try over one transport, from where the last one stopped; recorded as a result."""
-        entry, local = order.entry, self.local(order.entry)
+        entry, local = order.entry, self._arrivals.local(order.entry)
         request = Request(
             transfer=order.transfer,
             entry=entry,
@@ -132,21 +113,15 @@ class Fetching:
             ) as measured:
                 reach("agent.fetching")
                 measured.moved = await transport.fetch(request, landing, throttle, progress)
-                with disk_errors():
-                    # Whoever was thought dead, and goes on, must not undo what came meanwhile.
-                    await self.there(entry)
-                # Said before the file appears: a crash in between must neither make the file
-                # ours nor the bytes unmoved.
-                with disk_errors():
-                    await self._inventory.expect(entry, local)
-                    self._receipts.write({order.transfer: attempt.moved + measured.moved})
-                landed = await landing.commit()
+                moved = attempt.moved + measured.moved
+                return await self._arrivals.land(
+                    landing,
+                    # Before the file appears: a crash in between must not make the bytes unmoved.
+                    before=lambda: self._receipts.write({order.transfer: moved}),
+                    after=partial(reach, "agent.landed"),
+                )
         finally:
             await landing.abort()
-        reach("agent.landed")
-        with disk_errors():
-            await self._inventory.landed(entry, local)
-        return landed
 
     async def _with_others(
         self,

@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from msgspec.structs import replace
@@ -103,6 +103,9 @@ class Relaying:
 
 class _Nothing:
     """What is passed on is nobody's: nothing is known of it, nothing is remembered."""
+
+    def alone(self, local_paths: Iterable[str]) -> contextlib.AbstractAsyncContextManager[None]:
+        return contextlib.nullcontext()
 
     async def arrived(self, path: str) -> DataEntry | None:
         return None

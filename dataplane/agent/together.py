@@ -6,13 +6,13 @@ and it is known as received before anybody says that it is there.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 from adapters.errors import Interrupted
-from adapters.files.group import Group, Wanted, withdraw_overtaken
-from adapters.files.inventory import Inventory
+from adapters.files.arrivals import Arrivals
+from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed
 from adapters.files.partial import disk_errors
 from adapters.transport import FetchesMany, PushesMany, Request
@@ -21,7 +21,6 @@ from dataplane.agent.company import Company, Waiting
 from dataplane.agent.receipts import Receipts
 from dataplane.crashpoints import reach
 from streams.identity import PathRules
-from streams.values import DataEntry
 
 #: One that comes, with the bytes that its transfer will have moved once it is here.
 _Coming = Waiting[int, Landed]
@@ -56,19 +55,12 @@ class Together:
     """What is wanted of each source by each transport. Lives on one event loop."""
 
     def __init__(
-        self,
-        root: Path,
-        inventory: Inventory,
-        receipts: Receipts,
-        rules: PathRules,
-        there: Callable[[DataEntry], Awaitable[object]],
+        self, root: Path, arrivals: Arrivals, receipts: Receipts, rules: PathRules
     ) -> None:
-        """`there` raises a `TransportError` of an entry that may not come any more."""
         self._root = root
-        self._inventory = inventory
+        self._arrivals = arrivals
         self._receipts = receipts
         self._rules = rules
-        self._there = there
         self._company = Company[int, Landed]()
 
     async def bring(self, transport: FetchesMany, request: Request, moved: int) -> Landed:
@@ -102,27 +94,12 @@ class Together:
             await finish(group.close)
 
     async def _land(self, group: Group, some: Sequence[_Coming]) -> None:
-        """Said before the files appear: a crash in between must neither make them ours nor the
-        bytes unmoved.
-        """
-        with disk_errors():
-            await withdraw_overtaken(group, self._there)
-            coming = [some[number] for number in group.gathered]
-            entries = {one.request.local_path: one.request.entry for one in coming}
-            await self._inventory.expect_all(entries)
-            self._receipts.write({one.request.transfer: one.given for one in coming})
-        reach("agent.gathered")
-        await finish(group.commit)
-        reach("agent.landed")
-        landed = {
-            one.request.local_path: one.request.entry
-            for one, outcome in zip(some, group.outcomes, strict=True)
-            if isinstance(outcome, Landed)
-        }
-        with disk_errors():
-            gone = await self._inventory.all_landed(landed)
+
+        def before(coming: Sequence[int]) -> None:
+            # Before the files appear: a crash in between must not make the bytes unmoved.
+            self._receipts.write({some[one].request.transfer: some[one].given for one in coming})
+            reach("agent.gathered")
+
+        await self._arrivals.land_all(group, before=before, after=partial(reach, "agent.landed"))
         for one, outcome in zip(some, group.outcomes, strict=True):
-            if isinstance(outcome, Landed) and one.request.local_path in gone:
-                one.done(Interrupted(f"{one.request.local_path} is gone again"))
-            else:
-                one.done(outcome or Interrupted("it did not come"))
+            one.done(outcome or Interrupted("it did not come"))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 #: By the beginning of a module's name.
 _SUITES = {
+    "adapters.files.arrivals": ("arrivals", "receiving", "together", "transport_manager"),
     "adapters.files.group": ("group", "together"),
     "adapters.files.landing": ("landing",),
     "adapters.files.partial": ("landing",),
+    "adapters.files.turns": ("arrivals",),
     "dataplane.chain": ("owed", "duties", "backup", "prestaging"),
     "dataplane.duties": ("duties", "owed", "prestaging"),
     "dataplane.planner": ("planner", "policy_cases", "refusals", "prestaging"),

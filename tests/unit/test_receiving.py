@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,13 +13,14 @@ from msgspec import structs
 from adapters.errors import NeverReplaced, Superseded
 from adapters.files.group import Group
 from adapters.files.inventory import Inventory
-from adapters.files.landing import Landed
+from adapters.files.landing import Landed, Landing
 from adapters.http.receiving import Receiver
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer, HttpTransport
 from adapters.throttle import Throttle
 from adapters.transport import Request
 from streams.values import DataEntry, DataType, Endpoint
+from tests.held import Held
 
 SIGNER = Signer(b"the cluster's own key")
 
@@ -154,29 +155,40 @@ async def test_p4_p5_what_may_not_replace_what_is_here_is_refused_alone(
     assert (target.root / "models/y.bin").read_bytes() == b"fine"
 
 
-async def test_p5_what_a_later_version_overtook_while_it_came_does_not_appear(
+async def test_p5_a_later_version_that_comes_while_one_is_looked_into_is_not_undone(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither one that is sent alone, nor one of a batch, whose others do."""
-    there, times = target.receiver.there, Counter[str]()
-
-    async def overtaken(entry: DataEntry) -> bool:
-        # When it is asked for, when it comes, and before it gets its name.
-        times[entry.path] += 1
-        if entry.path == "models/x.bin" and times[entry.path] % 3 == 0:
-            raise Superseded("a later version has come")
-        return await there(entry)
-
-    monkeypatch.setattr(target.receiver, "there", overtaken)
-    older, other = entry_of("models/x.bin", b"older"), entry_of("models/y.bin", b"fine")
-    assert await target.push_many(tmp_path, (older, b"older"), (other, b"fine")) == [
-        "Superseded",
-        4,
-    ]
+    """Two versions of one path, sent at once by different transfers, are held apart."""
+    older, newer = entry_of("models/x.bin", b"older", 7), entry_of("models/x.bin", b"new", 9)
+    held = Held(monkeypatch, Landing, "_look_inside", lambda landing: landing.entry == older)
+    late = asyncio.create_task(target.push(older, file_of(tmp_path, b"older")))
+    await held.reached()
+    await target.push(newer, file_of(tmp_path, b"new"))
+    held.let_go()
     with pytest.raises(Superseded):
-        await target.push(older, file_of(tmp_path, b"older"))
-    assert not (target.root / older.path).exists()
+        await late
+    assert (target.root / newer.path).read_bytes() == b"new"
+    assert await target.inventory.arrived(newer.path) == newer
+    assert [path for path, _, _ in target.told] == [newer.path]
+
+
+async def test_p5_a_later_version_that_comes_while_a_batch_does_is_not_undone(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the others of the batch appear."""
+    older, other = entry_of("models/x.bin", b"older", 7), entry_of("models/y.bin", b"fine")
+    newer = entry_of("models/x.bin", b"new", 9)
+    held = Held(monkeypatch, Group, "put", lambda group, number, data: data == b"fine")
+    late = asyncio.create_task(
+        target.push_many(tmp_path, (older, b"older"), (other, b"fine")),
+    )
+    await held.reached()
+    await target.push(newer, file_of(tmp_path, b"new"))
+    held.let_go()
+    assert await late == ["Superseded", 4]
+    assert (target.root / newer.path).read_bytes() == b"new"
     assert (target.root / other.path).read_bytes() == b"fine"
+    assert await target.inventory.arrived(newer.path) == newer
 
 
 async def test_p4_many_that_appear_were_expected_before(

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from dataplane.agent.transfers import TransportManager
 from streams import events
 from streams.log import LogUnavailable
 from streams.values import DataEntry, DataType, Transport
+from tests.held import Held
 
 
 def _checksum(content: bytes) -> str:
@@ -212,12 +213,12 @@ async def test_disk_that_takes_no_index_fails_the_transfer_and_not_the_agent(
 ) -> None:
     """The inventory's index is a database, which has its own word for a full disk."""
 
-    async def refuse(entry: DataEntry, local: str) -> None:
+    async def refuse(entries: Mapping[str, DataEntry]) -> None:
         full = sqlite3.OperationalError("database or disk is full")
         full.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise full
 
-    monkeypatch.setattr(inventory, "expect", refuse)
+    monkeypatch.setattr(inventory, "expect_all", refuse)
     failed = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
     assert isinstance(failed, events.TransferFailed) and failed.error_class == "DiskFull"
     assert not (tmp_path / ENTRY.path).exists()
@@ -295,6 +296,25 @@ async def test_p5_who_was_thought_dead_and_goes_on_does_not_undo_what_came_meanw
     assert isinstance(late, events.TransferFailed)
     assert (late.error_class, late.retryable) == ("Superseded", False)
     assert (tmp_path / ENTRY.path).read_bytes() == b"new"
+
+
+async def test_p5_a_later_version_that_comes_while_one_is_looked_into_is_not_undone(
+    tmp_path: Path, inventory: Inventory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To look into a large file takes longest, and the later version does not wait for it."""
+    held = Held(monkeypatch, Landing, "_look_inside", lambda landing: landing.entry == ENTRY)
+    older = manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
+    late = asyncio.create_task(older)
+    await held.reached()
+    second = manager(tmp_path, inventory, Faulty(HTTP, content=b"new"))
+    done = await second.transfer(order(HTTP, entry=NEWER, attempt=2))
+    assert isinstance(done, events.TransferSucceeded)
+    held.let_go()
+    refused = await late
+    assert isinstance(refused, events.TransferFailed)
+    assert (refused.error_class, refused.retryable) == ("Superseded", False)
+    assert (tmp_path / ENTRY.path).read_bytes() == b"new"
+    assert await inventory.arrived(ENTRY.path) == NEWER
 
 
 async def test_p4_copy_never_lands_on_a_file_of_the_nodes_own(

@@ -1,0 +1,198 @@
+"""Several that come to one path: by whichever way, the newest stays, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import Superseded, TransportError
+from adapters.files.arrivals import Arrivals
+from adapters.files.group import Group, Wanted
+from adapters.files.inventory import Inventory
+from adapters.files.landing import Landed, Landing
+from adapters.files.turns import Turns
+from streams.identity import PathRules
+from streams.values import DataEntry, DataType
+from tests.held import Held
+
+#: Nothing here takes long; whoever waits so long would wait for ever.
+PATIENCE_S = 20.0
+
+
+def entry_of(path: str, version: int) -> DataEntry:
+    """A version of a path, whose content names it."""
+    data = content(version)
+    return DataEntry(
+        path=path,
+        data_type=DataType.MODELS,
+        config_key="all",
+        size_bytes=len(data),
+        checksum=f"sha256:{hashlib.sha256(data).hexdigest()}",
+        version=version,
+    )
+
+
+def content(version: int) -> bytes:
+    """What a version holds."""
+    return b"version %d" % version
+
+
+OLDER, NEWER = entry_of("models/x.bin", 7), entry_of("models/x.bin", 9)
+
+
+class Asked(Inventory):
+    """An inventory that counts how often somebody wanted to be alone."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, "train-1")
+        self.asked = asyncio.Semaphore(0)
+
+    def alone(self, local_paths: Iterable[str]) -> AbstractAsyncContextManager[None]:
+        """As `Inventory.alone`."""
+        self.asked.release()
+        return super().alone(local_paths)
+
+
+@pytest.fixture
+async def inventory(tmp_path: Path) -> AsyncIterator[Asked]:
+    """The inventory of the node to which all comes."""
+    inventory = Asked(tmp_path)
+    yield inventory
+    await inventory.close()
+
+
+async def alone(root: Path, inventory: Inventory, entry: DataEntry) -> object:
+    """Let one come by itself."""
+    landing = await Landing.open(root, entry, f"t-{entry.version}", entry.path)
+    try:
+        await landing.write(content(entry.version))
+        return await arrivals(inventory).land(landing)
+    except TransportError as error:
+        return error
+    finally:
+        await landing.abort()
+
+
+async def together(root: Path, inventory: Inventory, *entries: DataEntry) -> Sequence[object]:
+    """Let several come as a group."""
+    group = Group(root, [Wanted(entry, entry.path) for entry in entries])
+    for number, entry in enumerate(entries):
+        group.put(number, content(entry.version))
+    await arrivals(inventory).land_all(group)
+    group.close()
+    return group.outcomes
+
+
+async def in_a_group(root: Path, inventory: Inventory, entry: DataEntry) -> object:
+    """Let one come as a group."""
+    return (await together(root, inventory, entry))[0]
+
+
+def arrivals(inventory: Inventory) -> Arrivals:
+    """One of several that share an inventory, as what is fetched and what is pushed do."""
+    return Arrivals("train-1", inventory, PathRules())
+
+
+WAYS = [alone, in_a_group]
+
+
+@pytest.mark.parametrize("second", WAYS)
+@pytest.mark.parametrize("first", WAYS)
+async def test_p5_who_is_about_to_name_one_is_not_overtaken(
+    tmp_path: Path,
+    inventory: Asked,
+    monkeypatch: pytest.MonkeyPatch,
+    first: object,
+    second: object,
+) -> None:
+    """A later version that is ready then gets its name afterwards, by whichever way both come."""
+    owner, method = (Landing, "_publish") if first is alone else (Group, "commit")
+    held = Held(monkeypatch, owner, method, lambda _: True)
+    older = asyncio.create_task(first(tmp_path, inventory, OLDER))  # type: ignore[operator]
+    await held.reached()
+    newer = asyncio.create_task(second(tmp_path, inventory, NEWER))  # type: ignore[operator]
+    async with asyncio.timeout(PATIENCE_S):
+        await inventory.asked.acquire()
+        await inventory.asked.acquire()
+    assert inventory.asked.locked() and not newer.done()
+    held.let_go()
+    assert isinstance(await older, Landed)
+    assert isinstance(await newer, Landed)
+    assert (tmp_path / NEWER.path).read_bytes() == content(9)
+    assert await inventory.arrived(NEWER.path) == NEWER
+
+
+async def test_p5_who_is_let_in_is_expected_only_if_nothing_later_comes_meanwhile(
+    tmp_path: Path, inventory: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be expected in its place would be taken for it after a crash."""
+    held = Held(monkeypatch, Landing, "_publish", lambda _: True)
+    newer = asyncio.create_task(alone(tmp_path, inventory, NEWER))
+    await held.reached()
+    older = asyncio.create_task(arrivals(inventory).ready(OLDER))
+    async with asyncio.timeout(PATIENCE_S):
+        await inventory.asked.acquire()
+        await inventory.asked.acquire()
+    held.let_go()
+    assert isinstance(await newer, Landed)
+    with pytest.raises(Superseded):
+        await older
+
+
+async def test_groups_that_want_the_same_paths_in_another_order_both_come(
+    tmp_path: Path, inventory: Asked
+) -> None:
+    """Each would have what the other waits for: all take their turns in one order."""
+    paths = ["models/a.bin", "models/b.bin", "models/c.bin"]
+    older = [entry_of(path, 7) for path in paths]
+    newer = [entry_of(path, 9) for path in reversed(paths)]
+    async with asyncio.timeout(PATIENCE_S):
+        async with inventory.alone(["models/b.bin"]):
+            both = asyncio.gather(
+                together(tmp_path, inventory, *older), together(tmp_path, inventory, *newer)
+            )
+            for _ in range(3):
+                await inventory.asked.acquire()
+        outcomes = await both
+    assert all(isinstance(one, Landed | Superseded) for some in outcomes for one in some)
+    assert {(tmp_path / path).read_bytes() for path in paths} == {content(9)}
+
+
+async def test_a_turn_is_at_one_name_and_is_forgotten_when_nobody_wants_it() -> None:
+    """Others don't wait for it; who gives up waiting leaves nothing, also not to who comes next."""
+    turns, order = Turns(), list[str]()
+
+    async def take(name: str) -> None:
+        async with turns.at([name]):
+            order.append(name)
+
+    async with asyncio.timeout(PATIENCE_S):
+        async with turns.at(["x", "x"]):
+            await take("y")
+            gives_up, stays = (asyncio.create_task(take("x")) for _ in range(2))
+            await asyncio.sleep(0)
+            gives_up.cancel()
+            await asyncio.wait([gives_up])
+            assert (len(turns), order) == (1, ["y"])
+        await stays
+    assert (len(turns), order) == (0, ["y", "x"])
+
+
+async def test_who_gives_up_half_way_lets_go_of_what_it_had() -> None:
+    """It had its turn at one path, and waited for another."""
+    turns = Turns()
+    async with asyncio.timeout(PATIENCE_S):
+        async with turns.at(["b"]):
+            gives_up = asyncio.create_task(turns.at(["a", "b"]).__aenter__())
+            await asyncio.sleep(0)
+            gives_up.cancel()
+            await asyncio.wait([gives_up])
+            async with turns.at(["a"]):
+                pass
+        async with turns.at(["a", "b"]):
+            pass
