@@ -1,8 +1,9 @@
 """What the data plane itself leaves on a node's disks, and when it may be swept up.
 
 A partial file is what a transfer has so far, and a file in quarantine is what somebody may want to
-look into. Neither is data: both are kept for a while, and only as long as they take little of the
-room that data could have. A partial that is being written is never touched.
+look into. Neither is data: both are kept for a while, and what nobody will need only as long as it
+takes little of the room that data could have. A partial that is being written is never touched, and
+what rotted goes by its age alone: it may be the last there is of it.
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ from pathlib import Path
 import msgspec
 
 from adapters.files.places import OWN_DIRECTORY
+from adapters.files.rot import ROTTEN_SUFFIX
 from adapters.files.scattered import NOTES_SUFFIX, notes_of
 
 PARTIAL_MAX_AGE_S = 24 * 3600.0
 QUARANTINE_MAX_AGE_S = 30 * 24 * 3600.0
+#: For so long somebody can look into it, unless the disk is full.
+QUARANTINE_MIN_AGE_S = 24 * 3600.0
 #: Who has not written to a partial for so long has stopped.
 IDLE_S = 60.0
 #: Files of a group are not gone on with by the next attempt, which gathers a group of its own.
@@ -82,15 +86,21 @@ def sweep_partials(own: Path, ended: Container[str] = (), now: float | None = No
     return [left.path for left in aged + _too_much(spent, own) if _removed_unless_locked(left)]
 
 
-def sweep_quarantine(own: Path, now: float | None = None) -> list[Path]:
-    """Remove what has been in quarantine for a month, and what came first if all of it takes much
-    of what is free. Blocks. Returns what it removed.
+def sweep_quarantine(own: Path, full_from: float, now: float | None = None) -> list[Path]:
+    """Remove what has been in quarantine for a month; of what has been there for a day, what came
+    first if together it takes much of what is free. Blocks.
+
+    On a disk of which `full_from` is used, a share, what came only now goes for room as well: but
+    never what rotted, of which there may be no other copy. Returns what it removed.
     """
-    oldest = _now(now) - QUARANTINE_MAX_AGE_S
-    lying = list(_lying_in(own / "quarantine"))
-    aged = [left for left in lying if left.touched < oldest]
-    rest = [left for left in lying if left.touched >= oldest]
-    gone = aged + _too_much(rest, own)
+    now, full = _now(now), _is_full(own, full_from)
+    aged, spent = [], []
+    for left in _lying_in(own / "quarantine"):
+        if left.touched < now - QUARANTINE_MAX_AGE_S:
+            aged.append(left)
+        elif left.path.suffix != ROTTEN_SUFFIX:
+            spent += [left] if full or left.touched < now - QUARANTINE_MIN_AGE_S else []
+    gone = aged + _too_much(spent, own)
     for left in gone:
         left.path.unlink(missing_ok=True)
     return [left.path for left in gone]
@@ -126,6 +136,11 @@ def _too_much(lying: list[Leftover], own: Path) -> list[Leftover]:
         gone.append(left)
         taken, free = taken - left.size_bytes, free + left.size_bytes
     return gone
+
+
+def _is_full(own: Path, full_from: float) -> bool:
+    usage = shutil.disk_usage(own)
+    return usage.used >= full_from * (usage.used + usage.free)
 
 
 def _removed_unless_locked(left: Leftover) -> bool:

@@ -19,6 +19,8 @@ from adapters.files.index import Row, State
 from adapters.files.places import same_disk_directory
 from adapters.files.walk import Print, print_of
 
+#: Ends the name, in quarantine, of what was sound when it came.
+ROTTEN_SUFFIX = ".rotten"
 #: How a disk says that it can't give back what it was given.
 _DAMAGED = {errno.EIO, errno.EBADMSG, getattr(errno, "EUCLEAN", errno.EIO)}
 
@@ -74,6 +76,7 @@ def set_aside(root: Path, row: Row, rot: Rot) -> Path | None:
     except FileNotFoundError:
         return None
     directory = same_disk_directory(root, file, "quarantine")
-    aside = file.replace(directory / f"{row.entry.checksum.removeprefix('sha256:')}.rotten")
+    name = row.entry.checksum.removeprefix("sha256:") + ROTTEN_SUFFIX
+    aside = file.replace(directory / name)
     fsync_directories(file.parent, file.parent)
     return aside

@@ -113,7 +113,7 @@ class Agent:
         self._disk = DiskWatch(
             log, self.node, config.data_dir, config.policy(), self._describe_anew
         )
-        self._tidying = Tidying(bus, config.data_dir)
+        self._tidying = Tidying(bus, config.data_dir, config.policy().disk.stop_production_from)
         self._grants = GrantKeeper(bus, self.node, self._set_bandwidth)
         self._answering: list[Answering] = []
 

@@ -38,9 +38,11 @@ _MOST_ASKED = 500
 class Tidying:
     """One node's leftovers. `run` in a task."""
 
-    def __init__(self, bus: Bus, data_dir: Path) -> None:
+    def __init__(self, bus: Bus, data_dir: Path, full_from: float) -> None:
+        """A disk is full from this used share of it on."""
         self._bus = bus
         self._data_dir = data_dir
+        self._full_from = full_from
         self._directories: list[Path] = []
         self._disks_at = float("-inf")
 
@@ -66,7 +68,7 @@ class Tidying:
         for own in self._directories:
             ended = await self._ended(await asyncio.to_thread(idle_transfers, own))
             removed += await asyncio.to_thread(sweep_partials, own, ended)
-            removed += await asyncio.to_thread(sweep_quarantine, own)
+            removed += await asyncio.to_thread(sweep_quarantine, own, self._full_from)
         return removed
 
     async def _ended(self, transfers: set[str]) -> set[str]:

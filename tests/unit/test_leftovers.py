@@ -20,6 +20,7 @@ from adapters.files.leftovers import (
     sweep_partials,
     sweep_quarantine,
 )
+from adapters.files.rot import ROTTEN_SUFFIX
 from adapters.files.scattered import notes_of
 from dataplane.agent import tidying
 from dataplane.agent.tidying import Tidying
@@ -32,17 +33,24 @@ DAY = 24 * HOUR
 BYTES = b"x" * 40_000
 
 
+#: From this used share on a disk is full in these tests, and how large it is.
+FULL_FROM, DISK_BYTES = 0.9, 10**13
+
+
 class Usage(NamedTuple):
     """Of a disk."""
 
+    used: int
     free: int
 
 
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """What is free on the disk; to be changed by a test."""
-    bytes_free = [10**12]
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(bytes_free[0]))
+    bytes_free = [2 * 10**12]
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: Usage(DISK_BYTES - bytes_free[0], bytes_free[0])
+    )
     return bytes_free
 
 
@@ -56,6 +64,13 @@ async def leave(root: Path, transfer: str, data: bytes = BYTES) -> Path:
     return left
 
 
+async def quarantine(root: Path) -> None:
+    """Two files that were no sound ones of their type."""
+    for data in (b"\0", b"\0\0"):
+        with pytest.raises(CheckFailed):
+            await land(root, data, "data/x.npz")
+
+
 @pytest.mark.usefixtures("free")
 async def test_partials_go_after_a_day_and_quarantine_after_a_month(tmp_path: Path) -> None:
     """What is younger stays, where there is room, also when nobody will go on from it."""
@@ -66,8 +81,8 @@ async def test_partials_go_after_a_day_and_quarantine_after_a_month(tmp_path: Pa
     assert own_directories(tmp_path) == [own]
     assert sweep_partials(own, {"t-1"}, now + DAY - 60) == []
     assert len(sweep_partials(own, now=now + DAY + 60)) == 1
-    assert sweep_quarantine(own, now + 29 * DAY) == []
-    assert len(sweep_quarantine(own, now + 31 * DAY)) == 1
+    assert sweep_quarantine(own, FULL_FROM, now + 29 * DAY) == []
+    assert len(sweep_quarantine(own, FULL_FROM, now + 31 * DAY)) == 1
 
 
 async def test_where_room_is_short_what_is_over_goes_and_what_is_not_stays(
@@ -93,16 +108,39 @@ async def test_of_what_is_over_the_oldest_goes_first(tmp_path: Path, free: list[
     assert gone == left[:2]
 
 
-async def test_quarantine_makes_room_for_data(tmp_path: Path, free: list[int]) -> None:
-    """It is there to be looked into, not to be kept at all costs."""
-    for data in (b"\0", b"\0\0"):
-        with pytest.raises(CheckFailed):
-            await land(tmp_path, data, "data/x.npz")
-    own = tmp_path / ".dataplane"
-    assert sweep_quarantine(own) == []
-    free[0] = 0
-    assert len(sweep_quarantine(own)) == 2
+async def test_quarantine_makes_room_for_data_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there to be looked into, and not to be kept at all costs."""
+    await quarantine(tmp_path)
+    own, now = tmp_path / ".dataplane", time.time()
+    # As good as nothing, of a disk that is no larger than that.
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(32_000, 8_000))
+    assert sweep_quarantine(own, FULL_FROM, now + DAY - 60) == []
+    assert len(sweep_quarantine(own, FULL_FROM, now + DAY + 60)) == 2
     assert quarantined_in(tmp_path) == []
+
+
+async def test_on_a_full_disk_quarantine_makes_room_at_once(
+    tmp_path: Path, free: list[int]
+) -> None:
+    """Nothing would come any more for what nobody may ever look into."""
+    await quarantine(tmp_path)
+    own = tmp_path / ".dataplane"
+    free[0] = 0
+    assert len(sweep_quarantine(own, FULL_FROM)) == 2
+    assert quarantined_in(tmp_path) == []
+
+
+async def test_what_rotted_is_never_removed_for_room(tmp_path: Path, free: list[int]) -> None:
+    """It was sound once and may be the last copy, with most of it to be saved; only age ends it."""
+    own, now = tmp_path / ".dataplane", time.time()
+    rotten = own / "quarantine" / f"{'0' * 64}{ROTTEN_SUFFIX}"
+    rotten.parent.mkdir(parents=True)
+    rotten.write_bytes(BYTES)
+    free[0] = 0
+    assert sweep_quarantine(own, FULL_FROM, now + 29 * DAY) == []
+    assert sweep_quarantine(own, FULL_FROM, now + 31 * DAY) == [rotten]
 
 
 async def test_what_is_being_written_is_never_touched(tmp_path: Path, free: list[int]) -> None:
@@ -164,7 +202,7 @@ async def test_a_coordinator_is_asked_which_are_over(
     free[0] = 0
     bus, coordinator = MemoryBus(), Coordinator(("wanted",))
     answering = await bus.answer("dp.query.pending", coordinator.answer)
-    assert await Tidying(bus, tmp_path).tidy() == [over]
+    assert await Tidying(bus, tmp_path, FULL_FROM).tidy() == [over]
     assert coordinator.asked == [["over", "wanted"]]
     assert partials_in(tmp_path) == [wanted]
     await answering.close()
@@ -178,13 +216,13 @@ async def test_where_no_coordinator_answers_everything_stays(
     left = await leave(tmp_path, "t-1")
     free[0] = 0
     bus = MemoryBus()
-    assert await Tidying(bus, tmp_path).tidy() == []
+    assert await Tidying(bus, tmp_path, FULL_FROM).tidy() == []
 
     async def nonsense(subject: str, body: bytes) -> bytes:
         return b"{"
 
     await bus.answer("dp.query.pending", nonsense)
-    assert await Tidying(bus, tmp_path).tidy() == []
+    assert await Tidying(bus, tmp_path, FULL_FROM).tidy() == []
     assert partials_in(tmp_path) == [left]
 
 
@@ -208,7 +246,7 @@ async def test_an_agent_sweeps_by_itself_and_goes_on_after_a_failure(
         return found
 
     monkeypatch.setattr(tidying, "own_directories", look)
-    sweeping = asyncio.create_task(Tidying(MemoryBus(), tmp_path).run())
+    sweeping = asyncio.create_task(Tidying(MemoryBus(), tmp_path, FULL_FROM).run())
     await eventually(lambda: not any(file.exists() for file in old))
     sweeping.cancel()
     await asyncio.gather(sweeping, return_exceptions=True)
