@@ -27,6 +27,7 @@ from dataplane.catalog import Catalog
 from dataplane.config import DataPlaneConfig
 from dataplane.holding import DirectoryInUse, hold
 from dataplane.presence import NameTaken
+from dataplane.pulse import PULSE_LIMIT_S, PULSE_S, PULSE_VARIABLE, SOCKET_VARIABLE, Pulse
 from streams.jetstream import JetStreamLog
 from streams.log import LogUnavailable, PermissionDenied
 from streams.server import HOST, EmbeddedServer, ServerFailed
@@ -39,11 +40,6 @@ logger = logging.getLogger(__name__)
 
 #: Set for children: they end when this process does.
 PARENT_VARIABLE = "DATAPLANE_PARENT_PID"
-#: Set for children: a file they touch while their event loop turns.
-PULSE_VARIABLE = "DATAPLANE_PULSE_FILE"
-PULSE_S = 5.0
-#: A child whose pulse was not felt for so long hangs or is stopped: it is killed and started again.
-PULSE_LIMIT_S = 60.0
 _RESTART_FIRST_S, _RESTART_MOST_S = 0.2, 5.0
 #: A child that lived for this long is started again at once.
 _STEADY_S = 10.0
@@ -183,7 +179,13 @@ def run_parts(config: DataPlaneConfig, parts: Iterable[Part]) -> int:
     _die_with_parent()
     # The digest threads give the event loop its turn ten times sooner than by default.
     sys.setswitchinterval(0.0005)
-    return asyncio.run(_until_told(UnifiedDataPlaneDaemon(config, parts).run(leave_to_the_end)))
+    pulse = Pulse()
+
+    def started() -> None:
+        leave_to_the_end()
+        pulse.ready()
+
+    return asyncio.run(_until_told(UnifiedDataPlaneDaemon(config, parts).run(started), pulse))
 
 
 def leave_to_the_end() -> None:
@@ -195,13 +197,15 @@ def leave_to_the_end() -> None:
     gc.freeze()
 
 
-async def _until_told(work: Coroutine[Any, Any, None]) -> int:
-    """Run until a signal cancels it: 0; or until it fails, with the reason logged.
+async def _until_told(work: Coroutine[Any, Any, None], pulse: Pulse) -> int:
+    """Run until a signal cancels it: 0; or until it fails, with the reason logged. It has a pulse
+    meanwhile.
 
     3 where what it needs is out of reach or taken, 1 for an error of ours.
     """
+    # First: the work may hang at its first step.
+    beating = asyncio.create_task(pulse.beat())
     task = asyncio.create_task(work)
-    pulse = asyncio.create_task(_beat_pulse())
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, task.cancel)
@@ -219,7 +223,8 @@ async def _until_told(work: Coroutine[Any, Any, None]) -> int:
         logger.error("stopped by an error", exc_info=errors)
         return 1
     finally:
-        pulse.cancel()
+        beating.cancel()
+        await asyncio.gather(beating, return_exceptions=True)
     return 0
 
 
@@ -238,12 +243,16 @@ class Supervisor:
         self._environment = dict(environment or {})
         self._server: EmbeddedServer | None = None
 
-    async def run(self) -> None:
-        """Start all and keep them alive until this is cancelled; then stop all."""
+    async def run(self, started: Callable[[], None] = lambda: None) -> None:
+        """Start all and keep them alive until this is cancelled; then stop all.
+
+        `started` is called once the bus is there, and the others are about to be.
+        """
         async with self._bus() as url, asyncio.TaskGroup() as group:
             self._environment["DATAPLANE_NATS_URL"] = url
             for part in self._parts:
                 group.create_task(self._keep_alive(part))
+            started()
 
     @contextlib.asynccontextmanager
     async def _bus(self) -> AsyncIterator[str]:
@@ -285,6 +294,8 @@ class Supervisor:
             PARENT_VARIABLE: str(os.getpid()),
             PULSE_VARIABLE: str(pulse.resolve()),
         }
+        # What this process says to systemd is not theirs to say.
+        environment.pop(SOCKET_VARIABLE, None)
         pulse.unlink(missing_ok=True)
         child = await asyncio.create_subprocess_exec(*command, env=environment)
         logger.info("%s runs as process %d", part, child.pid)
@@ -311,14 +322,6 @@ async def _kill_without_pulse(
             logger.error("%s gave no sign of life for %.0f s and is killed", part, silent_s)
             child.kill()
             return
-
-
-async def _beat_pulse() -> None:
-    """Touch the file that the supervisor looks at, for as long as this event loop turns."""
-    file = os.environ.get(PULSE_VARIABLE)
-    while file:
-        await asyncio.to_thread(Path(file).touch)
-        await asyncio.sleep(PULSE_S)
 
 
 def _last_beat(pulse: Path) -> int:
@@ -368,7 +371,9 @@ def supervise(config: DataPlaneConfig, environment: Mapping[str, str] | None = N
         logger.error("%s", error)
         return 3
     with lock:
-        return asyncio.run(_until_told(Supervisor(config, environment=environment).run()))
+        pulse = Pulse()
+        work = Supervisor(config, environment=environment).run(pulse.ready)
+        return asyncio.run(_until_told(work, pulse))
 
 
 def _said(status: int) -> str:

@@ -34,15 +34,20 @@ class Standstill:
         self._since: dict[str, tuple[int, float]] = {}
 
     def judge(self, loops: Iterable[Progress], now: float) -> str:
-        """Which loop stands still, in words; "" if none. `now` is any clock that never jumps."""
+        """Which loop stands still, in words; "" if none. `now` is any clock that never jumps.
+
+        A loop that is not among them any more is forgotten.
+        """
+        before, self._since = self._since, {}
+        problem = ""
         for one in loops:
-            turns, since = self._since.get(one.loop, (-1, now))
-            if one.waiting == 0 or one.turns != turns:
-                self._since[one.loop] = one.turns, now
-            elif now - since > self._limit_s:
-                idle = f"has done nothing for {now - since:.0f} s"
-                return f"the {one.loop} {idle} while {one.waiting} wait for it"
-        return ""
+            turns, since = before.get(one.loop, (-1, now))
+            idle = one.waiting > 0 and one.turns == turns
+            self._since[one.loop] = one.turns, since if idle else now
+            if idle and now - since > self._limit_s:
+                what = f"has done nothing for {now - since:.0f} s"
+                problem = problem or f"the {one.loop} {what} while {one.waiting} wait for it"
+        return problem
 
     def forget(self) -> None:
         """Nothing could be asked: what was seen before says nothing any more."""

@@ -50,6 +50,8 @@ from dataplane.config import DataPlaneConfig
 from dataplane.coordinator.granting import GrantKeeper
 from dataplane.outbox import Outbox
 from dataplane.presence import Presence, instance_of, signing_key
+from dataplane.pulse import stands_still
+from dataplane.standstill import Standstill
 from streams import events
 from streams.codec import Fact, fact_id, node_fact
 from streams.log import Answering, Bus, Log, LogError
@@ -62,6 +64,10 @@ HEARTBEAT_S = 5.0
 PROBE_S = 300.0
 PROBE_SOON_S = 3.0
 OUTBOX_S = 2.0
+#: How often the loops are looked at, and for how long one may do nothing while work waits: it takes
+#: minutes to count the games of a database of tens of gigabytes.
+WATCH_S = 10.0
+STANDSTILL_S = 600.0
 
 
 class Agent:
@@ -206,6 +212,7 @@ class Agent:
             group.create_task(self._observer.watch(), name="watch")
             group.create_task(self._observer.reconcile(), name="reconcile")
             group.create_task(self._beat(), name="heartbeat")
+            group.create_task(self._watch_progress(), name="progress")
             group.create_task(self._grants.run(), name="grants")
             group.create_task(self._disk.run(), name="disk")
             group.create_task(self._tidying.run(), name="tidying")
@@ -376,6 +383,23 @@ class Agent:
             if memory_moved(self._told, self.describe()):
                 with suppress(LogError):
                     await self._register(changed=True)
+
+    async def _watch_progress(self) -> None:
+        """End this process if a loop of it stands still. Whoever supervises starts it again."""
+        standstill = Standstill(STANDSTILL_S)
+        while True:
+            await asyncio.sleep(WATCH_S)
+            try:
+                loops = [await self._observer.progress()]
+                if self._orders is not None:
+                    loops += await self._orders.progress()
+            except LogError as error:
+                # Without a bus nobody makes progress, and starting anew mends nothing.
+                standstill.forget()
+                logger.debug("progress can't be judged: %s", error)
+                continue
+            if problem := standstill.judge(loops, time.monotonic()):
+                raise stands_still(problem)
 
     async def _say_in_the_end(self, fact: Fact) -> None:
         """Say it now, or if the bus is away, as soon as it is back, also after a restart."""

@@ -27,6 +27,7 @@ from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
 from dataplane.crashpoints import reach
 from dataplane.held import held_by
+from dataplane.standstill import Progress
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, in_trace, node_fact, split_entries, trace_joined
 from streams.log import Bus, Delivery, Log, LogError
@@ -51,6 +52,13 @@ class Observer:
         self._reporting = asyncio.Lock()
         #: What keeps it from saying what is here; "" if nothing does.
         self.problem = ""
+        self._turns = 0
+
+    async def progress(self) -> Progress:
+        """How many questions wait for an answer, and how far answering is. Raises a `LogError`."""
+        consumer = await self._log.consumer(triggers_of(self.node).name)
+        waiting = consumer.waiting + consumer.unacknowledged if consumer else 0
+        return Progress("answering of triggers", waiting, self._turns + self._inventory.steps)
 
     async def remember_received(self) -> None:
         """Ask the log what this node has received, so that nothing of it is ever taken for ours.
@@ -139,6 +147,7 @@ class Observer:
         self.problem = f"the data directory can't be looked through: {described(error)}"
 
     async def _answer_one(self, delivery: Delivery) -> None:
+        self._turns += 1
         async with (
             kept_alive(delivery),
             left_to_redelivery(delivery),
@@ -156,6 +165,7 @@ class Observer:
                 # Who asks does not wait for ever.
                 await self._answer_with_the_problem(delivery.recorded)
                 await delivery.ack()
+        self._turns += 1
 
     def _said_to_come(self, trigger: Recorded) -> contextlib.AbstractAsyncContextManager[None]:
         """Say that the answer will come, as long as reading goes on: who stands still says nothing.

@@ -8,21 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from adapters.errors import Unforeseen
 from dataplane.agent.attempt import Attempt, Outcome
 from dataplane.agent.deliveries import described, is_last_try, kept_alive, left_to_redelivery
-from dataplane.agent.progress import Progress
+from dataplane.agent.progress import Progress as ProgressTold
 from dataplane.agent.saying import Saying
 from dataplane.agent.transfers import TransportManager, quarantine_fact
 from dataplane.consumers import tasks_of
 from dataplane.coordinator.granting import GrantKeeper
 from dataplane.crashpoints import reach
+from dataplane.standstill import Progress
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, in_trace, node_fact, trace_joined
 from streams.log import Bus, Delivery, Log, LogError
 
 logger = logging.getLogger(__name__)
+
+
+class _Work:
+    """An order that is being carried out, and how often something of it has come."""
+
+    def __init__(self, order: events.TransferAssigned, tell: ProgressTold) -> None:
+        self.order = order
+        self.since = time.monotonic()
+        self.told = 0
+        self._tell = tell
+
+    def __call__(self, done: int, total: int) -> None:
+        """It is so far."""
+        self.told += 1
+        self._tell(done, total)
 
 
 class Orders:
@@ -43,6 +60,22 @@ class Orders:
         self._manager = manager
         self._grants = grants
         self._saying = saying
+        self._turns = 0
+        self._working: set[_Work] = set()
+
+    async def progress(self) -> list[Progress]:
+        """How many orders wait to be taken, and how far those are that should have ended.
+
+        Raises a `LogError`.
+        """
+        consumer = await self._log.consumer(tasks_of(self._node).name)
+        loops = [Progress("taking of orders", consumer.waiting if consumer else 0, self._turns)]
+        now = time.monotonic()
+        return loops + [
+            Progress(f"transfer {one.order.transfer}", 1, one.told)
+            for one in self._working
+            if now - one.since > one.order.timeout_s
+        ]
 
     async def take(self) -> None:
         """Carry out assignments, all that are given at once: how many is decided by who gives."""
@@ -57,6 +90,7 @@ class Orders:
     async def _obey(self, delivery: Delivery) -> None:
         recorded, order = delivery.recorded, delivery.recorded.event
         async with kept_alive(delivery), left_to_redelivery(delivery):
+            self._turns += 1
             if isinstance(order, events.TransferAssigned):
                 try:
                     await self._carry_out(recorded, order)
@@ -71,8 +105,14 @@ class Orders:
 
     async def _carry_out(self, recorded: Recorded, order: events.TransferAssigned) -> None:
         """Move the bytes and say what came of it; the caller acknowledges after that."""
-        with self._grants.running(order):
-            result = await self._manager.transfer(order, Progress(self._bus, order))
+        work = _Work(order, ProgressTold(self._bus, order))
+        self._working.add(work)
+        try:
+            with self._grants.running(order):
+                result = await self._manager.transfer(order, work)
+        finally:
+            self._working.discard(work)
+            self._turns += 1
         facts = [self._result_fact(recorded, result)]
         if isinstance(result, events.TransferFailed):
             quarantined = quarantine_fact(self._node, order.entry, result)

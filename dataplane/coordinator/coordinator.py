@@ -27,8 +27,9 @@ from dataplane.coordinator.queries import Queries
 from dataplane.health import CoordinatorHealth, coordinator_health
 from dataplane.presence import Presence
 from dataplane.proving import answer_proofs
+from dataplane.pulse import stands_still
 from dataplane.restoring import open_bucket
-from dataplane.standstill import Progress, StandsStill, Standstill
+from dataplane.standstill import STANDSTILL_S, Progress, Standstill
 from dataplane.web import WebServer
 from projections.cluster import ClusterView
 from projections.projector import Projector
@@ -220,7 +221,7 @@ class Coordinator:
 
         Whoever supervises starts it again.
         """
-        standstill, clocks = Standstill(), ClockWatch()
+        standstill, clocks = Standstill(STANDSTILL_S), ClockWatch()
         while True:
             await asyncio.sleep(WATCH_S)
             self._clock_problem = clocks.look(time.time(), time.monotonic())
@@ -233,7 +234,7 @@ class Coordinator:
                 logger.debug("progress can't be judged: %s", error)
                 continue
             if problem:
-                raise StandsStill(problem)
+                raise stands_still(problem)
 
     async def _watch_servers(self) -> None:
         """Know on how many servers the log stands, for whoever asks how it does."""

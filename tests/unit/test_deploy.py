@@ -18,6 +18,7 @@ import yaml
 from dataplane.keys import KeyStore
 from dataplane.metrics import Metrics
 from dataplane.overview import overview
+from dataplane.pulse import PULSE_LIMIT_S
 from projections.chains import ChainRow
 from streams.codec import fact_id, node_fact
 from streams.events import Event
@@ -210,3 +211,6 @@ def test_units_start_what_there_is_and_start_it_again(unit: str) -> None:
     assert start is not None
     if not unit.startswith("nats"):
         assert start[1].split()[-1] in COMMANDS
+        # Where the process could not end itself, systemd ends it.
+        assert "Type=notify\n" in text
+        assert f"WatchdogSec={PULSE_LIMIT_S:.0f}\n" in text

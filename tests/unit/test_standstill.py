@@ -50,6 +50,16 @@ def test_time_without_a_bus_does_not_count() -> None:
     assert watch.judge([Progress("bridge", 1, 0)], 100.0) == ""
 
 
+def test_each_loop_is_judged_alone_and_one_that_is_gone_is_forgotten() -> None:
+    """What another does is no progress of it; what comes under its name later is another."""
+    watch = Standstill(60.0)
+    watch.judge([Progress("transfer a", 1, 0), Progress("transfer b", 1, 0)], 0.0)
+    said = watch.judge([Progress("transfer a", 1, 5), Progress("transfer b", 1, 0)], 61.0)
+    assert said.startswith("the transfer b")
+    watch.judge([], 62.0)
+    assert watch.judge([Progress("transfer b", 1, 0)], 200.0) == ""
+
+
 async def test_bus_that_is_waited_for_is_said_to_be_once(caplog: pytest.LogCaptureFixture) -> None:
     """However often it is tried: a journal is no place for the same sentence twice a second."""
     tries = asyncio.Semaphore(0)
