@@ -24,3 +24,31 @@ class Telling:
         if done != self._told and (done == self._size or now - self._told_at >= TELL_EVERY_S):
             self._told, self._told_at = done, now
             self._progress(done, self._size)
+
+
+class InAll:
+    """How far several are as one: (bytes of all that are there, bytes in all). Neither shrinks."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._sizes: dict[str, int] = {}
+        self._done: dict[str, int] = {}
+
+    def expect(self, name: str, size_bytes: int) -> None:
+        """One more is to come, of so many bytes."""
+        self._sizes[name] = size_bytes
+
+    def tell(self, name: str, done: int) -> None:
+        """`done` bytes of one that is expected are there; of others nothing is told."""
+        size, before = self._sizes.get(name), self._done.get(name, 0)
+        # What is tried anew, or passes through another node, begins anew.
+        if size is not None and done > before:
+            self._done[name] = min(done, size)
+            self._progress(sum(self._done.values()), sum(self._sizes.values()))
+
+    def done(self) -> None:
+        """All that is expected is there."""
+        before, self._done = self._done, dict(self._sizes)
+        if before != self._done:
+            total = sum(self._sizes.values())
+            self._progress(total, total)

@@ -11,16 +11,17 @@ import contextlib
 import ssl
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
 import msgspec
 
-from adapters.workers import finish
+from adapters.workers import cancelled, finish
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
+from dataplane.following import Following
 from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.outbox import NotKept, Outbox
 from dataplane.presence import present
@@ -28,7 +29,7 @@ from streams import events
 from streams.codec import Recorded, chain_of_trigger, check_traceparent, node_fact
 from streams.events import CHAIN_TRIGGERS, Event
 from streams.jetstream import JetStreamLog
-from streams.log import ConsumerState, Delivery, Log, LogError, LogUnavailable, Standing
+from streams.log import Bus, ConsumerState, Delivery, Log, LogError, LogUnavailable, Standing
 from streams.subjects import chain_filter, type_filter
 from streams.values import ALL_CONFIGS, S3_NODE, DataType, SyncPriority, TargetOutcome
 
@@ -73,22 +74,47 @@ class SyncResult(msgspec.Struct, frozen=True):
 class SyncHandle:
     """A chain on its way."""
 
-    def __init__(self, log: Log, chain: str, sequence: int) -> None:
+    def __init__(self, log: Log, bus: Bus, chain: str, sequence: int) -> None:
         self._log = log
+        self._bus = bus
         self._sequence = sequence
         #: The chain's id, for ``dataplane chain ID``.
         self.chain = chain
 
-    async def wait(self, timeout: float | None = None) -> SyncResult:
-        """Wait for the chain's end. Raises TimeoutError; the chain goes on all the same."""
+    async def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        progress_callback: Callable[[int, int], None] | None = None,
+    ) -> SyncResult:
+        """Wait for the chain's end. Raises TimeoutError; the chain goes on all the same.
+
+        `progress_callback` is told (bytes done, bytes in all) of what the chain moves, a few times
+        a second. It is called on the event loop; what it raises, this raises.
+        """
         async with asyncio.timeout(timeout):
-            reading = self._log.read(after=self._sequence, subjects=[chain_filter(self.chain)])
-            async with contextlib.aclosing(reading) as batches:
-                async for batch in batches:
-                    for recorded in batch:
-                        result = _result(recorded)
-                        if result is not None:
-                            return result
+            if progress_callback is None:
+                return await self._end(lambda recorded: None)
+            following = Following(progress_callback)
+            hearing = asyncio.create_task(following.hear(self._bus))
+            ending = asyncio.create_task(self._end(following.see))
+            try:
+                await asyncio.wait({ending, hearing}, return_when=asyncio.FIRST_COMPLETED)
+                if not ending.done():
+                    hearing.result()
+                return await ending
+            finally:
+                await cancelled([hearing, ending])
+
+    async def _end(self, see: Callable[[Recorded], None]) -> SyncResult:
+        reading = self._log.read(after=self._sequence, subjects=[chain_filter(self.chain)])
+        async with contextlib.aclosing(reading) as batches:
+            async for batch in batches:
+                for recorded in batch:
+                    see(recorded)
+                    result = _result(recorded)
+                    if result is not None:
+                        return result
         raise LogUnavailable("the log was closed before the chain ended")
 
 
@@ -267,13 +293,14 @@ class DataPlane:
         log = await self.log()
         id = uuid.uuid4().hex
         receipt = await log.publish(node_fact(event, self.config.node, id, traceparent=traceparent))
-        return SyncHandle(log, chain_of_trigger(id), receipt.sequence)
+        return SyncHandle(log, log.bus, chain_of_trigger(id), receipt.sequence)
 
     async def handle(self, published: Published) -> SyncHandle:
         """A handle on the chain that a published trigger opened."""
         if not isinstance(published, Published):
             raise TypeError(f"handle() takes what publish() returned, not {published!r}")
-        return SyncHandle(await self.log(), published.chain, published.sequence or 0)
+        log = await self.log()
+        return SyncHandle(log, log.bus, published.chain, published.sequence or 0)
 
     async def sync_all(self, priority: SyncPriority = SyncPriority.LOW) -> list[SyncHandle]:
         """Ask for everything that training nodes lack; a handle for each request."""

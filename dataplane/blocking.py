@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import queue
 import threading
-from collections.abc import Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -35,6 +37,15 @@ class _Loop:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine there and wait for its result."""
+        future = self.start(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def start(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Run a coroutine there."""
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
@@ -43,12 +54,7 @@ class _Loop:
                 )
                 thread.start()
                 atexit.register(self._loop.call_soon_threadsafe, self._loop.stop)
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
 _loop = _Loop()
@@ -61,9 +67,32 @@ class SyncHandle:
         self._handle = handle
         self.chain = handle.chain
 
-    def wait(self, timeout: float | None = None) -> SyncResult:
-        """Wait for the chain's end. Raises TimeoutError; the chain goes on all the same."""
-        return _loop.run(self._handle.wait(timeout))
+    def wait(
+        self,
+        timeout: float | None = None,
+        *,
+        progress_callback: Callable[[int, int], None] | None = None,
+    ) -> SyncResult:
+        """Wait for the chain's end. Raises TimeoutError; the chain goes on all the same.
+
+        `progress_callback` is told (bytes done, bytes in all), in the thread that waits.
+        """
+        if progress_callback is None:
+            return _loop.run(self._handle.wait(timeout))
+        told: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
+        waiting = _loop.start(
+            self._handle.wait(
+                timeout, progress_callback=lambda done, total: told.put((done, total))
+            )
+        )
+        waiting.add_done_callback(lambda _: told.put(None))
+        try:
+            while (said := told.get()) is not None:
+                progress_callback(*said)
+            return waiting.result()
+        except BaseException:
+            waiting.cancel()
+            raise
 
 
 class Received(Generic[E]):

@@ -23,6 +23,7 @@ from adapters.s3 import layout
 from adapters.s3.flow import Flow
 from adapters.s3.layout import Manifest, ManifestEntry
 from adapters.s3.transport import S3Transport
+from adapters.telling import InAll
 from adapters.throttle import Throttle
 from adapters.transport import Progress
 from adapters.workers import each, finish
@@ -124,6 +125,7 @@ class S3Bucket:
         *,
         rules: PathRules | None = None,
         throttle: Throttle | None = None,
+        progress: Progress = lambda *_: None,
     ) -> Landed:
         """Bring the newest version of one logical path that the bucket knows, to `root`/`path`.
 
@@ -131,7 +133,8 @@ class S3Bucket:
         """
         for stored in (await self.catalog()).entries:
             if stored.entry.path == path:
-                return await self._restore_file(stored, root, path, rules or PathRules(), throttle)
+                known = rules or PathRules()
+                return await self._restore_file(stored, root, path, known, throttle, progress)
         raise EntryMissing(f"no manifest names {path}")
 
     async def restore_node(
@@ -141,24 +144,31 @@ class S3Bucket:
         *,
         rules: PathRules | None = None,
         throttle: Throttle | None = None,
+        progress: Progress = lambda *_: None,
     ) -> dict[str, Landed | TransportError]:
         """Bring all that a node's manifest names under `root`, where that node would keep it.
 
         Returns what became of each path: one that fails holds up no other. What is there already
-        is left as it is, so that it can be called again.
+        is left as it is, so that it can be called again. `progress` is told of all as of one.
         """
         known = rules or PathRules()
         became: dict[str, Landed | TransportError] = {}
+        named = (await self.read_manifest(node)).entries
+        in_all = InAll(progress)
+        for stored in named:
+            in_all.expect(stored.entry.path, stored.entry.size_bytes)
 
         async def restore_one(stored: ManifestEntry) -> None:
             path = stored.entry.path
             try:
                 local = known.local(path, node)
-                became[path] = await self._restore_file(stored, root, local, known, throttle)
+                became[path] = await self._restore_file(
+                    stored, root, local, known, throttle, lambda done, _: in_all.tell(path, done)
+                )
             except TransportError as error:
                 became[path] = error
 
-        await each((await self.read_manifest(node)).entries, restore_one, _RESTORED_AT_ONCE)
+        await each(named, restore_one, _RESTORED_AT_ONCE)
         return became
 
     async def _restore_file(
@@ -168,13 +178,15 @@ class S3Bucket:
         local: str,
         rules: PathRules,
         throttle: Throttle | None,
+        progress: Progress,
     ) -> Landed:
         if await finish(lambda: _stands(root, local, stored.entry)):
+            progress(stored.entry.size_bytes, stored.entry.size_bytes)
             return Landed(bytes=stored.entry.size_bytes)
         transfer = f"restore {stored.entry.path}"
         landing = await Landing.open(root, stored.entry, transfer, local, rules=rules)
         try:
-            await self.restore(stored, landing, throttle)
+            await self.restore(stored, landing, throttle, progress)
             return await landing.commit()
         finally:
             await landing.abort()

@@ -10,10 +10,12 @@ import msgspec
 import typer
 
 from adapters.errors import TransportError
+from adapters.telling import InAll
 from dataplane import rows
-from dataplane.api import DataPlane, SyncResult
+from dataplane.api import DataPlane, SyncHandle, SyncResult
 from dataplane.cli import show
 from dataplane.cli.app import SAFE, Json, app, config_of, run
+from dataplane.cli.bars import bars
 from dataplane.restoring import open_bucket, restore_catalog
 
 restore_app = typer.Typer(no_args_is_help=True, help="Bring back what is in the bucket.")
@@ -31,7 +33,9 @@ def backup(
     async def ask() -> list[SyncResult]:
         async with DataPlane.connect(config=config_of()) as plane:
             handles = await plane.backup_to_s3()
-            return list(await asyncio.gather(*(handle.wait(wait) for handle in handles)))
+            with bars() as bar:
+                in_all = InAll(bar("to the bucket"))
+                return list(await asyncio.gather(*(_waited(one, wait, in_all) for one in handles)))
 
     results = run(ask())
     found: list[dict[str, Any]] = [
@@ -48,6 +52,16 @@ def backup(
     columns = ["config_key", "success", "files", "bytes", "reason"]
     show.emit(found, columns, as_json=as_json, empty="the bucket has all that belongs there")
     raise typer.Exit(0 if all(one.success for one in results) else 1)
+
+
+async def _waited(handle: SyncHandle, timeout_s: float, in_all: InAll) -> SyncResult:
+    """The end of one of several chains, which are one bar."""
+
+    def tell(done: int, total: int) -> None:
+        in_all.expect(handle.chain, total)
+        in_all.tell(handle.chain, done)
+
+    return await handle.wait(timeout_s, progress_callback=tell)
 
 
 @restore_app.command("ls")
@@ -70,7 +84,8 @@ def restore_file(path: str, to: To) -> None:
     async def bring() -> int:
         to.mkdir(parents=True, exist_ok=True)
         async with open_bucket(config_of()) as bucket:
-            return (await bucket.restore_file(path, to)).bytes
+            with bars() as bar:
+                return (await bucket.restore_file(path, to, progress=bar(path))).bytes
 
     show.console.print(f"{path}: {run(bring())} bytes, proven", highlight=False)
 
@@ -82,7 +97,8 @@ def restore_node(node: str, to: To, as_json: Json = False) -> None:
     async def bring() -> Any:
         to.mkdir(parents=True, exist_ok=True)
         async with open_bucket(config_of()) as bucket:
-            return await bucket.restore_node(node, to)
+            with bars() as bar:
+                return await bucket.restore_node(node, to, progress=bar(f"what {node} stored"))
 
     became = run(bring())
     found = [

@@ -8,21 +8,14 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import TaskID
 
 from dataplane.agent.progress import ProgressMessage
 from dataplane.api import DataPlane
 from dataplane.cli import show
 from dataplane.cli.app import LOOK, Json, app, config_of, run
 from dataplane.cli.asking import answered
+from dataplane.cli.bars import shown
 from dataplane.queries import AskLinks
 from dataplane.rows import plain
 from streams.foreign import Unreadable, from_json
@@ -86,15 +79,7 @@ class Bars:
     def __init__(self, *, as_json: bool) -> None:
         self._as_json = as_json
         self._bars: dict[str, TaskID] = {}
-        self.shown = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-            console=show.console,
-            disable=as_json,
-        )
+        self.shown = shown(transient=False, disable=as_json)
 
     def tell(self, message: ProgressMessage) -> None:
         """Show how far a transfer is; a finished one leaves a line and its bar goes."""

@@ -12,6 +12,7 @@ import typer
 from dataplane.api import DataPlane, Published, SyncResult
 from dataplane.cli import show
 from dataplane.cli.app import SAY, Json, Node, app, config_of, run
+from dataplane.cli.bars import bars
 from dataplane.config import ConfigError
 from dataplane.queries import PREFIX
 from dataplane.typos import meant
@@ -118,7 +119,11 @@ def sync(
     async def ask() -> tuple[str, SyncResult | None]:
         async with DataPlane.connect(config=config_of()) as plane:
             handle = await plane.request_sync(data_type, config_key, targets, priority)
-            return handle.chain, await handle.wait(wait) if wait > 0 else None
+            if wait <= 0:
+                return handle.chain, None
+            with bars() as bar:
+                told = bar(f"{config_key} {data_type}")
+                return handle.chain, await handle.wait(wait, progress_callback=told)
 
     chain_id, result = run(ask())
     if as_json:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -49,9 +50,9 @@ def client(cluster: LocalCluster, node: str = "train-1") -> DataPlane:
     return DataPlane.connect(config=config, outbox=cluster.base / "outbox")
 
 
-def played(games: int = 5) -> SelfplayComplete:
+def played(games: int = 5, config_key: str = "hex8_2p") -> SelfplayComplete:
     """A trigger of gpu-7."""
-    return SelfplayComplete(config_key="hex8_2p", source_node="gpu-7", games_count=games)
+    return SelfplayComplete(config_key=config_key, source_node="gpu-7", games_count=games)
 
 
 async def test_request_sync_waits_until_the_data_is_there(cluster: LocalCluster) -> None:
@@ -78,6 +79,49 @@ async def test_request_sync_waits_until_the_data_is_there(cluster: LocalCluster)
 def _games_known(dp: DataPlane) -> int | None:
     entry = dp.catalog.get("games/gpu-7/hex8_2p.db")
     return entry.games if entry else None
+
+
+async def test_both_clients_tell_how_far_what_they_wait_for_is(tmp_path: Path) -> None:
+    """In bytes, while it moves; the blocking one in the thread that waits."""
+    async with LocalCluster(
+        tmp_path, default_bandwidth_limit_mbps=16, transports="http"
+    ) as cluster:
+        cluster.coordinator()
+        cluster.agent("gpu-7", Role.SELFPLAY)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+        told: list[tuple[int, int]] = []
+        cluster.play("gpu-7", 1, padding=4_000_000)
+        async with client(cluster, "gpu-7") as dp:
+            handle = await dp.handle(await dp.publish(played(1)))
+            await handle.wait(60, progress_callback=lambda *said: told.append(said))
+        assert_grows(told)
+
+        def blocks() -> list[tuple[int, int, str]]:
+            heard: list[tuple[int, int, str]] = []
+
+            def hear(done: int, total: int) -> None:
+                heard.append((done, total, threading.current_thread().name))
+
+            with blocking.DataPlane.connect(
+                cluster.server.url, node="gpu-7", outbox=tmp_path / "out"
+            ) as dp:
+                said = dp.publish(played(1, "square8_2p"))
+                dp.handle(said).wait(60, progress_callback=hear)
+            return [*heard, (0, 0, threading.current_thread().name)]
+
+        cluster.play("gpu-7", 1, "square8_2p", padding=4_000_000)
+        *heard, here = await asyncio.to_thread(blocks)
+        assert_grows([(done, total) for done, total, _ in heard])
+        assert {thread for _, _, thread in heard} == {here[2]}
+
+
+def assert_grows(told: list[tuple[int, int]]) -> None:
+    """It was told before its end, and at its end, of all there is."""
+    assert told == sorted(told)
+    (first, total), last = told[0], told[-1]
+    assert 0 < first < total
+    assert last == (total, total)
 
 
 async def test_request_for_data_that_nobody_has_fails_with_the_reason(

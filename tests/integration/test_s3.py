@@ -750,6 +750,29 @@ async def test_what_stands_already_is_not_fetched_again(
     assert became == {"shared/a.bin": Landed(bytes=1)}
 
 
+async def test_how_far_a_restore_is_is_told_of_all_as_of_one(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """What stands there already counts as come."""
+    transport = connect()
+    entries = [
+        await stored(transport, files, f"shared/{name}", name.encode() * 1000) for name in "ab"
+    ]
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, *entries))
+    (root / "shared").mkdir()
+    (root / "shared/a").write_bytes(b"a" * 1000)
+    told: list[tuple[int, int]] = []
+    await S3Bucket(transport).restore_node("gpu-7", root, progress=lambda *at: told.append(at))
+    assert told == sorted(told)
+    assert told[-1] == (2000, 2000)
+    (root / "x").mkdir()
+    alone: list[tuple[int, int]] = []
+    await S3Bucket(transport).restore_file(
+        "shared/b", root / "x", progress=lambda *at: alone.append(at)
+    )
+    assert alone[-1] == (1000, 1000)
+
+
 async def test_one_file_that_fails_holds_up_no_other(
     connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
 ) -> None:
