@@ -3,7 +3,8 @@
 A partial file is what a transfer has so far, and a file in quarantine is what somebody may want to
 look into. Neither is data: both are kept for a while, and what nobody will need only as long as it
 takes little of the room that data could have. A partial that is being written is never touched, and
-what rotted goes by its age alone: it may be the last there is of it.
+what rotted goes by its age alone: it may be the last there is of it. One file that can't be looked
+at or removed is told of, and keeps no other.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import fcntl
 import os
 import shutil
 import time
-from collections.abc import Container, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Container, Iterator
 from pathlib import Path
 
 import msgspec
@@ -33,6 +33,10 @@ GROUP_MAX_AGE_S = 3600.0
 GROUP_PREFIX = "group-"
 #: What nobody will need is kept while it takes no more than this share of what is free.
 KEPT_SHARE = 0.1
+
+
+#: Told what could not be looked at or removed, and why.
+Stuck = Callable[[Path, OSError], None]
 
 
 class Leftover(msgspec.Struct, frozen=True):
@@ -59,17 +63,26 @@ def own_directories(root: Path) -> list[Path]:
     return found
 
 
-def idle_transfers(own: Path, now: float | None = None) -> set[str]:
+def _overlook(path: Path, error: OSError) -> None:
+    """Nobody wants to hear of it."""
+
+
+def idle_transfers(own: Path, now: float | None = None, stuck: Stuck = _overlook) -> set[str]:
     """Transfers that have left something in an own directory and are not at it now. Blocks."""
     idle_since = _now(now) - IDLE_S
     return {
         left.transfer
-        for left in _lying_in(own / "partial")
+        for left in _lying_in(own / "partial", stuck)
         if left.touched < idle_since and not left.transfer.startswith(GROUP_PREFIX)
     }
 
 
-def sweep_partials(own: Path, ended: Container[str] = (), now: float | None = None) -> list[Path]:
+def sweep_partials(
+    own: Path,
+    ended: Container[str] = (),
+    now: float | None = None,
+    stuck: Stuck = _overlook,
+) -> list[Path]:
     """Remove partial files of an own directory that nobody has touched for a day, and those of
     transfers that have `ended` if together they take much of what is free. Blocks.
 
@@ -77,16 +90,18 @@ def sweep_partials(own: Path, ended: Container[str] = (), now: float | None = No
     """
     now = _now(now)
     aged, spent = [], []
-    for left in _lying_in(own / "partial"):
+    for left in _lying_in(own / "partial", stuck):
         of_a_group = left.transfer.startswith(GROUP_PREFIX)
         if left.touched < now - (GROUP_MAX_AGE_S if of_a_group else PARTIAL_MAX_AGE_S):
             aged.append(left)
         elif left.transfer in ended and left.touched < now - IDLE_S:
             spent.append(left)
-    return [left.path for left in aged + _too_much(spent, own) if _removed_unless_locked(left)]
+    return _removed(aged + _too_much(spent, own), _remove_unless_locked, stuck)
 
 
-def sweep_quarantine(own: Path, full_from: float, now: float | None = None) -> list[Path]:
+def sweep_quarantine(
+    own: Path, full_from: float, now: float | None = None, stuck: Stuck = _overlook
+) -> list[Path]:
     """Remove what has been in quarantine for a month; of what has been there for a day, what came
     first if together it takes much of what is free. Blocks.
 
@@ -95,32 +110,43 @@ def sweep_quarantine(own: Path, full_from: float, now: float | None = None) -> l
     """
     now, full = _now(now), _is_full(own, full_from)
     aged, spent = [], []
-    for left in _lying_in(own / "quarantine"):
+    for left in _lying_in(own / "quarantine", stuck):
         if left.touched < now - QUARANTINE_MAX_AGE_S:
             aged.append(left)
         elif left.path.suffix != ROTTEN_SUFFIX:
             spent += [left] if full or left.touched < now - QUARANTINE_MIN_AGE_S else []
-    gone = aged + _too_much(spent, own)
-    for left in gone:
-        left.path.unlink(missing_ok=True)
-    return [left.path for left in gone]
+    return _removed(aged + _too_much(spent, own), Path.unlink, stuck)
 
 
 def _now(now: float | None) -> float:
     return time.time() if now is None else now
 
 
-def _lying_in(directory: Path) -> Iterator[Leftover]:
-    if not directory.is_dir():
-        return
-    for path in directory.iterdir():
-        # What lands meanwhile is no longer here; notes go with what they are of.
-        with suppress(FileNotFoundError):
-            stat = path.stat()
-            # A file's own time may be its entry's; the time of its last change of any kind is ours.
-            touched = max(stat.st_ctime, stat.st_mtime)
-            if not path.name.endswith(NOTES_SUFFIX) or not path.with_suffix("").exists():
-                yield Leftover(path, stat.st_blocks * 512, touched)
+def _lying_in(directory: Path, stuck: Stuck) -> Iterator[Leftover]:
+    for path in _named_in(directory, stuck):
+        try:
+            stat = path.lstat()
+            if path.name.endswith(NOTES_SUFFIX) and path.with_suffix("").exists():
+                # They go with what they are of.
+                continue
+        except FileNotFoundError:
+            # It has landed meanwhile.
+            continue
+        except OSError as error:
+            stuck(path, error)
+            continue
+        # A file's own time may be its entry's; the time of its last change of any kind is ours.
+        yield Leftover(path, stat.st_blocks * 512, max(stat.st_ctime, stat.st_mtime))
+
+
+def _named_in(directory: Path, stuck: Stuck) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        stuck(directory, error)
+        return []
 
 
 def _too_much(lying: list[Leftover], own: Path) -> list[Leftover]:
@@ -143,17 +169,26 @@ def _is_full(own: Path, full_from: float) -> bool:
     return usage.used >= full_from * (usage.used + usage.free)
 
 
-def _removed_unless_locked(left: Leftover) -> bool:
-    try:
-        handle = os.open(left.path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
+def _removed(gone: list[Leftover], remove: Callable[[Path], None], stuck: Stuck) -> list[Path]:
+    """Remove them; which of them that was possible for."""
+    removed: list[Path] = []
+    for left in gone:
+        try:
+            remove(left.path)
+            removed.append(left.path)
+        except (FileNotFoundError, BlockingIOError):
+            # It has landed meanwhile, or somebody is at it.
+            continue
+        except OSError as error:
+            stuck(left.path, error)
+    return removed
+
+
+def _remove_unless_locked(path: Path) -> None:
+    handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        left.path.unlink()
-        notes_of(left.path).unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
+        path.unlink()
+        notes_of(path).unlink(missing_ok=True)
     finally:
         os.close(handle)
-    return True

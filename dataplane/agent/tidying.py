@@ -45,31 +45,49 @@ class Tidying:
         self._full_from = full_from
         self._directories: list[Path] = []
         self._disks_at = float("-inf")
+        #: What could not be swept up the last time.
+        self._stuck: dict[Path, OSError] = {}
 
     async def run(self) -> None:
         """Sweep, for ever."""
         while True:
-            try:
-                removed = await self.tidy()
-                if removed:
-                    names = ", ".join(path.name for path in removed[:3])
-                    logger.info("%d files of no more use were removed: %s", len(removed), names)
-            except OSError as error:
-                # Whoever watches the files says that the disk fails.
-                logger.debug("leftovers could not be swept up: %s", error)
+            if removed := await self.tidy():
+                names = ", ".join(path.name for path in removed[:3])
+                logger.info("%d files of no more use were removed: %s", len(removed), names)
             await asyncio.sleep(TIDY_S)
 
     async def tidy(self) -> list[Path]:
-        """Sweep once; what was removed. Raises `OSError`."""
-        if time.monotonic() >= self._disks_at + _DISKS_S:
-            self._directories = await asyncio.to_thread(own_directories, self._data_dir)
-            self._disks_at = time.monotonic()
-        removed = []
-        for own in self._directories:
-            ended = await self._ended(await asyncio.to_thread(idle_transfers, own))
-            removed += await asyncio.to_thread(sweep_partials, own, ended)
-            removed += await asyncio.to_thread(sweep_quarantine, own, self._full_from)
+        """Sweep once; what was removed. What can't be swept keeps nothing else, and is warned of
+        once, until it could be.
+        """
+        removed: list[Path] = []
+        stuck: dict[Path, OSError] = {}
+        for own in await self._own_directories(stuck):
+            try:
+                await self._tidy(own, removed, stuck)
+            except OSError as error:
+                stuck[own] = error
+        for path in stuck.keys() - self._stuck.keys():
+            logger.warning("%s can't be swept up, and stays: %s", path, stuck[path])
+        self._stuck = stuck
         return removed
+
+    async def _own_directories(self, stuck: dict[Path, OSError]) -> list[Path]:
+        if time.monotonic() >= self._disks_at + _DISKS_S:
+            try:
+                self._directories = await asyncio.to_thread(own_directories, self._data_dir)
+                self._disks_at = time.monotonic()
+            except OSError as error:
+                stuck[self._data_dir] = error
+        return self._directories
+
+    async def _tidy(self, own: Path, removed: list[Path], stuck: dict[Path, OSError]) -> None:
+        """Sweep one own directory. Raises `OSError` where all of it is stuck."""
+        tell = stuck.__setitem__
+        idle = await asyncio.to_thread(idle_transfers, own, stuck=tell)
+        ended = await self._ended(idle)
+        removed += await asyncio.to_thread(sweep_partials, own, ended, stuck=tell)
+        removed += await asyncio.to_thread(sweep_quarantine, own, self._full_from, stuck=tell)
 
     async def _ended(self, transfers: set[str]) -> set[str]:
         """Those that a coordinator knows nothing of, or knows to be done; none if none answers."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import shutil
 import time
 from pathlib import Path
@@ -178,6 +180,81 @@ async def test_nobody_is_asked_of_files_of_a_group(tmp_path: Path) -> None:
     assert idle_transfers(own, now + 120) == {"t-1"}
     assert sweep_partials(own, now=now + HOUR - 60) == []
     assert sweep_partials(own, now=now + HOUR + 60) == [group]
+
+
+@pytest.mark.usefixtures("free")
+async def test_one_that_cannot_be_removed_keeps_no_other(tmp_path: Path) -> None:
+    """Somebody made a directory there: it is told of and stays, whatever comes before or behind."""
+    own, now = tmp_path / ".dataplane", time.time()
+    files, others = [], []
+    for name in ("partial", "quarantine"):
+        for number in range(5):
+            file = own / name / f"t-{number}.0.partial"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(BYTES)
+            files.append(file)
+        others.append(own / name / "t-9.0.partial")
+        others[-1].mkdir()
+    told: dict[Path, OSError] = {}
+    gone = sweep_partials(own, now=now + 31 * DAY, stuck=told.__setitem__)
+    gone += sweep_quarantine(own, FULL_FROM, now + 31 * DAY, told.__setitem__)
+    assert set(gone) == set(files)
+    assert list(told) == others
+
+
+async def test_one_that_cannot_be_looked_at_keeps_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk that gives back all but one is swept all the same."""
+    bad, good = await leave(tmp_path, "t-1"), await leave(tmp_path, "t-2")
+    look = Path.lstat
+
+    def looked_at(path: Path) -> os.stat_result:
+        if path == bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return look(path)
+
+    monkeypatch.setattr(Path, "lstat", looked_at)
+    told: dict[Path, OSError] = {}
+    later = time.time() + DAY + 60
+    assert idle_transfers(tmp_path / ".dataplane", later, told.__setitem__) == {"t-2"}
+    assert sweep_partials(tmp_path / ".dataplane", now=later, stuck=told.__setitem__) == [good]
+    assert list(told) == [bad]
+
+
+async def test_what_is_stuck_is_warned_of_once_and_other_disks_are_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was said to nobody, and nothing was removed any more; it is said anew if it comes back."""
+    for limit in ("PARTIAL_MAX_AGE_S", "QUARANTINE_MAX_AGE_S"):
+        monkeypatch.setattr(leftovers, limit, -60.0)
+    away, stuck = tmp_path / ".dataplane", tmp_path / "disk/.dataplane/partial/t-1.0.partial"
+    (away / "quarantine").mkdir(parents=True)
+    stuck.mkdir(parents=True)
+    file = tmp_path / "disk/.dataplane/quarantine/x.bin"
+    file.parent.mkdir()
+    usage = shutil.disk_usage
+
+    def used(own: Path) -> object:
+        if own == away:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return usage(own)
+
+    monkeypatch.setattr(shutil, "disk_usage", used)
+    tidying = Tidying(MemoryBus(), tmp_path, FULL_FROM)
+
+    async def warned_of() -> list[Path]:
+        caplog.clear()
+        file.write_bytes(b"x")
+        assert await tidying.tidy() == [file]
+        return sorted(record.args[0] for record in caplog.records)  # type: ignore[index]
+
+    assert await warned_of() == [away, stuck]
+    assert await warned_of() == []
+    stuck.rmdir()
+    assert await warned_of() == []
+    stuck.mkdir()
+    assert await warned_of() == [stuck]
 
 
 class Coordinator:
