@@ -39,7 +39,7 @@ from streams.codec import Recorded
 from streams.foreign import Unreadable, from_json
 from streams.log import Standing
 from streams.micro import ServiceRefusal
-from streams.values import S3_NODE, DataType
+from streams.values import S3_NODE, DataType, is_token
 
 SERVICE = "dataplane"
 #: The version of questions and answers, not of this installation.
@@ -303,10 +303,10 @@ def held(ask: AskHeld, known: Reading) -> HeldPage:
 
 
 def pending(ask: AskPending, known: Reading) -> list[str]:
-    """Their ids; refused with 503 while the views are far behind the log."""
+    """Their ids, of those that are ids; refused with 503 while the views are far behind the log."""
     if known.last_sequence - known.view.checkpoint.sequence > LAG_LIMIT:
         raise ServiceRefusal("pending: the views are far behind the log", "503")
-    found = ((id, known.view.transfer(id)) for id in ask.transfers)
+    found = ((id, known.view.transfer(id)) for id in ask.transfers if is_token(id))
     return [id for id, row in found if row is not None and not row.ended]
 
 

@@ -21,6 +21,7 @@ import msgspec
 from adapters.files.places import OWN_DIRECTORY
 from adapters.files.rot import ROTTEN_SUFFIX
 from adapters.files.scattered import NOTES_SUFFIX, notes_of
+from streams.values import is_token
 
 PARTIAL_MAX_AGE_S = 24 * 3600.0
 QUARANTINE_MAX_AGE_S = 30 * 24 * 3600.0
@@ -68,12 +69,17 @@ def _overlook(path: Path, error: OSError) -> None:
 
 
 def idle_transfers(own: Path, now: float | None = None, stuck: Stuck = _overlook) -> set[str]:
-    """Transfers that have left something in an own directory and are not at it now. Blocks."""
+    """Transfers that have left something in an own directory and are not at it now. Blocks.
+
+    Not what others have left there, whatever they call it.
+    """
     idle_since = _now(now) - IDLE_S
     return {
         left.transfer
         for left in _lying_in(own / "partial", stuck)
-        if left.touched < idle_since and not left.transfer.startswith(GROUP_PREFIX)
+        if left.touched < idle_since
+        and is_token(left.transfer)
+        and not left.transfer.startswith(GROUP_PREFIX)
     }
 
 

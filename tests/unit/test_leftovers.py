@@ -257,6 +257,24 @@ async def test_what_is_stuck_is_warned_of_once_and_other_disks_are_swept(
     assert await warned_of() == [stuck]
 
 
+@pytest.mark.usefixtures("free")
+@pytest.mark.parametrize("name", [b".nfs0001", b".x", b"\xff\xfe.0.partial", b"a b.0.partial"])
+async def test_nobody_is_asked_of_what_no_transfer_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
+) -> None:
+    """It would spoil the whole question; and goes by its age like all others."""
+    monkeypatch.setattr(leftovers, "IDLE_S", -1.0)
+    left = await leave(tmp_path, "t-1")
+    other = left.with_name(os.fsdecode(name))
+    other.write_bytes(b"x")
+    bus, coordinator = MemoryBus(), Coordinator(("t-1",))
+    answering = await bus.answer("dp.query.pending", coordinator.answer)
+    assert await Tidying(bus, tmp_path, FULL_FROM).tidy() == []
+    assert coordinator.asked == [["t-1"]]
+    assert set(sweep_partials(tmp_path / ".dataplane", now=time.time() + 2 * DAY)) == {left, other}
+    await answering.close()
+
+
 class Coordinator:
     """Says which transfers are pending; counts what it is asked."""
 
