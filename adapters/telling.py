@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import TracebackType
 
 from adapters.transport import Progress
 
@@ -10,17 +11,33 @@ TELL_EVERY_S = 0.2
 
 
 class Telling:
-    """Tells how much of one entry is there, a few times a second and at its end."""
+    """Tells how much of one entry is there, a few times a second and at its end.
+
+    As a context it also tells what it ends with, in whatever way that is.
+    """
 
     def __init__(self, progress: Progress, size_bytes: int) -> None:
         self._progress = progress
         self._size = size_bytes
-        self._told = -1
+        self._done = self._told = -1
         self._told_at = 0.0
+
+    def __enter__(self) -> Telling:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._done != self._told:
+            self._told = self._done
+            self._progress(self._done, self._size)
 
     def tell(self, done: int) -> None:
         """`done` bytes are there."""
-        now = time.monotonic()
+        self._done, now = done, time.monotonic()
         if done != self._told and (done == self._size or now - self._told_at >= TELL_EVERY_S):
             self._told, self._told_at = done, now
             self._progress(done, self._size)

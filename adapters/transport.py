@@ -99,6 +99,7 @@ class Pushes(Protocol):
         Return how many bytes moved, once the target has proven the digest and given the file its
         final name under ``request.target.data_root``. Raises a `TransportError`; then, or when it
         is cancelled, the final name is untouched, and what came is kept for the next attempt.
+        `progress` is told first how much is there already, and last how far it came, also then.
         """
 
     async def close(self) -> None:

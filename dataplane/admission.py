@@ -31,7 +31,7 @@ from dataplane.ordering import at_risk, expected_end, in_turn, starved
 from dataplane.policy import Policy
 from dataplane.slots import Slots, Wait
 from projections.nodes import NodeRow
-from projections.transfers import TransferRow
+from projections.transfers import TransferRow, attempts
 from streams import events
 from streams.codec import Fact, chain_fact, fact_id, node_fact
 from streams.subjects import subject_for, type_filter
@@ -148,9 +148,10 @@ def not_ready(
         return Wait("unwanted", "no chain waits for it any more")
     failures = transfer.failures_since(transfer.asked_sequence)
     if exhausted(transfer, policy, transfer.asked_sequence):
-        return Wait("attempts", f"{len(failures)} attempts failed; its chain ends without it")
+        return Wait("attempts", f"{attempts(failures)} attempts failed; its chain ends without it")
     if failures:
-        until = failures[-1].time + policy.retries.backoff_s(transfer.id, len(failures))
+        fruitless = transfer.fruitless_since(transfer.asked_sequence)
+        until = failures[-1].time + policy.retries.backoff_s(transfer.id, max(1, fruitless))
         if until > now:
             last = failures[-1].error_class
             return Wait("backoff", f"{last}: again in {until - now:.1f} s", until)

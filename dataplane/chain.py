@@ -17,7 +17,7 @@ from adapters.s3.layout import manifest_key, under
 from dataplane.duties import distributed, may_end_empty, of_no_use, said_of_the_plan
 from dataplane.policy import Policy
 from projections.chains import Chain, ChainStatus, Need, advanced, part_of, with_parts
-from projections.transfers import ENTRY_MISSING, TransferRow, TransferState, transfer_id
+from projections.transfers import ENTRY_MISSING, TransferRow, TransferState, attempts, transfer_id
 from streams import events
 from streams.codec import LIST_BYTES, Fact, chain_fact, split_entries
 from streams.values import S3_NODE, DataEntry, Held, Refusal, SyncPlan, TargetOutcome, added
@@ -87,11 +87,15 @@ def set_aside(chain: Chain, tries: int, problem: str, now: float, cause: str) ->
 
 
 def exhausted(transfer: TransferRow, policy: Policy, since: int) -> bool:
-    """Whether the attempts since a plan are used up, or the last one can't be made better."""
+    """Whether the attempts since a plan are used up, or the last one can't be made better.
+
+    Those before one that made headway are not counted: it goes on from where that one ended.
+    """
     failures = transfer.failures_since(since)
     if not failures:
         return False
-    return not failures[-1].retryable or len(failures) > policy.retries.max_retries
+    fruitless = transfer.fruitless_since(since)
+    return not failures[-1].retryable or fruitless > policy.retries.max_retries
 
 
 def _plan(
@@ -328,7 +332,8 @@ def _outcome(
         transfer, policy, chain.planned_sequence
     ):
         last = transfer.failures[-1]
-        tries = f" (attempt {len(transfer.failures)})" if len(transfer.failures) > 1 else ""
+        count = attempts(transfer.failures)
+        tries = f" (attempt {count})" if count > 1 else ""
         return TargetOutcome(
             target=need.target,
             path=need.path,

@@ -77,7 +77,8 @@ def choose(
         return Way(transfer.target, source, transfer.transports, source)
 
     def badness(way: Way) -> tuple[bool, bool, int, int, int, int]:
-        by_source = [f for f in transfer.failures if f.source == way.source]
+        # A way that brings the file on is no worse for having to be taken again.
+        by_source = [f for f in transfer.failures if f.source == way.source and not f.headway]
         same_way = [f for f in by_source if f.executor == way.executor]
         executor = known.node(way.executor)
         return (

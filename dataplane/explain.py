@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import msgspec
 
+from dataplane.chain import exhausted
 from dataplane.planner import SyncPlanner
 from dataplane.planner.targets import exclusion
 from dataplane.policy import Policy, Rule
@@ -18,7 +19,7 @@ from dataplane.slots import Slots
 from dataplane.words import clock, size
 from projections.cluster import ClusterView
 from projections.nodes import NodeRow
-from projections.transfers import TransferRow, TransferState, transfer_id
+from projections.transfers import TransferRow, TransferState, attempts, transfer_id
 from streams import events
 from streams.codec import Recorded
 from streams.events import Event
@@ -201,7 +202,8 @@ def _failures(asked: Asked, until: int = 1 << 62) -> Iterator[Sentence]:
         if event.target == asked.node and fact.sequence < until:
             tried = ", ".join(str(result.transport_used) for result in event.results)
             over = f" over {tried}" if tried else ""
-            text = f"attempt {event.attempt} from {event.source}{over} failed: "
+            after = f" after {size(event.bytes_transferred)}" if event.bytes_transferred else ""
+            text = f"attempt {event.attempt} from {event.source}{over} failed{after}: "
             yield _at(fact, f"{text}{event.error_class}: {event.error}")
 
 
@@ -278,11 +280,11 @@ def _under_way(asked: Asked, row: TransferRow) -> str:
     failures = row.failures_since(row.asked_sequence)
     if failures:
         last = failures[-1]
-        retries = asked.policy.retries
         error = f"attempt {row.attempt} failed, {last.error_class}: {last.error}"
-        if not last.retryable or len(failures) > retries.max_retries:
-            return f"given up after {len(failures)} attempts; {error}"
-        at = last.time + retries.backoff_s(row.id, len(failures))
+        if exhausted(row, asked.policy, row.asked_sequence):
+            return f"given up after {attempts(failures)} attempts; {error}"
+        fruitless = max(1, row.fruitless_since(row.asked_sequence))
+        at = last.time + asked.policy.retries.backoff_s(row.id, fruitless)
         if at > asked.now:
             return f"tried again at {clock(at)}; {error}"
         waits = f"{waits}; {error}"

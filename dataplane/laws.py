@@ -336,7 +336,9 @@ def _taken(running: Iterable[events.TransferAssigned], small_per_slot: int) -> C
     return taken
 
 
-def _moved(event: events.TransferAssigned | events.TransferSucceeded) -> tuple[str, str, str]:
+def _moved(
+    event: events.TransferAssigned | events.TransferSucceeded | events.TransferFailed,
+) -> tuple[str, str, str]:
     """What is brought: path, checksum and target."""
     return event.entry.path, event.entry.checksum, event.target
 
@@ -359,6 +361,74 @@ def _wanted(event: events.SyncPlanned, *, spare_only: bool = True) -> set[tuple[
         for target in plan.target_nodes
         for entry in plan.entries
     }
+
+
+def attempts_are_counted(max_retries: int) -> Law:
+    """The law that whatever may still succeed is tried again, and nothing is tried for ever (K13).
+
+    So many retries, not counting what came before an attempt that brought a real share of the file,
+    and kept it.
+    """
+
+    def law(facts: Sequence[Recorded]) -> Iterator[str]:
+        tries: dict[tuple[str, str, str], _Tries] = {}
+        for recorded in facts:
+            event = recorded.event
+            if isinstance(event, events.SyncPlanned):
+                for place in _wanted(event):
+                    tries.setdefault(place, _Tries()).asked(recorded.chain)
+            elif isinstance(event, events.TransferFailed):
+                tries.setdefault(_moved(event), _Tries()).fail(event)
+            elif isinstance(event, events.TransferAssigned):
+                vain = tries.setdefault(_moved(event), _Tries()).begin(event)
+                if vain > max_retries:
+                    yield f"{_moved(event)} was tried again after {vain} attempts in vain"
+            elif isinstance(event, events.DataSyncFailed):
+                for outcome in event.failed:
+                    tried = tries.get((outcome.path, outcome.checksum, outcome.target))
+                    if tried is None or outcome.error.startswith("given up"):
+                        continue
+                    vain = tried.vain.get(recorded.chain, 0)
+                    if tried.may_succeed and vain <= max_retries:
+                        yield f"{outcome.path} for {outcome.target}: given up after {vain} in vain"
+
+    return law
+
+
+class _Tries:
+    """What attempts to bring one content to one place came to."""
+
+    def __init__(self) -> None:
+        #: By chain that asked for it, those in a row since then that brought nothing on.
+        self.vain: dict[str, int] = {}
+        self.may_succeed = True
+        self._attempt = 0
+        self._brought = 0
+
+    def asked(self, chain: str) -> None:
+        """A chain wants it from now on."""
+        self.vain[chain] = 0
+        self._brought, self.may_succeed = 0, True
+
+    def begin(self, event: events.TransferAssigned) -> int:
+        """It is tried; how often in vain before."""
+        self._attempt = event.attempt
+        return min(self.vain.values(), default=0)
+
+    def fail(self, event: events.TransferFailed) -> None:
+        """An attempt failed. What comes more than three times is not kept."""
+        if event.attempt != self._attempt:
+            return
+        self._attempt = 0
+        brought, size = 0, event.entry.size_bytes
+        for result in event.results:
+            lost = result.error_class in ("DigestMismatch", "CheckFailed")
+            brought = 0 if lost else brought + result.bytes_transferred
+        self._brought += brought
+        share = min(1 << 20, size / 100)
+        on = 0 < brought >= share and self._brought <= 3 * size
+        self.vain = {chain: 0 if on else vain + 1 for chain, vain in self.vain.items()}
+        self.may_succeed = event.retryable
 
 
 def deletions_leave_enough(minimum: int) -> Law:

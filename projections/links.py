@@ -3,7 +3,7 @@
 A link is a node and a transport; a node has a row of its own besides, whatever the transport. A
 row only remembers what attempts came to. Whether that makes a breaker open is `breaker`, a pure
 function of the row and the time. A failure that says nothing about the way, such as a full disk or
-an unsound file, is not counted.
+an unsound file, is not counted; one that made headway is, but no breaker opens by it, nor closes.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 
 from msgspec.structs import replace
 
+from projections.headway import made_headway
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, text_key, unpacker
 from streams import events
@@ -85,7 +86,8 @@ class LinkRow(Row, frozen=True):
     successes: int = 0
     failures: int = 0
     bytes: int = 0
-    #: The newest outcomes, oldest first; forgotten when the node joins anew.
+    #: The newest outcomes, oldest first, but for failures that made headway; forgotten when the
+    #: node joins anew.
     recent: tuple[Outcome, ...] = ()
     last_error: str = ""
     last_error_class: str = ""
@@ -146,7 +148,7 @@ class LinksView:
     """Folds the results of attempts. A node that joins anew, or is back, gets a new chance."""
 
     name = "links"
-    version = 2
+    version = 3
     tables = ("links",)
 
     def __init__(self) -> None:
@@ -164,8 +166,9 @@ class LinksView:
         event: events.TransferSucceeded | events.TransferFailed,
         recorded: Recorded,
     ) -> None:
+        size = event.entry.size_bytes
         for node, transport, result in outcomes(event):
-            _count(tx, node, transport, result, recorded.time)
+            _count(tx, node, transport, result, size, recorded.time)
 
     def _joined(self, tx: Writer, event: events.NodeRegistered, _: Recorded) -> None:
         if not event.changed:
@@ -188,9 +191,11 @@ def outcomes(
     for node, results in by_node.items():
         for result in results:
             yield node, result.transport_used, result
-        # One attempt is one outcome of the node: any way that worked is a success.
-        decisive = next((result for result in results if result.success), results[-1])
-        yield node, None, decisive
+        # One attempt is one outcome of the node: any way that worked is a success, and it is no
+        # failure where one of them made headway.
+        size = event.entry.size_bytes
+        best = [one for one in results if one.success or made_headway(one, size)]
+        yield node, None, next((one for one in best if one.success), (best or results[-1:])[0])
 
 
 def get_link(reader: Reader, node: str, transport: Transport | None = None) -> LinkRow | None:
@@ -214,16 +219,23 @@ def _key(node: str, transport: Transport | None) -> bytes:
 
 
 def _count(
-    tx: Writer, node: str, transport: Transport | None, result: TransportResult, time: float
+    tx: Writer,
+    node: str,
+    transport: Transport | None,
+    result: TransportResult,
+    size_bytes: int,
+    time: float,
 ) -> None:
     row = get_link(tx, node, transport) or LinkRow(node, transport)
-    outcome = Outcome(time, "" if result.success else result.error_class)
+    recent = row.recent
+    if not made_headway(result, size_bytes):
+        recent = (*recent, Outcome(time, "" if result.success else result.error_class))
     row = replace(
         row,
         successes=row.successes + result.success,
         failures=row.failures + (not result.success),
         bytes=added(row.bytes, result.bytes_transferred),
-        recent=(*row.recent, outcome)[-REMEMBERED:],
+        recent=recent[-REMEMBERED:],
         rates=_with_rate(row.rates, result),
     )
     if not result.success:

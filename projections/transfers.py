@@ -7,12 +7,14 @@ that waits for it has ended; what it did stays in the log.
 from __future__ import annotations
 
 import enum
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
+from itertools import takewhile
 
 from msgspec.structs import replace
 
 from projections import queue
 from projections.catalog import row_held_by
+from projections.headway import MOST_TIMES, is_headway, kept_bytes
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, number, text_key, unpacker
 from streams import events
@@ -21,6 +23,8 @@ from streams.values import S3_NODE, DataEntry, SyncPlan, SyncPriority, Transport
 
 #: The class of an attempt that found its source without the content.
 ENTRY_MISSING = "EntryMissing"
+#: Of what goes on and on, so many failures are remembered one by one.
+MOST_FAILURES = 64
 
 
 class TransferState(enum.StrEnum):
@@ -44,6 +48,11 @@ class Failure(Row, frozen=True):
     sequence: int = 0
     #: Who made it: an attempt of the target is a fetch, one of the source a push.
     executor: str = ""
+    #: Bytes that it brought and that are kept, and whether that was a real share of the file.
+    moved: int = 0
+    headway: bool = False
+    #: How many it stands for: of long stories the oldest are told as one.
+    attempts: int = 1
 
 
 class TransferRow(Row, frozen=True):
@@ -90,6 +99,11 @@ class TransferRow(Row, frozen=True):
         """Attempts that failed after a point of the log, oldest first."""
         return tuple(failure for failure in self.failures if failure.sequence >= sequence)
 
+    def fruitless_since(self, sequence: int) -> int:
+        """Attempts in a row, up to the last one, that failed and made no headway."""
+        newest_first = reversed(self.failures_since(sequence))
+        return len(tuple(takewhile(lambda failure: not failure.headway, newest_first)))
+
 
 class Totals(Row, frozen=True):
     """Since the log began."""
@@ -126,7 +140,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 10
+    version = 11
     tables = (
         "transfers",
         *queue.TABLES,
@@ -259,19 +273,10 @@ class TransfersView:
         row = get_transfer(tx, event.transfer)
         if row is None or row.state is not TransferState.ASSIGNED or row.attempt != event.attempt:
             return
-        failure = Failure(
-            recorded.time,
-            event.error,
-            event.error_class,
-            event.retryable,
-            event.source,
-            recorded.sequence,
-            row.executor,
-        )
         failed = replace(
             row,
             state=TransferState.PENDING,
-            failures=(*row.failures, failure),
+            failures=_remembered(row, _failure(row, event, recorded)),
             bytes_transferred=added(row.bytes_transferred, event.bytes_transferred),
         )
         self._store(tx, row, failed)
@@ -301,6 +306,41 @@ class TransfersView:
             tx.put("transfers", row.id.encode(), row)
         else:
             tx.delete("transfers", row.id.encode())
+
+
+def attempts(failures: Iterable[Failure]) -> int:
+    """How many attempts failed."""
+    return sum(failure.attempts for failure in failures)
+
+
+def _failure(row: TransferRow, event: events.TransferFailed, recorded: Recorded) -> Failure:
+    moved, size = kept_bytes(event.results), row.entry.size_bytes
+    before = sum(failure.moved for failure in row.failures_since(row.asked_sequence))
+    return Failure(
+        recorded.time,
+        event.error,
+        event.error_class,
+        event.retryable,
+        event.source,
+        recorded.sequence,
+        row.executor,
+        moved,
+        is_headway(moved, size) and before + moved <= MOST_TIMES * size,
+    )
+
+
+def _remembered(row: TransferRow, failure: Failure) -> tuple[Failure, ...]:
+    """A row's failures with one more. What came before headway decides little: the oldest of very
+    many are told as one.
+    """
+    failures = (*row.failures, failure)
+    if len(failures) > MOST_FAILURES and any(one.headway for one in failures[1:]):
+        first, second, *rest = failures
+        if first.sequence >= row.asked_sequence:
+            moved, tries = added(first.moved, second.moved), first.attempts + second.attempts
+            second = replace(second, moved=moved, attempts=tries)
+        failures = (second, *rest)
+    return failures
 
 
 def _unwanted(event: events.TransferAssigned, recorded: Recorded) -> TransferRow:
@@ -429,7 +469,7 @@ def _places(row: TransferRow) -> dict[tuple[str, bytes], bytes]:
 def _waiting_key(chain: str, row: TransferRow) -> bytes:
     # What is to reach nodes stands before what is to reach the bucket, and of each what failed
     # least before what failed more, or for good: whether any goes on, the first one tells.
-    failed = min(len(row.failures), _FOR_GOOD - 1)
+    failed = min(row.fruitless_since(0), _FOR_GOOD - 1)
     if row.failures and not row.failures[-1].retryable:
         failed = _FOR_GOOD
     return text_key(chain) + bytes([row.target == S3_NODE, failed]) + row.id.encode()

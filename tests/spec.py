@@ -253,12 +253,24 @@ def succeeded(target: str = "", path: str = "", *, moved: int | None = None) -> 
 
 
 def failed(
-    target: str = "", path: str = "", *, error_class: str = "Stalled", retryable: bool = True
+    target: str = "",
+    path: str = "",
+    *,
+    error_class: str = "Stalled",
+    retryable: bool = True,
+    moved: int = 0,
 ) -> Callable[..., Any]:
     """Attempts that are under way, all or those to a target or of a path, fail."""
 
     def facts(story: Story) -> Iterable[Event]:
         for row in story.under_way(target, path):
+            tried = TransportResult(
+                success=False,
+                transport_used=row.transports[0],
+                bytes_transferred=moved,
+                duration_seconds=1.0,
+                error_class=error_class,
+            )
             yield events.TransferFailed(
                 transfer=row.id,
                 node=row.executor,
@@ -268,6 +280,8 @@ def failed(
                 attempt=row.attempt,
                 error="no byte came",
                 error_class=error_class,
+                results=(tried,) if moved else (),
+                bytes_transferred=moved,
                 retryable=retryable,
             )
 

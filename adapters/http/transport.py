@@ -150,8 +150,9 @@ class HttpTransport:
                 return 0
             offset = _offset(there.headers.get(OFFSET_HEADER, "0"), size)
             range_ = f"bytes {offset}-{size - 1}/{size}"
-            telling = Telling(progress, size)
-            answer = await self._put(request, range_, size - offset, source, throttle, telling)
+            with Telling(progress, size) as telling:
+                telling.tell(offset)
+                answer = await self._put(request, range_, size - offset, source, throttle, telling)
             _judge(answer, request)
             return size - offset
         finally:

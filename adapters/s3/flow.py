@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncGenerator
+from types import TracebackType
+from typing import Self
 
 from adapters.s3 import layout
 from adapters.telling import TELL_EVERY_S
@@ -38,8 +40,21 @@ class Flow:
         self._size = size_bytes
         self._throttle = throttle or Throttle()
         self._progress = progress
-        self._done = 0
+        self._done = self._told = 0
         self._told_at = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Tell what it ends with, in whatever way that is."""
+        if self._done != self._told:
+            self._progress(self._done, self._size)
 
     @classmethod
     def of(cls, request: Request, throttle: Throttle, progress: Progress) -> Flow:
@@ -82,7 +97,7 @@ class Flow:
         self._done = min(self._done + nbytes, self._size)
         now = time.monotonic()
         if self._done == self._size or now - self._told_at >= TELL_EVERY_S:
-            self._told_at = now
+            self._told_at, self._told = now, self._done
             self._progress(self._done, self._size)
 
 

@@ -236,8 +236,10 @@ class S3Transport:
 
         Moves nothing if the object is there. What was cancelled is gone on with next time.
         """
-        entry = request.entry
-        flow = Flow.of(request, throttle, progress)
+        with Flow.of(request, throttle, progress) as flow:
+            return await self._push(request.entry, file, flow)
+
+    async def _push(self, entry: DataEntry, file: Path, flow: Flow) -> int:
         stored = self.stored(entry)
         there = None
         # A small one takes as long to be asked about as to be sent, if it is not there.

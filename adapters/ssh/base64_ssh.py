@@ -89,10 +89,12 @@ class Base64Transport:
             async with self._slot(request.target):
                 opens = self._opens(request.target, request)
                 place = await prepared(opens, request, self._rules, "base64 dd")
-                telling, proven = Telling(progress, size), False
+                proven = False
 
                 async def send() -> bool:
-                    await _sent(opens, place, source, size, throttle, telling, request.stall_s)
+                    with Telling(progress, size) as telling:
+                        telling.tell(place.have)
+                        await _sent(opens, place, source, size, throttle, telling, request.stall_s)
                     return True
 
                 if place.have < size:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from adapters.errors import EntryMissing, Interrupted, TransportError
+from adapters.errors import EntryMissing, Interrupted, Stalled, TransportError
 from adapters.files.landing import Landing
 from adapters.ssh.aside import set_aside, size_of
 from adapters.ssh.channel import Channel
@@ -33,6 +33,8 @@ from streams.values import Endpoint, Transport
 
 #: Processes at once, each with its own ssh, whatever is asked for.
 AT_ONCE = 12
+#: How long a far end is waited for that is to say, after a failure, how much it has.
+ASKED_S = 5.0
 
 
 class RsyncTransport:
@@ -124,11 +126,20 @@ class RsyncTransport:
             place = await prepared(opens, request, self._rules, "rsync")
             proven = False
             if place.have < size:
-                telling = Telling(progress, size)
 
                 async def send() -> bool:
-                    # A second rsync may begin before the far end of the first one has ended.
-                    return await self._send(request, file, place, throttle, telling) == 1
+                    with Telling(progress, size) as telling:
+                        telling.tell(place.have)
+                        try:
+                            # A second rsync may begin before the far end of the first has ended.
+                            return await self._send(request, file, place, throttle, telling) == 1
+                        except (Interrupted, Stalled):
+                            # rsync speaks once a second, and not of its end: the target knows.
+                            with contextlib.suppress(TransportError, TimeoutError):
+                                async with asyncio.timeout(ASKED_S):
+                                    there = await prepared(opens, request, self._rules, "rsync")
+                                telling.tell(there.have)
+                            raise
 
                 proven = await sent(opens, request, place, send, self._followed_from)
             if not request.gathers:
@@ -155,7 +166,7 @@ class RsyncTransport:
             return await Run.begin(words, b"")
 
         async def follow(run: Run) -> int:
-            telling.tell(run.done or 0)
+            telling.tell(max(place.have, run.done or 0))
             return run.done or 0
 
         run = await through(begin, request, throttle, follow)

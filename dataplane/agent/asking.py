@@ -118,11 +118,11 @@ async def do_part(bus: Bus, node: str, order: events.TransferAssigned, claim: st
     """Let another node's agent carry out a part of a transfer, and wait for what comes of it.
 
     `claim` is what the whole is called in grants. Raises `Unreachable` if it does not answer
-    within the order's time.
+    soon after the order's time.
     """
     try:
         body = msgspec.json.encode(_Part(order, claim))
-        answer = await bus.request(_subject(node, "part"), body, order.timeout_s)
+        answer = await bus.request(_subject(node, "part"), body, order.timeout_s + _ANSWER_S)
         done = from_json(answer, _Done)
     except (LogError, Unreadable) as error:
         raise Unreachable(f"{node} did not do its part: {error}") from error

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
@@ -21,6 +21,11 @@ from streams.log import LogError
 from streams.values import Transport, TransportResult, added
 
 logger = logging.getLogger(__name__)
+
+#: How long before its own end an attempt wants to hear of a part of it, at most, and of its time.
+HEARD_S = 5.0
+HEARD_SHARE = 0.1
+_SHORTEST_S = 0.001
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -42,6 +47,14 @@ class Attempt:
     def moved(self) -> int:
         """Bytes that really moved, over all transports."""
         return added(*(result.bytes_transferred for result in self.results))
+
+    def part(self, **changed: Any) -> events.TransferAssigned:
+        """What another node is to do for this attempt: the order, but for what is changed. Its time
+        is up before this one's, so that what came of it is heard.
+        """
+        left_s = self._order.timeout_s - (time.monotonic() - self._started)
+        timeout_s = max(left_s - min(HEARD_S, left_s * HEARD_SHARE), _SHORTEST_S)
+        return replace(self._order, timeout_s=timeout_s, **changed)
 
     def measure(self, transport: Transport, remote: str, came: Callable[[], int]) -> Measured:
         """A context that records one try with `remote`; `came` says what came where it fails."""

@@ -24,10 +24,54 @@ from dataplane.agent.parts import Parts
 from dataplane.agent.together import SentTogether
 from dataplane.agent.transports import CONNECT_TIMEOUT_S, NAMING_FILES
 from dataplane.crashpoints import reach
+from projections.headway import NOTHING_KEPT
 from streams import events
 from streams.identity import PathRules
 from streams.log import Bus
 from streams.values import S3_NODE, Endpoint, Transport
+
+#: Pushes that failed and are remembered, to see how far the next one comes.
+MOST_REMEMBERED = 1000
+
+
+class Coming:
+    """How far one push brings its file on, as its transport tells.
+
+    What left this machine need not have been taken: what is sent again after a failure brings
+    nothing on, until it is beyond what was sent before.
+    """
+
+    def __init__(
+        self, reached: dict[tuple[str, str], int], push: tuple[str, str], progress: Progress
+    ) -> None:
+        self._reached = reached
+        self._push = push
+        self._progress = progress
+        self._before = self._done = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        if self._before < 0:
+            self._before = max(done, self._reached.get(self._push, 0))
+        self._done = done
+        self._progress(done, total)
+
+    @property
+    def moved(self) -> int:
+        """Bytes by which the file is further than it ever was."""
+        return max(0, self._done - self._before)
+
+    def __enter__(self) -> Coming:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        before = self._reached.pop(self._push, 0)
+        if kind is None or kind.__name__ in NOTHING_KEPT:
+            return
+        self._reached[self._push] = max(before, self._done)
+        while len(self._reached) > MOST_REMEMBERED:
+            del self._reached[next(iter(self._reached))]
 
 
 class Pushing:
@@ -54,6 +98,7 @@ class Pushing:
         self._rules = rules
         self._stall_s = stall_s
         self._together = SentTogether()
+        self._reached: dict[tuple[str, str], int] = {}
 
     async def send(
         self,
@@ -91,14 +136,8 @@ class Pushing:
         """One try over one transport; what only gathers there is landed by the target's agent."""
         entry, target = order.entry, order.target
         bus = self._bus if transport.name in NAMING_FILES else None
-        done = 0
-
-        def telling(bytes_done: int, total: int) -> None:
-            nonlocal done
-            done = bytes_done
-            progress(bytes_done, total)
-
-        with attempt.measure(transport.name, target, lambda: done) as measured:
+        came = Coming(self._reached, (order.transfer, target), progress)
+        with attempt.measure(transport.name, target, lambda: came.moved) as measured, came:
             if bus is not None and await asking.ready(bus, target, entry, order.transfer):
                 measured.moved = 0
                 return
@@ -112,7 +151,7 @@ class Pushing:
                 measured.moved = await self._with_others(transport, request, file, throttle)
                 progress(entry.size_bytes, entry.size_bytes)
                 return
-            measured.moved = await transport.push(request, file, throttle, telling)
+            measured.moved = await transport.push(request, file, throttle, came)
             if bus is not None:
                 await asking.land(bus, target, entry, order.transfer)
 
@@ -140,9 +179,10 @@ class Pushing:
             raise Refused(f"{self._node} has no bucket; s3_enabled is off there")
 
         async def push(backups: Backups) -> None:
-            with attempt.measure(Transport.S3, S3_NODE, lambda: 0) as measured:
+            came = Coming(self._reached, (order.transfer, S3_NODE), progress)
+            with attempt.measure(Transport.S3, S3_NODE, lambda: came.moved) as measured, came:
                 reach("agent.pushing")
-                measured.moved = await backups.push(self._request(order), file, throttle, progress)
+                measured.moved = await backups.push(self._request(order), file, throttle, came)
 
         attempt.sealed_with = self._backups.transport.seal_key
         await through(order, {Transport.S3: self._backups}, push)
@@ -151,7 +191,7 @@ class Pushing:
         """The bucket has it: the target, which nobody can reach, fetches it from there."""
         if self._parts is None:
             raise Refused(f"{self._node} can't ask {order.target} to fetch")
-        part = replace(order, source=S3_NODE, source_at=Endpoint(node=S3_NODE))
+        part = attempt.part(source=S3_NODE, source_at=Endpoint(node=S3_NODE))
         attempt.joined(await self._parts.let_do(order.target, part, order))
 
     def _request(self, order: events.TransferAssigned) -> Request:

@@ -14,8 +14,6 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from adapters.files.digest import checksum_of
 from adapters.files.partial import disk_errors
 from adapters.http.receiving import Receiver
@@ -72,14 +70,14 @@ class Relaying:
         if not await finish(lambda: _holds(file, entry)):
             self._receiver.divert(order.transfer, scratch)
             try:
-                part = replace(order, target=self._node, target_at=here, transports=by_http)
+                part = attempt.part(target=self._node, target_at=here, transports=by_http)
                 attempt.joined(await self._parts.let_do(order.source, part, order))
             finally:
                 self._receiver.divert(order.transfer, None)
         reach("agent.relaying")
         self._held[order.transfer] = entry.checksum, file
         try:
-            part = replace(order, source=self._node, source_at=here, transports=by_http, peers=())
+            part = attempt.part(source=self._node, source_at=here, transports=by_http, peers=())
             attempt.joined(await self._parts.let_do(order.target, part, order))
         finally:
             self._held.pop(order.transfer, None)

@@ -207,7 +207,8 @@ class S3(Concern, frozen=True):
 class Retries(Concern, frozen=True):
     """How attempts are repeated, and how long one may take (K13)."""
 
-    #: Attempts after the first.
+    #: Attempts after the first, or after the last one that brought a real share of the file: that
+    #: is no failure, and the next one goes on from there.
     max_retries: Whole = 3
     backoff_base_s: NotNegative = 2.0
     backoff_factor: Annotated[float, Meta(ge=1)] = 2.0

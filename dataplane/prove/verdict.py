@@ -126,6 +126,7 @@ def run_laws(
         laws.budgets_are_kept(*slots),
         laws.orders_are_limited(bandwidth.host_mb_s, bandwidth.total_mb_s),
         laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
+        laws.attempts_are_counted(policy.retries.max_retries),
         laws.deletions_leave_enough(policy.disk.min_verified_copies),
         laws.damage_is_repaired,
         laws.nothing_is_lost_with(wiped),

@@ -18,7 +18,16 @@ from streams.codec import Recorded, fact_id, node_fact
 from streams.events import FILE_TRIGGERS, Event, type_name
 from streams.log import Delivery, LogError
 from streams.subjects import Place
-from streams.values import DataEntry, DataType, Endpoint, NodeDescription, Role, Trait
+from streams.values import (
+    DataEntry,
+    DataType,
+    Endpoint,
+    NodeDescription,
+    Role,
+    Trait,
+    Transport,
+    TransportResult,
+)
 from tests.simulation.bus import FaultyBus, FaultyLog
 from tests.simulation.custody import Keeping
 from tests.simulation.disk import Disk
@@ -137,7 +146,8 @@ class Node:
             # The real source keeps a snapshot for an hour; the model forgets at once.
             return self._failed(order, "EntryMissing")
         if self._rng.random() < 0.1:
-            return self._failed(order, "Interrupted")
+            # Some bytes have come then, a few or most, and are kept.
+            return self._failed(order, "Interrupted", moved=self._rng.choice((0, 1, 100, 900)))
         there = disk.files.get(entry.path)
         if there is not None and there.version > entry.version:
             return self._failed(order, "Superseded", retryable=False)
@@ -164,8 +174,20 @@ class Node:
         )
 
     def _failed(
-        self, order: events.TransferAssigned, kind: str, *, retryable: bool = True
+        self,
+        order: events.TransferAssigned,
+        kind: str,
+        *,
+        retryable: bool = True,
+        moved: int = 0,
     ) -> Event:
+        tried = TransportResult(
+            success=False,
+            transport_used=Transport.HTTP_FETCH,
+            bytes_transferred=moved,
+            duration_seconds=1.0,
+            error_class=kind,
+        )
         return events.TransferFailed(
             transfer=order.transfer,
             node=self.name,
@@ -175,6 +197,8 @@ class Node:
             attempt=order.attempt,
             error=kind,
             error_class=kind,
+            results=(tried,),
+            bytes_transferred=moved,
             retryable=retryable,
         )
 

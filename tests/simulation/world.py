@@ -83,6 +83,7 @@ def laws_under(policy: Policy) -> tuple[laws.Law, ...]:
         laws.late_chains_are_named(policy.chains.limit_s, _OVERDUE_SLACK_S),
         laws.budgets_are_kept(*slots),
         laws.what_is_ahead_leaves_slots(policy.prestage.max_share, *slots),
+        laws.attempts_are_counted(policy.retries.max_retries),
         laws.deletions_leave_enough(policy.disk.min_verified_copies),
     )
 
