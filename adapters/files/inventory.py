@@ -281,7 +281,7 @@ class Inventory:
             if row.state is not State.HERE or row.entry.checksum != checksum:
                 raise Kept(f"{row.local} is not {checksum}")
             freed = await finish(lambda: remove(self._root, row, now=self._clock(), idle_s=idle_s))
-            await self._known.put({row.local: _gone(row)})
+            await self._went(row)
             return freed
 
     def _prove(self, row: Row) -> Proof:
@@ -339,7 +339,7 @@ class Inventory:
         async with self._scanning:
             now = self._known.row_of(path)
             # While it was read, it may have become another file; what was said of it is no matter.
-            if now is None or msgspec.structs.replace(now, said=row.said) != row:
+            if now is None or not _same_but_said(now, row):
                 return None
             try:
                 if not await finish(partial(set_aside, self._root, row, found)):
@@ -347,8 +347,14 @@ class Inventory:
             except OSError:
                 # Such a disk may not let it be moved either: it is said, and stays.
                 return found
-            await self._known.put({row.local: _gone(now)})
+            await self._went(row)
             return msgspec.structs.replace(found, set_aside=True)
+
+    async def _went(self, row: Row) -> None:
+        """Note that a row's file is gone, unless another has landed there meanwhile."""
+        now = self._known.rows.get(row.local)
+        if now is not None and _same_but_said(now, row):
+            await self._known.put({row.local: _gone(now)})
 
     def counts(self) -> Counts:
         """The inventory as of the last scan, in numbers."""
@@ -513,6 +519,10 @@ class Inventory:
 def _gone(row: Row) -> Row | None:
     """What remains of a file that is no longer there: nothing, if nobody was told of it."""
     return msgspec.structs.replace(row, state=State.GONE) if row.said else None
+
+
+def _same_but_said(now: Row, row: Row) -> bool:
+    return msgspec.structs.replace(now, said=row.said) == row
 
 
 def _identity(root: Path) -> tuple[int, int]:

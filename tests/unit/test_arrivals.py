@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adapters.errors import Superseded, TransportError
+from adapters.files import inventory as of_files
 from adapters.files.arrivals import Arrivals
 from adapters.files.group import Group, Wanted
 from adapters.files.inventory import Inventory
@@ -142,6 +146,45 @@ async def test_p5_who_is_let_in_is_expected_only_if_nothing_later_comes_meanwhil
     assert isinstance(await newer, Landed)
     with pytest.raises(Superseded):
         await older
+
+
+@pytest.mark.parametrize("goes", ["remove", "set_aside"])
+async def test_what_lands_where_an_older_one_just_went_stays_known(
+    tmp_path: Path, inventory: Asked, monkeypatch: pytest.MonkeyPatch, goes: str
+) -> None:
+    """The older one was deleted, or had rotted, and that it went is noted only after the other
+    came.
+    """
+    await alone(tmp_path, inventory, OLDER)
+    gone, goes_on = threading.Event(), threading.Event()
+    original = getattr(of_files, goes)
+
+    def went(*arguments: Any, **more: Any) -> Any:
+        done = original(*arguments, **more)
+        gone.set()
+        goes_on.wait(PATIENCE_S)
+        return done
+
+    monkeypatch.setattr(of_files, goes, went)
+    if goes == "set_aside":
+        rot(tmp_path / OLDER.path)
+        going = asyncio.create_task(inventory.scrub(OLDER.path))
+    else:
+        going = asyncio.create_task(inventory.remove(OLDER.path, OLDER.checksum))
+    await asyncio.to_thread(gone.wait, PATIENCE_S)
+    assert not (tmp_path / OLDER.path).exists()
+    assert isinstance(await alone(tmp_path, inventory, NEWER), Landed)
+    goes_on.set()
+    assert await going
+    assert await inventory.arrived(NEWER.path) == NEWER
+
+
+def rot(file: Path) -> None:
+    """Change a byte as a disk does: neither size nor time nor inode tell."""
+    stat = file.stat()
+    with file.open("r+b") as open_file:
+        open_file.write(b"V")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
 async def test_groups_that_want_the_same_paths_in_another_order_both_come(
