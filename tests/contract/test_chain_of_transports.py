@@ -19,7 +19,8 @@ from tests.contract.conftest import made
 from tests.contract.rigs import Rig
 
 PATH = "models/hex8_2p.bin"
-#: Neighbours in the chains of K12 that do not share a server.
+#: Pairs that do not share a server, whether the policy has them in a chain or not: what it has is
+#: in `test_assigned_chains`.
 CHAINS = [("http", "base64"), ("rsync", "http"), ("s3", "rsync")]
 
 
