@@ -32,7 +32,11 @@ def checksum_of(
         return named(feed(hashlib.sha256(), file, stopped=stopped, also=also))
 
 
-def checksum_on_disk(path: Path, stopped: Callable[[], bool] = lambda: False) -> str:
+def checksum_on_disk(
+    path: Path,
+    stopped: Callable[[], bool] = lambda: False,
+    also: Callable[[memoryview], None] = lambda data: None,
+) -> str:
     """As `checksum_of`, of what the disk holds rather than of what memory remembers of it.
 
     Pages that were not written yet stay in memory: they are newer than the disk.
@@ -40,7 +44,7 @@ def checksum_on_disk(path: Path, stopped: Callable[[], bool] = lambda: False) ->
     with path.open("rb", buffering=0) as file:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return named(feed(hashlib.sha256(), file, stopped=stopped))
+        return named(feed(hashlib.sha256(), file, stopped=stopped, also=also))
 
 
 def feed(

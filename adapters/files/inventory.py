@@ -105,6 +105,8 @@ class Inventory:
         self._proofs = ThreadPoolExecutor(1, thread_name_prefix="proof")
         #: Apart from both: it reads slowly, all day, what nobody waits for.
         self._scrubs = ThreadPoolExecutor(1, thread_name_prefix="scrub")
+        #: And apart from that: what somebody found to be wrong is looked at at once.
+        self._looks = ThreadPoolExecutor(1, thread_name_prefix="look")
         self._closed = threading.Event()
 
     # What a node says
@@ -317,8 +319,11 @@ class Inventory:
         rows = self._known.rows.values()
         return [row.entry for row in rows if row.state is State.SPOILED and row.received]
 
-    async def scrub(self, path: str) -> Rot | None:
+    async def scrub(self, path: str, *, pause: Callable[[int], float] | None = None) -> Rot | None:
         """Read what is here under a logical path again; what is wrong with it, None if nothing.
+
+        `pause` says after each block, of so many bytes, how many seconds the disk is to rest. What
+        is read without any does not wait for what takes its time.
 
         A received file that rotted is set aside, durably: it is `removed` in scans from then on,
         until that is marked as `reported`. One of this node's own stays where it is. Scans and
@@ -328,9 +333,15 @@ class Inventory:
         row = self._known.row_of(path)
         if row is None or row.state is State.GONE or row.holder != row.local:
             return None
+
+        def rest(nbytes: int) -> None:
+            if pause is not None:
+                self._closed.wait(pause(nbytes))
+
         try:
             found = await finish(
-                lambda: reread(self._root, row, self._closed.is_set), executor=self._scrubs
+                lambda: reread(self._root, row, self._closed.is_set, rest),
+                executor=self._looks if pause is None else self._scrubs,
             )
         except Stopped:
             return None
@@ -373,6 +384,7 @@ class Inventory:
         self._disk.shutdown(wait=False)
         self._proofs.shutdown(wait=False)
         self._scrubs.shutdown(wait=False)
+        self._looks.shutdown(wait=False)
 
     # Reading
 

@@ -36,8 +36,15 @@ class Rot(msgspec.Struct, frozen=True):
     seen: Print | None = None
 
 
-def reread(root: Path, row: Row, stopped: Callable[[], bool]) -> Rot | None:
+def reread(
+    root: Path,
+    row: Row,
+    stopped: Callable[[], bool],
+    rest: Callable[[int], None] = lambda nbytes: None,
+) -> Rot | None:
     """Whether the bytes of a row's file are no longer what they were. Blocks.
+
+    `rest` is called with the size of each block that was read, and may block, too.
 
     None if they are, or if that can't be said: it is gone, or was changed by somebody, or this
     process has no handles, memory or permission to look just now.
@@ -49,7 +56,7 @@ def reread(root: Path, row: Row, stopped: Callable[[], bool]) -> Rot | None:
         seen = print_of(file)
         if not _as_it_was(file, row):
             return None
-        found = checksum_on_disk(file, stopped)
+        found = checksum_on_disk(file, stopped, lambda data: rest(len(data)))
         if found == row.entry.checksum or not _as_it_was(file, row):
             return None
     except OSError as error:

@@ -60,10 +60,8 @@ class Scrubber:
             return
         while True:
             for entry in (*self._inventory.spoiled(), *self.due()):
-                began = time.monotonic()
-                await self.scrub(entry)
-                fair_s = entry.size_bytes * _BITS_PER_BYTE / (self._limit_mbps * _MEGABIT)
-                await asyncio.sleep(max(0.0, began + fair_s - time.monotonic()))
+                # Paced by the block: a large file would have the disk to itself for an hour.
+                await self.scrub(entry, pace(self._limit_mbps))
             await asyncio.sleep(min(_LOOK_S, self._interval_s / 4))
 
     def due(self) -> list[DataEntry]:
@@ -88,9 +86,11 @@ class Scrubber:
         entry = next((one for one in entries if one.path == path), None)
         return None if entry is None else await self.scrub(entry)
 
-    async def scrub(self, entry: DataEntry) -> Rot | None:
-        """Read one replica again, and say what is wrong with it."""
-        rot = await self._inventory.scrub(entry.path)
+    async def scrub(
+        self, entry: DataEntry, pause: Callable[[int], float] | None = None
+    ) -> Rot | None:
+        """Read one replica again, and say what is wrong with it; as slowly as `pause` says."""
+        rot = await self._inventory.scrub(entry.path, pause=pause)
         now = self._clock()
         self._read_at[entry.path] = now
         self.read += 1
@@ -106,6 +106,20 @@ class Scrubber:
                 self._left.discard(content)
                 await self._inventory.reported((), (entry.path,))
         return rot
+
+
+def pace(limit_mbps: float, clock: Callable[[], float] = time.monotonic) -> Callable[[int], float]:
+    """Says after each of several blocks, by its bytes, how long to rest so that all that was read
+    since this call keeps to the limit.
+    """
+    began, read = clock(), 0
+
+    def pause(nbytes: int) -> float:
+        nonlocal read
+        read += nbytes
+        return max(0.0, began + read * _BITS_PER_BYTE / (limit_mbps * _MEGABIT) - clock())
+
+    return pause
 
 
 def damage_facts(node: str, entry: DataEntry, rot: Rot, now: float) -> Sequence[Fact]:

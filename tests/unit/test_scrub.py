@@ -7,6 +7,7 @@ import errno
 import hashlib
 import os
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 from adapters.files import rot as rotting
 from adapters.files.inventory import Inventory
 from dataplane.agent.custody import Custody
-from dataplane.agent.scrub import Scrubber
+from dataplane.agent.scrub import Scrubber, pace
 from dataplane.coordinator.deleting import DeletionOrder
 from dataplane.deletion import copies_chain
 from dataplane.policy import Policy
@@ -75,7 +76,7 @@ async def received(
     inventory: Inventory, root: Path, content: bytes = b'{"moves":[]}\n' * 100
 ) -> DataEntry:
     """A file that came by a transfer."""
-    content, file = b'{"moves":[]}\n' * 100, root / PATH
+    file = root / PATH
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(content)
     entry = DataEntry(
@@ -208,10 +209,10 @@ async def test_scans_and_proofs_do_not_wait_for_a_large_file_that_is_read_again(
     began, go_on = threading.Event(), threading.Event()
     read = rotting.checksum_on_disk
 
-    def slowly(path: Path, stopped: Callable[[], bool]) -> str:
+    def slowly(path: Path, *how: Any) -> str:
         began.set()
         go_on.wait()
-        return read(path, stopped)
+        return read(path, *how)
 
     monkeypatch.setattr(rotting, "checksum_on_disk", slowly)
     scrubbing = asyncio.create_task(inventory.scrub(entry.path))
@@ -235,8 +236,8 @@ async def test_file_that_was_received_anew_while_the_old_one_was_read_stays(
     assert inventory.spoiled() == [entry]
     read = rotting.checksum_on_disk
 
-    def and_then_it_lands(path: Path, stopped: Callable[[], bool]) -> str:
-        found = read(path, stopped)
+    def and_then_it_lands(path: Path, *how: Any) -> str:
+        found = read(path, *how)
         (tmp_path / "new").write_bytes(b"sound")
         (tmp_path / "new").replace(path)
         return found
@@ -269,7 +270,7 @@ async def test_only_what_the_disk_can_not_give_back_is_rot(
     """A process without handles, memory or permission says nothing of the file."""
     entry = await received(inventory, tmp_path)
 
-    def fail(path: Path, stopped: Callable[[], bool]) -> str:
+    def fail(path: Path, *how: Any) -> str:
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(rotting, "checksum_on_disk", fail)
@@ -385,3 +386,87 @@ async def test_a_copy_that_came_again_and_is_deleted_again_is_said_to_be_gone_ag
     for _ in range(2):
         assert (await custody.delete(order)).deleted
     assert await removals() == 3
+
+
+MIB = 1 << 20
+
+
+class Timed(Inventory):
+    """Notes when it went on after each block, and how much was read until then."""
+
+    began = 0.0
+    went_on: list[tuple[float, int]]
+
+    async def scrub(
+        self, path: str, *, pause: Callable[[int], float] | None = None
+    ) -> rotting.Rot | None:
+        """As `Inventory.scrub`."""
+        assert pause is not None
+        self.began, self.went_on, read = time.monotonic(), [], 0
+
+        def timed(nbytes: int) -> float:
+            nonlocal read
+            self.went_on.append((time.monotonic() - self.began, read))
+            read += nbytes
+            return pause(nbytes)
+
+        found = await super().scrub(path, pause=timed)
+        self.went_on.append((time.monotonic() - self.began, read))
+        return found
+
+
+async def test_one_large_file_is_read_no_faster_than_the_budget_all_along(
+    said: list[Fact], clock: Clock, tmp_path: Path
+) -> None:
+    """Not at full speed with a rest at its end: by the clock, after each block."""
+    inventory = Timed(tmp_path, "train-1")
+    await received(inventory, tmp_path, b"x" * (9 * MIB))
+
+    async def say(fact: Fact) -> None:
+        said.append(fact)
+
+    limit_mbps = 160.0
+    scrubber = Scrubber(
+        "train-1", inventory, say, interval_s=DAY_S, limit_mbps=limit_mbps, clock=clock
+    )
+    clock.now += 2 * DAY_S
+    running = asyncio.create_task(scrubber.run())
+
+    async def is_read() -> bool:
+        return scrubber.read == 1
+
+    await eventually(is_read)
+    running.cancel()
+    assert [read for _, read in inventory.went_on] == [0, 4 * MIB, 8 * MIB, 9 * MIB]
+    # The pace is counted from just before the inventory is asked.
+    late_s = 0.15
+    assert all(at >= read * 8 / (limit_mbps * 1e6) - late_s for at, read in inventory.went_on), (
+        inventory.went_on
+    )
+    assert said == []
+    await inventory.close()
+
+
+def test_a_disk_that_is_slower_than_the_budget_rests_no_longer() -> None:
+    """What it could not take it may take later, over one file."""
+    now = [100.0]
+    pause = pace(8.0, lambda: now[0])
+    assert pause(1_000_000) == 1.0
+    now[0] += 1.5
+    assert pause(1_000_000) == 0.5
+    now[0] += 10.0
+    assert pause(1_000_000) == 0.0
+
+
+async def test_what_is_looked_at_again_at_once_does_not_wait_for_what_is_read_slowly(
+    tmp_path: Path,
+) -> None:
+    """Somebody found another content there; and an inventory that is closed rests no more."""
+    inventory = Inventory(tmp_path, "train-1")
+    entry = await received(inventory, tmp_path, b"x" * (5 * MIB))
+    slowly = asyncio.create_task(inventory.scrub(entry.path, pause=lambda nbytes: 3600.0))
+    async with asyncio.timeout(60):
+        assert await inventory.scrub(entry.path) is None
+        assert not slowly.done()
+        await inventory.close()
+        assert await slowly is None
