@@ -24,6 +24,7 @@ from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.following import Following
 from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.outbox import NotKept, Outbox
+from dataplane.overview import overview, with_alerts
 from dataplane.presence import present
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, check_traceparent, node_fact
@@ -380,15 +381,25 @@ class DataPlane:
             consumers = await log.consumers()
             standing = await log.standing()
         with self.catalog.view() as view:
-            return cluster_health(
+            now, policy = time.time(), self.config.policy()
+            verdict = cluster_health(
                 view,
-                now=time.time(),
+                now=now,
                 last_sequence=last_sequence,
                 present=there,
                 consumers=consumers,
                 standing=standing,
-                policy=self.config.policy(),
+                policy=policy,
             )
+            seen = overview(
+                view,
+                now=now,
+                beats=there,
+                last_sequence=last_sequence,
+                standing=standing,
+                policy=policy,
+            )
+            return with_alerts(verdict, seen)
 
     async def close(self) -> None:
         """Let go of the bus and the views."""

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from dataplane.policy import Policy
+from dataplane.words import counted
 from projections.cluster import ClusterView
 from projections.links import BreakerRule, BreakerState, breaker
 from projections.nodes import NodeRow
@@ -79,7 +80,8 @@ def _named_problems(view: ClusterView, now: float, policy: Policy) -> list[tuple
         problems.append(("chain-old", text))
     unsaid = len(view.rejections_unsaid())
     if unsaid:
-        text = f"{unsaid} messages could not be understood and were not yet reported"
+        text = counted(unsaid, "message", "messages")
+        text += " could not be understood, not yet reported"
         problems.append(("unreported", text))
     full = [_full_disk(row, policy) for row in view.nodes() if row.online]
     return problems + [("disk-full", text) for text in full if text]

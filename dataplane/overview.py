@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from dataplane.health import OLD_CHAIN_S, cluster_health, standing_problems
+from dataplane.health import OLD_CHAIN_S, HealthCheckResult, cluster_health, standing_problems
 from dataplane.policy import Policy
 from dataplane.rows import (
     ChainLine,
@@ -129,6 +129,16 @@ class Overview(msgspec.Struct, frozen=True, kw_only=True):
     links: tuple[LinkLine, ...]
     #: What bringing data ahead of trainings was worth.
     staging: Staging
+
+
+def with_alerts(health: HealthCheckResult, seen: Overview) -> HealthCheckResult:
+    """A verdict that names what deserves a look besides: alerts make none worse."""
+    texts = [alert.text for alert in seen.alerts]
+    message = health.message
+    if health.healthy and texts:
+        message += f", but {counted(len(texts), 'alert', 'alerts')} to look at"
+    details = {**health.details, "alerts": texts}
+    return msgspec.structs.replace(health, message=message, details=details)
 
 
 def overview(

@@ -18,7 +18,7 @@ from dataplane.config import DataPlaneConfig
 from dataplane.explain import Asked, Explanation, explain
 from dataplane.health import LAG_LIMIT, HealthCheckResult, cluster_health
 from dataplane.held import HeldPage
-from dataplane.overview import Overview, overview
+from dataplane.overview import Overview, overview, with_alerts
 from dataplane.planner import SyncPlanner
 from dataplane.rows import (
     ChainLine,
@@ -157,8 +157,8 @@ class Reading(msgspec.Struct):
 
 
 def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
-    """The verdict with its details."""
-    return cluster_health(
+    """The verdict with its details, and the alerts of the page."""
+    verdict = cluster_health(
         known.view,
         now=known.now,
         last_sequence=known.last_sequence,
@@ -166,6 +166,7 @@ def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
         standing=known.standing,
         policy=known.config.policy(),
     )
+    return with_alerts(verdict, glance(AskOverview(), known))
 
 
 def nodes(ask: AskNodes, known: Reading) -> list[NodeLine]:

@@ -62,7 +62,10 @@ class Proven(msgspec.Struct, frozen=True):
 
 async def manifest_at(blobs: Blobs) -> tuple[ArchiveManifest, str]:
     """What an archive holds, and the version of its manifest. Raises EntryMissing for none."""
-    data, version = await blobs.get(MANIFEST_NAME)
+    try:
+        data, version = await blobs.get(MANIFEST_NAME)
+    except EntryMissing:
+        raise EntryMissing(f"{blobs.where} is no archive: it has no {MANIFEST_NAME}") from None
     return manifest_of(data, f"{blobs.where}/{MANIFEST_NAME}"), version
 
 

@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 from adapters.blobs import Blobs, blobs_at
+from adapters.errors import EntryMissing
 from dataplane.api import open_log
 from dataplane.audit.archive import archived, joined
 from dataplane.audit.exporting import open_exported
@@ -147,7 +148,11 @@ async def _kept(found: KeptLog | Blobs) -> AsyncIterator[ReadOnly]:
         yield ReadOnly(found)
         return
     try:
-        yield ReadOnly(await archived(found))
+        try:
+            log = await archived(found)
+        except EntryMissing as error:
+            raise ConfigError(str(error)) from None
+        yield ReadOnly(log)
     finally:
         await found.close()
 

@@ -18,7 +18,7 @@ from dataplane.audit.sources import LIVE, open_source
 from dataplane.cli import show
 from dataplane.cli.app import BACK, From, Json, app, config_of, run
 from dataplane.config import ConfigError, DataPlaneConfig
-from dataplane.words import size
+from dataplane.words import counted, size
 
 archive_app = typer.Typer(no_args_is_help=True, help="The archive of the log.")
 app.add_typer(archive_app, name="archive", rich_help_panel=BACK)
@@ -44,8 +44,8 @@ def archive_run(place: Place = "", as_json: Json = False) -> None:
             show.print_json(done)
         else:
             show.console.print(
-                f"{done.messages} new messages; {done.where} holds all up to "
-                f"{done.last_sequence} in {done.segments} segments",
+                f"{counted(done.messages, 'new message', 'new messages')}; {done.where} holds "
+                f"all up to {done.last_sequence} in {done.segments} segments",
                 highlight=False,
             )
 
@@ -115,9 +115,12 @@ def export_command(
     since: Annotated[str, typer.Option(help=f"From then on: {FORMS}.")] = "",
     until: Annotated[str, typer.Option(help="Up to then; the same forms.")] = "",
     source: From = LIVE,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file.")] = False,
     as_json: Json = False,
 ) -> None:
     """Write the log, or a stretch of it, into a file."""
+    if path.exists() and not force:
+        raise ConfigError(f"PATH {path} is there already; --force writes over it")
 
     async def work() -> None:
         async with open_source(source, config_of()) as log:
@@ -127,7 +130,9 @@ def export_command(
         if as_json:
             show.print_json(done)
         else:
-            show.console.print(f"{done.messages} messages in {path}", highlight=False)
+            show.console.print(
+                f"{counted(done.messages, 'message', 'messages')} in {path}", highlight=False
+            )
 
     run(work())
 

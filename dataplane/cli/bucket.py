@@ -17,6 +17,7 @@ from dataplane.cli import show
 from dataplane.cli.app import SAFE, Json, app, config_of, run
 from dataplane.cli.bars import bars
 from dataplane.restoring import open_bucket, restore_catalog
+from dataplane.words import counted
 
 restore_app = typer.Typer(no_args_is_help=True, help="Bring back what is in the bucket.")
 app.add_typer(restore_app, name="restore", rich_help_panel=SAFE)
@@ -123,4 +124,6 @@ def restore_the_catalog() -> None:
         async with open_bucket(config) as bucket, DataPlane.connect(config=config) as plane:
             return await restore_catalog(bucket, await plane.log())
 
-    show.console.print(f"the log knows of {run(say())} entries in the bucket", highlight=False)
+    show.console.print(
+        f"the log knows of {counted(run(say()), 'entry', 'entries')} in the bucket", highlight=False
+    )

@@ -26,7 +26,7 @@ from dataplane.motion import Motion, Moving, Traffic
 from dataplane.overview import Overview, Severity, overview
 from dataplane.queries import PREFIX
 from dataplane.rows import ChainLine, TransferLine
-from dataplane.words import rate, short, size, span
+from dataplane.words import counted, rate, short, size, span
 from streams.log import Bus, LogUnavailable
 
 #: Lines of each kind where a terminal tells no height.
@@ -144,8 +144,9 @@ def _title(seen: Overview) -> Text:
     totals = seen.totals
     title = Text("dataplane ", "bold").append(seen.status, _STYLES[seen.status])
     title.append(
-        f"  {totals.nodes_online}/{totals.nodes} nodes, {totals.entries} entries, "
-        f"{size(totals.bytes)}, {totals.under_replicated} with too few copies; "
+        f"  {totals.nodes_online}/{totals.nodes} nodes, "
+        f"{counted(totals.entries, 'entry', 'entries')}, {size(totals.bytes)}, "
+        f"{totals.under_replicated} with too few copies; "
         f"{totals.chains_open} chains open, {totals.transfers_in_flight} transfers run, "
         f"{totals.transfers_pending} wait; fact {totals.sequence}, lag {totals.lag}"
     )

@@ -19,6 +19,7 @@ from dataplane.planner.sources import on_one_mount, rank_sources, transport_chai
 from dataplane.planner.targets import exclusion, targets_for
 from dataplane.policy import Policy, Rule, Source, Strategy, selects
 from dataplane.sealed import opens
+from dataplane.words import counted
 from projections.nodes import NodeRow
 from streams import events
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, Event
@@ -390,7 +391,9 @@ def _keeps_its_own(
 
 def _too_few(have: int, most: int, paths: Sequence[str]) -> Refusal:
     named = ", ".join(paths[:PATHS_NAMED]) + (", …" if len(paths) > PATHS_NAMED else "")
-    reason = f"{len(paths)} entries will have {have} of {most} lasting copies, "
+    reason = (
+        f"{counted(len(paths), 'entry', 'entries')} will have {have} of {most} lasting copies, "
+    )
     reason += f"because no other node can receive: {named}"
     return Refusal(rule="fewer-than-minimum", reason=reason, blocking=have == 0)
 

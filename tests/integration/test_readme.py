@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -11,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from dataplane.keys import KeyStore
+from streams.jetstream import JetStreamLog
+from streams.log import LogError
+from streams.server import EmbeddedServer, default_config
 from streams.values import Role
 from tests.integration.cluster import LocalCluster
 
@@ -84,6 +89,47 @@ def test_the_readme_leads_to_all_that_an_installation_needs() -> None:
     reached = {file for link in found for file in (link, *link.rglob("*")) if file.is_file()}
     needed = {file for file in (root / "deploy").rglob("*") if file.is_file()}
     assert needed - reached == set()
+
+
+async def test_who_has_a_key_of_the_readme_gets_in_until_it_is_revoked(tmp_path: Path) -> None:
+    """nats-server lets in whoever the block makes a key for, but not the one it takes away."""
+    made, revoke, rest = example("keys").partition("dataplane keys revoke")
+    said = run_in(tmp_path, made)
+    keys = KeyStore(tmp_path / "keys")
+    brought = shutil.copy(keys.seed_file("gpu-7"), tmp_path / "on-its-machine.seed")
+    said += run_in(tmp_path, revoke + rest)
+    for words in ("node gpu-7: its key is in", "observer grafana", "gpu-7 is out", "may do as of"):
+        assert words in " ".join(said.split()), said
+    conf = tmp_path / "nats.conf"
+    conf.write_text(f'{default_config().read_text()}\ninclude "keys/users.conf"\n')
+    server = EmbeddedServer(tmp_path / "nats", config=conf)
+    await server.start_async()
+    try:
+        assert await lets_in(server.url, "coordinator", keys.seed_file("coordinator"))
+        assert await lets_in(server.url, "grafana", keys.seed_file("grafana"))
+        assert not await lets_in(server.url, "gpu-7", brought)
+        assert not await lets_in(server.url, "gpu-7", None)
+    finally:
+        await server.stop_async()
+
+
+def run_in(directory: Path, script: str) -> str:
+    """Run a part of an example where there is nothing yet; its output."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = ["sh", "-c", "set -e\n" + script]
+    done = subprocess.run(command, env=environment, cwd=directory, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+async def lets_in(url: str, name: str, seed: Path | None) -> bool:
+    """Whether the bus takes somebody with this key, or with none."""
+    try:
+        log = await JetStreamLog.connect(url, name=name, nkey_seed_file=seed, deadline_s=10.0)
+    except LogError:
+        return False
+    await log.close()
+    return True
 
 
 def test_every_command_of_the_readme_exists() -> None:

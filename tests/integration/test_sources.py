@@ -191,3 +191,28 @@ def test_whatif_prints_what_would_be_different(
     for chain in ("chain-one", "chain-two"):
         at = lines.index(["chain", chain, "(SELFPLAY_COMPLETE", "of", "gpu-1)"])
         assert lines[at + 1] == ["-", PATH, "to", "train-1"]
+
+
+def test_a_file_is_not_written_over_unless_that_is_said(
+    place: Place, command: Callable[..., Said], tmp_path: Path
+) -> None:
+    """A second export names the file and how to go on; the first one is still there."""
+    file, source = tmp_path / "again.jsonl", place.sources["jsonl"]
+    file.write_text("mine")
+    refused = command("export", str(file), "--from", source)
+    assert (refused.status, "is there already; --force" in refused.text) == (WRONG, True), refused
+    assert file.read_text() == "mine"
+    assert command("export", str(file), "--from", source, "--force").status == YES
+    assert file.read_bytes() == Path(source).read_bytes()
+
+
+def test_a_place_that_is_no_archive_is_said_to_be_none(
+    command: Callable[..., Said], tmp_path: Path
+) -> None:
+    """Whichever command is pointed at it."""
+    for words in (("replay",), ("verify",), ("diff", "1h")):
+        said = command(*words, "--from", str(tmp_path))
+        assert said.status == WRONG, said
+        assert "is no archive: it has no manifest.json" in " ".join(said.text.split())
+    said = command("archive", "verify", "--at", str(tmp_path))
+    assert "is no archive" in " ".join(said.text.split())

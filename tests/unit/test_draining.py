@@ -199,7 +199,7 @@ def test_of_a_chain_that_has_given_up_nobody_is_told_when_it_will_be_done() -> N
     story.tell(answers("c1", "gpu-1", FIRST), said_what_is_owed)
     [row] = story.view.ended_chains()
     assert done_at(row, 5.0, 100.0) is None
-    assert "nothing moves: 1 entries will have 0 of 3" in reason_of(row, left, 1, 1)
+    assert "nothing moves: 1 entry will have 0 of 3" in reason_of(row, left, 1, 1)
 
 
 def leaves(chain: str, deadline: float | None = None, node: str = "gpu-1") -> Said:

@@ -120,7 +120,7 @@ def test_chain_that_has_ended_is_no_old_chain() -> None:
 def test_message_nobody_has_reported_yet_degrades() -> None:
     """P14: what is not understood is counted until it is said."""
     story = given(*CLUSTER, BAD)
-    assert "1 messages could not be understood and were not yet reported" in cluster(story).message
+    assert "1 message could not be understood, not yet reported" in cluster(story).message
     said = events.EventRejected(sequence=3, subject="s", reason="r")
     assert cluster(story.tell(decided("rejected-3", said))).healthy
 

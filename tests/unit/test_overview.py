@@ -10,8 +10,9 @@ from rich.console import Console
 
 from dataplane.cli.top import draw
 from dataplane.evidence import span_of
+from dataplane.health import HealthCheckResult
 from dataplane.metrics import stages
-from dataplane.overview import FAILED_LATELY_S, Overview, Severity, overview
+from dataplane.overview import FAILED_LATELY_S, Overview, Severity, overview, with_alerts
 from streams import events
 from tests.spec import (
     Story,
@@ -169,3 +170,19 @@ def test_a_long_reason_cuts_no_other_column_of_top() -> None:
     console.print(draw(glance, None, 5))
     [row] = [text for text in console.export_text().splitlines() if "why why" in text]
     assert row.split()[:5] == ["DATAPLANE-46", "SELFPLAY_COMPLETE", "hex8_2p", "gpu-1", "failed"]
+
+
+def test_a_healthy_verdict_says_how_many_alerts_stand_on_the_page() -> None:
+    """They make it no worse, and are no surprise: who asks by command is told of them, too."""
+    story = given(
+        trainer("train-1"), trainer("train-2"), player(), holds("gpu-1", games_of("gpu-1"))
+    )
+    seen = overview(story.view, now=story.now, beats=None, last_sequence=5, policy=story.policy)
+    well = HealthCheckResult(True, "healthy", "all well", {"lag": 0})
+    told = with_alerts(well, seen)
+    assert (told.healthy, told.message) == (True, "all well, but 1 alert to look at")
+    assert told.details == {"lag": 0, "alerts": ["1 entry has fewer than 3 copies"]}
+    nothing = msgspec.structs.replace(seen, alerts=())
+    assert with_alerts(well, nothing).message == "all well"
+    ill = HealthCheckResult(False, "degraded", "views are behind", {})
+    assert with_alerts(ill, seen).message == "views are behind"

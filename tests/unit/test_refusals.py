@@ -269,7 +269,7 @@ REFUSED: list[Row] = [
         terminating(),
         (
             LACKS + f"{ELO.path} is merged, never replaced by a copy",
-            LACKS + "1 entries will have 0 of 3 lasting copies, "
+            LACKS + "1 entry will have 0 of 3 lasting copies, "
             f"because no other node can receive: {ELO.path}",
         ),
         {},
@@ -280,7 +280,7 @@ REFUSED: list[Row] = [
         terminating(),
         (
             f"{ELO.path} is merged, never replaced by a copy",
-            "1 entries will have 1 of 3 lasting copies, "
+            "1 entry will have 1 of 3 lasting copies, "
             f"because no other node can receive: {ELO.path}",
         ),
         {},
@@ -295,7 +295,7 @@ REFUSED: list[Row] = [
         ),
         terminating(),
         (
-            LACKS + "1 entries will have 0 of 3 lasting copies, "
+            LACKS + "1 entry will have 0 of 3 lasting copies, "
             f"because no other node can receive: {GAMES_PATH}",
         ),
         {},

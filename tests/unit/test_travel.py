@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import AsyncGenerator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,11 @@ def test_nothing_that_writes_is_left_of_a_log_that_is_read() -> None:
     assert members == {"state", "read", "messages", "get", "close"}
 
 
+def clock_of(moment: float) -> str:
+    """A moment as the clock on the wall shows it."""
+    return datetime.fromtimestamp(moment).strftime("%H:%M")
+
+
 @pytest.mark.parametrize(
     ("text", "moment"),
     [
@@ -256,6 +262,8 @@ def test_nothing_that_writes_is_left_of_a_log_that_is_read() -> None:
         ("#12", 12),
         ("12", 12),
         ("1970-01-01T00:00:05+00:00", 5.0),
+        (clock_of(900.0), 900.0),
+        (clock_of(900.0).removeprefix("0"), 900.0),
     ],
 )
 def test_a_moment_is_a_time_or_a_sequence(text: str, moment: float) -> None:
