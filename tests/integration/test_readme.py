@@ -68,7 +68,10 @@ async def test_examples_of_the_readme_run(cluster: LocalCluster) -> None:
     said = run(cluster, ["sh", "-c", operator])
     for words in ("healthy", "train-1 has all", "gpu-7, train-1", "the fold of the log"):
         assert words in said
-    said = run(cluster, ["sh", "-c", "set -e\n" + example("auditor")])
+    # Of a node that is not to go the answer is no, whatever was read elsewhere: status 1.
+    auditor = example("auditor").replace("drain gpu-7 --ask ", "drain gpu-7 --ask || test $? = 1 ")
+    said = run(cluster, ["sh", "-c", "set -e\n" + auditor])
+    assert "killed now? no" in said
     for words in ("catalog  games/gpu-7/hex8_2p.db", "is whole", "killed now? yes"):
         assert words in said
 
