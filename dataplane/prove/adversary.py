@@ -321,12 +321,13 @@ class Adversary:
         candidates = sorted(place for place in copies if producer(place[1]) not in ("", place[0]))
         if not candidates:
             return
-        node, path = self._rng.choice(candidates)
+        # Each kind as likely as the others: there are many more games than models.
+        kind = self._rng.choice(sorted({_kind_of(path) for _, path in candidates}))
+        node, path = self._rng.choice([one for one in candidates if _kind_of(one[1]) == kind])
         checksum = self._scene.copies[node, path]
         file = self._cluster.copy(node, path)
         if await asyncio.to_thread(_flip_byte, file, self._rng.random()):
             self.flips.append(Flip(node, path, checksum))
-            kind = data_type_of(path) or "file"
             self._did(f"byte of {kind} flipped", node, path)
 
     @contextlib.contextmanager
@@ -339,6 +340,10 @@ class Adversary:
 
     def _did(self, kind: str, name: str, what: str) -> None:
         self.deeds.append(Deed(kind, name, what, time.time()))
+
+
+def _kind_of(path: str) -> str:
+    return str(data_type_of(path) or "other data")
 
 
 def _fill_up(file: Path) -> None:

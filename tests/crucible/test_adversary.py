@@ -217,6 +217,24 @@ async def test_only_copies_of_what_another_node_owns_are_damaged(
     assert all(cluster.copy(*place).read_bytes() != b"content" for place in (games, candidate))
 
 
+async def test_models_are_damaged_though_there_are_many_more_games(
+    attacked: tuple[ProveCluster, Adversary],
+) -> None:
+    """Each kind of file is as likely as the others."""
+    cluster, adversary = attacked
+    games = [("training-1", f"games/selfplay-1/{number}_hex8_2p.db") for number in range(60)]
+    candidate = "storage-1", "models/training-1/candidate_1_hex8_2p.pth"
+    for place in (*games, candidate):
+        adversary._scene.copies[place] = "sha256:0"
+        file = cluster.copy(*place)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"content")
+    for _ in range(6):
+        await adversary._flip()
+    assert candidate in {(flip.node, flip.path) for flip in adversary.flips}
+    assert any(deed.kind == "byte of models flipped" for deed in adversary.deeds)
+
+
 class Endless:
     """Something that never ends."""
 
