@@ -68,7 +68,9 @@ async def test_the_past_can_be_asked_what_the_present_is(terminal: Terminal) -> 
         ("catalog", "removed"),
         ("chains", "added"),
     }
-    assert [c["key"] for c in changed if c["section"] == "chains" and own(c["after"])] == [second]
+    assert [
+        c["key"] for c in changed if c["section"] == "chains" and own(c["after"] or c["before"])
+    ] == [second]
     assert "status: completed" in terminal.run("diff", between, "0s")
     assert terminal.json("diff", between, between) == []
 
