@@ -1,5 +1,7 @@
 # make demo   a cluster on this machine: plays, loses processes, goes on, and is audited
 # make test   all tests          make check   formatting, types, imports          make clean
+# make slow   what takes an hour: 500 MB cut after each 8, sixty copies of a live database, 5 GiB in
+#             flat memory; SLOW_MB, SLOW_COPIES and SLOW_MIB make less of it
 # make mutants   changes what decides, folds and lands, and looks whether a test fails
 #
 # Everything is installed into .venv, once; ARGS goes to the command: make demo ARGS="--rounds 5".
@@ -15,7 +17,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 ARGS =
 
-.PHONY: demo test check mutants clean system clients
+.PHONY: demo test slow check mutants clean system clients
 # Which of them, as mutmut names them: '*' for all takes hours; tests/mutation says what to expect.
 MUTANTS = dataplane.duties*
 
@@ -24,6 +26,19 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed-dev system clients
 	@$(BIN)/python -m pytest -n 4 --dist worksteal --reruns 2 $(ARGS)
+
+SLOW_MB = 500
+SLOW_COPIES = 10
+SLOW_MIB = 5120
+SLOW = $(BIN)/python -m pytest --timeout 3600 $(ARGS)
+CONTRACT = tests/contract
+FLAT = $(CONTRACT)/test_transport.py::test_p12_memory_does_not_grow_with_the_file
+# Memory is measured in a process of its own for each transport.
+slow: $(VENV)/installed-dev system clients
+	DATAPLANE_CUT_MB=$(SLOW_MB) DATAPLANE_COPIES=$(SLOW_COPIES) $(SLOW) \
+	  $(CONTRACT)/test_chain_of_transports.py $(CONTRACT)/test_live_database.py
+	for rig in p2p http "http over a socket each" rsync base64 s3; do \
+	  DATAPLANE_SPARSE_MIB=$(SLOW_MIB) $(SLOW) "$(FLAT)[$$rig]" || exit 1; done
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

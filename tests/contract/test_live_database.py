@@ -1,6 +1,6 @@
-"""A database is copied by every transport while a process writes to it (P7).
+"""A database is copied by every transport, both ways, while a process writes to it (P7).
 
-Three copies by each in the suite; ``DATAPLANE_COPIES=10`` makes it fifty in all.
+Three copies by each in the suite; ``make slow`` makes ten, sixty in all, and as many pushed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import pytest
 
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landing
+from adapters.s3 import layout
 from adapters.throttle import Throttle
+from adapters.transport import Request
 from streams.values import DataEntry
 from tests.contract.rigs import FAR, Rig
 from tests.unit.test_sqlite import writer
@@ -63,6 +65,17 @@ def committed(path: Path) -> int:
     return int(count)
 
 
+async def pushed_copy(rig: Rig, request: Request, snapshot: Path, base: Path) -> int:
+    """Push the snapshot; how many games the copy holds at the far end."""
+    await rig.pushes.push(request, snapshot, Throttle(), lambda *_: None)
+    if rig.lands:
+        return committed(rig.root / LOCAL)
+    copy = base / "object" / "copy.db"
+    copy.parent.mkdir(exist_ok=True)
+    copy.write_bytes(rig.here()[layout.object_key(request.entry.checksum)])
+    return committed(copy)
+
+
 async def test_p7_every_copy_of_a_live_database_holds_a_committed_prefix(
     rig: Rig, live: Inventory, tmp_path: Path, root: Path
 ) -> None:
@@ -73,6 +86,8 @@ async def test_p7_every_copy_of_a_live_database_holds_a_committed_prefix(
         entry = await observed(live)
         snapshot = live.locate(entry.checksum)
         assert snapshot is not None
+        request = rig.request(entry, f"t-{number}", LOCAL, 30.0, 10.0)
+        pushed = await pushed_copy(rig, request, snapshot, tmp_path)
         rig.hold(entry, snapshot)
         landing = await Landing.open(root, entry, f"t-{number}", LOCAL)
         request = rig.request(entry, f"t-{number}", LOCAL, 30.0, 10.0)
@@ -80,4 +95,5 @@ async def test_p7_every_copy_of_a_live_database_holds_a_committed_prefix(
         landed = await landing.commit()
         counts.append(committed(root / LOCAL))
         assert landed.games in (None, counts[-1])
+        assert pushed == counts[-1]
     assert counts == sorted(set(counts)), "the writer wrote on between the copies"
