@@ -1,4 +1,4 @@
-"""Blocks that need not travel: those that are in older versions and other files of this node.
+"""Blocks that need not travel: those in the older version, and in the files here used last.
 
 Files are only read, and nothing they hold is believed: a block is put where it fits.
 """

@@ -25,6 +25,7 @@ from adapters.errors import (
     Unreachable,
 )
 from adapters.files.landing import Landed
+from adapters.p2p import nearby
 from streams.values import Endpoint
 from tests.integration.peers import Gossiping, Node, entry_of
 
@@ -104,6 +105,23 @@ async def test_blocks_of_other_files_here_are_not_fetched(make: MAKE) -> None:
     came, _ = await target.bring(source.put("models/b.bin", rest + half), source.at)
     assert came == len(rest)
     assert (target.root / "models/b.bin").read_bytes() == rest + half
+
+
+async def test_only_the_files_that_travelled_last_are_looked_through(
+    make: MAKE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README names how many: of one before them, all moves again."""
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    assert f"one of the {nearby.MOST_CONTENTS} files here that last travelled so" in readme
+    monkeypatch.setattr(nearby, "MOST_CONTENTS", 1)
+    source, target = await make("gpu-7"), await make("train-1")
+    first, last = os.urandom(MEGABYTE), os.urandom(MEGABYTE)
+    for name, data in (("a", first), ("b", last)):
+        await target.bring(source.put(f"models/{name}.bin", data), source.at)
+    for name, data, moves in (("c", last, 1), ("d", first, 2)):
+        longer = os.urandom(MEGABYTE) + data
+        came, _ = await target.bring(source.put(f"models/{name}.bin", longer), source.at)
+        assert came == moves * MEGABYTE, name
 
 
 async def test_p7_an_older_version_that_changes_meanwhile_spoils_nothing(make: MAKE) -> None:
