@@ -16,6 +16,7 @@ from projections.cluster import ClusterView
 from projections.links import BreakerRule, BreakerState, breaker
 from projections.nodes import NodeRow
 from streams.log import ConsumerState, Standing
+from streams.permissions import node_durables
 from streams.values import SweepKind
 
 #: A projection further behind than this many facts is not keeping up.
@@ -138,8 +139,12 @@ def cluster_health(
     archive = _archive(found, present or {}, now, last_sequence)
     disks = _disks(view, present or {}, policy)
     breakers = _open_breakers(view, now, policy)
+    away = {
+        durable for row in view.nodes() if not row.online for durable in node_durables(row.name)
+    }
     for name, state in (consumers or {}).items():
-        if state.waiting > LAG_LIMIT:
+        # What waits for a node that is away, perhaps for good, is the business of its chains.
+        if state.waiting > LAG_LIMIT and name not in away:
             found.problem("consumer-behind", f"{state.waiting} facts wait for {name}")
     for text in standing_problems(standing):
         found.problem("servers", text)

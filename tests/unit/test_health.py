@@ -306,6 +306,14 @@ def test_consumer_that_falls_behind_degrades() -> None:
     }
 
 
+def test_what_waits_for_a_node_that_is_away_does_not_degrade() -> None:
+    """Rented nodes go for good, and their consumers stay."""
+    behind = {"task_train-1": ConsumerState(LAG_LIMIT + 1, 0, 0)}
+    assert cluster(given(*CLUSTER), consumers=behind).details["reasons"] == ["consumer-behind"]
+    gone = given(*CLUSTER, events.HostOffline(node="train-1", reason="it was rented"))
+    assert "consumer-behind" not in cluster(gone, consumers=behind).details["reasons"]
+
+
 def test_log_on_too_few_servers_degrades() -> None:
     """An operator who stops one server after the other must know when to wait."""
     whole = cluster(given(*CLUSTER), standing=Standing(3))
