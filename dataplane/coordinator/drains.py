@@ -120,8 +120,6 @@ class Drains:
                 raise NotProven(f"{row.node} has got something new meanwhile")
             if row.id not in {one.id for one in view.drains()}:
                 return
-            if not _is_leaving(view, row.node, self._clock()):
-                return
             guard = Guard(chain_filter(row.id), view.last_sequence_of(row.id))
         event = events.NodeDrained(
             node=row.node,

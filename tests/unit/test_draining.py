@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
-from dataplane.draining import Seconds, begun, done_at, estimate, not_to_go, rate_from, reason_of
+from dataplane.api import Published
+from dataplane.draining import (
+    Drain,
+    Seconds,
+    begun,
+    cancel,
+    done_at,
+    estimate,
+    not_to_go,
+    rate_from,
+    reason_of,
+)
 from dataplane.planner import Known
 from dataplane.policy import Policy
 from dataplane.proving import Untold, answer_proofs, answer_untold, untold
 from dataplane.safety import Holding, Left, holding, lasting_without, not_safe, unproven, unsafe
+from projections.cluster import ClusterView
 from streams import events
 from streams.memory import MemoryBus
 from streams.values import DataEntry, Proof, Role, Trait, Transport, TransportResult
@@ -22,6 +36,7 @@ from tests.spec import (
     Story,
     Tellable,
     answers,
+    assigned,
     copied,
     entry,
     games_of,
@@ -32,6 +47,7 @@ from tests.spec import (
     played,
     player,
     said_what_is_owed,
+    succeeded,
     succeeded_with,
     trainer,
 )
@@ -315,6 +331,111 @@ async def test_a_node_is_asked_whether_it_has_told_of_all_it_holds(found: Untold
     answering = await answer_untold(bus, "gpu-1", look)
     assert await untold(bus, "gpu-1") == why
     await answering.close()
+
+
+class Client:
+    """A `DataPlane` on a story: what is said to it happens at once, and what it brings about."""
+
+    def __init__(self, bus: MemoryBus, *, then: Sequence[Tellable] = ()) -> None:
+        """`then` is what follows from the first thing that is said."""
+        self.story = Story()
+        # A drain asks what time it is.
+        self.story.now = time.time()
+        self.story.tell(node("vault", Role.STORAGE), player("gpu-1"), holds("gpu-1", FIRST))
+        self.said: list[events.Event] = []
+        self._then = then
+        self._bus = bus
+        self.config = SimpleNamespace(policy=Policy)
+
+    @property
+    def catalog(self) -> Any:
+        """Made each time: a cycle would leave the story's store to be closed in any thread."""
+        return SimpleNamespace(view=self._view, seen=self._seen)
+
+    @contextmanager
+    def _view(self) -> Iterator[ClusterView]:
+        yield self.story.view
+
+    async def _seen(self, sequence: int, timeout_s: float) -> None:
+        assert sequence == len(self.story.facts)
+
+    async def log(self) -> Any:
+        """Its bus, and where its log ends."""
+
+        async def state() -> Any:
+            return SimpleNamespace(last_sequence=len(self.story.facts))
+
+        return SimpleNamespace(bus=self._bus, state=state)
+
+    async def publish(self, event: events.Event) -> Published:
+        """Say it."""
+        self.said.append(event)
+        id = f"c{len(self.said)}"
+        self.story.tell(Said(event, by="gpu-1", id=id), *self._then)
+        return Published(id, id, len(self.story.facts))
+
+    def drain(self) -> Drain:
+        """The emptying of gpu-1."""
+        return Drain(self, "gpu-1")  # type: ignore[arg-type]
+
+
+async def test_who_asks_is_told_yes_only_of_a_node_that_goes_and_has_told_of_all() -> None:
+    """Nothing is said by asking, whatever the answer; what it rests on stands beside it."""
+    found = Untold(files=1)
+
+    async def look() -> Untold:
+        return found
+
+    async with places(vault=True) as bus:
+        client = Client(bus)
+        silent = await client.drain().ask()
+        assert silent.reason.startswith("gpu-1 gave no answer")
+        assert [left.path for left in silent.left] == [FIRST.path]
+        assert silent.bytes_left == FIRST.size_bytes
+        assert silent.rests_on == (
+            "the last word of gpu-1 on what it holds, and who else holds it by the log"
+        )
+        client.story.tell(copied(FIRST.path, "vault"))
+        answering = await answer_untold(bus, "gpu-1", look)
+        asked = await client.drain().ask()
+        assert (asked.may_go, asked.bytes_left) == (False, 0)
+        assert asked.reason.startswith("1 files of gpu-1 have changed")
+        found = Untold()
+        asked = await client.drain().ask()
+        assert (asked.may_go, asked.left) == (False, ())
+        assert asked.reason == not_to_go("gpu-1", 1, 1)
+        client.story.tell(leaves("c9", 900.0))
+        sure = await client.drain().ask()
+        assert (sure.may_go, sure.chain, sure.deadline) == (True, "c9", 900.0)
+        assert sure.rests_on == (
+            "gpu-1 has just looked, and has told of all it holds, and others, who read it again "
+            "just now"
+        )
+        await answering.close()
+    assert client.said == []
+
+
+async def test_what_is_taken_back_while_somebody_waits_for_it_is_not_begun_anew() -> None:
+    """Bytes had moved, after which a node that goes is asked again what it holds."""
+    stays = events.NodeDrainCancelled(node="gpu-1")
+    emptied = [answers("c1", "gpu-1"), said_what_is_owed, assigned, succeeded(moved=7)]
+    async with places(vault=True) as bus:
+        client = Client(bus, then=[*emptied, stays, said_what_is_owed])
+        verdict = await client.drain().wait(60.0)
+    assert [events.type_name(event) for event in client.said] == ["NODE_TERMINATING"]
+    assert verdict.reason == "gpu-1 stays after all: chain c1 empties it no more"
+    assert not verdict.may_go
+
+
+async def test_a_drain_is_taken_back_by_one_fact_if_there_is_any() -> None:
+    """Said twice it would end what somebody has begun meanwhile."""
+    client = Client(MemoryBus())
+    plane: Any = client
+    assert not (await cancel(plane, "gpu-1")).cancelled
+    client.story.tell(leaves("c9"))
+    assert (await cancel(plane, "gpu-1")).cancelled
+    assert not (await cancel(plane, "gpu-1")).cancelled
+    assert client.said == [events.NodeDrainCancelled(node="gpu-1", reason="drain --cancel")]
 
 
 async def test_only_what_was_just_read_elsewhere_is_proven() -> None:
