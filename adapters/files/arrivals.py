@@ -33,10 +33,10 @@ class Knows(Protocol):
     async def keeps_own(self, path: str) -> bool:
         """Whether a file of the node's own stands there."""
 
-    async def expect_all(self, entries: Mapping[str, DataEntry]) -> None:
+    async def expect(self, entries: Mapping[str, DataEntry]) -> None:
         """These are about to appear, by local path."""
 
-    async def all_landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
+    async def landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
         """They have appeared; which of them are gone again."""
 
 
@@ -72,7 +72,7 @@ class Arrivals:
         async with self._inventory.alone([self.local(entry)]):
             if await self.there(entry) is not None:
                 return True
-            await self._inventory.expect_all({self.local(entry): entry})
+            await self._inventory.expect({self.local(entry): entry})
             return False
 
     async def land(
@@ -94,12 +94,12 @@ class Arrivals:
             with disk_errors():
                 await self.there(entry)
                 # Said before the file appears: a crash in between must not make the file our own.
-                await self._inventory.expect_all({local: entry})
+                await self._inventory.expect({local: entry})
                 before()
             landed = await landing.publish()
             after()
             with disk_errors():
-                gone = await self._inventory.all_landed({local: entry})
+                gone = await self._inventory.landed({local: entry})
         if gone:
             raise Interrupted(f"{local} is gone again")
         return landed
@@ -119,13 +119,13 @@ class Arrivals:
             with disk_errors():
                 await self._withdraw_overtaken(group)
                 coming = group.gathered
-                await self._inventory.expect_all(dict(_by_local(group, coming)))
+                await self._inventory.expect(dict(_by_local(group, coming)))
                 before(coming)
             await finish(group.commit)
             after()
             landed = [n for n, one in enumerate(group.outcomes) if isinstance(one, Landed)]
             with disk_errors():
-                gone = await self._inventory.all_landed(dict(_by_local(group, landed)))
+                gone = await self._inventory.landed(dict(_by_local(group, landed)))
         for number in landed:
             local = group.wanted[number].local
             if local in gone:

@@ -148,26 +148,19 @@ class Inventory:
         """
         return self._turns.at(local_paths)
 
-    async def expect(self, entry: DataEntry, local: str) -> None:
-        """Remember, before it is committed, that `entry` will appear at `local`.
+    async def expect(self, entries: Mapping[str, DataEntry]) -> None:
+        """Remember, before they are committed, what will appear, by local path.
 
-        If the process dies between commit and `landed`, a later scan still knows the file for a
-        received one. Durable on return.
+        If the process dies between commit and `landed`, a later scan still knows the files for
+        received ones. Durable on return.
         """
-        await self.expect_all({local: entry})
-
-    async def expect_all(self, entries: Mapping[str, DataEntry]) -> None:
-        """As `expect`, of several by local path at about the price of one."""
         await self._known.ready()
         await self._known.expect(entries)
 
-    async def landed(self, entry: DataEntry, local: str) -> None:
-        """Record a received replica that was committed at `local`. Durable on return."""
-        if await self.all_landed({local: entry}):
-            raise FileNotFoundError(f"{local} is gone again")
-
-    async def all_landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
-        """As `landed`, of several by local path; return those that are gone again."""
+    async def landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
+        """Record received replicas that were committed, by local path; return those that are gone
+        again. Durable on return.
+        """
         await self._known.ready()
         rows = await finish(lambda: self._landed(entries))
         await self._known.put(rows, came=entries)

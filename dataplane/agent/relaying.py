@@ -111,10 +111,10 @@ class _Nothing:
     async def keeps_own(self, path: str) -> bool:
         return False
 
-    async def expect_all(self, entries: Mapping[str, DataEntry]) -> None:
+    async def expect(self, entries: Mapping[str, DataEntry]) -> None:
         """They come, and go again."""
 
-    async def all_landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
+    async def landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
         """They have come, and go again."""
         return set()
 

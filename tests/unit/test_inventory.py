@@ -474,9 +474,9 @@ async def landed(inventory: Inventory, root: Path, data: bytes, entry: DataEntry
     """Land an entry under its logical path, as the daemon does."""
     landing = await Landing.open(root, entry, "t-1", entry.path)
     await landing.write(data)
-    await inventory.expect(entry, entry.path)
+    await inventory.expect({entry.path: entry})
     await landing.commit()
-    await inventory.landed(entry, entry.path)
+    await inventory.landed({entry.path: entry})
 
 
 async def test_p4_a_received_file_keeps_its_producers_name(make: Make, root: Path) -> None:
@@ -501,7 +501,7 @@ async def test_p4_a_crash_between_commit_and_record_makes_nobody_its_owner(
     """What was expected and is there is a received file, though nobody recorded it."""
     entry = received(b"{}\n", "games/gpu-1/hex8_2p.jsonl", version=42)
     first = make("t1")
-    await first.expect(entry, entry.path)
+    await first.expect({entry.path: entry})
     put(root / entry.path, b"{}\n")
     await first.close()
     again = make("t1")
@@ -560,7 +560,7 @@ async def test_a_producer_goes_on_with_its_own_file_that_was_restored_to_it(
     data = (root / "games/hex8_2p.db").read_bytes()
     entry = received(data, "games/gpu-7/hex8_2p.db")
     inventory = make()
-    await inventory.landed(entry, "games/hex8_2p.db")
+    await inventory.landed({"games/hex8_2p.db": entry})
     assert (await inventory.scan()).changed == ()
     play(root / "games/hex8_2p.db", 5)
     (changed,) = (await inventory.scan()).changed
@@ -636,7 +636,7 @@ async def test_p18_an_index_that_can_not_be_written_ends_nothing_and_is_said(
         assert (await inventory.scan()).changed == ()
         assert "disk is full" in inventory.counts().forgetful
         with pytest.raises(OSError, match="disk is full"):
-            await inventory.expect(received(b"games", "games/gpu-1/hex8_2p.db"), "games/x.db")
+            await inventory.expect({"games/x.db": received(b"games", "games/gpu-1/hex8_2p.db")})
     assert (await inventory.scan()).changed == ()
     assert inventory.counts().forgetful == ""
     await inventory.close()
@@ -832,7 +832,7 @@ async def test_a_spoiled_copy_that_was_mended_is_said_to_be_here_again(
     entry = received(b"games", "games/gpu-1/x.jsonl")
     file = put(root / entry.path, b"games")
     inventory = make()
-    await inventory.landed(entry, entry.path)
+    await inventory.landed({entry.path: entry})
     file.write_bytes(b"spoil")
     assert (await told(inventory)).removed == (entry.path,)
     file.write_bytes(b"games")

@@ -71,7 +71,7 @@ async def test_where_log_and_disk_agree_nothing_is_said(there: Node) -> None:
     """Own files and received ones."""
     entry = received(b"games", "games/gpu-1/x.jsonl")
     put(there.root / entry.path, b"games")
-    await there.inventory.landed(entry, entry.path)
+    await there.inventory.landed({entry.path: entry})
     await there.say(_arrived(entry.path, entry.checksum, said_by="gpu-1"), by="gpu-1")
     before = (await there.log.state()).last_sequence
     assert not await Reconciler(there.log, there.bus, NODE, there.inventory).reconcile()
@@ -105,7 +105,7 @@ async def test_a_difference_that_passes_is_not_said(there: Node) -> None:
     """A file that has just landed is in the index before it is in the log."""
     entry = received(b"games", "games/gpu-1/x.jsonl")
     put(there.root / entry.path, b"games")
-    await there.inventory.landed(entry, entry.path)
+    await there.inventory.landed({entry.path: entry})
     reconciler = Reconciler(there.log, there.bus, NODE, there.inventory)
     first = await reconciler._difference()
     assert {path for path, _ in first.dark} == {entry.path}

@@ -86,7 +86,7 @@ async def received(
         size_bytes=len(content),
         checksum="sha256:" + hashlib.sha256(content).hexdigest(),
     )
-    await inventory.landed(entry, PATH)
+    await inventory.landed({PATH: entry})
     return entry
 
 

@@ -218,7 +218,7 @@ async def test_disk_that_takes_no_index_fails_the_transfer_and_not_the_agent(
         full.sqlite_errorcode = sqlite3.SQLITE_FULL
         raise full
 
-    monkeypatch.setattr(inventory, "expect_all", refuse)
+    monkeypatch.setattr(inventory, "expect", refuse)
     failed = await manager(tmp_path, inventory, Faulty(HTTP)).transfer(order(HTTP))
     assert isinstance(failed, events.TransferFailed) and failed.error_class == "DiskFull"
     assert not (tmp_path / ENTRY.path).exists()
