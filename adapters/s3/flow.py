@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import Self
 
 from adapters.s3 import layout
-from adapters.telling import TELL_EVERY_S
+from adapters.telling import Telling
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request
 
@@ -39,9 +38,8 @@ class Flow:
         self._answer_s = stall_s + connect_s
         self._size = size_bytes
         self._throttle = throttle or Throttle()
-        self._progress = progress
-        self._done = self._told = 0
-        self._told_at = 0.0
+        self._telling = Telling(progress, size_bytes)
+        self._done = 0
 
     def __enter__(self) -> Self:
         return self
@@ -52,9 +50,7 @@ class Flow:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Tell what it ends with, in whatever way that is."""
-        if self._done != self._told:
-            self._progress(self._done, self._size)
+        self._telling.__exit__(kind, error, trace)
 
     @classmethod
     def of(cls, request: Request, throttle: Throttle, progress: Progress) -> Flow:
@@ -95,10 +91,7 @@ class Flow:
     def tell(self, nbytes: int) -> None:
         """So many more are done."""
         self._done = min(self._done + nbytes, self._size)
-        now = time.monotonic()
-        if self._done == self._size or now - self._told_at >= TELL_EVERY_S:
-            self._told_at, self._told = now, self._done
-            self._progress(self._done, self._size)
+        self._telling.tell(self._done)
 
 
 class Body:
