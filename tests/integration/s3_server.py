@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from uuid import uuid4
 
 import pytest
 
 from dataplane.demo.s3_server import ACCESS_KEY, HOST, SECRET_KEY, S3Server, S3ServerFailed
 
-__all__ = ["ACCESS_KEY", "HOST", "SECRET_KEY", "S3Server", "running_s3_server", "with_credentials"]
+__all__ = [
+    "ACCESS_KEY",
+    "HOST",
+    "SECRET_KEY",
+    "S3Server",
+    "new_bucket",
+    "running_s3_server",
+    "with_credentials",
+]
 
 
 @pytest.fixture(scope="session", name="s3_server")
@@ -21,6 +30,13 @@ def running_s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Se
         pytest.fail(str(error))
     yield server
     server.stop()
+
+
+def new_bucket(server: S3Server) -> str:
+    """The name of a bucket that nobody else has: also where a test is run again."""
+    name = f"test-{uuid4().hex[:20]}"
+    server.client.create_bucket(Bucket=name)
+    return name
 
 
 def with_credentials(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,13 @@ from streams.subjects import chain_filter
 from streams.values import DataType
 from streams.wire import Message, api
 from tests.conftest import Server, empty_log, eventually, wipe
-from tests.integration.s3_server import ACCESS_KEY, SECRET_KEY, S3Server, running_s3_server
+from tests.integration.s3_server import (
+    ACCESS_KEY,
+    SECRET_KEY,
+    S3Server,
+    new_bucket,
+    running_s3_server,
+)
 
 __all__ = ["running_s3_server"]
 
@@ -239,8 +245,7 @@ async def test_an_archive_in_a_bucket(
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    s3_server.client.create_bucket(Bucket="test-archive")
-    blobs = S3Blobs("test-archive", "log/a", endpoint_url=s3_server.url)
+    blobs = S3Blobs(new_bucket(s3_server), "log/a", endpoint_url=s3_server.url)
     await fill(log, 5)
     before = await all_of(log)
     await extend(blobs, log)

@@ -26,6 +26,7 @@ from tests.integration.s3_server import (
     ACCESS_KEY,
     SECRET_KEY,
     S3Server,
+    new_bucket,
     running_s3_server,
 )
 
@@ -33,11 +34,9 @@ __all__ = ["running_s3_server"]
 
 
 @pytest.fixture
-def bucket(s3_server: S3Server, request: pytest.FixtureRequest) -> str:
+def bucket(s3_server: S3Server) -> str:
     """An empty bucket of the test's own."""
-    name = f"b{abs(hash(request.node.nodeid)):x}"[:40]
-    s3_server.client.create_bucket(Bucket=name)
-    return name
+    return new_bucket(s3_server)
 
 
 @asynccontextmanager
@@ -232,7 +231,7 @@ async def test_all_comes_back_from_the_bucket_alone(
             assert db.execute("SELECT count(*) FROM games").fetchone() == (9,)
         cluster.agent("train-1", Role.TRAINING)
         await cluster.joined("coord", "train-1")
-        assert "1 entries" in await cluster.command("restore", "catalog")
+        assert "1 entry" in await cluster.command("restore", "catalog")
         outbox = tmp_path / "out"
         async with DataPlane.connect(cluster.server.url, node="train-1", outbox=outbox) as plane:
             needed = events.DataNeeded(

@@ -29,7 +29,12 @@ from streams.server import default_config
 from streams.values import S3_NODE, Proof, Role
 from streams.wire import Message, api
 from tests.integration.cluster import LocalCluster, until
-from tests.integration.s3_server import S3Server, running_s3_server, with_credentials
+from tests.integration.s3_server import (
+    S3Server,
+    new_bucket,
+    running_s3_server,
+    with_credentials,
+)
 from tests.integration.terminal import Terminal
 from tests.integration.test_reaching import BLOCKED, found_out
 
@@ -90,8 +95,8 @@ async def test_every_way_of_moving_and_looking_needs_no_more_than_its_key_allows
     The agents come before the coordinator: what it makes for them they wait for, and try nothing.
     """
     with_credentials(monkeypatch)
-    s3_server.client.create_bucket(Bucket="locked")
-    bucket = {"s3_bucket": "locked", "s3_endpoint": s3_server.url, "s3_region": "us-east-1"}
+    name = new_bucket(s3_server)
+    bucket = {"s3_bucket": name, "s3_endpoint": s3_server.url, "s3_region": "us-east-1"}
     settings = {**bucket, "s3_enabled": "true", "policy__s3__min_games": "1"}
     async with LocalCluster(tmp_path, bus=locked(tmp_path), seeds=keys.directory, **settings) as c:
         c.agent("gpu-7", Role.SELFPLAY, **BLOCKED)

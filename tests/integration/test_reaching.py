@@ -13,7 +13,7 @@ from streams import events
 from streams.events import Event
 from streams.values import S3_NODE, DataType, Role, Transport
 from tests.integration.cluster import LocalCluster, until
-from tests.integration.s3_server import S3Server, running_s3_server
+from tests.integration.s3_server import S3Server, new_bucket, running_s3_server
 from tests.integration.test_backup import cluster_with, played
 
 __all__ = ["running_s3_server"]
@@ -111,8 +111,8 @@ async def test_a_third_node_relays_and_keeps_nothing(tmp_path: Path) -> None:
 
 async def test_the_bucket_relays_where_nobody_else_can(tmp_path: Path, s3_server: S3Server) -> None:
     """Two blocked nodes and no third: through S3, and the target proves what it got."""
-    s3_server.client.create_bucket(Bucket="relay-only")
-    async with cluster_with(tmp_path, s3_server, "relay-only") as cluster:
+    bucket = new_bucket(s3_server)
+    async with cluster_with(tmp_path, s3_server, bucket) as cluster:
         cluster.agent("gpu-7", Role.SELFPLAY, **BLOCKED)
         cluster.agent("train-1", Role.TRAINING, **BLOCKED)
         await cluster.joined("coord", "gpu-7", "train-1")
@@ -123,7 +123,7 @@ async def test_the_bucket_relays_where_nobody_else_can(tmp_path: Path, s3_server
         assert {one.transport_used for one in arrived.results} == {Transport.S3}
         assert {one.remote for one in arrived.results} == {S3_NODE}
         # What went through the bucket is a copy there, and proves to be one.
-        transport = S3Transport("relay-only", endpoint_url=s3_server.url)
+        transport = S3Transport(bucket, endpoint_url=s3_server.url)
         entry = arrived.entry
         assert (await S3Bucket(transport).prove(entry.path, entry.checksum)).proven
         await transport.close()

@@ -38,6 +38,7 @@ from tests.integration.s3_server import (
     HOST,
     SECRET_KEY,
     S3Server,
+    new_bucket,
     running_s3_server,
     with_credentials,
 )
@@ -89,11 +90,9 @@ def client(s3_server: S3Server) -> Any:
 
 
 @pytest.fixture
-def bucket(client: Any) -> str:
+def bucket(s3_server: S3Server) -> str:
     """A bucket of the test's own, empty."""
-    name = f"test-{next(_NUMBERS)}"
-    client.create_bucket(Bucket=name)
-    return name
+    return new_bucket(s3_server)
 
 
 @pytest.fixture
