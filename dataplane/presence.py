@@ -21,6 +21,7 @@ import msgspec
 from streams.codec import fact_id
 from streams.foreign import Unreadable, from_json
 from streams.log import Bus, LogError, LogUnavailable
+from streams.wire import STREAM_NOT_FOUND, ApiError
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,15 @@ class Presence:
         """
         first = None
         while True:
-            revision, value = await self._bus.kv_entry(NODES_BUCKET, self._key)
+            try:
+                revision, value = await self._bus.kv_entry(NODES_BUCKET, self._key)
+            except ApiError as error:
+                if error.code != STREAM_NOT_FOUND:
+                    raise
+                # A server that was just restarted: it keeps the bucket in memory.
+                logger.info("waiting: the bus knows nobody, until a coordinator has been there")
+                await asyncio.sleep(_LOOK_S)
+                continue
             if self._may_take(value):
                 if await self._write(revision, _NOT_YET):
                     return

@@ -14,8 +14,10 @@ from dataplane import presence as presence_module
 from dataplane.presence import NameTaken, Presence, instance_of, present
 from streams.log import Bus
 from streams.memory import MemoryBus
+from streams.server import EmbeddedServer
 from streams.topology import NODES_BUCKET
-from tests.conftest import PATIENCE_S, empty_log
+from streams.wire import api
+from tests.conftest import PATIENCE_S, empty_log, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +70,19 @@ async def test_the_same_instance_takes_its_name_again_at_once(bus: Bus) -> None:
     assert await present(bus) == {}, "it has the name and does not work yet"
     await again.beat({})
     assert "agent.gpu-1" in await present(bus)
+
+
+async def test_a_bus_that_was_just_restarted_is_waited_for(
+    nats_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It kept the bucket in memory: an agent that begins then begins once a coordinator made it."""
+    async with empty_log(nats_server.url) as log:
+        await api(log.connection, f"STREAM.DELETE.KV_{NODES_BUCKET}")
+        with caplog.at_level("INFO"):
+            claim = asyncio.create_task(agent(log.bus, "one").claim())
+            await eventually(lambda: "the bus knows nobody" in caplog.text or claim.done())
+        await log.ensure_topology()
+        await soon(claim)
 
 
 async def test_a_name_that_was_let_go_of_is_free_at_once(bus: Bus) -> None:
