@@ -220,7 +220,7 @@ class LocalCluster:
                 found += [r for r in batch if not kinds or isinstance(r.event, kinds)]
         return found
 
-    async def ended(self, chain: str) -> Recorded:
+    async def ended(self, chain: str, limit_s: float = PATIENCE_S) -> Recorded:
         """Wait until a chain has ended; its end."""
         found: list[Recorded] = []
 
@@ -229,12 +229,14 @@ class LocalCluster:
             found[:] = [end for end in ends if end.chain == chain]
             return bool(found)
 
-        await until(has_ended, f"chain {chain} to end")
+        await until(has_ended, f"chain {chain} to end", limit_s)
         return found[0]
 
-    async def assert_exactly_once(self, chain: str) -> events.DataSyncCompleted:
+    async def assert_exactly_once(
+        self, chain: str, limit_s: float = PATIENCE_S
+    ) -> events.DataSyncCompleted:
         """The chain has one end, a completion, one announcement, and its copies are the digests."""
-        end = await self.ended(chain)
+        end = await self.ended(chain, limit_s)
         facts = [fact for fact in await self.facts() if fact.chain == chain]
         ends = [f for f in facts if isinstance(f.event, _ENDS)]
         assert len(ends) == 1, ends

@@ -16,9 +16,14 @@ from tests.integration.ssh_server import SshServer
 from tests.integration.test_backup import played
 from tests.integration.test_reaching import BLOCKED, found_out
 
-SIZE = 24_000_000
+SIZE = 20_000_000
 #: Each connection dies after so much, which is a real share of the file.
 CUT_BYTES = 2_500_000
+
+
+#: Each attempt is a connection of its own, and a busy machine takes its time for each.
+PATIENCE_S = 200.0
+pytestmark = pytest.mark.timeout(400)
 
 
 @pytest.fixture
@@ -57,7 +62,7 @@ async def arrives(
     There are many more than the retries, and each brought something.
     """
     cluster.play("gpu-7", 3, padding=size)
-    await cluster.assert_exactly_once(await played(cluster, "gpu-7", 3))
+    await cluster.assert_exactly_once(await played(cluster, "gpu-7", 3), PATIENCE_S)
     failed = [fact.event for fact in await cluster.facts(events.TransferFailed)]
     assert len(failed) > 2 * retries
     cuts = [one for one in failed if isinstance(one, events.TransferFailed)]
