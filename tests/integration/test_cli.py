@@ -54,6 +54,7 @@ async def test_what_goes_on_says_something_at_once_and_ends_by_ctrl_c(tmp_path: 
             assert [await process.wait() for process in going] == [130, 130]
 
 
+@pytest.mark.timeout(600)
 async def test_every_question_has_an_answer_also_while_the_daemon_is_down(
     terminal: Terminal,
 ) -> None:
@@ -66,7 +67,9 @@ async def test_every_question_has_an_answer_also_while_the_daemon_is_down(
     path = "games/gpu-7/hex8_2p.db"
 
     # Who has just begun to lead says so, and nobody waits for the next heartbeat.
-    await until(lambda: terminal.json("status", status=None)["status"] == "healthy", "health")
+    await until(
+        lambda: terminal.json("status", status=None)["status"] == "healthy", "health", 200.0
+    )
     there = {row["node"]: row for row in terminal.json("nodes")}
     assert there["train-1"]["roles"] == ["training"]
     assert there["train-1"]["seen_s_ago"] is not None
