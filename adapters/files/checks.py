@@ -147,7 +147,10 @@ def _count_samples(path: Path) -> int | None:
                     length = _length_of(member.read(_HEAD_BYTES))
                 if length is not None:
                     return length if length <= _MOST_SAMPLES else None
-    except Exception:  # noqa: BLE001 - which ones damaged bytes lead to, nobody can list
+    except Exception as error:
+        # Which ones damaged bytes lead to, nobody can list; a disk that fails is not theirs.
+        if _is_of_the_disk(error):
+            raise
         return None
     return None
 

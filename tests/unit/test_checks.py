@@ -79,6 +79,8 @@ def test_a_disk_that_fails_says_nothing_of_the_file(
     monkeypatch.setattr(zipfile, "ZipFile", fails)
     with pytest.raises(OSError, match="the disk is broken"):
         checks.look_inside(path, "a.npz")
+    with pytest.raises(OSError, match="the disk is broken"):
+        checks.counts_of(path, "a.npz")
 
 
 @pytest.mark.parametrize(

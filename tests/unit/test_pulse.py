@@ -42,12 +42,15 @@ async def blocked():
 
 
 async def standing_still():
-    async def held_up():
-        await finish(threading.Event().wait)
+    began = threading.Event()
+
+    def hang():
+        began.set()
+        threading.Event().wait()
 
     async with asyncio.TaskGroup() as group:
-        group.create_task(held_up())
-        await asyncio.sleep(0.1)
+        group.create_task(finish(hang))
+        await asyncio.to_thread(began.wait)
         raise stands_still("the reading has done nothing for 61 s while 1 wait for it")
 
 
