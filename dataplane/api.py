@@ -374,12 +374,16 @@ class DataPlane:
         last_sequence, there = None, None
         consumers: dict[str, ConsumerState] = {}
         standing: Standing | None = None
-        with contextlib.suppress(LogError):
+        unknown = ""
+        try:
             log = await self.log()
             last_sequence = (await log.state()).last_sequence
+            standing = await log.standing()
             there = await present(log.bus)
             consumers = await log.consumers()
-            standing = await log.standing()
+        except LogError as error:
+            if last_sequence is not None:
+                unknown = f"the bus told only a part of how it is: {error}"
         with self.catalog.view() as view:
             now, policy = time.time(), self.config.policy()
             verdict = cluster_health(
@@ -389,6 +393,7 @@ class DataPlane:
                 present=there,
                 consumers=consumers,
                 standing=standing,
+                unknown=unknown,
                 policy=policy,
             )
             seen = overview(

@@ -120,6 +120,7 @@ def cluster_health(
     present: dict[str, dict[str, Any]] | None,
     consumers: Mapping[str, ConsumerState] | None = None,
     standing: Standing | None = None,
+    unknown: str = "",
     policy: Policy = Policy(),  # noqa: B008 - immutable
 ) -> HealthCheckResult:
     """The whole data plane's health. None where the bus, and so the answer, is out of reach."""
@@ -146,6 +147,8 @@ def cluster_health(
         # What waits for a node that is away, perhaps for good, is the business of its chains.
         if state.waiting > LAG_LIMIT and name not in away:
             found.problem("consumer-behind", f"{state.waiting} facts wait for {name}")
+    if unknown:
+        found.problem("unknown", unknown)
     for text in standing_problems(standing):
         found.problem("servers", text)
     return found.result(

@@ -35,6 +35,8 @@ _AHEAD = 256
 #: A message that waited longer than this part of its ack wait is left to its redelivery.
 _STALE = 0.6
 _PAUSE_S = 0.2
+#: Who lists consumers waits for the servers that lead them, and longer than for anything else.
+_LIST_S = 6.0
 #: What is taken in one go is read in one go: no more than this of it, beside the first.
 _TAKEN_BYTES = 4 * 1024 * 1024
 _SECOND = 1_000_000_000
@@ -183,14 +185,12 @@ async def ensure_consumer(wire: Wire, stream: str, config: Config, *, make: bool
         log.warning("consumer %s; it stays as it is", sentence)
 
 
-async def list_consumers(
-    wire: Wire, stream: str, *, timeout_s: float = 2.0
-) -> tuple[list[dict[str, Any]], list[str]]:
+async def list_consumers(wire: Wire, stream: str) -> tuple[list[dict[str, Any]], list[str]]:
     """One try of asking for all consumers, as JetStream shows them; and who of them is silent."""
     found, silent = list[dict[str, Any]](), list[str]()
     while True:
         request = {"offset": len(found) + len(silent)}
-        page = await api(wire, f"CONSUMER.LIST.{stream}", request, timeout_s=timeout_s)
+        page = await api(wire, f"CONSUMER.LIST.{stream}", request, timeout_s=_LIST_S)
         listed, missing = page.get("consumers") or [], page.get("missing") or []
         found += listed
         silent += missing

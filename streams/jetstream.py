@@ -48,7 +48,7 @@ from streams.wire import (
 
 log = logging.getLogger(__name__)
 #: Whoever asks how the log stands is told in time that nobody knows.
-_STANDING_S = 10.0
+_TOLD_S = 10.0
 M = TypeVar("M")
 
 
@@ -236,7 +236,7 @@ class JetStreamLog:
 
     async def consumers(self) -> dict[str, ConsumerState]:
         once = partial(list_consumers, self.connection, self._stream)
-        found, _ = await persist(once, self._deadline_s)
+        found, _ = await persist(once, min(_TOLD_S, self._deadline_s))
         lasting = (one for one in found if one["config"].get("durable_name"))
         return {one["name"]: _state_of(one) for one in lasting}
 
@@ -244,7 +244,7 @@ class JetStreamLog:
         others = [stream["name"] for stream in topology.streams()[1:]]
         once = partial(standing_of, self.connection, self._stream, others)
         try:
-            return await persist(once, min(_STANDING_S, self._deadline_s))
+            return await persist(once, min(_TOLD_S, self._deadline_s))
         except LogError as error:
             return Standing(problem=str(error))
 

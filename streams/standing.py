@@ -10,9 +10,6 @@ from streams.log import Standing
 from streams.topology import is_reader
 from streams.wire import Wire, api
 
-#: A server that lists consumers waits for those of others, and longer than for anything else.
-_LIST_S = 6.0
-
 
 async def standing_of(wire: Wire, log: str, others: Sequence[str]) -> Standing:
     """One try of asking where the log, the `others` and the log's durable consumers stand.
@@ -27,7 +24,7 @@ async def standing_of(wire: Wire, log: str, others: Sequence[str]) -> Standing:
     parts = {log: info}
     for stream in others:
         parts[stream] = await api(wire, f"STREAM.INFO.{stream}")
-    consumers, silent = await list_consumers(wire, log, timeout_s=_LIST_S)
+    consumers, silent = await list_consumers(wire, log)
     for consumer in consumers:
         if "durable_name" in consumer["config"]:
             parts[consumer["name"]] = consumer

@@ -67,11 +67,10 @@ class Proxy:
         self.down = self.up = self.cut_after_bytes = self.cut_after_s = None
         self.latency_s, self.bytes_per_s, self.spoil_at = 0.0, 0, []
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         relay = asyncio.ensure_future(self._relay(reader, writer))
         self._relays.add(relay)
         relay.add_done_callback(self._relays.discard)
-        await asyncio.wait([relay])
 
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

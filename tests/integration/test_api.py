@@ -25,7 +25,7 @@ from dataplane import (
     blocking,
 )
 from streams import events
-from streams.log import LogUnavailable
+from streams.log import ConsumerState, LogUnavailable
 from streams.server import EmbeddedServer
 from streams.values import Role
 from tests.integration.cluster import LocalCluster, until
@@ -289,6 +289,22 @@ async def test_request_without_a_bus_is_refused_in_seconds(tmp_path: Path) -> No
     async with DataPlane.connect(config=config) as dp:
         with pytest.raises(LogUnavailable, match=r"127\.0\.0\.1:1"):
             await dp.request_sync(DataType.GAMES, "hex8_2p", ["train-1"])
+
+
+async def test_health_is_never_called_good_while_the_bus_tells_only_a_part(
+    cluster: LocalCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It answered for the log, and then fell silent: that is told, whatever the rest is like."""
+    plane = client(cluster)
+
+    async def silent() -> dict[str, ConsumerState]:
+        raise LogUnavailable("no answer within 10 s")
+
+    monkeypatch.setattr(await plane.log(), "consumers", silent)
+    verdict = await plane.health_check()
+    assert not verdict.healthy and "unknown" in verdict.details["reasons"]
+    assert "told only a part of how it is: no answer within 10 s" in verdict.message
+    await plane.close()
 
 
 async def test_up_keeps_its_children_alive_and_takes_them_along(tmp_path: Path) -> None:

@@ -229,7 +229,11 @@ async def test_a_drain_is_asked_for_hurried_and_taken_back(terminal: Terminal) -
     for end in ends:
         assert isinstance(end, events.DataSyncFailed)
         assert end.reason.startswith("gpu-7 stays after all")
-    assert not any(row["leaving"] for row in terminal.json("nodes"))
+
+    def stayed() -> bool:
+        return not any(row["leaving"] for row in terminal.json("nodes"))
+
+    await until(stayed, "the views to know it")
     text = terminal.run("drain", "gpu-7", "--cancel", status=1)
     assert "nothing says that gpu-7 is to go" in text
     assert "begins nothing" in terminal.run("drain", "gpu-7", "--ask", "--wait", status=2)

@@ -69,8 +69,11 @@ async def one_is_missed(cluster: LocalCluster, server: BusServer) -> None:
     """Wait until whoever asks is told which server is away, and that no other may go."""
 
     async def so() -> bool:
-        said = json.loads(await cluster.command("status", "--json", status=1))
+        said = json.loads(await cluster.command("status", "--json", status=None))
         servers = said["details"]["servers"]
+        assert servers is not None, (
+            "whoever reached the bus knows something of it, or says that not"
+        )
         missed = servers["behind"] == [server.name] and {STREAM, "bridge"} <= set(servers["short"])
         away = f"on 2 of 3 servers ({server.name} behind or away)"
         return bool(missed and said["status"] == "degraded" and away in said["message"])

@@ -338,6 +338,13 @@ def test_log_whose_servers_nobody_can_name_is_not_called_healthy() -> None:
     )
 
 
+def test_what_the_bus_did_not_tell_is_not_called_healthy() -> None:
+    """It was reached, and then fell silent: all that it said may be well, but not all was said."""
+    result = cluster(given(*CLUSTER), unknown="the bus told only a part of how it is: no answer")
+    assert (result.status, result.details["reasons"]) == ("degraded", ["unknown"])
+    assert result.message == "the bus told only a part of how it is: no answer"
+
+
 @pytest.mark.parametrize(("size", "limit", "words"), [(89, 100, ""), (90, 100, "90%"), (9, 0, "")])
 def test_log_that_is_nearly_full_degrades_before_it_is(size: int, limit: int, words: str) -> None:
     """By max_bytes, where it has any."""
