@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from streams.codec import Recorded, decode
 from streams.log import LogError, LogState, LogUnavailable, NoLongerHeld, PermissionDenied
 from streams.pull import Pull
+from streams.quorum import speaks_for
 from streams.stored import Stored, as_stored
 from streams.topology import READERS_OF_A_CLIENT, restored_until
 from streams.wire import (
@@ -54,8 +55,10 @@ Make = Callable[[Delivered, bytes, bytes | None, bytes], M]
 
 
 async def log_state(wire: Wire, stream: str) -> LogState:
-    """One try of asking how far the stream goes."""
+    """One try of asking how far the stream goes. A server that is cut off is no answer."""
     info = await api(wire, f"STREAM.INFO.{stream}")
+    if not speaks_for(info):
+        raise NoAnswer(f"the server that answers for {stream} hears too few of the others")
     state = info["state"]
     restored_sequence, restored_from = restored_until(info["config"])
     if state["last_seq"] < restored_sequence:

@@ -7,6 +7,7 @@ from typing import Any
 
 from streams.consuming import list_consumers
 from streams.log import Standing
+from streams.quorum import is_heard
 from streams.topology import is_reader
 from streams.wire import Wire, api
 
@@ -38,8 +39,13 @@ async def standing_of(wire: Wire, log: str, others: Sequence[str]) -> Standing:
 def _have_it(where: Mapping[str, Any]) -> int:
     """Servers that could go on with it alone: its leader and those that are up to date."""
     replicas = where.get("replicas") or []
-    return bool(where.get("leader")) + sum(bool(one["current"]) for one in replicas)
+    return bool(where.get("leader")) + sum(map(_in_step, replicas))
 
 
 def _behind(where: Mapping[str, Any]) -> list[str]:
-    return [one["name"] for one in where.get("replicas") or [] if not one["current"]]
+    return [one["name"] for one in where.get("replicas") or [] if not _in_step(one)]
+
+
+def _in_step(replica: Mapping[str, Any]) -> bool:
+    """A server that went away is called current for 10 s more."""
+    return bool(replica["current"]) and is_heard(replica)
