@@ -30,7 +30,10 @@ ERROR_CHARACTERS = 1_000
 #: What nobody holds any more is planned again as what has taken its place, so many versions long: a
 #: file that changes faster than it can be fetched must not keep its chain open for ever.
 MOST_VERSIONS = 5
+#: A chain that ends so soon after its limit is not said to be overdue: it ends by its limit.
+ENDED_IN_TIME_S = 30.0
 
+_ENDS = (events.DataSyncCompleted, events.DataSyncFailed)
 Plan = Callable[[events.Event, float], events.SyncPlanned]
 
 
@@ -49,6 +52,22 @@ def owed(
     are for one atomic append, guarded by the last sequence of the chain's subjects.
     """
     cause = cause or chain.trigger_id
+    facts = _due(chain, transfers, plan, policy, now, cause)
+    late = now - chain.opened_at >= policy.chains.limit_s + ENDED_IN_TIME_S
+    if late and any(isinstance(fact.event, _ENDS) for fact in facts):
+        # Nobody was there to say it before.
+        facts = [*_overdue(chain, policy, now, cause, "a coordinator to end it"), *facts]
+    return facts
+
+
+def _due(
+    chain: Chain,
+    transfers: Mapping[str, TransferRow],
+    plan: Plan,
+    policy: Policy,
+    now: float,
+    cause: str,
+) -> list[Fact]:
     if chain.cancelled_at and chain.status in (ChainStatus.WAITING_FOR_FILES, ChainStatus.READY):
         return [_failure(chain, [], [], now, of_no_use(chain, policy, now), cause)]
     if chain.status is ChainStatus.WAITING_FOR_FILES:

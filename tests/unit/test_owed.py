@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 
-from dataplane.chain import ERROR_CHARACTERS, MOST_VERSIONS, owed, set_aside
+from dataplane.chain import ENDED_IN_TIME_S, ERROR_CHARACTERS, MOST_VERSIONS, owed, set_aside
 from dataplane.coordinator.bridge import _moved_on
 from projections.chains import ChainStatus
 from projections.transfers import TransferRow
@@ -500,6 +500,21 @@ def test_chain_that_waits_for_an_answer_can_be_overdue() -> None:
     story = given(*OPENED).under(chains={"answer_limit_s": 9_000.0})
     story.when(asked("c1", after=3_600)).then(
         says(ChainOverdue, waiting_for="gpu-1 to say what it holds")
+    )
+
+
+def test_chain_that_ends_late_says_that_it_was_overdue() -> None:
+    """No coordinator was there to say it in time: it is said together with the end, once."""
+    story = given(*MOVING, succeeded())
+    late = story.when(asked("c1", after=3_600 + ENDED_IN_TIME_S))
+    late.then(
+        says(ChainOverdue, age_seconds=3_630.0, waiting_for="a coordinator to end it"),
+        says(DataSyncCompleted),
+        says(NewGamesAvailable),
+    )
+    said_before = given(*MOVING, after(3_600), said_what_is_owed, succeeded())
+    said_before.when(asked("c1", after=9_000)).then(
+        says(DataSyncCompleted), says(NewGamesAvailable)
     )
 
 
