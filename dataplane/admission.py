@@ -25,7 +25,7 @@ from dataplane.budget import (
     share_of,
 )
 from dataplane.chain import exhausted
-from dataplane.execution import TO_SSH, KnownWays, Way, can_be_reached, choose
+from dataplane.execution import KnownWays, Way, choose
 from dataplane.liveness import SILENT
 from dataplane.ordering import at_risk, expected_end, in_turn, starved
 from dataplane.policy import Policy
@@ -335,10 +335,9 @@ def unanswered(
             facts.append(_given_up(transfer, teller, error, retryable=True))
         elif executor is not None and _dead(executor, silent):
             error = f"{executor.name} is gone: {executor.reason}"
-            # Whoever holds the entry may still reach the machine. Should the node come back before
-            # its chain has ended, what it does by this assignment counts all the same.
-            others = any(can_be_reached(executor, t) for t in TO_SSH if t in transfer.transports)
-            facts.append(_given_up(transfer, teller, error, retryable=others))
+            # Should the node come back before its chain has ended, what it does by this assignment
+            # counts all the same.
+            facts.append(_given_up(transfer, teller, error, retryable=False))
     return facts
 
 

@@ -137,7 +137,7 @@ def _ways(
     for way in _direct(transfer, holders, known):
         direct = direct or way.source != S3_NODE
         yield way
-    if direct:
+    if direct or not _expects(known.node(target)):
         return
     for holder in holders:
         if holder == S3_NODE:
@@ -152,8 +152,7 @@ def _ways(
 
 def _direct(transfer: TransferRow, holders: Sequence[str], known: KnownWays) -> Iterator[Way]:
     target = known.node(transfer.target)
-    # Where no agent is, nobody serves files; over SSH its machine may still take some.
-    sending = TO_SSH if target is not None and not target.online else PUSHING
+    sending = PUSHING if _expects(target) else ()
     pushed = _usable(target, (t for t in transfer.transports if t in sending))
     for holder in holders:
         if holder == S3_NODE:
@@ -163,6 +162,14 @@ def _direct(transfer: TransferRow, holders: Sequence[str], known: KnownWays) -> 
             yield Way(transfer.target, holder, fetched, holder)
         if pushed:
             yield Way(holder, holder, pushed, transfer.target, detour=1)
+
+
+def _expects(target: NodeRow | None) -> bool:
+    """Whether a file may be sent to a node.
+
+    Where no agent expects it, not even over SSH: it would be taken for the node's own.
+    """
+    return target is None or target.online
 
 
 def _usable(node: NodeRow | None, transports: Iterable[Transport]) -> tuple[Transport, ...]:

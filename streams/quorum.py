@@ -17,7 +17,8 @@ _NANOS = 1_000_000_000
 
 def is_heard(replica: Mapping[str, Any]) -> bool:
     """Whether the leader has heard lately from a server, as it shows it in ``cluster.replicas``."""
-    return 0 < replica.get("active", 0) <= HEARD_WITHIN_S * _NANOS
+    silent_ns: int = replica.get("active", 0)
+    return 0 < silent_ns <= HEARD_WITHIN_S * _NANOS
 
 
 def speaks_for(info: Mapping[str, Any]) -> bool:

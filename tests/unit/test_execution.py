@@ -28,11 +28,14 @@ HTTP, RSYNC, BASE64, S3 = (
     Transport.BASE64_SSH,
     Transport.S3,
 )
-OPEN, SSH, NAT = "open", "ssh", "nat"
+OPEN, SSH, NAT, AWAY = "open", "ssh", "nat", "away"
 
 
 class Cluster:
-    """Nodes that can be reached by HTTP, by SSH only, or not at all, and how well that went."""
+    """Nodes that can be reached by HTTP, by SSH only, or not at all, and how well that went.
+
+    One that is away has a machine with an SSH server, and no agent.
+    """
 
     def __init__(self, *links: LinkRow, **kinds: str) -> None:
         self._links = links
@@ -46,14 +49,13 @@ class Cluster:
         endpoint = Endpoint(
             node=name,
             http_url=f"http://{name}",
-            reachable=False if kind == SSH else None,
-            ssh_host=name if kind == SSH else "",
+            reachable=False if kind in (SSH, AWAY) else None,
+            ssh_host=name if kind in (SSH, AWAY) else "",
         )
         traits = (Trait.NAT_BLOCKED,) if kind == NAT else ()
         roles = (Role.STORAGE,) if name.startswith("store") else ()
-        return NodeRow(
-            NodeDescription(name=name, roles=roles, traits=traits, endpoint=endpoint), T0
-        )
+        about = NodeDescription(name=name, roles=roles, traits=traits, endpoint=endpoint)
+        return NodeRow(about, T0, online=kind != AWAY)
 
     def nodes(self) -> list[NodeRow]:
         """All of them, by name."""
@@ -126,6 +128,17 @@ def test_the_target_fetches_if_it_can_else_the_holder_pushes(
 def test_another_holder_that_can_be_reached_is_better_than_a_push() -> None:
     """The planned source can't be reached by the target, another holder can."""
     assert who(way(transfer(), Cluster(a=NAT, b=OPEN, t=SSH), "a", "b")) == ("t", "b")
+
+
+@pytest.mark.parametrize("a", [OPEN, NAT])
+def test_nothing_is_sent_to_a_machine_whose_agent_is_away(a: str) -> None:
+    """A file that no agent expects would be taken for the node's own: not even over SSH or a hub.
+
+    From such a machine it is fetched all the same.
+    """
+    policy = policy_of(s3={"enabled": True})
+    assert who(way(transfer(), Cluster(a=a, t=AWAY, hub=OPEN), policy=policy)) == ("t", "a")
+    assert way(transfer(), Cluster(a=AWAY, t=OPEN)).transports == (BASE64,)
 
 
 def test_a_third_node_relays_between_two_that_nobody_reaches() -> None:
