@@ -17,89 +17,88 @@ is `laws`; `prove` and `demo` hold it to them.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from dataplane.api import (
-    DataPlane,
-    Published,
-    Received,
-    SyncHandle,
-    SyncResult,
-    get_data_plane,
-    request_sync,
-)
-from dataplane.catalog import Catalog
-from dataplane.config import ConfigError, DataPlaneConfig
-from dataplane.health import HealthCheckResult
-from dataplane.outbox import NotKept
-from dataplane.planner import CommandRejected, SyncPlanner
-from projections.catalog import DataCatalog
-from projections.store import StoreMissing
-from streams.events import (
-    ChainOverdue,
-    DataNeeded,
-    DataSyncCompleted,
-    DataSyncFailed,
-    DataSyncRequested,
-    DataSyncStarted,
-    DeadlineAtRisk,
-    DeletionDone,
-    DeletionGranted,
-    DeletionRefused,
-    DeletionRequested,
-    DeletionReserved,
-    DiskTierChanged,
-    Event,
-    EventRejected,
-    EventRetried,
-    EventSetAside,
-    FileConflict,
-    FileQuarantined,
-    FilesObserved,
-    FilesRemoved,
-    GamesMerged,
-    HostOffline,
-    HostOnline,
-    LogRolledBack,
-    LogShortened,
-    ModelDistributionComplete,
-    ModelPromoted,
-    NewGamesAvailable,
-    NodeDrainCancelled,
-    NodeDrained,
-    NodeRecovered,
-    NodeRegistered,
-    NodeStopped,
-    NodeTerminating,
-    OrphanGamesDetected,
-    ReplicationAlert,
-    S3BackupCompleted,
-    SelfplayComplete,
-    SelfplayNeeded,
-    SweepDue,
-    SyncPlanned,
-    TrainingCompleted,
-    TrainingExpected,
-    TrainingStarted,
-    TransferAssigned,
-    TransferFailed,
-    TransferSucceeded,
-)
-from streams.log import LogUnavailable, PermissionDenied
-from streams.values import (
-    DataEntry,
-    DataType,
-    DiskTier,
-    Role,
-    SweepKind,
-    SyncPlan,
-    SyncPriority,
-    Trait,
-    Transport,
-    TransportResult,
-)
-
 if TYPE_CHECKING:
     from dataplane.agent.transfers import TransportManager
+    from dataplane.api import (
+        DataPlane,
+        Published,
+        Received,
+        SyncHandle,
+        SyncResult,
+        get_data_plane,
+        request_sync,
+    )
+    from dataplane.catalog import Catalog
+    from dataplane.config import ConfigError, DataPlaneConfig
     from dataplane.daemon import Part, UnifiedDataPlaneDaemon
+    from dataplane.health import HealthCheckResult
+    from dataplane.outbox import NotKept
+    from dataplane.planner import CommandRejected, SyncPlanner
+    from projections.catalog import DataCatalog
+    from projections.store import StoreMissing
+    from streams.events import (
+        ChainOverdue,
+        DataNeeded,
+        DataSyncCompleted,
+        DataSyncFailed,
+        DataSyncRequested,
+        DataSyncStarted,
+        DeadlineAtRisk,
+        DeletionDone,
+        DeletionGranted,
+        DeletionRefused,
+        DeletionRequested,
+        DeletionReserved,
+        DiskTierChanged,
+        Event,
+        EventRejected,
+        EventRetried,
+        EventSetAside,
+        FileConflict,
+        FileQuarantined,
+        FilesObserved,
+        FilesRemoved,
+        GamesMerged,
+        HostOffline,
+        HostOnline,
+        LogRolledBack,
+        LogShortened,
+        ModelDistributionComplete,
+        ModelPromoted,
+        NewGamesAvailable,
+        NodeDrainCancelled,
+        NodeDrained,
+        NodeRecovered,
+        NodeRegistered,
+        NodeStopped,
+        NodeTerminating,
+        OrphanGamesDetected,
+        ReplicationAlert,
+        S3BackupCompleted,
+        SelfplayComplete,
+        SelfplayNeeded,
+        SweepDue,
+        SyncPlanned,
+        TrainingCompleted,
+        TrainingExpected,
+        TrainingStarted,
+        TransferAssigned,
+        TransferFailed,
+        TransferSucceeded,
+    )
+    from streams.log import LogUnavailable, PermissionDenied
+    from streams.values import (
+        DataEntry,
+        DataType,
+        DiskTier,
+        Role,
+        SweepKind,
+        SyncPlan,
+        SyncPriority,
+        Trait,
+        Transport,
+        TransportResult,
+    )
 
 __all__ = [
     "Catalog",
@@ -184,15 +183,61 @@ __all__ = [
 ]
 
 
-#: Loaded when first named: a script that only publishes needs no transports and no daemon.
-_HEAVY = {
+#: Each name is loaded when it is first asked for: who only publishes needs no transports and no
+#: daemon, and a command can see to it that Ctrl-C ends it before it has loaded anything.
+_PLACES: dict[str, str] = {
+    **dict.fromkeys(
+        (
+            "DataPlane",
+            "Published",
+            "Received",
+            "SyncHandle",
+            "SyncResult",
+            "get_data_plane",
+            "request_sync",
+        ),
+        "dataplane.api",
+    ),
+    "Catalog": "dataplane.catalog",
+    "CommandRejected": "dataplane.planner",
+    "ConfigError": "dataplane.config",
+    "DataCatalog": "projections.catalog",
+    "DataPlaneConfig": "dataplane.config",
+    "HealthCheckResult": "dataplane.health",
+    "LogUnavailable": "streams.log",
+    "NotKept": "dataplane.outbox",
     "Part": "dataplane.daemon",
+    "PermissionDenied": "streams.log",
+    "StoreMissing": "projections.store",
+    "SyncPlanner": "dataplane.planner",
     "TransportManager": "dataplane.agent.transfers",
     "UnifiedDataPlaneDaemon": "dataplane.daemon",
+    **dict.fromkeys(
+        (
+            "DataEntry",
+            "DataType",
+            "DiskTier",
+            "Role",
+            "SweepKind",
+            "SyncPlan",
+            "SyncPriority",
+            "Trait",
+            "Transport",
+            "TransportResult",
+        ),
+        "streams.values",
+    ),
 }
+_EVENTS = "streams.events"
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HEAVY:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HEAVY[name]), name)
+    found = getattr(importlib.import_module(_PLACES.get(name, _EVENTS)), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -158,8 +158,6 @@ def main() -> None:
         text = redacted(_said_by(error))
         show.errors.print(f"dataplane: {text}", style="red", highlight=False, markup=False)
         raise SystemExit(next(code for kind, code in _STATUS if isinstance(error, kind))) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
 
 
 def _said_by(error: Exception) -> str:

@@ -235,6 +235,28 @@ def test_wrong_call_says_which_word_is_wrong(
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_ends_a_command_quietly_before_it_has_loaded_anything(tmp_path: Path) -> None:
+    """With the status of an interrupted command, also where what loads would not let it through."""
+    # What a descriptor raises while its class is made comes out of it as another error.
+    (tmp_path / "lmdb.py").write_text(
+        "import os, signal\n"
+        "class Interrupted:\n"
+        "    def __set_name__(self, owner, name):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "class Loading:\n"
+        "    it = Interrupted()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "dataplane", "status"],
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 def test_init_writes_a_configuration_that_can_be_read(tmp_path: Path) -> None:
     """``dataplane init`` writes it once, and every line of it holds when it is uncommented."""
 
