@@ -464,8 +464,10 @@ def damage_is_repaired(facts: Sequence[Recorded]) -> Iterator[str]:
             if there is not None and there.checksum == event.checksum:
                 damaged[event.path, event.node] = recorded.sequence
         _move(held, event)
+        # What becomes of a repaired copy later is another matter.
+        damaged = {(p, node): at for (p, node), at in damaged.items() if node not in held[p]}
     for (path, node), sequence in damaged.items():
-        if held[path] and node not in held[path]:
+        if held[path]:
             where = ", ".join(sorted(held[path]))
             yield f"{path} on {node}, damaged at {sequence}, was never repaired: {where} has it"
 

@@ -68,6 +68,12 @@ class Receiver:
         else:
             self._diverted[transfer] = receiver
 
+    async def close(self) -> None:
+        """End what still comes; what there is of it stays."""
+        for task in list(self._under_way.values()):
+            task.cancel()
+            await settled(task)
+
     async def ready(self, entry: DataEntry) -> bool:
         """As `Arrivals.ready`."""
         return await self.arrivals.ready(entry)

@@ -74,6 +74,8 @@ class Relaying:
                 attempt.joined(await self._parts.let_do(order.source, part, order))
             finally:
                 self._receiver.divert(order.transfer, None)
+                # A sender that fell silent may not have been missed yet: who comes next goes on.
+                await scratch.close()
         reach("agent.relaying")
         self._held[order.transfer] = entry.checksum, file
         try:

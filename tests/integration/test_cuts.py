@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -140,4 +141,30 @@ async def test_what_is_fetched_or_relayed_arrives_too(tmp_path: Path) -> None:
         await found_out(cluster, "gpu-7", "train-1")
         cuts = await arrives(cluster, "hub", times=2.1)
         assert {one.node for one in cuts} == {"hub"}
+    await link.close()
+
+
+async def test_relay_goes_on_though_the_hub_still_listens_to_a_link_that_fell_silent(
+    tmp_path: Path,
+) -> None:
+    """The sender has given up and comes again, long before the hub would."""
+    port = free_port()
+    link = Proxy(port)
+    await link.open()
+    async with LocalCluster(tmp_path / "cluster", **settings(transports="http")) as cluster:
+        cluster.agent("gpu-7", Role.SELFPLAY, **BLOCKED, DATAPLANE_STALL_TIMEOUT_SECONDS="3")
+        cluster.agent("train-1", Role.TRAINING, **BLOCKED)
+        patient = {"DATAPLANE_STALL_TIMEOUT_SECONDS": "600"}
+        cluster.agent("hub", Role.STORAGE, **behind(link, port), **patient)
+        await begun(cluster, "hub")
+        await found_out(cluster, "gpu-7", "train-1")
+        link.up = CUT_BYTES
+        cluster.play("gpu-7", 3, padding=SIZE)
+        chain = await played(cluster, "gpu-7", 3)
+        await asyncio.wait_for(link.used_up.wait(), PATIENCE_S)
+        # Whoever comes now gets through; the hub is never told that the old connection is dead.
+        link.up = None
+        await cluster.assert_exactly_once(chain, PATIENCE_S)
+        failed = [fact.event for fact in await cluster.facts(events.TransferFailed)]
+        assert [one.error_class for one in failed] == ["Stalled"]  # type: ignore[attr-defined]
     await link.close()

@@ -171,8 +171,9 @@ def brought(target: str, what: DataEntry = GAMES) -> events.TransferSucceeded:
         ([events.FilesObserved(node="n1", entries=(GAMES,))], 0),
         ([events.FilesRemoved(node="n2", paths=(GAMES.path,))], 0),
         ([events.FilesRemoved(node="n2", paths=(GAMES.path,)), brought("n3")], 1),
+        ([brought("n1"), events.FilesRemoved(node="n1", paths=(GAMES.path,))], 0),
     ],
-    ids=["stays so", "comes again", "is written anew", "nobody has it", "another has it"],
+    ids=["stays so", "comes again", "written anew", "nobody has it", "others have it", "then goes"],
 )
 def test_damaged_copy_that_is_never_repaired_is_found(
     then: list[events.Event], broken: int
