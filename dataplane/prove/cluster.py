@@ -25,6 +25,7 @@ from dataplane.outbox import Outbox
 from dataplane.policy import Policy
 from dataplane.prove.cable import Cable
 from dataplane.prove.servers import (
+    NOWHERE,
     BucketServer,
     BusServer,
     Routes,
@@ -149,6 +150,8 @@ class ProveCluster:
             **dict.fromkeys(self.trainers, Role.TRAINING),
             "storage-1": Role.STORAGE,
         }
+        #: Nodes that nobody reaches, as behind a NAT: what concerns them is pushed, or relayed.
+        self.blocked = {self.players[-1], self.trainers[-1]} if players > 1 else set[str]()
         self.children: dict[str, Child] = {}
         #: What can be cut, by the process whose it is, and by where it goes if that is not the bus.
         self.cables: dict[str, Cable] = {}
@@ -249,7 +252,8 @@ class ProveCluster:
     async def _cabled(self, name: str, *, serves: bool = True) -> dict[str, object]:
         """Lay the cables of a process: what it must be told of them.
 
-        One to the bus, one to the bucket; and one from others, if it serves files.
+        One to the bus, one to the bucket; and one from others, if it serves files and they may
+        reach it.
         """
         bus = self.cables[name] = Cable(self._addresses)
         await bus.open()
@@ -258,7 +262,9 @@ class ProveCluster:
             to_bucket = self.cables[f"{name} to the bucket"] = Cable(self._address_of_bucket)
             await to_bucket.open()
             told["s3_endpoint"] = f"http://{to_bucket.address}"
-        if serves:
+        if name in self.blocked:
+            told["http_advertise"] = f"http://{HOST}:{NOWHERE}"
+        elif serves:
             (port,) = free_ports(1)
             others = self.cables[f"{name} from others"] = Cable(lambda: [(HOST, port)])
             await others.open()

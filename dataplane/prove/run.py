@@ -303,6 +303,9 @@ def print_report(report: Report) -> None:
         + f", {figures.overdue} said to be overdue",
         f"            {figures.lost} lost, {figures.doubled} doubled, "
         f"{figures.wrong_bytes} copies with wrong bytes of {figures.copies_checked} checked",
+        "transfers   "
+        + ", ".join(f"{count} {way}" for way, count in sorted(figures.ways.items()))
+        + (f"; nobody reaches {', '.join(figures.blocked)}" if figures.blocked else ""),
         f"latency     {_seconds(figures.latency_p50_s)} p50, {_seconds(figures.latency_p99_s)} p99 "
         f"from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE ({figures.announced})",
         f"kills       {figures.kills}, {figures.kills_at_work} of them at work: "

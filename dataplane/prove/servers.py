@@ -22,7 +22,7 @@ from streams.wire import api
 
 CLUSTER_NAME = "prove"
 #: A port on which nobody listens.
-_NOWHERE = 1
+NOWHERE = 1
 
 
 class BusServer:
@@ -212,7 +212,7 @@ def clustered(
         cluster = _cluster(listen[name], routes.ways_of(name) if routes else others)
         if routes is not None:
             # Nobody is to find another way to it than the cables that it was told of.
-            cluster = f'advertise: "{HOST}:{_NOWHERE}", {cluster}'
+            cluster = f'advertise: "{HOST}:{NOWHERE}", {cluster}'
         config.write_text(_config(name, cluster, _includes(store, keys)))
         server = EmbeddedServer(store, port=port, config=config, log_file=logs / f"{name}.log")
         made.append(BusServer(name, server))

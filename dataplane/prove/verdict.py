@@ -45,7 +45,10 @@ class Figures(msgspec.Struct, frozen=True):
     doubled: int
     wrong_bytes: int
     facts: int
-    transfers: int
+    #: Transfers that succeeded: fetched, pushed, relayed, or stored in the bucket.
+    ways: dict[str, int]
+    #: Nodes that nobody could reach.
+    blocked: list[str]
     announced: int
     overdue: int
     #: Seconds from SELFPLAY_COMPLETE to NEW_GAMES_AVAILABLE, all of it under fire.
@@ -226,7 +229,8 @@ def _figures(
         doubled=doubled + sum(count - 1 for count in laws.repeated_ids(facts).values()),
         wrong_bytes=sum(bool(copy.problem) for copy in found),
         facts=len(facts),
-        transfers=sum(isinstance(one.event, events.TransferSucceeded) for one in facts),
+        ways=dict(Counter(_way(one) for one in told if isinstance(one, events.TransferSucceeded))),
+        blocked=sorted(cluster.blocked),
         announced=sum(chain.announced for chain in chains),
         overdue=sum(chain.overdue for chain in chains),
         latency_p50_s=quantile(latencies, 0.50),
@@ -274,6 +278,13 @@ def _flips_seen(facts: Sequence[Recorded], flips: Sequence[Flip]) -> tuple[int, 
                 repaired.add(place)
     seen = [flip for flip in flips if (flip.node, flip.path, flip.checksum) in reported]
     return len(seen), sum((flip.node, flip.path) in repaired for flip in seen)
+
+
+def _way(event: events.TransferSucceeded) -> str:
+    """How a file came to where it is, by who carried it out."""
+    if event.target == S3_NODE:
+        return "stored"
+    return {event.target: "fetched", event.source: "pushed"}.get(event.node, "relayed")
 
 
 def _damage(cluster: ProveCluster) -> int:

@@ -140,6 +140,17 @@ async def test_others_reach_an_agent_through_a_cable_that_can_be_cut(tmp_path: P
         await cable.close()
 
 
+async def test_some_nodes_are_behind_a_nat(tmp_path: Path) -> None:
+    """One that plays and one that trains: what concerns them is pushed, or relayed."""
+    cluster = ProveCluster(Layout(tmp_path), replicas=1, nodes=5, kills=0)
+    assert cluster.blocked == {"selfplay-2", "training-2"}
+    told = await cluster._cabled("training-2")
+    assert told["http_advertise"] == "http://127.0.0.1:1"
+    assert cluster.cables.keys() == {"training-2", "training-2 to the bucket"}
+    for cable in cluster.cables.values():
+        await cable.close()
+
+
 class Standing:
     """A process that lives, whatever is done to it."""
 
