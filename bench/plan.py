@@ -2,7 +2,8 @@
 
 A catalog of many nodes and entries is folded from facts; then, in a fresh process: one event after
 the other is planned, the survey of all copies runs in the background of an event loop that is
-watched for how long it stands still, and a round of admission looks at a long queue.
+watched for how long it stands still, a round of admission looks at a long queue, and the overview
+and a page of what has too few copies are made.
 
 What is claimed of memory is the process's own (``RssAnon``): it can't be taken from it. The views
 are mapped from a file; the kernel maps what lies around each page that is read, as long as memory
@@ -28,12 +29,15 @@ import msgspec
 from bench.measuring import MEGABYTE, in_process, peak_bytes, workplace
 from bench.report import Report, begin, percentile
 from dataplane.admission import admit
+from dataplane.browsing import EntryFilter, entry_page
+from dataplane.config import DataPlaneConfig
 from dataplane.coordinator.bridge import EventBridge
 from dataplane.coordinator.dispatch import Known
 from dataplane.coordinator.sweeping import Sweeper
 from dataplane.daemon import leave_to_the_end
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
+from dataplane.queries import AskOverview, Reading, glance
 from projections.cluster import ClusterView
 from projections.fold import TABLES, fold
 from projections.projector import Projector
@@ -81,6 +85,10 @@ class Found(msgspec.Struct):
     sqlite_short: int = 0
     admit_s: list[float] = []
     queued: int = 0
+    #: What the page shows at a glance, and one page of entries with too few copies.
+    glance_s: list[float] = []
+    glance_bytes: int = 0
+    page_s: list[float] = []
     #: Planning what a whole configuration needs: one long decision.
     start_s: list[float] = []
     start_entries: int = 0
@@ -119,6 +127,11 @@ def run(entries: int, nodes: int, seed: int, base: Path | None) -> Report:
     report.add("the same in processor time, on a machine with other work", block, "ms")
     ours = percentile(found.admit_s, 99) * 1e3
     report.add(f"a round of admission, {found.queued} waiting, p99", [ours], "ms")
+    glance = [seconds * 1e3 for seconds in found.glance_s]
+    report.add("the overview of all", glance, "ms")
+    report.add("the same as a message", [found.glance_bytes / MEGABYTE], "MB")
+    page = [seconds * 1e3 for seconds in found.page_s]
+    report.add("a page of what has too few copies", page, "ms")
     what = f"planning a training run of {found.start_entries} current entries"
     report.add(what, [seconds * 1e3 for seconds in found.start_s], "ms")
     what = f"deciding and saying what {found.decided_entries} entries need that a node lacks"
@@ -332,6 +345,8 @@ def measure(place: Path, count: int, nodes: int, seed: int) -> Found:
         found.sqlite_survey_s = time.perf_counter() - began
     for _ in range(20):
         found.admit_s.append(_timed(lambda: _admit(store, found)))
+        found.glance_s.append(_timed(lambda: _look(store, found)))
+        found.page_s.append(_timed(lambda: _browse(store)))
     found.anonymous_bytes, found.mapped_bytes = _resident("RssAnon"), _resident("RssFile")
     store.close()
     return found
@@ -350,6 +365,23 @@ def _plan_start(store: Store, found: Found) -> None:
         planned = SyncPlanner(Policy(), ClusterView(reader), _T0).decide(event)
     moved = sum(len(plan.entries) for plan in planned.plans)
     found.start_entries = moved + len(planned.held)
+
+
+def _known(view: ClusterView) -> Reading:
+    last = view.checkpoint.sequence
+    planner = SyncPlanner(Policy(), view, _T0)
+    return Reading(view, planner, _T0, {}, last, DataPlaneConfig(), None)
+
+
+def _look(store: Store, found: Found) -> None:
+    with store.read() as reader:
+        seen = glance(AskOverview(), _known(ClusterView(reader)))
+    found.glance_bytes = len(msgspec.json.encode(seen))
+
+
+def _browse(store: Store) -> None:
+    with store.read() as reader:
+        entry_page(_known(ClusterView(reader)), EntryFilter(fewer_than=3))
 
 
 def _ask(db: sqlite3.Connection, node: str, config_key: str) -> None:

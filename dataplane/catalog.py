@@ -102,7 +102,10 @@ class Catalog:
         with self.view() as view:
             planner = SyncPlanner(self._policy, view, time.time())
             return view.catalog.get_missing_on_node(
-                node_id, data_type, wanted=lambda entry: planner.belongs(entry, node_id)
+                node_id,
+                data_type,
+                kinds=planner.kinds_for(node_id),
+                wanted=lambda entry: planner.belongs(entry, node_id),
             )
 
     def missing_everywhere(self) -> list[tuple[str, DataEntry]]:

@@ -79,7 +79,7 @@ def _named_problems(view: ClusterView, now: float, policy: Policy) -> list[tuple
         age = now - oldest.opened_at
         text = f"chain {oldest.id} has been {oldest.status} for {age:.0f} s"
         problems.append(("chain-old", text))
-    unsaid = len(view.rejections_unsaid())
+    unsaid = view.count_rejections_unsaid()
     if unsaid:
         text = counted(unsaid, "message", "messages")
         text += " could not be understood, not yet reported"

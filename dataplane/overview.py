@@ -37,6 +37,8 @@ from streams.values import ALL_CONFIGS, added
 
 #: Rows of each kind that are shown; how many there are is counted all the same.
 MOST_ROWS = 100
+#: Of alerts of one kind so many are said one by one, and how many more there are.
+MOST_ALIKE = 20
 #: A chain that failed is an alert for so long.
 FAILED_LATELY_S = 3600.0
 _ENDED_LOOKED_AT = 200
@@ -266,7 +268,7 @@ def _transfers(view: ClusterView) -> tuple[TransferLine, ...]:
 
 
 def _queue(view: ClusterView) -> dict[str, int]:
-    return dict(Counter(str(row.priority) for row in view.pending()))
+    return {str(priority): count for priority, count in view.pending_by_priority().items()}
 
 
 # What deserves a look
@@ -296,14 +298,17 @@ def _node_alerts(
 def _chain_alerts(
     open_chains: Iterable[ChainRow], ended: Iterable[ChainRow], joined: Collection[str], now: float
 ) -> Iterable[Alert]:
+    waiting, old = [], []
     for row in open_chains:
         if row.status is ChainStatus.WAITING_FOR_FILES and row.node not in joined:
             text = f"{_named(row)} waits for {row.node}, which never joined"
-            yield Alert(Severity.WARNING, text, {"chain": row.id})
+            waiting.append(Alert(Severity.WARNING, text, {"chain": row.id}))
         if now - row.opened_at > OLD_CHAIN_S and not row.ahead:
             age = span(now - row.opened_at)
             text = f"{_named(row)} has been {row.status} for {age}"
-            yield Alert(Severity.WARNING, text, {"chain": row.id})
+            old.append(Alert(Severity.WARNING, text, {"chain": row.id}))
+    yield from _first(waiting, "chains wait for nodes that never joined")
+    yield from _first(old, f"chains have been open for more than {span(OLD_CHAIN_S)}")
     alike: dict[tuple[str, str, str], list[str]] = {}
     for row in ended:
         lately = row.status is ChainStatus.FAILED and now - row.ended_at < FAILED_LATELY_S
@@ -313,6 +318,13 @@ def _chain_alerts(
         facts = {"chain": ids[0]} if len(ids) == 1 else {"type": _FAILED, "config": config}
         often = "" if len(ids) == 1 else f" {len(ids)} times"
         yield Alert(Severity.WARNING, f"{named} failed{often}: {reason}", facts)
+
+
+def _first(alike: list[Alert], others: str) -> Iterable[Alert]:
+    """The first ones, the oldest, and how many `others` there are: all would hide the rest."""
+    yield from alike[:MOST_ALIKE]
+    if len(alike) > MOST_ALIKE:
+        yield Alert(Severity.WARNING, f"{len(alike) - MOST_ALIKE} more {others}")
 
 
 def _named(row: ChainRow) -> str:

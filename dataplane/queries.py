@@ -177,14 +177,18 @@ def nodes(ask: AskNodes, known: Reading) -> list[NodeLine]:
 
 def missing(ask: AskMissing, known: Reading) -> list[EntryLine]:
     """By path; refused for a node that never joined."""
-    _check_joined(known, ask.node)
+    check_joined(known, ask.node)
     found = known.view.catalog.get_missing_on_node(
-        ask.node, ask.data_type, wanted=lambda entry: known.planner.belongs(entry, ask.node)
+        ask.node,
+        ask.data_type,
+        kinds=known.planner.kinds_for(ask.node),
+        wanted=lambda entry: known.planner.belongs(entry, ask.node),
     )
     return [entry_line(entry) for entry in found]
 
 
-def _check_joined(known: Reading, node: str) -> None:
+def check_joined(known: Reading, node: str) -> None:
+    """Refuse, with 404, a node that never joined."""
     if known.view.node(node) is None:
         names = ", ".join(row.name for row in known.view.nodes()) or "none"
         raise ServiceRefusal(f"node {node!r} never joined; known: {names}", NOT_FOUND)
@@ -193,7 +197,7 @@ def _check_joined(known: Reading, node: str) -> None:
 def catalog(ask: AskCatalog, known: Reading) -> list[EntryLine]:
     """By path; refused for a node that never joined."""
     if ask.node:
-        _check_joined(known, ask.node)
+        check_joined(known, ask.node)
     found = known.view.catalog.entries(
         node=ask.node, config_key=ask.config_key, data_type=ask.data_type
     )
@@ -203,7 +207,7 @@ def catalog(ask: AskCatalog, known: Reading) -> list[EntryLine]:
 def trainings(ask: AskTrainings, known: Reading) -> list[TrainingLine]:
     """By node and configuration; refused for a node that never joined."""
     if ask.node:
-        _check_joined(known, ask.node)
+        check_joined(known, ask.node)
     rows = known.view.trainings()
     return [training_line(row, known.now) for row in rows if ask.node in ("", row.node)]
 
@@ -256,7 +260,7 @@ def links(ask: AskLinks, known: Reading) -> list[LinkLine]:
     """By node; a line without a transport is the node as a whole. Refused for one that never
     joined."""
     if ask.node:
-        _check_joined(known, ask.node)
+        check_joined(known, ask.node)
     rows = known.view.links()
     return [link_line(row, known.now) for row in rows if ask.node in ("", row.node)]
 
@@ -279,7 +283,7 @@ def why(ask: AskWhy, known: Reading) -> Explanation:
     Refused for a node that never joined; the bucket is a place like one.
     """
     if not (ask.node == S3_NODE and known.config.s3_enabled):
-        _check_joined(known, ask.node)
+        check_joined(known, ask.node)
     policy = known.config.policy()
     return explain(Asked(ask.path, ask.node, known.view, known.facts, policy, known.now))
 

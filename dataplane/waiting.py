@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
 from dataplane.admission import why_waiting
 from dataplane.coordinator.dispatch import Known
@@ -15,13 +16,16 @@ from projections.links import BreakerState, breaker
 from projections.transfers import TransferRow, TransferState
 
 
-def transfer_lines(view: ClusterView, policy: Policy, now: float) -> Iterator[TransferLine]:
-    """What runs, then what waits, in order and each with its reason."""
+def transfer_lines(
+    view: ClusterView, policy: Policy, now: float, *, target: str = "", source: str = ""
+) -> Iterator[TransferLine]:
+    """What runs, then what waits, in order and each with its reason: all, or of these nodes."""
     running = view.in_flight()
     known = Known(view, policy, now)
     slots = Slots(policy, running, known.node)
-    for row in (*running, *view.pending()):
-        yield _line(row, slots, known, policy, now)
+    for row in chain(running, view.pending(target)):
+        if target in ("", row.target) and source in ("", row.source):
+            yield _line(row, slots, known, policy, now)
 
 
 def _line(row: TransferRow, slots: Slots, known: Known, policy: Policy, now: float) -> TransferLine:

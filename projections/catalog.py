@@ -8,7 +8,7 @@ kept, and is a conflict.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 
 import msgspec
 from msgspec.structs import replace
@@ -391,15 +391,40 @@ class DataCatalog:
         node_id: str,
         data_type: DataType | None = None,
         *,
+        kinds: Container[DataType] = frozenset(DataType),
         wanted: Callable[[DataEntry], bool] = lambda entry: True,
     ) -> list[DataEntry]:
-        """Current entries that `wanted` says belong on a node and that aren't there, by path."""
-        missing = [
-            entry
-            for entry in self.current(data_type=data_type)
-            if node_id not in entry.locations and wanted(entry)
-        ]
+        """Current entries that `wanted` says belong on a node and that aren't there, by path.
+
+        Of no other types than `kinds` anything is looked at, nor of a configuration and type of
+        which the node holds all.
+        """
+        missing = []
+        for tally in self.tallied():
+            kind = DataType(tally.data_type)
+            if kind in kinds and data_type in (None, kind) and tally.lacks(node_id):
+                for key, nodes in self.standing(tally.config_key, kind):
+                    entry = None if nodes is None or node_id in nodes else self._entry(key[-16:])
+                    if entry is not None and wanted(entry):
+                        missing.append(entry)
         return sorted(missing, key=lambda entry: entry.path)
+
+    def standing(
+        self, config_key: str, data_type: str, *, node: str = "", after: bytes = b""
+    ) -> Iterator[tuple[bytes, tuple[str, ...] | None]]:
+        """Entries of a configuration and type that somebody holds, or this node, behind `after`.
+
+        A key that ends with the entry's, and who holds it by name: None of one that does not count.
+        """
+        place, here = text_key(config_key, data_type), text_key(node) if node else b""
+        start = here + after + b"\x00" if after else b""
+        for found, _ in self._reader.scan(
+            "held" if node else "by_config", here + place, start=start
+        ):
+            key = found[-16:]
+            row = _entry_row(self._reader, key)
+            stands = row and standing.standing_of(self._reader, digest_key(row.path))
+            yield place + key, stands.nodes if stands and stands.entry == key else None
 
     def counts(self) -> dict[str, int]:
         """How many paths were ever known, and how many entries and replicas there are."""

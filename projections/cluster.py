@@ -29,7 +29,7 @@ from projections.store import Reader
 from projections.sweeps import AlertRow, SweepRow
 from projections.trainings import StagedRow, Staging, TrainingRow
 from projections.transfers import CopyRow, Totals, TransferRow
-from streams.values import DataEntry, DataType, SweepKind, Transport
+from streams.values import DataEntry, DataType, SweepKind, SyncPriority, Transport
 
 
 class ClusterView:
@@ -136,9 +136,12 @@ class ClusterView:
         """What an open chain waits for."""
         return transfers.transfers_of_chain(self._reader, chain)
 
-    def pending(self) -> Iterator[TransferRow]:
-        """Transfers that wait to be assigned: by priority, then deadline, then age."""
-        return transfers.pending(self._reader)
+    def pending(self, target: str = "") -> Iterator[TransferRow]:
+        """Transfers that wait to be assigned: by priority, then deadline, then age.
+
+        All, or those to a target.
+        """
+        return transfers.pending(self._reader, target)
 
     def pending_fairly(self, passed_over: Container[str] = ()) -> Iterator[TransferRow]:
         """The same by priority, each configuration in turn.
@@ -150,6 +153,10 @@ class ClusterView:
     def pending_by_age(self) -> Iterator[TransferRow]:
         """The same, the oldest first."""
         return transfers.pending_by_age(self._reader)
+
+    def pending_by_priority(self) -> dict[SyncPriority, int]:
+        """How many wait of each priority, the most urgent first."""
+        return transfers.pending_by_priority(self._reader)
 
     def served(self, config_key: str, now: float) -> int:
         """Bytes that a configuration was given lately; each hour that passes halves them."""
@@ -200,6 +207,10 @@ class ClusterView:
     def rejections_unsaid(self) -> list[RejectedRow]:
         """Messages of which EVENT_REJECTED is still owed."""
         return list(rejected.unsaid(self._reader))
+
+    def count_rejections_unsaid(self) -> int:
+        """How many those are."""
+        return rejected.count_unsaid(self._reader)
 
     def standing(self, after: bytes = b"") -> Iterator[tuple[bytes, StandingRow]]:
         """How the current version of every path stands, by the path's key, behind `after`."""

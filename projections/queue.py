@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 import struct
+from collections import Counter
 from collections.abc import Container, Iterator
 from itertools import islice
 from typing import NamedTuple
@@ -73,11 +74,17 @@ def queues(reader: Reader) -> Iterator[Queue]:
         at = prefix + b"\xff" * (_PLACE_BYTES + 1)
 
 
-def ids_in_order(reader: Reader) -> Iterator[str]:
-    """All that waits: by priority, then deadline, then age."""
+def lengths(reader: Reader) -> Counter[int]:
+    """How many wait, by rank; only keys are read."""
+    return Counter(key[0] for key, _ in reader.scan("queue"))
+
+
+def ids_in_order(reader: Reader, target: str = "") -> Iterator[str]:
+    """All that waits, or waits for a target: by priority, then deadline, then age."""
     by_rank: dict[int, list[Queue]] = {}
     for queue in queues(reader):
-        by_rank.setdefault(queue.rank, []).append(queue)
+        if target in ("", queue.target):
+            by_rank.setdefault(queue.rank, []).append(queue)
     for rank in sorted(by_rank):
         streams = [_places(reader, queue, ()) for queue in by_rank[rank]]
         yield from (place[_PLACE_BYTES:].decode() for place in heapq.merge(*streams))

@@ -94,6 +94,11 @@ def all_rejected(reader: Reader) -> Iterator[RejectedRow]:
         yield _REJECTED.decode(value)
 
 
+def count_unsaid(reader: Reader) -> int:
+    """How many those are; none is read."""
+    return reader.count("rejected_unsaid")
+
+
 def unsaid(reader: Reader) -> Iterator[RejectedRow]:
     """Rejected messages of which EVENT_REJECTED is still owed."""
     for key, _ in reader.scan("rejected_unsaid"):

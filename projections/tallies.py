@@ -48,6 +48,19 @@ class Tally(NamedTuple):
     by_copies: dict[int, Amount]
     by_node: dict[str, Amount]
 
+    @property
+    def entries(self) -> int:
+        """How many there are."""
+        return sum(amount.entries for amount in self.by_copies.values())
+
+    def lacks(self, node: str) -> bool:
+        """Whether there are entries that a node does not hold."""
+        return node not in self.by_node or self.by_node[node].entries < self.entries
+
+    def fewer(self, copies: int) -> int:
+        """How many entries have fewer copies."""
+        return sum(amount.entries for have, amount in self.by_copies.items() if have < copies)
+
 
 def tallies(reader: Reader) -> Iterator[Tally]:
     """Every configuration and type of which there is something, in order."""

@@ -124,6 +124,7 @@ class CopyRow(Row, frozen=True):
 
 #: So much later than its priority stands what may only take what is spare.
 SPARE_RANKS = len(SyncPriority)
+_BY_RANK = {priority.rank: priority for priority in SyncPriority}
 _TRANSFER = unpacker(TransferRow)
 _TOTALS = unpacker(Totals)
 _COPY = unpacker(CopyRow)
@@ -369,9 +370,9 @@ def get_transfer(reader: Reader, id: str) -> TransferRow | None:
     return reader.row("transfers", id.encode(), _TRANSFER)
 
 
-def pending(reader: Reader) -> Iterator[TransferRow]:
-    """Transfers that wait to be assigned: by priority, then deadline, then age."""
-    return _rows(reader, queue.ids_in_order(reader))
+def pending(reader: Reader, target: str = "") -> Iterator[TransferRow]:
+    """Transfers that wait to be assigned, or those to a target: by priority, deadline, age."""
+    return _rows(reader, queue.ids_in_order(reader, target))
 
 
 def pending_fairly(reader: Reader, passed_over: Container[str] = ()) -> Iterator[TransferRow]:
@@ -385,6 +386,14 @@ def pending_fairly(reader: Reader, passed_over: Container[str] = ()) -> Iterator
 def pending_by_age(reader: Reader) -> Iterator[TransferRow]:
     """The same, the oldest first."""
     return _rows(reader, queue.ids_by_age(reader))
+
+
+def pending_by_priority(reader: Reader) -> dict[SyncPriority, int]:
+    """How many wait of each priority, the most urgent first; no row is read for it."""
+    found = dict.fromkeys(SyncPriority, 0)
+    for rank, count in queue.lengths(reader).items():
+        found[_BY_RANK[rank % SPARE_RANKS]] += count
+    return {priority: count for priority, count in found.items() if count}
 
 
 def _rows(reader: Reader, ids: Iterator[str]) -> Iterator[TransferRow]:

@@ -99,6 +99,18 @@ class SyncPlanner:
             for rule in self._policy.placement.standing()
         )
 
+    def kinds_for(self, node_name: str) -> frozenset[DataType]:
+        """Types of which standing rules bring a node something: nothing else `belongs` there."""
+        row = self._known.node(node_name)
+        if row is None or exclusion(self._known, row, asked_for=False) is not None:
+            return frozenset()
+        rules = (
+            rule
+            for rule in self._policy.placement.standing()
+            if any(selects(selector, row.description) for selector in rule.to)
+        )
+        return frozenset(kind for rule in rules for kind in rule.data or tuple(DataType))
+
     @property
     def known(self) -> Known:
         """The cluster as this planner sees it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jinja2
@@ -14,23 +15,20 @@ from aiohttp import web
 from dataplane.audit.facts import FactFilter, newest
 from dataplane.audit.knowing import UpTo
 from dataplane.audit.replay import describe
+from dataplane.browsing import EntryFilter, entry_page
 from dataplane.coordinator.monitor import Monitor
 from dataplane.overview import Overview
 from dataplane.queries import (
-    MOST_LINES,
     QUERIES,
     Ask,
-    AskChains,
-    AskMissing,
     AskNodes,
-    AskPlans,
     AskWhere,
     AskWhy,
     Reading,
-    missing,
     understand,
 )
-from dataplane.rows import EntryLine, TransferLine, chain_line, entry_line
+from dataplane.rows import ChainLine, EntryLine, TransferLine, chain_line
+from dataplane.waiting import transfer_lines
 from dataplane.web.chain import ChainPage, chain_page
 from dataplane.web.draw import link, transfers_drawn
 from dataplane.web.live import Live
@@ -40,8 +38,8 @@ from streams.events import EVENT_TYPES
 from streams.micro import ServiceRefusal
 from streams.values import DataType
 
-_ENDED_SHOWN = 100
-_ENTRIES_KEPT = 100_000
+#: Rows of a page.
+_OPEN_SHOWN, _ENDED_SHOWN, _TRANSFERS_SHOWN, _MISSING_SHOWN = 200, 100, 200, 50
 T = TypeVar("T")
 
 
@@ -145,11 +143,13 @@ class Pages:
     async def chains(self, request: web.Request) -> web.Response:
         """Open chains, then those that ended last."""
         moment = await self._moment(request)
-        ask = AskChains(last=_ENDED_SHOWN, config_key=request.query.get("config", ""))
+        config_key = request.query.get("config", "")
         async with self._known(moment) as known:
-            found = await known.answer("chains", ask)
+            found, more = await known.read(lambda known: _chains(known, config_key))
         now = (await self._glance(moment)).time
-        return self.draw("chains.html", page="chains", chains=found, now=now, **moment._asdict())
+        return self.draw(
+            "chains.html", page="chains", chains=found, more=more, now=now, **moment._asdict()
+        )
 
     async def chain(self, request: web.Request) -> web.Response:
         """One chain: where its time went, and its facts."""
@@ -176,13 +176,7 @@ class Pages:
         moment = await self._moment(request)
         wanted = {name: request.query.get(name, "").strip() for name in ("to", "of")}
         async with self._known(moment) as known:
-            lines: list[TransferLine] = await known.answer("plans", AskPlans())
-        cut = len(lines) == MOST_LINES
-        lines = [
-            line
-            for line in lines
-            if wanted["to"] in ("", line.target) and wanted["of"] in ("", line.source)
-        ]
+            lines = await known.read(lambda known: _transfers(known, wanted["to"], wanted["of"]))
         glance = await self._glance(moment)
         moving = {} if moment.at else self._monitor.motion.now()
         return self.draw(
@@ -190,8 +184,9 @@ class Pages:
             page="",
             wanted=wanted,
             transfers=transfers_drawn(lines, moving),
-            shown=MOST_LINES,
-            cut=cut,
+            shown=_TRANSFERS_SHOWN,
+            whole=True,
+            cut=len(lines) == _TRANSFERS_SHOWN,
             glance=glance,
             totals=glance.totals,
             **moment._asdict(),
@@ -206,17 +201,27 @@ class Pages:
             raise web.HTTPBadRequest(text=f"type may be: {', '.join(DataType)}")
         glance = await self._glance(moment)
         copies = glance.totals.copies_wanted
+        kind = EntryFilter(
+            DataType(wanted["type"]) if wanted["type"] else None,
+            wanted["config"],
+            wanted["node"],
+            wanted["lacks"],
+            copies if wanted["few"] else 0,
+        )
         async with self._known(moment) as known:
             try:
-                entries = await known.read(lambda known: _entries(known, wanted, copies))
+                page = await known.read(
+                    lambda known: entry_page(known, kind, after=query.get("after", ""))
+                )
             except ServiceRefusal as refusal:
                 raise web.HTTPNotFound(text=str(refusal)) from None
+            except ValueError:
+                raise web.HTTPBadRequest(text="after must be as the page before named it") from None
         return self.draw(
             "data.html",
             page="data",
             wanted=wanted,
-            entries=entries,
-            count=len(entries),
+            found=page,
             copies_wanted=copies,
             types=list(DataType),
             nodes=[node.node for node in glance.nodes],
@@ -255,7 +260,8 @@ class Pages:
             node = next((node for node in nodes if node.node == name), None)
             if node is None:
                 raise web.HTTPNotFound(text=f"node {name} never joined")
-            missing = await known.answer("missing", AskMissing(node=name))
+            lacks = EntryFilter(lacks=name)
+            missing = await known.read(lambda known: entry_page(known, lacks, most=_MISSING_SHOWN))
         log = UpTo(self._log, moment.at) if moment.at else self._log
         return self.draw(
             "node.html",
@@ -327,17 +333,19 @@ class Pages:
         return [node.node for node in (await self._monitor.glance()).nodes]
 
 
-def _entries(known: Reading, wanted: Mapping[str, str], copies: int) -> list[EntryLine]:
-    data_type = DataType(wanted["type"]) if wanted["type"] else None
-    if wanted["lacks"]:
-        return missing(AskMissing(wanted["lacks"], data_type), known)
-    found = known.view.catalog.current(
-        node=wanted["node"], config_key=wanted["config"], data_type=data_type
-    )
-    lines = [
-        entry_line(entry) for entry in found if not wanted["few"] or len(entry.locations) < copies
-    ]
-    return sorted(lines[:_ENTRIES_KEPT], key=lambda line: (line.config_key, line.type, line.path))
+def _chains(known: Reading, config_key: str) -> tuple[list[ChainLine], bool]:
+    """The oldest open ones, then those that ended last; whether more are open."""
+    rows = (row for row in known.view.open_chains() if config_key in ("", row.config_key))
+    found = [chain_line(row, known.now) for row in islice(rows, _OPEN_SHOWN)]
+    more = next(rows, None) is not None
+    ended = (row for row in known.view.ended_chains() if config_key in ("", row.config_key))
+    return found + [chain_line(row, known.now) for row in islice(ended, _ENDED_SHOWN)], more
+
+
+def _transfers(known: Reading, to: str, of: str) -> list[TransferLine]:
+    """The first ones to a node, or from one, or of all; those that wait say why."""
+    lines = transfer_lines(known.view, known.planner.known.policy, known.now, target=to, source=of)
+    return list(islice(lines, _TRANSFERS_SHOWN))
 
 
 def _number(query: Mapping[str, str], name: str) -> int:

@@ -6,17 +6,29 @@ import io
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from rich.console import Console
 
 from dataplane.cli.top import draw
 from dataplane.evidence import span_of
-from dataplane.health import HealthCheckResult
+from dataplane.health import OLD_CHAIN_S, HealthCheckResult
 from dataplane.metrics import stages
-from dataplane.overview import FAILED_LATELY_S, Overview, Severity, overview, with_alerts
+from dataplane.overview import (
+    FAILED_LATELY_S,
+    MOST_ALIKE,
+    MOST_ROWS,
+    Overview,
+    Severity,
+    overview,
+    with_alerts,
+)
 from streams import events
+from streams.values import SyncPlan, SyncPriority, Transport
 from tests.spec import (
     Story,
     after,
+    decided,
+    entry,
     games_of,
     given,
     holds,
@@ -186,3 +198,40 @@ def test_a_healthy_verdict_says_how_many_alerts_stand_on_the_page() -> None:
     assert with_alerts(well, nothing).message == "all well"
     ill = HealthCheckResult(False, "degraded", "views are behind", {})
     assert with_alerts(ill, seen).message == "views are behind"
+
+
+def test_the_overview_reads_no_transfer_to_know_how_many_wait() -> None:
+    """It shows the first ones; of the others only the queues are counted, also behind all else."""
+    spare = SyncPlan(
+        source_node="gpu-1",
+        target_nodes=("train-1",),
+        entries=tuple(entry(f"games/gpu-1/{n}_hex8_4p.db") for n in range(3)),
+        priority=SyncPriority.HIGH,
+        transport_preference=(Transport.HTTP_FETCH,),
+        spare_only=True,
+    )
+    many = replace(
+        spare,
+        entries=tuple(entry(f"games/gpu-1/{n}_hex8_2p.db") for n in range(3 * MOST_ROWS)),
+        spare_only=False,
+    )
+    story = given(*CLUSTER)
+    read = []
+    for chain, plan in (("c1", spare), ("c2", many)):
+        story.tell(decided(chain, events.SyncPlanned(config_key="hex8_2p", plans=(plan,))))
+        view = story.view
+        before = view._reader.steps
+        glance = seen(story)
+        read.append(view._reader.steps - before)
+    assert glance.queue == {"high": 3 + 3 * MOST_ROWS}
+    assert glance.totals.transfers_pending == 3 + 3 * MOST_ROWS
+    assert read[1] - read[0] <= MOST_ROWS
+
+
+def test_many_alike_alerts_do_not_hide_the_others() -> None:
+    """The oldest are said one by one, and how many more there are."""
+    chains = [opens(f"c{n}", played()) for n in range(MOST_ALIKE + 5)]
+    story = given(*CLUSTER, *chains, after(OLD_CHAIN_S + 1))
+    found = texts(seen(story))
+    assert len([text for text in found if "has been waiting for files" in text]) == MOST_ALIKE
+    assert "5 more chains have been open for more than 15 min" in found
