@@ -42,7 +42,7 @@ class State(enum.StrEnum):
     SPOILED = "spoiled"
 
 
-class Row(msgspec.Struct, frozen=True, array_like=True):
+class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One file: how it looked, what it is, what was said of it."""
 
     local: str
@@ -61,7 +61,7 @@ class Row(msgspec.Struct, frozen=True, array_like=True):
     read_at: float = 0.0
 
 
-class Superseded(msgspec.Struct, frozen=True, array_like=True):
+class Superseded(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A snapshot that is no longer the newest of its database."""
 
     name: str
@@ -69,7 +69,7 @@ class Superseded(msgspec.Struct, frozen=True, array_like=True):
     since: float
 
 
-class Expected(msgspec.Struct, frozen=True, array_like=True):
+class Expected(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An entry that is about to appear under a local path."""
 
     local: str

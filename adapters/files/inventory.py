@@ -168,9 +168,11 @@ class Inventory:
 
     def _landed(self, entries: Mapping[str, DataEntry]) -> dict[str, Row | None]:
         found: dict[str, Row | None] = {}
+        root = str(self._root)
         for local, entry in entries.items():
             with suppress(FileNotFoundError):
-                found[local] = self._reader.received(local, entry, print_of(self._root / local))
+                seen = print_of(f"{root}/{local}")
+                found[local] = self._reader.received(local, entry, seen)
         return found
 
     async def adopt(self, entries: Iterable[DataEntry]) -> tuple[DataEntry, ...]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import AsyncIterator, Iterable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 
 
 class Turns:
@@ -14,7 +13,7 @@ class Turns:
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
         #: How many have each lock or wait for it: it goes with the last of them.
-        self._wanted: Counter[str] = Counter()
+        self._wanted: dict[str, int] = {}
 
     def __len__(self) -> int:
         """At how many names somebody is, or waits to be."""
@@ -23,19 +22,30 @@ class Turns:
     @asynccontextmanager
     async def at(self, names: Iterable[str]) -> AsyncIterator[None]:
         """Wait until nobody else is at any of these names; as long as this lasts, nobody is."""
-        async with AsyncExitStack() as held:
+        held: list[str] = []
+        try:
             # All take theirs in the same order: no two can wait for each other.
             for name in sorted(set(names)):
-                await held.enter_async_context(self._at(name))
+                await self._take(name)
+                held.append(name)
             yield
-
-    @asynccontextmanager
-    async def _at(self, name: str) -> AsyncIterator[None]:
-        self._wanted[name] += 1
-        try:
-            async with self._locks.setdefault(name, asyncio.Lock()):
-                yield
         finally:
-            self._wanted[name] -= 1
-            if not self._wanted[name]:
-                del self._wanted[name], self._locks[name]
+            for name in held:
+                self._locks[name].release()
+                self._let_go(name)
+
+    async def _take(self, name: str) -> None:
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = asyncio.Lock()
+        self._wanted[name] = self._wanted.get(name, 0) + 1
+        try:
+            await lock.acquire()
+        except BaseException:
+            self._let_go(name)
+            raise
+
+    def _let_go(self, name: str) -> None:
+        self._wanted[name] -= 1
+        if not self._wanted[name]:
+            del self._wanted[name], self._locks[name]

@@ -24,7 +24,7 @@ WRITING_SUFFIX = ".writing"
 _NO_DATA = (*SIDE_FILES, WRITING_SUFFIX, ".tmp", ".partial")
 
 
-class Print(msgspec.Struct, frozen=True, array_like=True):
+class Print(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What a file looks like from outside; another one means that it must be read again."""
 
     size: int
@@ -81,12 +81,13 @@ def walk(root: Path, now: float) -> Walk:
     return seen
 
 
-def print_of(path: Path) -> Print:
+def print_of(path: str | Path) -> Print:
     """The print of a file, or of what a symlink leads to. Raises `OSError`."""
-    found = path.stat()
+    found = os.stat(path)  # noqa: PTH116 - to make a path of it costs more than to look
     wal_size = wal_mtime_ns = 0
-    if is_database(path.name):
+    if is_database(str(path)):
         try:
+            path = Path(path)
             real = Path(os.path.realpath(path)) if path.is_symlink() else path
             wal = real.with_name(real.name + "-wal").stat()
             wal_size, wal_mtime_ns = wal.st_size, wal.st_mtime_ns
@@ -144,7 +145,7 @@ def _take(entry: os.DirEntry[str], local: str, home: Path, seen: Walk) -> str | 
     elif escapes(local) or not _is_text(local):
         return f"{_shown(local)} has a name that cannot be sent"
     else:
-        seen.files[local] = print_of(Path(entry.path))
+        seen.files[local] = print_of(entry.path)
     return None
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import msgspec
 from aiohttp import ClientConnectionError, StreamReader, web
@@ -34,14 +33,14 @@ _HELD_BYTES = 1 << 20
 _BROKEN_OFF = (ClientConnectionError, ConnectionError, web.RequestPayloadError)
 
 
-class Sent(msgspec.Struct, frozen=True):
+class Sent(msgspec.Struct, frozen=True, gc=False):
     """What a sender says of one entry of a batch."""
 
     entry: DataEntry
     transfer: str
 
 
-class Failed(msgspec.Struct, frozen=True):
+class Failed(msgspec.Struct, frozen=True, gc=False):
     """Why an entry of a batch did not land: an error by its class, and its text."""
 
     error_class: str
@@ -50,13 +49,6 @@ class Failed(msgspec.Struct, frozen=True):
 
 #: What is said of an entry that may come, where only the list was sent.
 LACKING = Failed("", "it is not here yet")
-
-
-class _Place(NamedTuple):
-    """Where the content of one entry goes."""
-
-    part: _Part
-    number: int
 
 
 async def answer_batch(receiver: Receiver, request: web.Request, checksum: str) -> web.Response:
@@ -119,38 +111,34 @@ async def _take(
 ) -> list[TransportError | None]:
     """Take the contents, and let them land; what each failed with, if."""
     # A transfer that is only passed on goes elsewhere than the node's own.
-    of_whom: dict[Receiver, list[int]] = {}
+    of_whom: dict[Receiver, dict[int, DataEntry]] = {}
     for number, one in enumerate(sent):
-        of_whom.setdefault(receiver.of(one.transfer), []).append(number)
-    places: dict[int, _Place] = {}
-    parts: list[_Part] = []
+        of_whom.setdefault(receiver.of(one.transfer), {})[number] = one.entry
+    parts = [_Part(taker, entries) for taker, entries in of_whom.items()]
+    part_of = {number: part for part in parts for number in part.entries}
     try:
-        for taker, numbers in of_whom.items():
-            part = _Part(taker, [sent[number].entry for number in numbers])
-            parts.append(part)
-            places |= {number: _Place(part, index) for index, number in enumerate(numbers)}
+        for part in parts:
             await part.begin()
-        await _fill(receiver, content, sent, places)
+        await _fill(receiver, content, sent, part_of)
         for part in parts:
             await part.land()
     finally:
         for part in parts:
             await part.close()
-    return [places[number].part.failed[places[number].number] for number in range(len(sent))]
+    return [part_of[number].failed.get(number) for number in range(len(sent))]
 
 
 async def _fill(
-    receiver: Receiver, content: StreamReader, sent: Sequence[Sent], places: dict[int, _Place]
+    receiver: Receiver, content: StreamReader, sent: Sequence[Sent], part_of: Mapping[int, _Part]
 ) -> None:
     """Write down what comes. Where it breaks off, what came before is kept."""
 
     def take(number: int, data: memoryview | None) -> None:
-        part, index = places[number]
         if data is None:
             path = sent[number].entry.path
-            part.fail(index, EntryMissing(f"the sender has no such {path}"))
+            part_of[number].fail(number, EntryMissing(f"the sender has no such {path}"))
         else:
-            part.put(index, data)
+            part_of[number].put(number, data)
 
     contents = Contents([one.entry.size_bytes for one in sent], take)
     error: TransportError | None = None
@@ -160,8 +148,9 @@ async def _fill(
             await finish(partial(_feed, contents, pieces))
         except Interrupted as malformed:
             error = malformed
-    for place in places.values():
-        place.part.error = error or place.part.error
+    if error is not None:
+        for part in set(part_of.values()):
+            part.error = error
 
 
 def _feed(contents: Contents, pieces: Sequence[bytes]) -> None:
@@ -201,43 +190,41 @@ async def _exactly(content: StreamReader, count: int, stall_s: float) -> bytes:
 
 
 class _Part:
-    """Those entries of a batch that one receiver takes."""
+    """Those entries of a batch that one receiver takes, by their number in the batch."""
 
-    def __init__(self, receiver: Receiver, entries: Sequence[DataEntry]) -> None:
+    def __init__(self, receiver: Receiver, entries: Mapping[int, DataEntry]) -> None:
         self._receiver = receiver
-        self._entries = entries
-        self.failed: list[TransportError | None] = [None] * len(entries)
+        self.entries = entries
+        self.failed: dict[int, TransportError] = {}
         #: What becomes of those that did not come.
         self.error: TransportError = Interrupted("the sender broke off")
-        #: Numbers of those that may come, in the order of the group.
-        self._coming: list[int] = []
-        self._index: dict[int, int] = {}
+        #: Those that may come, and their number in the group.
+        self._coming: dict[int, int] = {}
         self._group: Group | None = None
 
     async def begin(self) -> None:
         """See which may come."""
+        arrivals, wanted = self._receiver.arrivals, list[Wanted]()
         with disk_errors():
-            for number, entry in enumerate(self._entries):
+            for number, entry in self.entries.items():
                 try:
-                    if await self._receiver.arrivals.there(entry) is None:
-                        self._coming.append(number)
+                    if await arrivals.there(entry) is None:
+                        self._coming[number] = len(wanted)
+                        wanted.append(Wanted(entry, arrivals.local(entry)))
                 except TransportError as error:
                     self.failed[number] = error
-            local = self._receiver.arrivals.local
-            wanted = [Wanted(self._entries[n], local(self._entries[n])) for n in self._coming]
-            self._index = {number: index for index, number in enumerate(self._coming)}
             receiver = self._receiver
             self._group = await finish(lambda: Group(receiver.root, wanted, receiver.rules))
 
     def put(self, number: int, data: memoryview) -> None:
         """A content has come. Blocks."""
-        if self._group is not None and number in self._index:
-            self._group.put(self._index[number], data)
+        if self._group is not None and number in self._coming:
+            self._group.put(self._coming[number], data)
 
     def fail(self, number: int, error: TransportError) -> None:
         """A content will not come."""
-        if self._group is not None and number in self._index:
-            self._group.fail(self._index[number], error)
+        if self._group is not None and number in self._coming:
+            self._group.fail(self._coming[number], error)
 
     async def land(self) -> None:
         """Give names to those that came."""
@@ -246,9 +233,10 @@ class _Part:
         for index in set(group.open) - set(group.gathered):
             group.fail(index, self.error)
         await self._receiver.arrivals.land_all(group)
-        for number, one, outcome in zip(self._coming, group.wanted, group.outcomes, strict=True):
+        for number, index in self._coming.items():
+            outcome = group.outcomes[index]
             if isinstance(outcome, Landed):
-                await self._receiver.tell(one.entry, outcome)
+                await self._receiver.tell(self.entries[number], outcome)
             else:
                 self.failed[number] = outcome or self.error
 
