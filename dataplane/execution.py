@@ -100,8 +100,8 @@ def choose(
     )
 
 
-def can_be_reached(node: NodeRow | None, transport: Transport) -> bool:
-    """Whether others can open a connection to a node for this transport.
+def can_be_reached(node: NodeRow | None, transport: Transport, by: str) -> bool:
+    """Whether another node can open a connection to a node for this transport.
 
     A node that says where its SSH server is can be reached there, also if nobody reaches its file
     server; one that is marked as blocked can't be reached at all. Of a node that nobody knows, it
@@ -109,13 +109,13 @@ def can_be_reached(node: NodeRow | None, transport: Transport) -> bool:
     """
     if node is None:
         return True
-    description = node.description
-    if Trait.NAT_BLOCKED in description.traits:
+    if Trait.NAT_BLOCKED in node.description.traits:
         return False
+    at = node.description.endpoint
     if transport in TO_SSH:
-        return bool(description.endpoint.ssh_host)
+        return bool(at.ssh_host) and at.ssh_reachable is not False and by not in at.ssh_not_from
     if transport in TO_FILE_SERVER:
-        return bool(description.endpoint.http_url) and description.endpoint.reachable is not False
+        return bool(at.http_url) and at.reachable is not False and by not in at.not_from
     return False
 
 
@@ -153,14 +153,14 @@ def _ways(
 def _direct(transfer: TransferRow, holders: Sequence[str], known: KnownWays) -> Iterator[Way]:
     target = known.node(transfer.target)
     sending = PUSHING if _expects(target) else ()
-    pushed = _usable(target, (t for t in transfer.transports if t in sending))
+    pushing = [t for t in transfer.transports if t in sending]
     for holder in holders:
         if holder == S3_NODE:
             yield Way(transfer.target, S3_NODE, (Transport.S3,), S3_NODE)
             continue
-        if fetched := _usable(known.node(holder), transfer.transports):
+        if fetched := _usable(known.node(holder), transfer.transports, transfer.target):
             yield Way(transfer.target, holder, fetched, holder)
-        if pushed:
+        if pushed := _usable(target, pushing, holder):
             yield Way(holder, holder, pushed, transfer.target, detour=1)
 
 
@@ -172,8 +172,10 @@ def _expects(target: NodeRow | None) -> bool:
     return target is None or target.online
 
 
-def _usable(node: NodeRow | None, transports: Iterable[Transport]) -> tuple[Transport, ...]:
-    return tuple(t for t in transports if can_be_reached(node, t))
+def _usable(
+    node: NodeRow | None, transports: Iterable[Transport], by: str
+) -> tuple[Transport, ...]:
+    return tuple(t for t in transports if can_be_reached(node, t, by))
 
 
 def _relays(
@@ -185,7 +187,9 @@ def _relays(
     found = [
         node
         for node in nodes
-        if node.online and node.name not in ends and can_be_reached(node, Transport.HTTP_FETCH)
+        if node.online
+        and node.name not in ends
+        and all(can_be_reached(node, Transport.HTTP_FETCH, end) for end in ends)
     ]
     storing = {Role.STORAGE, Role.COORDINATOR}
     found.sort(key=lambda node: (not storing & set(node.description.roles), node.name))

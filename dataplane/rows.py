@@ -57,6 +57,11 @@ class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
     http_url: str
     #: Whether others reach it there; null if nobody has tried, or nobody had to.
     reachable: bool | None
+    #: Nodes that can't, though others can.
+    not_from: tuple[str, ...]
+    #: The same of its SSH server, if it has one.
+    ssh_reachable: bool | None
+    ssh_not_from: tuple[str, ...]
     #: Why it was taken out of planning or put back.
     reason: str
     registered_at: float
@@ -198,6 +203,9 @@ def node_line(row: NodeRow, beat: Mapping[str, Any] | None, now: float) -> NodeL
         bytes_moved=said.get("bytes_moved"),
         http_url=description.endpoint.http_url,
         reachable=description.endpoint.reachable,
+        not_from=description.endpoint.not_from,
+        ssh_reachable=description.endpoint.ssh_reachable,
+        ssh_not_from=description.endpoint.ssh_not_from,
         reason=row.reason,
         registered_at=row.registered_at,
     )

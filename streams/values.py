@@ -190,9 +190,14 @@ class Endpoint(Value, frozen=True):
     ssh_user: str = ""
     #: Its data directory, absolute, for transports that name files.
     data_root: str = ""
-    #: Whether others can connect to its `http_url`, as found out by letting one try; None if nobody
-    #: was there to try.
+    #: Whether others can connect to its `http_url`, as found out by letting some try; None if
+    #: nobody was there to try.
     reachable: bool | None = None
+    #: Nodes that tried and could not, though others could.
+    not_from: tuple[str, ...] = ()
+    #: The same of its SSH server.
+    ssh_reachable: bool | None = None
+    ssh_not_from: tuple[str, ...] = ()
 
 
 class NodeDescription(Value, frozen=True):

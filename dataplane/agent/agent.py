@@ -39,7 +39,7 @@ from dataplane.agent.orders import Orders
 from dataplane.agent.parting import Parting
 from dataplane.agent.parts import Parts
 from dataplane.agent.progress import Progress
-from dataplane.agent.reaching import reached
+from dataplane.agent.reaching import Reaching
 from dataplane.agent.relaying import Relaying
 from dataplane.agent.saying import Saying
 from dataplane.agent.scrub import Scrubber
@@ -111,7 +111,7 @@ class Agent:
         self._receiver: Receiver | None = None
         self._relaying: Relaying | None = None
         #: Whether others reach this node's file server; None until one could be asked.
-        self._reachable: bool | None = None
+        self._reaching = Reaching(bus, self.node)
         #: What this node last said of itself.
         self._told = NodeDescription(name=self.node)
         self._manager: TransportManager | None = None
@@ -331,28 +331,35 @@ class Agent:
     def _endpoint(self) -> Endpoint:
         """How others reach this node, as far as it knows."""
         config = self._config
+        http_url = config.http_advertise or (self._server.url if self._server else "")
+        http, ssh = self._reaching.of(http_url), self._reaching.of(self._ssh_url())
         return Endpoint(
             node=self.node,
-            http_url=config.http_advertise or (self._server.url if self._server else ""),
+            http_url=http_url,
             ssh_host=config.ssh_host,
             ssh_port=config.ssh_port,
             ssh_user=config.ssh_user,
             data_root=str(config.data_dir.resolve()),
-            reachable=self._reachable,
+            reachable=http.answers,
+            not_from=http.not_from,
+            ssh_reachable=ssh.answers,
+            ssh_not_from=ssh.not_from,
         )
 
+    def _ssh_url(self) -> str:
+        """Where others try whether the SSH server answers; "" if there is none."""
+        host = self._config.ssh_host
+        named = f"[{host}]" if ":" in host else host
+        return f"ssh://{named}:{self._config.ssh_port}" if host else ""
+
     async def _probe(self) -> None:
-        """Find out, by letting other agents try, whether this node can be reached; say changes."""
+        """Find out, by letting other agents try, which addresses answer; say what is new."""
         while True:
-            found = await reached(self._bus, self.node, self._endpoint().http_url)
-            # That it can be reached is what everybody takes for granted.
-            news = found is False or self._reachable is False
-            if found is not None and found != self._reachable:
-                self._reachable = found
-                if news:
-                    with suppress(LogError):
-                        await self._register(changed=True)
-            await asyncio.sleep(PROBE_S if found is not None else PROBE_SOON_S)
+            addresses = [self._endpoint().http_url, self._ssh_url()]
+            if await self._reaching.look(filter(None, addresses)):
+                with suppress(LogError):
+                    await self._register(changed=True)
+            await asyncio.sleep(PROBE_S if self._reaching.settled else PROBE_SOON_S)
 
     async def _describe_anew(self) -> None:
         await self._register(changed=True)

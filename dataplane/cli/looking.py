@@ -88,6 +88,7 @@ def nodes(as_json: Json = False) -> None:
         "disk_free_bytes",
         "http_url",
         "reachable",
+        "not_from",
     ]
     show.emit(rows, columns, as_json=as_json, empty="no node has joined yet")
 

@@ -171,3 +171,24 @@ async def test_watchers_are_told_how_far_a_transfer_is(tmp_path: Path) -> None:
         await watching.wait()
         assert (said["source"], said["target"]) == ("gpu-7", "train-1")
         assert 0 < said["done"] <= said["total"]
+
+
+async def test_which_addresses_answer_is_found_out_and_said(tmp_path: Path) -> None:
+    """A file server that others reach, and an SSH server that nobody does."""
+    async with LocalCluster(tmp_path) as cluster:
+        cluster.coordinator()
+        nowhere = {"DATAPLANE_SSH_HOST": "127.0.0.1", "DATAPLANE_SSH_PORT": "1"}
+        cluster.agent("gpu-7", Role.SELFPLAY, **nowhere)
+        cluster.agent("train-1", Role.TRAINING)
+        await cluster.joined("coord", "gpu-7", "train-1")
+
+        async def said() -> bool:
+            facts = [fact.event for fact in await cluster.facts(events.NodeRegistered)]
+            of_it = [
+                one.description.endpoint
+                for one in facts
+                if isinstance(one, events.NodeRegistered) and one.description.name == "gpu-7"
+            ]
+            return of_it[-1].ssh_reachable is False and of_it[-1].reachable is True
+
+        await until(said, "gpu-7 to say which of its addresses answer")

@@ -28,14 +28,18 @@ HTTP, RSYNC, BASE64, S3 = (
     Transport.BASE64_SSH,
     Transport.S3,
 )
-OPEN, SSH, NAT, AWAY = "open", "ssh", "nat", "away"
+OPEN, SSH, NAT, DEAF, AWAY = "open", "ssh", "nat", "deaf", "away"
 
 
 class Cluster:
     """Nodes that can be reached by HTTP, by SSH only, or not at all, and how well that went.
 
-    One that is away has a machine with an SSH server, and no agent.
+    One that is away has a machine with an SSH server, and no agent; of one that is deaf nothing
+    answers, though it says where its SSH server is.
     """
+
+    #: Who can't connect to whom, though others can.
+    walls: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, *links: LinkRow, **kinds: str) -> None:
         self._links = links
@@ -49,8 +53,11 @@ class Cluster:
         endpoint = Endpoint(
             node=name,
             http_url=f"http://{name}",
-            reachable=False if kind in (SSH, AWAY) else None,
-            ssh_host=name if kind in (SSH, AWAY) else "",
+            reachable=False if kind in (SSH, DEAF, AWAY) else None,
+            not_from=tuple(one for one, other in self.walls if other == name),
+            ssh_host=name if kind in (SSH, DEAF, AWAY) else "",
+            ssh_reachable=False if kind == DEAF else None,
+            ssh_not_from=tuple(one for one, other in self.walls if other == name),
         )
         traits = (Trait.NAT_BLOCKED,) if kind == NAT else ()
         roles = (Role.STORAGE,) if name.startswith("store") else ()
@@ -139,6 +146,36 @@ def test_nothing_is_sent_to_a_machine_whose_agent_is_away(a: str) -> None:
     policy = policy_of(s3={"enabled": True})
     assert who(way(transfer(), Cluster(a=a, t=AWAY, hub=OPEN), policy=policy)) == ("t", "a")
     assert way(transfer(), Cluster(a=AWAY, t=OPEN)).transports == (BASE64,)
+
+
+@pytest.mark.parametrize(
+    ("walls", "executor", "transports"),
+    [
+        ([("b", "a")], "t", (HTTP,)),
+        ([("t", "a")], "a", (HTTP,)),
+        ([("a", "t")], "t", (HTTP,)),
+        ([("t", "a"), ("a", "t")], "store", (HTTP,)),
+        ([("t", "a"), ("a", "t"), ("a", "store")], "hub", (HTTP,)),
+        ([("t", "a"), ("a", "t"), ("t", "store")], "hub", (HTTP,)),
+    ],
+)
+def test_who_can_not_connect_to_a_node_is_not_sent_there(
+    walls: list[tuple[str, str]], executor: str, transports: tuple[Transport, ...]
+) -> None:
+    """Though others can: the other end does it, or a third that both reach."""
+    cluster = Cluster(a=OPEN, t=OPEN, store=OPEN, hub=OPEN)
+    cluster.walls = tuple(walls)
+    found = way(transfer(), cluster)
+    assert (found.executor, found.transports) == (executor, transports)
+
+
+def test_ssh_server_that_does_not_answer_is_no_way() -> None:
+    """Found out as for the file server; nor is one that this node alone can't reach."""
+    assert who(way(transfer(), Cluster(a=SSH, t=OPEN))) == ("t", "a")
+    assert who(way(transfer(), Cluster(a=DEAF, t=OPEN))) == ("a", "a")
+    cluster = Cluster(a=SSH, t=OPEN)
+    cluster.walls = (("t", "a"),)
+    assert who(way(transfer(), cluster)) == ("a", "a")
 
 
 def test_a_third_node_relays_between_two_that_nobody_reaches() -> None:
