@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for target in targets:
         started = time.monotonic()
         each = math.ceil(asked.inputs * target.weight / whole)
-        made = min(round(each * _MADE), _MOST_MADE)
+        made = max(1, min(round(each * _MADE), _MOST_MADE))
         total += each
         feed(target, made, asked.seed)
         pelt(target, each - made, asked.seed)
