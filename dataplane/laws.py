@@ -389,7 +389,7 @@ def attempts_are_counted(max_retries: int) -> Law:
                     if tried is None or outcome.error.startswith("given up"):
                         continue
                     vain = tried.vain.get(recorded.chain, 0)
-                    if tried.may_succeed and vain <= max_retries:
+                    if recorded.chain not in tried.hopeless and vain <= max_retries:
                         yield f"{outcome.path} for {outcome.target}: given up after {vain} in vain"
 
     return law
@@ -401,14 +401,16 @@ class _Tries:
     def __init__(self) -> None:
         #: By chain that asked for it, those in a row since then that brought nothing on.
         self.vain: dict[str, int] = {}
-        self.may_succeed = True
+        #: The chains whose last attempt can't be made better.
+        self.hopeless: set[str] = set()
         self._attempt = 0
         self._brought = 0
 
     def asked(self, chain: str) -> None:
         """A chain wants it from now on."""
         self.vain[chain] = 0
-        self._brought, self.may_succeed = 0, True
+        self.hopeless.discard(chain)
+        self._brought = 0
 
     def begin(self, event: events.TransferAssigned) -> int:
         """It is tried; how often in vain before."""
@@ -428,7 +430,7 @@ class _Tries:
         share = min(1 << 20, size / 100)
         on = 0 < brought >= share and self._brought <= 3 * size
         self.vain = {chain: 0 if on else vain + 1 for chain, vain in self.vain.items()}
-        self.may_succeed = event.retryable
+        self.hopeless = set() if event.retryable else set(self.vain)
 
 
 def deletions_leave_enough(minimum: int) -> Law:

@@ -66,7 +66,6 @@ class Presence:
             except ApiError as error:
                 if error.code != STREAM_NOT_FOUND:
                     raise
-                # A server that was just restarted: it keeps the bucket in memory.
                 logger.info("waiting: the bus knows nobody, until a coordinator has been there")
                 await asyncio.sleep(_LOOK_S)
                 continue
@@ -90,7 +89,7 @@ class Presence:
             if not self._instance:
                 await self._bus.kv_put(NODES_BUCKET, self._key, self._value(details))
             elif not await self._write(self._revision, details):
-                # The bucket forgot us, or forgot all: a bus keeps it in memory.
+                # The bucket forgot us, or was made anew.
                 revision, value = await self._bus.kv_entry(NODES_BUCKET, self._key)
                 if not self._may_take(value):
                     self._revision = 0

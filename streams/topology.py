@@ -105,14 +105,16 @@ def restored_until(config: Config) -> tuple[int, str]:
     return (int(sequence), said.get(RESTORED_FROM, "")) if sequence.isdigit() else (0, "")
 
 
-def bucket_stream(
-    bucket: str, *, replicas: int = 1, ttl_s: float | None = None, storage: str = "file"
-) -> Config:
-    """A key-value bucket, made as NATS clients make it, so that ``nats kv`` reads it."""
+def bucket_stream(bucket: str, *, replicas: int = 1, ttl_s: float | None = None) -> Config:
+    """A key-value bucket, made as NATS clients make it, so that ``nats kv`` reads it.
+
+    In files also where what it holds is soon forgotten: of replicas in memory that are restarted
+    one soon after the other, none is complete any more, and none leads for minutes.
+    """
     config: dict[str, Any] = {
         "name": f"KV_{bucket}",
         "subjects": [f"$KV.{bucket}.>"],
-        "storage": storage,
+        "storage": "file",
         "retention": "limits",
         "discard": "new",
         "num_replicas": replicas,
@@ -157,7 +159,7 @@ def streams(
             duplicate_window_s=duplicate_window_s,
             bounded=bounded,
         ),
-        bucket_stream(NODES_BUCKET, replicas=replicas, ttl_s=NODES_TTL_S, storage="memory"),
+        bucket_stream(NODES_BUCKET, replicas=replicas, ttl_s=NODES_TTL_S),
         bucket_stream(KEYS_BUCKET, replicas=replicas),
         bucket_stream(LEASE_BUCKET, replicas=replicas),
         advisory_stream(replicas=replicas),

@@ -1,8 +1,7 @@
 """What a coordinator makes for others that they may not make themselves.
 
-The durable consumers of every node that has joined, the key that signs URLs, and, after the bus was
-restarted, the bucket of heartbeats that it kept in memory. Harmless where they are there; several
-coordinators may do it at once.
+The durable consumers of every node that has joined, the key that signs URLs, and any bucket that is
+gone. Harmless where they are there; several coordinators may do it at once.
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class Provisioner:
             await self._log.ensure_topology(replicas=self._replicas, bounded=self._bounded)
             self._known_until = 0.0
         if time.monotonic() > self._known_until:
-            # What was lost with a server's memory, or removed by hand, is made again.
+            # What was removed by hand is made again.
             await make_signing_key(self._bus)
             self._provided.clear()
             self._known_until = time.monotonic() + _FORGET_S

@@ -72,10 +72,10 @@ async def test_the_same_instance_takes_its_name_again_at_once(bus: Bus) -> None:
     assert "agent.gpu-1" in await present(bus)
 
 
-async def test_a_bus_that_was_just_restarted_is_waited_for(
+async def test_a_bus_that_knows_nobody_yet_is_waited_for(
     nats_server: EmbeddedServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It kept the bucket in memory: an agent that begins then begins once a coordinator made it."""
+    """An agent that is there before any coordinator begins once one has made the bucket."""
     async with empty_log(nats_server.url) as log:
         await api(log.connection, f"STREAM.DELETE.KV_{NODES_BUCKET}")
         with caplog.at_level("INFO"):
@@ -121,7 +121,7 @@ async def test_who_was_paused_while_another_took_its_name_ends(bus: Bus) -> None
 
 
 async def test_a_bus_that_forgot_everything_is_told_again(bus: Bus) -> None:
-    """It keeps heartbeats in memory: after its restart the first one to beat has the name."""
+    """The bucket was removed, and made anew: the first one to beat has the name."""
     one = agent(bus, "one")
     await one.claim()
     await bus.kv_delete(NODES_BUCKET, "agent.gpu-1")

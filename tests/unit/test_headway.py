@@ -14,12 +14,13 @@ from projections.headway import SHARE_BYTES, is_headway
 from projections.links import BreakerState, breaker
 from projections.transfers import MOST_FAILURES, TransferRow
 from streams import events
-from streams.values import DataEntry, Transport
+from streams.values import DataEntry, SyncPlan, TargetOutcome, Transport
 from tests.spec import (
     Story,
     after,
     answers,
     assigned,
+    decided,
     failed,
     games_of,
     given,
@@ -200,3 +201,18 @@ def test_law_finds_what_is_given_up_too_early_and_what_is_tried_too_often() -> N
     stubborn = wanted(64 * MB).under(retries={"max_retries": 5})
     assert tries(stubborn, 100, failed(error_class="Interrupted", moved=1)) == 6
     assert any("tried again after 4" in problem for problem in law(stubborn.facts))
+
+
+def test_law_knows_for_which_chain_an_attempt_could_not_be_made_better() -> None:
+    """Another that asks for the same before the first has ended has its own attempts."""
+    law = laws.attempts_are_counted(3)
+    games = games_of("gpu-1")
+    plan = SyncPlan("gpu-1", ("train-1",), (games,))
+    asks = events.SyncPlanned(plans=(plan,), config_key="hex8_2p")
+    lacks = TargetOutcome("train-1", games.path, games.checksum, error="Unanswered: no result")
+    ends = events.DataSyncFailed(config_key="hex8_2p", source_node="gpu-1", failed=(lacks,))
+    story = wanted(games.size_bytes).tell(assigned, failed(retryable=False))
+    story.tell(decided("c2", asks), decided("c1", ends))
+    assert list(law(story.facts)) == []
+    story.tell(decided("c2", ends))
+    assert len(list(law(story.facts))) == 1
