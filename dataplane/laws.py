@@ -501,6 +501,22 @@ def nothing_is_lost_with(wiped: Collection[str]) -> Law:
     return law
 
 
+def no_node_that_stays_is_drained(facts: Sequence[Recorded]) -> Iterator[str]:
+    """NODE_DRAINED is said of nobody of whom it was said last that it stays."""
+    stays: dict[str, int] = {}
+    for recorded in facts:
+        event = recorded.event
+        if isinstance(event, events.NodeTerminating):
+            stays.pop(event.node, None)
+        elif isinstance(event, events.NodeDrainCancelled | events.NodeRecovered):
+            stays[event.node] = recorded.sequence
+        elif isinstance(event, events.NodeDrained) and event.node in stays:
+            yield (
+                f"{event.node} stays since {stays[event.node]}, and at {recorded.sequence} it was "
+                "said to be drained"
+            )
+
+
 def _move(held: dict[str, dict[str, DataEntry]], event: events.Event | None) -> None:
     """Follow what each place holds, by path and place. Of a deletion its node says what is gone."""
     if isinstance(event, events.FilesObserved):
@@ -563,6 +579,7 @@ ALWAYS: tuple[Law, ...] = (
     every_outcome_is_proven,
     no_games_are_overstated,
     every_deletion_ends_once,
+    no_node_that_stays_is_drained,
 )
 
 

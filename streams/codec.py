@@ -140,6 +140,12 @@ def chain_fact(event: Event, chain: str, cause: str, *distinct: object) -> Fact:
     )
 
 
+def fact_about(event: Event, node: str, chain: str, cause: str) -> Fact:
+    """A decision about a node, once for a chain: see `streams.events.ABOUT_NODES`."""
+    decided = chain_fact(event, chain, cause)
+    return msgspec.structs.replace(decided, subject=subject_for(event, node))
+
+
 def encode(fact: Fact, now: float) -> tuple[dict[str, str], bytes]:
     """Headers and body of a fact. Raises ValueError if it is too large or not well formed."""
     body = msgspec.json.encode(fact.event)
@@ -193,7 +199,7 @@ def decode(
         )
     if type(event) in CHAIN_TRIGGERS:
         chain = chain_of_trigger(id)
-    elif place is Place.CHAIN:
+    elif place is Place.CHAIN and not (chain and isinstance(event, events.ABOUT_NODES)):
         chain = owner
     if config_key == ALL_CONFIGS:
         config_key = events.config_key_of(event)

@@ -680,6 +680,9 @@ OWN_WORDS: dict[type[Event], str] = {
     TransferSucceeded: "node",
     TransferFailed: "node",
 }
+#: Decided about a node, and said under its name, so that one guard covers this and all that the
+#: node says or is told; of which chain it is then stands beside it.
+ABOUT_NODES: tuple[type[Event], ...] = (NodeDrained,)
 #: Triggers that open a chain. HOST_* and NODE_RECOVERED only change what is known of a node.
 CHAIN_TRIGGERS: tuple[type[Event], ...] = (
     *FILE_TRIGGERS,

@@ -1,7 +1,7 @@
 """Where a fact lives on the bus: three prefixes, and who may speak under each.
 
     dp.node.<node>.<TYPE>.<config_key>       what a node says
-    dp.chain.<chain>.<TYPE>.<config_key>     what is decided for a chain
+    dp.chain.<chain>.<TYPE>.<config_key>     what is decided for a chain, or about a node
     dp.task.<executor>.<TYPE>.<config_key>   what a node is asked to do
 
 Paths never go into a subject. Progress (``dp.progress.<transfer>``) is not a fact and is kept by
@@ -117,6 +117,11 @@ def _what_is_wrong(subject: str) -> str:
 def chain_filter(chain: str) -> str:
     """All facts decided for one chain; also what guards its decisions."""
     return f"{ROOT}.{Place.CHAIN}.{chain}.>"
+
+
+def about_filter(node: str) -> str:
+    """All that a node says, is asked to do, and that is decided about it; also what guards that."""
+    return f"{ROOT}.*.{node}.>"
 
 
 def type_filter(event_class: type[events.Event], config_key: str = "") -> str:

@@ -22,15 +22,17 @@ from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from projections.projector import Projector
 from streams import events
-from streams.codec import chain_fact
+from streams.codec import fact_about
 from streams.log import Bus, DuplicateFact, Guard, Log, LogError, SequenceConflict
-from streams.subjects import chain_filter
+from streams.subjects import about_filter
 from streams.values import DataEntry, added
 
 logger = logging.getLogger(__name__)
 TICK_S = 1.0
 #: Other places that must prove each content: with the node, one copy less remains.
 COPIES = 1
+#: So often it is tried to say it, each time after all that was said of the node meanwhile.
+_TURNS = 5
 
 
 class NotProven(Exception):
@@ -59,6 +61,11 @@ class Drains:
         #: By chain, what could not be confirmed yet.
         self.troubles = Troubles("the drain of chain {} could not be confirmed")
         projector.on_commit.append(self._changed.set)
+
+    @property
+    def busy(self) -> bool:
+        """Whether some node is being confirmed now."""
+        return any(not task.done() for task in self._driving.values())
 
     async def run(self) -> None:
         """Confirm what is drained, for ever."""
@@ -113,22 +120,37 @@ class Drains:
         return found.held
 
     async def _say(self, row: ChainRow, held: list[DataEntry]) -> None:
+        """Say it, unless anything was said of the node, or to it, that speaks against it."""
+        for _ in range(_TURNS):
+            last = await self._log.last(about_filter(row.node))
+            sequence = last.sequence if last else 0
+            await self._projector.wait_for(sequence)
+            event = self._drained(row, held)
+            if event is None:
+                return
+            # All that could change the answer stands under the node's name, as this does.
+            guard = Guard(about_filter(row.node), sequence)
+            fact = fact_about(event, row.node, row.id, row.trigger_id)
+            with suppress(SequenceConflict, DuplicateFact):
+                receipt = await self._log.append([fact], [guard])
+                await self._projector.wait_for(receipt.sequence)
+                return
+        raise NotProven(f"{row.node} never fell silent for as long as it takes to say it")
+
+    def _drained(self, row: ChainRow, held: list[DataEntry]) -> events.NodeDrained | None:
+        """What may be said now; None if nothing is owed any more. Raises NotProven."""
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
             now = {(one.path, one.checksum) for one in view.catalog.entries(node=row.node)}
             if now - {(one.path, one.checksum) for one in held}:
                 raise NotProven(f"{row.node} has got something new meanwhile")
             if row.id not in {one.id for one in view.drains()}:
-                return
-            guard = Guard(chain_filter(row.id), view.last_sequence_of(row.id))
-        event = events.NodeDrained(
+                return None
+        return events.NodeDrained(
             node=row.node,
             entries=len(held),
             size_bytes=added(*(entry.size_bytes for entry in held)),
         )
-        with suppress(SequenceConflict, DuplicateFact):
-            receipt = await self._log.append([chain_fact(event, row.id, row.trigger_id)], [guard])
-            await self._projector.wait_for(receipt.sequence)
 
 
 def _is_leaving(view: ClusterView, name: str, now: float) -> bool:

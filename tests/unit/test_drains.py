@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
+from dataplane import laws
 from dataplane.coordinator import drains as drains_module
 from dataplane.coordinator.drains import Drains
 from dataplane.policy import Policy
@@ -16,7 +17,8 @@ from dataplane.proving import answer_proofs
 from projections.nodes import LEAVING_S
 from projections.projector import Projector
 from streams import events
-from streams.codec import Recorded
+from streams.codec import Fact, Recorded
+from streams.log import Guard, Receipt
 from streams.memory import MemoryBus, MemoryLog
 from streams.values import Proof
 from tests.conftest import eventually
@@ -193,6 +195,49 @@ async def test_a_node_that_stays_for_a_day_is_asked_for_no_more(cluster: Cluster
         await asyncio.sleep(0)
     assert not drains.troubles.items()
     assert cluster.asked == 0
+
+
+@pytest.mark.parametrize("way", ["drain --cancel", "NODE_RECOVERED"])
+async def test_a_node_that_stays_is_not_drained_though_both_are_said_at_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """It is said that it stays after the last look and before NODE_DRAINED is in the log."""
+    stays = events.NodeDrainCancelled if way == "drain --cancel" else events.NodeRecovered
+    append, offered = cluster.log.append, asyncio.Event()
+
+    async def at_once(facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
+        if not offered.is_set():
+            offered.set()
+            await cluster.tell(stays(node="gpu-1"))
+        return await append(facts, guards)
+
+    monkeypatch.setattr(cluster.log, "append", at_once)
+    drains = await cluster.coordinator("one")
+    await asyncio.wait_for(offered.wait(), PATIENCE_S)
+    await eventually(lambda: not drains.troubles.items() and not drains.busy, PATIENCE_S)
+    end = (await cluster.log.state()).last_sequence
+    facts = [one async for batch in cluster.log.read(until=end) for one in batch]
+    assert list(laws.no_node_that_stays_is_drained(facts)) == []
+    assert await cluster.drained() == []
+
+
+async def test_what_comes_at_once_with_the_word_is_not_left_behind(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that the node tells of before NODE_DRAINED is in the log was read nowhere else."""
+    append, offered = cluster.log.append, asyncio.Event()
+
+    async def at_once(facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
+        if not offered.is_set():
+            offered.set()
+            await cluster.tell(events.FilesObserved(node="gpu-1", entries=(LATER,)))
+        return await append(facts, guards)
+
+    monkeypatch.setattr(cluster.log, "append", at_once)
+    drains = await cluster.coordinator("one")
+    await eventually(lambda: bool(drains.troubles.items()), PATIENCE_S)
+    assert "something new" in drains.troubles.described()[0]
+    assert await cluster.drained() == []
 
 
 async def test_a_node_that_stays_after_all_is_asked_for_no_more(cluster: Cluster) -> None:

@@ -220,6 +220,16 @@ def test_node_that_was_wiped_before_it_was_drained_is_found() -> None:
     assert problem == "gpu-1 was wiped, and NODE_DRAINED was never said of it"
 
 
+def test_node_that_stays_and_is_said_to_be_drained_is_found() -> None:
+    """Unless it was to go once more; what was said before is overtaken."""
+    goes, stays = events.NodeTerminating(node="gpu-1"), events.NodeDrainCancelled(node="gpu-1")
+    drained, law = events.NodeDrained(node="gpu-1"), laws.no_node_that_stays_is_drained
+    assert list(law(recorded(goes, drained, stays, goes, drained))) == []
+    (problem,) = law(recorded(goes, stays, drained))
+    assert problem == "gpu-1 stays since 2, and at 3 it was said to be drained"
+    assert len(list(law(recorded(goes, events.NodeRecovered(node="gpu-1"), drained)))) == 1
+
+
 def ahead(*said: events.Event) -> list[Recorded]:
     """A log of these, where all that is assigned and brought is ahead of a training."""
     return [

@@ -14,6 +14,7 @@ from streams.subjects import (
     PROGRESS_SUBJECTS,
     Place,
     Subject,
+    about_filter,
     chain_filter,
     matches,
     parse_subject,
@@ -149,6 +150,8 @@ def test_filters_cover_exactly_their_facts(
     assert matches(subject, type_filter(event_class))
     assert matches(subject, type_filter(event_class, config_key))
     assert matches(subject, type_filter(event_class, other)) is (other == config_key)
+    assert matches(subject, about_filter(owner))
+    assert matches(subject, about_filter(other)) is (other == owner)
     decision = f"dp.chain.{owner}.SYNC_PLANNED.{config_key}"
     assert matches(decision, chain_filter(owner))
     assert matches(decision, chain_filter(other)) is (other == owner)
