@@ -97,6 +97,9 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     http_tls_cert: str = ""
     http_tls_key: str = ""
     http_tls_ca: str = ""
+    #: Whether a node that is told of TLS uses addresses without it, too: while a cluster is changed
+    #: over, and some nodes serve by it and others not yet.
+    http_plain_too: bool = False
 
     # The page of a coordinator
     web_enabled: bool = True
@@ -202,6 +205,11 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         said = self.nats_url or _read_if_there(self.bus_file)
         urls = [url.strip() for url in said.split(",") if url.strip()]
         return urls or [f"nats://127.0.0.1:{self.nats_port}"]
+
+    @property
+    def http_plain(self) -> bool:
+        """Whether files may go to and come from nodes by an address without TLS."""
+        return self.http_plain_too or not (self.http_tls_cert or self.http_tls_ca)
 
     def secrets(self) -> list[str]:
         """What of this must never be shown, logged or said."""
@@ -512,6 +520,7 @@ TEMPLATE = """\
 # http_tls_cert = ""             # PEM files; with them files are served by HTTPS
 # http_tls_key = ""
 # http_tls_ca = ""               # who must have signed what other nodes show; else the system's
+# http_plain_too = false         # with those files, to use nodes without TLS, too, while you change
 
 # The coordinator's page. Anything but loopback needs a token.
 # web_enabled = true

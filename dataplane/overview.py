@@ -31,7 +31,7 @@ from projections.cluster import ClusterView
 from projections.links import BreakerState
 from projections.tallies import Tally
 from projections.trainings import Staging
-from streams.events import DataSyncFailed, type_name
+from streams.events import DataSyncFailed, NodeRegistered, type_name
 from streams.log import Standing
 from streams.values import ALL_CONFIGS, added
 
@@ -39,10 +39,12 @@ from streams.values import ALL_CONFIGS, added
 MOST_ROWS = 100
 #: Of alerts of one kind so many are said one by one, and how many more there are.
 MOST_ALIKE = 20
+#: Nodes that one alert names.
+MOST_NAMED = 5
 #: A chain that failed is an alert for so long.
 FAILED_LATELY_S = 3600.0
 _ENDED_LOOKED_AT = 200
-_FAILED = type_name(DataSyncFailed)
+_FAILED, _REGISTERED = type_name(DataSyncFailed), type_name(NodeRegistered)
 
 
 class Severity(enum.StrEnum):
@@ -184,6 +186,7 @@ def overview(
             _by_severity(
                 [
                     *_node_alerts(nodes, policy, silent_matters=beats is not None),
+                    *_plain_alerts(nodes),
                     *_chain_alerts(open_chains, ended, [node.node for node in nodes], now),
                     *_link_alerts(links),
                     *_data_alerts(totals, beats),
@@ -293,6 +296,18 @@ def _node_alerts(
             full = used >= policy.disk.stop_production_from
             severity = Severity.CRITICAL if full else Severity.WARNING
             yield Alert(severity, f"the disk of {node.node} is {used:.0%} full", facts)
+
+
+def _plain_alerts(nodes: Iterable[NodeLine]) -> Iterable[Alert]:
+    """Nodes without TLS among others with it: to change over half of a cluster parts it."""
+    here = [node for node in nodes if node.planned_for]
+    plain = [node.node for node in here if node.http_url.startswith("http:")]
+    if plain and any(node.http_url.startswith("https:") for node in here):
+        more = f" and {len(plain) - MOST_NAMED} more" if len(plain) > MOST_NAMED else ""
+        text = (
+            f"some nodes serve files by TLS, and without it {', '.join(plain[:MOST_NAMED])}{more}"
+        )
+        yield Alert(Severity.WARNING, text, {"node": plain[0], "type": _REGISTERED})
 
 
 def _chain_alerts(

@@ -9,8 +9,9 @@ import hashlib
 import hmac
 import json
 from collections.abc import Mapping
-from urllib.parse import urlencode
+from urllib.parse import urlencode, urlsplit
 
+from adapters.errors import Refused
 from adapters.files.digest import hex_of
 
 #: Below it a key could be guessed.
@@ -29,10 +30,14 @@ class BadSignature(Exception):
 class Signer:
     """Makes and checks URLs with a key that all nodes share."""
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes, *, plain: bool = True) -> None:
+        """`plain`: whether an address without TLS will do. Nobody asks a node for anything, or
+        sends it anything, by a URL that is not made here.
+        """
         if len(key) < SHORTEST_KEY:
             raise ValueError(f"a signing key needs at least {SHORTEST_KEY} bytes")
         self._key = key
+        self._plain = plain
 
     def url(
         self,
@@ -48,8 +53,11 @@ class Signer:
         """Where `target` may fetch that content under `base`, until `ttl_s` from `now`.
 
         With the verb ``PUT`` it is where that content may be sent to `target`, and nothing else.
-        Who may fetch a content may ask all `route`s about it.
+        Who may fetch a content may ask all `route`s about it. Raises `Refused` where `base` is an
+        address without TLS and that won't do.
         """
+        if not self._plain and urlsplit(base).scheme != "https":
+            raise Refused(f"{base} is an address without TLS, and http_plain_too is off")
         expiry = int(now + ttl_s)
         query = {
             "path": path,

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from adapters.errors import EntryMissing, Interrupted, TransportError, Unreachable
+from adapters.errors import EntryMissing, Interrupted, Refused, TransportError, Unreachable
 from adapters.files.digest import named
 from adapters.http.arriving import LACKING, Failed, Sent
 from adapters.http.batches import FRAME, Contents, encode_list, frames
@@ -59,7 +59,10 @@ async def fetch_small(
     peer = _peer(first.source, first, access)
     failed: list[TransportError | None] = [Interrupted(f"{peer.node}: given up") for _ in requests]
     body = encode_list([request.entry.checksum for request in requests])
-    url = access.url(peer.base, body, first.target.node)
+    try:
+        url = access.url(peer.base, body, first.target.node)
+    except Refused as error:
+        return [Refused(str(error)) for _ in requests]
 
     def taken(number: int, data: memoryview | None) -> None:
         if data is not None:

@@ -149,7 +149,7 @@ class Agent:
         config = self._config
         config.data_dir.mkdir(parents=True, exist_ok=True)
         around = Around(
-            Signer(await signing_key(self._bus)),
+            Signer(await signing_key(self._bus), plain=config.http_plain),
             self._find,
             MapStore(config.data_dir),
             gossip=self._bus,

@@ -35,7 +35,8 @@ from streams.values import DataEntry, DataType, Endpoint, Role, TransportResult
 from tests.integration import certificates
 from tests.integration.cluster import LocalCluster, until
 
-SIGNER = Signer(b"the cluster's own key")
+SIGNER_KEY = b"the cluster's own key"
+SIGNER = Signer(SIGNER_KEY)
 DATA = os.urandom(12_000_000)
 ENTRY = DataEntry(
     path="data/x.bin",
@@ -128,12 +129,12 @@ async def source(tmp_path: Path, authority: Authority) -> AsyncIterator[Endpoint
     await inventory.close()
 
 
-def transports(context: ssl.SSLContext) -> list[Fetches]:
+def transports(context: ssl.SSLContext, signer: Signer = SIGNER) -> list[Fetches]:
     """All that fetch over HTTP, small and large entries."""
     return [
-        HttpTransport(SIGNER, context=context),
-        HttpTransport(SIGNER, context=context, large_bytes=1 << 60),
-        P2PTransport(Around(SIGNER, context=context)),
+        HttpTransport(signer, context=context),
+        HttpTransport(signer, context=context, large_bytes=1 << 60),
+        P2PTransport(Around(signer, context=context)),
     ]
 
 
@@ -191,6 +192,39 @@ async def test_a_certificate_is_good_for_its_own_address_alone(
     with pytest.raises(Refused, match="does not prove who it is"):
         await fetched(transport, far, roots[0])
     await server.stop()
+
+
+async def test_who_is_told_of_tls_moves_no_byte_without_it(
+    tmp_path: Path, authority: Authority, roots: list[Path]
+) -> None:
+    """Neither way, large or small, one by one or many at once, from a node not yet changed over."""
+    held, root = tmp_path / "held", tmp_path / "far"
+    held.write_bytes(DATA)
+    root.mkdir()
+    inventory = Inventory(root, "gpu-7")
+    receiver = Receiver("gpu-7", root, inventory)
+    server = FileServer({ENTRY.checksum: held}.get, SIGNER, receiver=receiver)
+    await server.start()
+    try:
+        plain = Endpoint(node="gpu-7", http_url=server.url, data_root=str(root))
+        request = Request("t-2", ENTRY, plain, plain)
+        careful, context = Signer(SIGNER_KEY, plain=False), tls.trusting(authority.file)
+        for number, transport in enumerate(transports(context, careful)):
+            with pytest.raises(Refused, match="without TLS"):
+                await fetched(transport, plain, roots[number])
+        moving = HttpTransport(careful, context=context)
+        with pytest.raises(Refused, match="without TLS"):
+            await moving.push(request, held, Throttle(), lambda *_: None)
+        outcomes = [
+            *await moving.fetch_many([request], lambda *_: None),
+            *await moving.push_many([request], [held]),
+        ]
+        assert [type(outcome) for outcome in outcomes] == [Refused, Refused]
+        assert not (root / ENTRY.path).exists()
+        await moving.close()
+    finally:
+        await server.stop()
+        await inventory.close()
 
 
 async def test_agents_move_files_over_tls_by_configuration_alone(tmp_path: Path) -> None:

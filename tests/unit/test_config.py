@@ -57,6 +57,22 @@ def test_file_is_overridden_by_the_environment_and_that_by_arguments(tmp_path: P
     assert (config.max_retries, config.max_in_flight, config.max_concurrent_syncs) == (3, 2, 1)
 
 
+@pytest.mark.parametrize(
+    ("text", "plain"),
+    [
+        ("", True),
+        ('http_tls_ca = "ca.pem"', False),
+        ('http_tls_cert = "node.pem"\nhttp_tls_key = "node.key"', False),
+        ('http_tls_ca = "ca.pem"\nhttp_plain_too = true', True),
+    ],
+)
+def test_who_is_told_of_tls_uses_nothing_else_unless_told(
+    tmp_path: Path, text: str, plain: bool
+) -> None:
+    """Of an authority, or of a certificate of its own."""
+    assert loaded(tmp_path, text).http_plain is plain
+
+
 def test_argument_that_is_none_was_not_given(tmp_path: Path) -> None:
     """An option that was left out on the command line overrides nothing."""
     assert loaded(tmp_path, 'node = "gpu-7"', node=None).node == "gpu-7"

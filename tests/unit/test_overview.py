@@ -23,7 +23,7 @@ from dataplane.overview import (
     with_alerts,
 )
 from streams import events
-from streams.values import SyncPlan, SyncPriority, Transport
+from streams.values import Endpoint, SyncPlan, SyncPriority, Transport
 from tests.spec import (
     Story,
     after,
@@ -226,6 +226,16 @@ def test_the_overview_reads_no_transfer_to_know_how_many_wait() -> None:
     assert glance.queue == {"high": 3 + 3 * MOST_ROWS}
     assert glance.totals.transfers_pending == 3 + 3 * MOST_ROWS
     assert read[1] - read[0] <= MOST_ROWS
+
+
+def test_a_cluster_that_is_half_changed_over_to_tls_is_told() -> None:
+    """With the nodes that are still without it; one way or the other is nobody's business."""
+    secure = Endpoint(node="gpu-1", http_url="https://gpu-1:8770")
+    half = given(trainer(), player("gpu-1"), player("gpu-2"))
+    assert not any("TLS" in text for text in texts(seen(half)))
+    [row] = [row for row in half.view.nodes() if row.name == "gpu-1"]
+    half.tell(events.NodeRegistered(replace(row.description, endpoint=secure), changed=True))
+    assert "some nodes serve files by TLS, and without it gpu-2, train-1" in texts(seen(half))
 
 
 def test_many_alike_alerts_do_not_hide_the_others() -> None:

@@ -12,6 +12,7 @@ import aiohttp
 import pytest
 from msgspec import structs
 
+from adapters.errors import Refused
 from adapters.files.inventory import Inventory
 from adapters.http.receiving import Receiver, described
 from adapters.http.signing import BadSignature, Signer
@@ -33,6 +34,15 @@ def signed(signer: Signer | None = None, base: str = "http://gpu-7:8770") -> str
 def query(url: str) -> dict[str, str]:
     """The query of a URL."""
     return dict(parse_qsl(urlsplit(url).query))
+
+
+def test_a_node_that_is_told_of_tls_makes_no_url_without_it() -> None:
+    """A signed URL is all that somebody on the way would need."""
+    careful = Signer(KEY, plain=False)
+    assert careful.url("https://x:1", CHECKSUM, "a", "c", NOW, 60).startswith("https://x:1/")
+    for base in ("http://x:1", "HTTP://x:1", "x:1", ""):
+        with pytest.raises(Refused, match="without TLS"):
+            careful.url(base, CHECKSUM, "a", "c", NOW, 60)
 
 
 def test_a_proper_url_names_its_target() -> None:
