@@ -357,6 +357,11 @@ class Store:
         """Whether the files are still where others open them."""
         return (self.path / "data.mdb").exists()
 
+    @property
+    def size_bytes(self) -> int:
+        """What its files take on the disk."""
+        return sum(file.stat().st_blocks * 512 for file in self.path.iterdir())
+
     def clear_stale_readers(self) -> int:
         """Free the pages that killed readers pin; how many there were."""
         return int(self._env.reader_check())
@@ -371,8 +376,8 @@ class Store:
         self._env.copy(str(target), compact=True)
 
     def close(self) -> None:
-        """Let go of the files; no reading of this process may be under way."""
-        with _environments_lock:
+        """Let go of the files, once nothing is written; no reading of this process may go on."""
+        with self._write_lock, _environments_lock:
             self._shared.users -= 1
             if self._shared.users == 0:
                 del _environments[self.path]

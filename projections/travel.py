@@ -6,6 +6,7 @@ views, a snapshot or the log.
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -80,8 +81,23 @@ async def past(
 
     Raises PointNotHeld.
     """
+    async with folded(log, until, snapshots) as store:
+        with store.trial() as writer:
+            there = Past(log, await log.state(), writer)
+            await there.go_on(until)
+            yield there
+
+
+@asynccontextmanager
+async def folded(
+    log: ReadingLog, until: int, snapshots: Snapshots | None = None, *, root: Path | None = None
+) -> AsyncIterator[Store]:
+    """The same as a store that many may read, in a directory of its own that goes with it.
+
+    Below `root`, or where the system keeps such. Raises PointNotHeld.
+    """
     state = await log.state()
-    with tempfile.TemporaryDirectory(prefix="dataplane-past-") as directory:
+    with tempfile.TemporaryDirectory(prefix="dataplane-past-", dir=root) as directory:
         if snapshots is not None:
             await snapshots.bring(log, until, Path(directory))
         store = Store.open(Path(directory), TABLES, durable=False)
@@ -89,10 +105,7 @@ async def past(
             with store.read() as reader:
                 done = checkpoint(reader)
             await _fill(store, log, state, done, until)
-            with store.trial() as writer:
-                there = Past(log, state, writer)
-                await there.go_on(until)
-                yield there
+            yield store
         finally:
             store.close()
 
@@ -100,10 +113,11 @@ async def past(
 async def _fill(
     store: Store, log: ReadingLog, state: LogState, done: Checkpoint, until: int
 ) -> None:
-    """Fold into a store of our own, in memory that does not grow."""
+    """Fold into a store of our own, in memory that does not grow; in a thread: it takes long."""
     async with aclosing(_tail(log, state, done, until)) as batches:
         async for batch in batches:
-            store.write(partial(fold, batch=batch, created=state.created))
+            work = partial(fold, batch=batch, created=state.created)
+            await asyncio.to_thread(store.write, work)
 
 
 async def _tail(

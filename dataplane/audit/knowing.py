@@ -17,7 +17,8 @@ from dataplane.planner import SyncPlanner
 from dataplane.queries import QUERIES, Ask, AskWhy, Reading
 from projections.cluster import ClusterView
 from projections.snapshot import Snapshots
-from projections.travel import past
+from projections.store import Reader
+from projections.travel import folded
 from streams.codec import Recorded
 from streams.log import LogState, ReadingLog
 
@@ -75,7 +76,14 @@ async def known_at(log: ReadingLog, last: int, config: DataPlaneConfig) -> Async
 
     Raises `projections.travel.PointNotHeld`.
     """
-    async with past(log, last, Snapshots(config.snapshots_dir)) as there:
-        view, now = ClusterView(there.reader), there.checkpoint.time
-        planner = SyncPlanner(config.policy(), view, now)
-        yield Then(Reading(view, planner, now, {}, last, config, None), UpTo(log, last))
+    async with folded(log, last, Snapshots(config.snapshots_dir)) as store:
+        with store.read() as reader:
+            yield then_of(reader, log, last, config)
+
+
+def then_of(reader: Reader, log: ReadingLog, last: int, config: DataPlaneConfig) -> Then:
+    """The same by views that are folded up to there."""
+    view = ClusterView(reader)
+    now = view.checkpoint.time
+    planner = SyncPlanner(config.policy(), view, now)
+    return Then(Reading(view, planner, now, {}, last, config, None), UpTo(log, last))

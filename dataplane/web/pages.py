@@ -67,6 +67,10 @@ class Pages:
         self._queries, self._log = monitor.queries, monitor.log
         self._past = Past(monitor.log, monitor.config)
 
+    async def close(self) -> None:
+        """Let go of what is kept of the past."""
+        await self._past.close()
+
     def routes(self) -> list[web.RouteDef]:
         """Where each page is."""
         return [

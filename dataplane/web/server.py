@@ -71,6 +71,7 @@ class WebServer:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+            await self._pages.close()
             self._config.web_file.unlink(missing_ok=True)
 
     async def _listen(self, port: int) -> None:

@@ -86,6 +86,31 @@ def test_write_is_all_or_nothing(store: Store) -> None:
     assert keys(store) == [b"after", b"before"]
 
 
+def test_what_is_being_written_is_not_closed_under_its_hands(tmp_path: Path) -> None:
+    """A thread that writes can't be stopped: whoever closes waits until it has."""
+    store = Store.open(tmp_path / "closing", TABLES)
+    writes, may_end = threading.Event(), threading.Event()
+
+    def work(tx: Writer) -> None:
+        writes.set()
+        assert may_end.wait(60)
+        tx.put("one", b"key")
+
+    writing = threading.Thread(target=store.write, args=(work,))
+    writing.start()
+    assert writes.wait(60)
+    closing = threading.Thread(target=store.close)
+    closing.start()
+    closing.join(0.2)
+    assert closing.is_alive()
+    may_end.set()
+    for thread in (writing, closing):
+        thread.join(60)
+    again = Store.open(tmp_path / "closing", TABLES)
+    assert keys(again) == [b"key"]
+    again.close()
+
+
 def test_transaction_reads_what_it_wrote(store: Store) -> None:
     """A fold may ask for what the fact before in the same batch put there."""
 
