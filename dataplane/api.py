@@ -26,6 +26,7 @@ from dataplane.health import HealthCheckResult, cluster_health
 from dataplane.outbox import NotKept, Outbox
 from dataplane.overview import overview, with_alerts
 from dataplane.presence import present
+from dataplane.turns import said
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, check_traceparent, node_fact
 from streams.events import CHAIN_TRIGGERS, Event
@@ -243,12 +244,12 @@ class DataPlane:
         except OSError as full:
             # The bus may take it all the same; then it is as durable as it can be.
             try:
-                receipt = await (await self.log()).publish(fact)
+                receipt = await said(await self.log(), fact)
             except LogUnavailable as away:
                 raise NotKept(f"the outbox takes nothing ({full}), and {away}") from full
             return Published(event_id, chain, receipt.sequence)
         try:
-            receipt = await (await self.log()).publish(fact)
+            receipt = await said(await self.log(), fact)
         except LogUnavailable:
             return Published(event_id, chain, None)
         except LogError:

@@ -11,9 +11,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -25,9 +23,6 @@ from dataplane.safety import Holding, Left, holding, not_safe, unsafe
 from projections.chains import ChainRow
 from projections.cluster import ClusterView
 from streams import events
-from streams.codec import node_fact
-from streams.log import Guard, Log, LogUnavailable, SequenceConflict
-from streams.subjects import about_filter
 from streams.values import S3_NODE, DataEntry
 
 _POLL_S = 0.2
@@ -35,8 +30,6 @@ _POLL_S = 0.2
 PROGRESS_S = 2.0
 #: How often the node is asked anew because something had to move.
 ROUNDS = 20
-#: So often something is said only if nobody else said anything of the node meanwhile.
-_TURNS = 20
 #: How long the views may take to have folded what the log has.
 SEEN_S = 60.0
 #: So much longer than bytes and rates say, things take.
@@ -109,34 +102,12 @@ async def cancel(plane: DataPlane, node: str) -> Cancelled:
         emptied = emptied or any(chain.node == node for chain in view.drains())
     if not emptied and not (row is not None and row.is_leaving(time.time())):
         return Cancelled(node, False, f"nothing says that {node} is to go")
-    event = events.NodeDrainCancelled(node=node, reason="drain --cancel")
-    try:
-        sequence = await _said_in_turn(await plane.log(), node, event)
-    except LogUnavailable:
-        said = await plane.publish(event)
-        if said.sequence is None:
-            reason = "it waits in the outbox until the bus can be reached"
-            return Cancelled(node, False, reason)
-        sequence = said.sequence
-    await plane.catalog.seen(sequence, SEEN_S)
+    said = await plane.publish(events.NodeDrainCancelled(node=node, reason="drain --cancel"))
+    if said.sequence is None:
+        reason = "it waits in the outbox until the bus can be reached"
+        return Cancelled(node, False, reason)
+    await plane.catalog.seen(said.sequence, SEEN_S)
     return Cancelled(node, True, f"{node} stays: what it holds counts again")
-
-
-async def _said_in_turn(log: Log, node: str, event: events.Event) -> int:
-    """Say something of a node so that no decision about it passes by unseen; its sequence.
-
-    Several servers check a guard against what is stored and against what is guarded alike and
-    still under way, but not against what anybody else says in the same moment: so this is guarded
-    as those decisions are.
-    """
-    fact = node_fact(event, node, uuid.uuid4().hex)
-    for _ in range(_TURNS):
-        last = await log.last(about_filter(node))
-        guard = Guard(about_filter(node), last.sequence if last else 0)
-        with suppress(SequenceConflict):
-            return (await log.append([fact], [guard])).sequence
-    # Of a node that speaks without a pause nobody says that it is drained.
-    return (await log.publish(fact)).sequence
 
 
 def _empties(row: ChainRow, node: str) -> bool:

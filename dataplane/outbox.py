@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from adapters.workers import finish
+from dataplane.turns import said
 from streams.codec import Fact, decode, encode, fact_id
 from streams.foreign import Unreadable, from_json
 from streams.log import Log, LogError, LogFull, LogUnavailable, PermissionDenied, Receipt
@@ -122,7 +123,7 @@ class Outbox:
             if fact is None:
                 continue
             try:
-                await log.publish(fact)
+                await said(log, fact)
             except PermissionDenied as error:
                 logger.error("outbox: %s was refused by the bus: %s", path, error)
                 continue
@@ -139,7 +140,7 @@ class Outbox:
         Where the disk takes nothing it is sent all the same: that the disk is full is itself news.
         """
         path = await finish(lambda: self.store(fact))
-        receipt = await log.publish(fact)
+        receipt = await said(log, fact)
         if path is not None:
             self.done(path)
         return receipt

@@ -220,6 +220,10 @@ class NodeRegistered(Event, frozen=True):
     #: True where a node that is there only tells what changed, such as its free disk: whether it
     #: is planned for stays as it is.
     changed: bool = False
+    #: What tells its machine from others, by its installation and by its boot, neither as the
+    #: machine itself calls it; "" where that can't be told.
+    machine: str = ""
+    boot: str = ""
 
 
 class FilesObserved(Event, frozen=True):

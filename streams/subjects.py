@@ -124,6 +124,11 @@ def about_filter(node: str) -> str:
     return f"{ROOT}.*.{node}.>"
 
 
+def node_filter(node: str, event_class: type[events.Event]) -> str:
+    """All facts of one class that are said by, or of, a node."""
+    return f"{ROOT}.{Place.NODE}.{node}.{events.TYPE_NAMES[event_class]}.>"
+
+
 def type_filter(event_class: type[events.Event], config_key: str = "") -> str:
     """All facts of one class, of one configuration if it is given, whoever owns them."""
     name = events.TYPE_NAMES[event_class]

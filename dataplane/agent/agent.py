@@ -33,7 +33,7 @@ from dataplane.agent.bucket import Backups, make_s3
 from dataplane.agent.consolidating import Consolidator
 from dataplane.agent.custody import Custody
 from dataplane.agent.diskwatch import DiskWatch
-from dataplane.agent.machine import memory_bytes, memory_moved
+from dataplane.agent.machine import marks, memory_bytes, memory_moved
 from dataplane.agent.observing import Observer
 from dataplane.agent.orders import Orders
 from dataplane.agent.parting import Parting
@@ -43,6 +43,7 @@ from dataplane.agent.reaching import Reaching
 from dataplane.agent.relaying import Relaying
 from dataplane.agent.saying import Saying
 from dataplane.agent.scrub import Scrubber
+from dataplane.agent.succession import began_empty, take_over
 from dataplane.agent.tidying import Tidying
 from dataplane.agent.transfers import TransportManager
 from dataplane.agent.transports import content_path, locate_subject, make_transports
@@ -86,6 +87,7 @@ class Agent:
         )
         self._outbox = Outbox(config.state_dir / "outbox")
         self._saying = Saying(log, self._outbox)
+        self._began_empty = began_empty(config.data_dir)
         place = config.data_dir / OWN_DIRECTORY
         self._presence = Presence(bus, self.node, "agent", instance_of(place))
         self._observer = Observer(log, bus, config, self._inventory)
@@ -199,6 +201,8 @@ class Agent:
             self._log, self._bus, self.node, self._manager, self._grants, self._saying
         )
         await self._observer.remember_received()
+        if self._began_empty:
+            await take_over(self._log, self.node, self._joining(), self._observer.reconcile_now)
         await self._register()
         served = self._endpoint().http_url
         logger.info("%s has joined; %s is served at %s", self.node, config.data_dir, served)
@@ -366,10 +370,14 @@ class Agent:
 
     async def _register(self, *, changed: bool = False) -> None:
         """Say what this node is: that it joined, or with `changed` only what is new of it."""
-        self._told = self.describe()
-        event = events.NodeRegistered(description=self._told, changed=changed)
+        event = self._joining(changed=changed)
+        self._told = event.description
         id = fact_id("registered", self.node, time.time_ns())
         await self._log.publish(node_fact(event, self.node, id))
+
+    def _joining(self, *, changed: bool = False) -> events.NodeRegistered:
+        machine, boot = marks()
+        return events.NodeRegistered(self.describe(), changed, machine, boot)
 
     async def _beat(self) -> None:
         while True:

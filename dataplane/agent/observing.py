@@ -49,6 +49,7 @@ class Observer:
         self._config = config
         self.node = config.node
         self._inventory = inventory
+        self._reconciler = Reconciler(log, bus, config.node, inventory)
         self._reporting = asyncio.Lock()
         #: What keeps it from saying what is here; "" if nothing does.
         self.problem = ""
@@ -110,13 +111,16 @@ class Observer:
 
     async def reconcile(self) -> None:
         """Compare log and disk from time to time, for ever."""
-        reconciler = Reconciler(self._log, self._bus, self.node, self._inventory)
         while True:
             await asyncio.sleep(self._config.policy().schedule.reconcile_s)
             with self._looking_may_fail(), contextlib.suppress(LogError):
-                async with self._reporting:
-                    await self._report(await self._inventory.scan())
-                    await reconciler.reconcile()
+                await self.reconcile_now()
+
+    async def reconcile_now(self) -> None:
+        """Compare them, and say what differs. Raises a `LogError`, and what a look may fail by."""
+        async with self._reporting:
+            await self._report(await self._inventory.scan())
+            await self._reconciler.reconcile()
 
     async def answer_triggers(self) -> None:
         """Say what this node holds, to each trigger that speaks of its files."""

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 
-from dataplane import laws
 from dataplane.api import Published
 from dataplane.draining import (
     Drain,
@@ -30,10 +29,7 @@ from dataplane.proving import Untold, answer_proofs, answer_untold, untold
 from dataplane.safety import Holding, Left, holding, lasting_without, not_safe, unproven, unsafe
 from projections.cluster import ClusterView
 from streams import events
-from streams.codec import Fact, Recorded, fact_about
-from streams.log import Guard, Receipt, SequenceConflict
 from streams.memory import MemoryBus
-from streams.subjects import matches
 from streams.values import DataEntry, Proof, Role, Trait, Transport, TransportResult
 from tests.spec import (
     Said,
@@ -347,8 +343,6 @@ class Client:
         self.story.now = time.time()
         self.story.tell(node("vault", Role.STORAGE), player("gpu-1"), holds("gpu-1", FIRST))
         self.said: list[events.Event] = []
-        #: What happens just before the next thing is said.
-        self.meanwhile: list[Tellable] = []
         self._then = then
         self._bus = bus
         self.config = SimpleNamespace(policy=Policy)
@@ -371,22 +365,7 @@ class Client:
         async def state() -> Any:
             return SimpleNamespace(last_sequence=len(self.story.facts))
 
-        return SimpleNamespace(bus=self._bus, state=state, last=self._last, append=self._append)
-
-    async def _last(self, subjects: str) -> Recorded | None:
-        found = [fact for fact in self.story.facts if matches(fact.subject, subjects)]
-        return found[-1] if found else None
-
-    async def _append(self, facts: Sequence[Fact], guards: Sequence[Guard]) -> Receipt:
-        self.story.tell(*self.meanwhile)
-        self.meanwhile = []
-        for guard in guards:
-            last = await self._last(guard.subjects)
-            if (last.sequence if last else 0) != guard.last_sequence:
-                raise SequenceConflict(guard.subjects)
-        self.said += [fact.event for fact in facts]
-        self.story.tell(*facts)
-        return Receipt(len(self.story.facts))
+        return SimpleNamespace(bus=self._bus, state=state)
 
     async def publish(self, event: events.Event) -> Published:
         """Say it."""
@@ -457,19 +436,6 @@ async def test_a_drain_is_taken_back_by_one_fact_if_there_is_any() -> None:
     assert (await cancel(plane, "gpu-1")).cancelled
     assert not (await cancel(plane, "gpu-1")).cancelled
     assert client.said == [events.NodeDrainCancelled(node="gpu-1", reason="drain --cancel")]
-
-
-async def test_a_drain_is_taken_back_as_decisions_about_the_node_are_made() -> None:
-    """One at a time: of two at once, one sees the other."""
-    client = Client(MemoryBus())
-    plane: Any = client
-    client.story.tell(leaves("c9"))
-    client.meanwhile = [fact_about(events.NodeDrained(node="gpu-1"), "gpu-1", "c9", "c9")]
-    assert (await cancel(plane, "gpu-1")).cancelled
-    types = [fact.type for fact in client.story.facts]
-    assert types[-2:] == ["NODE_DRAINED", "NODE_DRAIN_CANCELLED"]
-    assert client.story.facts[-2].chain == "c9"
-    assert list(laws.no_node_that_stays_is_drained(client.story.facts)) == []
 
 
 async def test_only_what_was_just_read_elsewhere_is_proven() -> None:

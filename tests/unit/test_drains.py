@@ -14,10 +14,11 @@ from dataplane.coordinator import drains as drains_module
 from dataplane.coordinator.drains import Drains
 from dataplane.policy import Policy
 from dataplane.proving import answer_proofs
+from dataplane.turns import said
 from projections.nodes import LEAVING_S
 from projections.projector import Projector
 from streams import events
-from streams.codec import Fact, Recorded
+from streams.codec import Fact, Recorded, node_fact
 from streams.log import Guard, Receipt
 from streams.memory import MemoryBus, MemoryLog
 from streams.values import Proof
@@ -208,7 +209,7 @@ async def test_a_node_that_stays_is_not_drained_though_both_are_said_at_once(
     async def at_once(facts: Sequence[Fact], guards: Sequence[Guard] = ()) -> Receipt:
         if not offered.is_set():
             offered.set()
-            await cluster.tell(stays(node="gpu-1"))
+            await said(cluster.log, node_fact(stays(node="gpu-1"), "gpu-1", "stays"))
         return await append(facts, guards)
 
     monkeypatch.setattr(cluster.log, "append", at_once)

@@ -17,6 +17,7 @@ from streams.subjects import (
     about_filter,
     chain_filter,
     matches,
+    node_filter,
     parse_subject,
     place_of,
     subject_for,
@@ -150,6 +151,10 @@ def test_filters_cover_exactly_their_facts(
     assert matches(subject, type_filter(event_class))
     assert matches(subject, type_filter(event_class, config_key))
     assert matches(subject, type_filter(event_class, other)) is (other == config_key)
+    said = f"dp.node.{owner}.{cls}.{config_key}"
+    if place_of(event_class) is Place.NODE:
+        assert matches(said, node_filter(owner, event_class))
+        assert matches(said, node_filter(other, event_class)) is (other == owner)
     assert matches(subject, about_filter(owner))
     assert matches(subject, about_filter(other)) is (other == owner)
     decision = f"dp.chain.{owner}.SYNC_PLANNED.{config_key}"
