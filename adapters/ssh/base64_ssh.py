@@ -19,7 +19,7 @@ from adapters.files.landing import Landing
 from adapters.files.sent import opened
 from adapters.ssh.channel import Channel, Opens
 from adapters.ssh.connections import Connections, SshOptions, source_file
-from adapters.ssh.push import Place, prepared, published, sent
+from adapters.ssh.push import Place, delivered, prepared
 from adapters.ssh.shell import giving, taking
 from adapters.telling import Telling
 from adapters.throttle import Throttle
@@ -89,7 +89,6 @@ class Base64Transport:
             async with self._slot(request.target):
                 opens = self._opens(request.target, request)
                 place = await prepared(opens, request, self._rules, "base64 dd")
-                proven = False
 
                 async def send() -> bool:
                     with Telling(progress, size) as telling:
@@ -97,10 +96,7 @@ class Base64Transport:
                         await _sent(opens, place, source, size, throttle, telling, request.stall_s)
                     return True
 
-                if place.have < size:
-                    proven = await sent(opens, request, place, send)
-                if not request.gathers:
-                    await published(opens, request, self._rules, place, proven=proven)
+                await delivered(opens, request, self._rules, place, send)
                 return size - place.have
         finally:
             source.close()

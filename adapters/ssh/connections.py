@@ -233,6 +233,8 @@ async def _process(
         kept.retire()
         raise Stalled(f"{who} does not take a command") from error
     except asyncssh.ChannelOpenError as error:
+        # A connection that has just broken says so only when the loop comes round.
+        await asyncio.sleep(0)
         if kept.connection.is_closed():
             raise Interrupted(f"{who} broke off: {error}") from error
         raise Refused(f"{who} does not take a command: {error}") from error

@@ -29,7 +29,7 @@ from adapters.files.landing import SMALLEST_NPZ_SHARE, partial_name
 from adapters.files.places import OWN_DIRECTORY, RESERVE
 from adapters.files.sqlite import SIDE_FILES
 from adapters.ssh.channel import Channel, Opens
-from adapters.ssh.shell import MARK, PREPARE, PUBLISH, command, following
+from adapters.ssh.shell import FOLLOW, MARK, PREPARE, PUBLISH, command
 from adapters.transport import Request
 from adapters.workers import settled
 from streams.identity import Ownership, PathRules, escapes
@@ -39,7 +39,6 @@ from streams.values import Endpoint
 FOLLOWED_FROM_BYTES = 16 << 20
 #: A far end that digests slower than this is taken for stalled.
 SLOWEST_DIGEST_BYTES_S = 20e6
-_SAID_BYTES = 4 << 10
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -79,24 +78,66 @@ async def prepared(opens: Opens, request: Request, rules: PathRules, tools: str 
     return Place(home.removesuffix("\n"), partial, have)
 
 
-async def sent(
+async def delivered(
     opens: Opens,
     request: Request,
+    rules: PathRules,
     place: Place,
     send: Callable[[], Awaitable[bool]],
     followed_from: int = FOLLOWED_FROM_BYTES,
-) -> bool:
-    """Let `send` send what is lacking; whether the target has proven it on the way already.
+) -> None:
+    """Let `send` send what is lacking, if anything is, and let the target give the file its final
+    name, unless that is its agent's to do. As `published`.
 
     `send` says whether nobody but one writer of its own wrote. Only a file that nobody else can
-    have open is proven so: where something was already, somebody may.
+    have open is proven on the way: where something was already, somebody may.
     """
-    if place.have or request.entry.size_bytes < followed_from or request.gathers:
+    size = request.entry.size_bytes
+    named = False
+    if not place.have and 0 < size >= followed_from and not request.gathers:
+        named = await _followed(opens, request, rules, place, send)
+    elif place.have < size:
         await send()
-        return False
-    following = asyncio.ensure_future(_followed(opens, request, place))
+    if not named and not request.gathers:
+        await published(opens, request, rules, place)
+
+
+async def published(opens: Opens, request: Request, rules: PathRules, place: Place) -> None:
+    """Let the target prove the digest and give the file its final name.
+
+    If it is cancelled before the digest is proven, the target gives no name; after that it ends
+    first. Raises `DigestMismatch` if the bytes are not the entry's; then nothing is kept.
+    """
+    async with opens(_publishing(PUBLISH, request, rules, place)) as channel:
+        await _named(channel, request)
+
+
+async def _followed(
+    opens: Opens,
+    request: Request,
+    rules: PathRules,
+    place: Place,
+    send: Callable[[], Awaitable[bool]],
+) -> bool:
+    """Let `send` send while the target reads behind it; whether it has named the file by that.
+
+    What the target can't do, or finds otherwise, is no failure: `published` looks again.
+    """
+    whole = asyncio.Event()
+
+    async def follow() -> bool:
+        async with opens(_publishing(FOLLOW, request, rules, place)) as channel:
+            if not await channel.hears("digested"):
+                return False
+            await whole.wait()
+            await channel.write(b"whole\n")
+            await _named(channel, request)
+            return True
+
+    following = asyncio.ensure_future(follow())
     try:
         if await send():
+            whole.set()
             with contextlib.suppress(TransportError):
                 return await following
         return False
@@ -105,37 +146,16 @@ async def sent(
         await settled(following)
 
 
-async def _followed(opens: Opens, request: Request, place: Place) -> bool:
-    """Whether the target, reading behind whoever writes there, finds the entry's digest.
-
-    What it can't do, or finds otherwise, proves nothing: `published` looks again.
-    """
-    entry = request.entry
-    async with opens(following(place.home, place.partial, entry.size_bytes)) as channel:
-        channel.end()
-        said = b""
-        while data := await channel.read(_SAID_BYTES):
-            said = (said + data)[-_SAID_BYTES:]
-        await channel.succeed()
-    return f"{MARK}digest {hex_of(entry.checksum)}\n".encode() in said
-
-
-async def published(
-    opens: Opens, request: Request, rules: PathRules, place: Place, *, proven: bool = False
-) -> None:
-    """Let the target prove the digest, unless it is `proven`, and give the file its final name.
-
-    If it is cancelled before the digest is proven, the target gives no name; after that it ends
-    first. Raises `DigestMismatch` if the bytes are not the entry's; then nothing is kept.
-    """
+def _publishing(script: str, request: Request, rules: PathRules, place: Place) -> str:
+    """The command that runs `PUBLISH`, or `FOLLOW`, for an entry."""
     directories, name = _final(request)
     entry = request.entry
     merged = rules.ownership(entry.path) is Ownership.MERGED
-    words = command(
-        PUBLISH,
+    return command(
+        script,
         place.home,
         place.partial,
-        "" if proven else hex_of(entry.checksum),
+        hex_of(entry.checksum),
         str(entry.size_bytes),
         _stamp(entry.mtime),
         "merged" if merged else "",
@@ -144,16 +164,19 @@ async def published(
         name,
         *directories,
     )
-    async with opens(words) as channel:
-        patience_s = request.stall_s + entry.size_bytes / SLOWEST_DIGEST_BYTES_S
-        if not await channel.hears("proven", patience_s):
-            await _lacking(channel)
-        naming = asyncio.ensure_future(_named(channel))
-        try:
-            await asyncio.shield(naming)
-        except asyncio.CancelledError:
-            await settled(naming)
-            raise
+
+
+async def _named(channel: Channel, request: Request) -> None:
+    """Wait for the proof, and let the name be given."""
+    patience_s = request.stall_s + request.entry.size_bytes / SLOWEST_DIGEST_BYTES_S
+    if not await channel.hears("proven", patience_s):
+        await _lacking(channel)
+    naming = asyncio.ensure_future(_name(channel))
+    try:
+        await asyncio.shield(naming)
+    except asyncio.CancelledError:
+        await settled(naming)
+        raise
 
 
 async def _lacking(channel: Channel) -> None:
@@ -164,7 +187,7 @@ async def _lacking(channel: Channel) -> None:
     raise Interrupted(f"{channel.who} said nothing")
 
 
-async def _named(channel: Channel) -> None:
+async def _name(channel: Channel) -> None:
     await channel.write(b"go\n")
     channel.end()
     landed = await channel.hears("landed")

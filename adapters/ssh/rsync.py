@@ -20,7 +20,7 @@ from adapters.files.landing import Landing
 from adapters.ssh.aside import set_aside, size_of
 from adapters.ssh.channel import Channel
 from adapters.ssh.connections import Connections, SshOptions, address, client_words, source_file
-from adapters.ssh.push import FOLLOWED_FROM_BYTES, Place, prepared, published, sent
+from adapters.ssh.push import FOLLOWED_FROM_BYTES, Place, delivered, prepared
 from adapters.ssh.rsync_many import fetch_small
 from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, pull_words, push_words
@@ -124,26 +124,22 @@ class RsyncTransport:
 
         async with self._slots:
             place = await prepared(opens, request, self._rules, "rsync")
-            proven = False
-            if place.have < size:
 
-                async def send() -> bool:
-                    with Telling(progress, size) as telling:
-                        telling.tell(place.have)
-                        try:
-                            # A second rsync may begin before the far end of the first has ended.
-                            return await self._send(request, file, place, throttle, telling) == 1
-                        except (Interrupted, Stalled):
-                            # rsync speaks once a second, and not of its end: the target knows.
-                            with contextlib.suppress(TransportError, TimeoutError):
-                                async with asyncio.timeout(ASKED_S):
-                                    there = await prepared(opens, request, self._rules, "rsync")
-                                telling.tell(there.have)
-                            raise
+            async def send() -> bool:
+                with Telling(progress, size) as telling:
+                    telling.tell(place.have)
+                    try:
+                        # A second rsync may begin before the far end of the first has ended.
+                        return await self._send(request, file, place, throttle, telling) == 1
+                    except (Interrupted, Stalled):
+                        # rsync speaks once a second, and not of its end: the target knows.
+                        with contextlib.suppress(TransportError, TimeoutError):
+                            async with asyncio.timeout(ASKED_S):
+                                there = await prepared(opens, request, self._rules, "rsync")
+                            telling.tell(there.have)
+                        raise
 
-                proven = await sent(opens, request, place, send, self._followed_from)
-            if not request.gathers:
-                await published(opens, request, self._rules, place, proven=proven)
+            await delivered(opens, request, self._rules, place, send, self._followed_from)
             return size - place.have
 
     async def close(self) -> None:

@@ -131,11 +131,11 @@ _TAKE = """own "$1"
 { dd bs=1 seek="$3" count=0 2>/dev/null && base64 -d; } 1<>"./$2"
 """
 
-#: A file that grows and its size: its digest, read behind whoever writes it. A pipe to a tool would
-#: cost as much as the digest. What it waits for is said, so that it ends when nobody listens any
-#: more; what was read is flushed on the way.
+#: A file that grows, a digest and its size: whether that is its digest, read behind whoever writes
+#: it. A pipe to a tool would cost as much as the digest. What it waits for is said, so that it ends
+#: when nobody listens any more; what was read is flushed on the way.
 _FOLLOWER = f"""import hashlib, mmap, os, sys, time
-path, size = sys.argv[1], int(sys.argv[2])
+path, digest, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 sha, at, flushed = hashlib.sha256(), 0, 0
 block = memoryview(mmap.mmap(-1, 1 << 20))
 def say(what): print("{MARK}" + what, flush=True)
@@ -153,13 +153,7 @@ while at < size:
         os.fsync(file)
         flushed = at
         say("at %d" % at)
-say("digest " + sha.hexdigest())
-"""
-
-#: home, partial, size: what `_FOLLOWER` says, where there is Python.
-_FOLLOW = f"""own "$1"
-command -v python3 >/dev/null || exit {_NO_TOOL}
-exec python3 -I -S -c '{_FOLLOWER}' "./$2" "$3"
+sys.exit(sha.hexdigest() != digest)
 """
 
 #: home, partial, digest or nothing if it is proven, size, mtime, merged, side files, root, final
@@ -194,6 +188,17 @@ sync . 2>/dev/null
 say landed
 """
 
+#: As `PUBLISH`, of a file that grows: it is digested meanwhile, where there is Python, and named
+#: once we say that it is whole.
+FOLLOW = f"""own "$1"
+command -v python3 >/dev/null || exit {_NO_TOOL}
+python3 -I -S -c '{_FOLLOWER}' "./$2" "$3" "$4" || exit {_OTHER_BYTES}
+say digested
+read -r whole && [ "$whole" = whole ] || exit {_CALLED_OFF}
+home=$1 part=$2; shift 3
+set -- "$home" "$part" '' "$@"
+{PUBLISH}"""
+
 
 def command(script: str, *words: str) -> str:
     """What to say at the far end so that a POSIX shell there runs a script with these words."""
@@ -208,11 +213,6 @@ def giving(path: str, size_bytes: int, offset: int) -> str:
 def taking(home: str, partial: str, offset: int) -> str:
     """The command that puts what it hears, in base64, into a partial file from `offset` on."""
     return command(_TAKE, home, partial, str(offset))
-
-
-def following(home: str, partial: str, size_bytes: int) -> str:
-    """The command that digests a partial file while it grows."""
-    return command(_FOLLOW, home, partial, str(size_bytes))
 
 
 _OUTCOMES: dict[int, tuple[type[TransportError], str]] = {

@@ -13,6 +13,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,14 @@ from adapters.errors import DigestMismatch, Interrupted, Refused, Stalled
 from adapters.files.landing import Landed, Landing
 from adapters.files.places import OWN_DIRECTORY
 from adapters.ssh import push as ssh_push
-from adapters.ssh import rsync as rsync_module
 from adapters.ssh.base64_ssh import Base64Transport
+from adapters.ssh.channel import Channel, Opens
 from adapters.ssh.connections import SshOptions
+from adapters.ssh.push import Place
 from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request
+from streams.identity import PathRules
 from streams.values import DataEntry, DataType, Endpoint
 from tests.contract.rigs import files_in, left_in
 from tests.faults import Proxy
@@ -428,6 +431,20 @@ async def test_base64_reuses_its_connection_until_it_breaks(
     assert len(files_in(base64.root)) == 3
 
 
+async def test_a_connection_that_breaks_at_this_moment_is_no_refusal(
+    base64: Rig, tmp_path: Path
+) -> None:
+    """It is not known to be closed yet, and takes no command any more: there is a new one."""
+    entry, file = held(tmp_path, os.urandom(5_000))
+    await base64.push(entry, file)
+    connections, request = base64.transport._connections, base64.request(entry)
+    for kept in connections._kept.values():
+        kept.connection.abort()
+    async with connections.run(request.target, request, "true") as channel:
+        await channel.succeed()
+    assert base64.wire.connections == 2
+
+
 async def test_p6_a_push_that_is_digested_on_the_way_lands_only_what_it_should(
     rsync: Rig, tmp_path: Path
 ) -> None:
@@ -446,15 +463,14 @@ async def test_p6_a_push_that_is_digested_on_the_way_lands_only_what_it_should(
 async def test_what_was_proven_on_the_way_is_not_digested_again(
     rsync: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A fresh file, sent by one rsync, is named without being read once more."""
-    said: list[bool] = []
-    named = ssh_push.published
+    """A fresh file, sent by one rsync, is named by who read behind it, and not read once more."""
+    named, again = list[str](), ssh_push.published
 
-    async def seen(*given: object, proven: bool = False) -> None:
-        said.append(proven)
-        await named(*given, proven=proven)  # type: ignore[arg-type]
+    async def seen(opens: Opens, request: Request, rules: PathRules, place: Place) -> None:
+        named.append(request.local_path)
+        await again(opens, request, rules, place)
 
-    monkeypatch.setattr(rsync_module, "published", seen)
+    monkeypatch.setattr(ssh_push, "published", seen)
     rsync.transport = RsyncTransport(rsync.server.options(), followed_from=0)
     entry, file = held(tmp_path, os.urandom(5_000_000))
     assert await rsync.push(entry, file) == 5_000_000
@@ -463,7 +479,36 @@ async def test_what_was_proven_on_the_way_is_not_digested_again(
         await rsync.push(entry, file, "again.bin")
     rsync.wire.heal()
     assert await rsync.push(entry, file, "again.bin") > 0
-    assert said == [True, False]
+    assert named == ["again.bin"]
+
+
+async def test_what_is_digested_on_the_way_gets_no_name_once_it_is_given_up(
+    rsync: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All bytes are there and proven; the sender, who still had to say that they are, is gone."""
+    digested, hears, send = asyncio.Event(), Channel.hears, RsyncTransport._send
+
+    async def listens(channel: Channel, word: str, within_s: float | None = None) -> bool:
+        came = await hears(channel, word, within_s)
+        if came and word == "digested":
+            digested.set()
+        return came
+
+    async def sends_and_hangs(*given: Any) -> int:
+        await send(*given)
+        await asyncio.Event().wait()
+        return 1
+
+    monkeypatch.setattr(Channel, "hears", listens)
+    monkeypatch.setattr(RsyncTransport, "_send", sends_and_hangs)
+    rsync.transport = RsyncTransport(rsync.server.options(), followed_from=0)
+    entry, file = held(tmp_path, os.urandom(3_000_000))
+    pushing = asyncio.create_task(rsync.push(entry, file))
+    await asyncio.wait_for(digested.wait(), PATIENCE_S)
+    pushing.cancel()
+    await asyncio.wait([pushing])
+    await until(lambda: not rsync.server.sessions())
+    assert files_in(rsync.root) == {}
 
 
 async def test_rsync_saves_what_an_older_version_has(
