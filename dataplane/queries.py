@@ -49,6 +49,8 @@ PREFIX = "dp.query"
 NOT_FOUND = "404"
 #: An answer with more lines than this would not fit a message.
 MOST_LINES = 1_000
+#: Ended chains that are looked at, the newest first, for those of one configuration.
+ENDED_LOOKED_AT = 10_000
 #: Entries of one page; each is a few hundred bytes.
 HELD_PAGE = 400
 
@@ -99,7 +101,7 @@ class AskPlans(Ask, frozen=True):
 class AskChains(Ask, frozen=True):
     """Open chains, then those that ended last."""
 
-    #: How many ended ones.
+    #: How many ended ones; of one configuration, among the newest of all.
     last: int = 20
     config_key: str = ""
 
@@ -233,14 +235,10 @@ def chains(ask: AskChains, known: Reading) -> list[ChainLine]:
     for row in known.view.open_chains():
         if len(lines) < MOST_LINES and ask.config_key in ("", row.config_key):
             lines.append(chain_line(row, known.now))
-    wanted = min(ask.last, MOST_LINES)
-    for row in known.view.ended_chains():
-        if wanted <= 0:
-            break
-        if ask.config_key in ("", row.config_key):
-            lines.append(chain_line(row, known.now))
-            wanted -= 1
-    return lines
+    wanted = max(0, min(ask.last, MOST_LINES))
+    ended = islice(known.view.ended_chains(), ENDED_LOOKED_AT)
+    rows = (row for row in ended if ask.config_key in ("", row.config_key))
+    return lines + [chain_line(row, known.now) for row in islice(rows, wanted)]
 
 
 def chain(ask: AskChain, known: Reading) -> ChainLine:

@@ -19,6 +19,7 @@ from dataplane.browsing import EntryFilter, entry_page
 from dataplane.coordinator.monitor import Monitor
 from dataplane.overview import Overview
 from dataplane.queries import (
+    ENDED_LOOKED_AT,
     QUERIES,
     Ask,
     AskNodes,
@@ -342,7 +343,8 @@ def _chains(known: Reading, config_key: str) -> tuple[list[ChainLine], bool]:
     rows = (row for row in known.view.open_chains() if config_key in ("", row.config_key))
     found = [chain_line(row, known.now) for row in islice(rows, _OPEN_SHOWN)]
     more = next(rows, None) is not None
-    ended = (row for row in known.view.ended_chains() if config_key in ("", row.config_key))
+    newest = islice(known.view.ended_chains(), ENDED_LOOKED_AT)
+    ended = (row for row in newest if config_key in ("", row.config_key))
     return found + [chain_line(row, known.now) for row in islice(ended, _ENDED_SHOWN)], more
 
 

@@ -2,14 +2,36 @@
 
 from __future__ import annotations
 
+import pytest
+
+from dataplane import queries
 from dataplane.config import DataPlaneConfig
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
-from dataplane.queries import AskPending, Reading, pending
+from dataplane.queries import AskChains, AskPending, Reading, chains, pending
 from projections.transfers import transfer_id
 from streams.events import SyncPlanned
 from streams.values import SyncPlan, Transport
-from tests.spec import T0, decided, games_of, given
+from tests.spec import T0, decided, games_of, given, played, player, ran, trainer
+
+
+def test_chains_of_a_rare_configuration_are_looked_for_among_the_newest_that_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many there ever were; of any configuration they are the newest anyway."""
+    monkeypatch.setattr(queries, "ENDED_LOOKED_AT", 2)
+    story = given(trainer(), player(), ran("rare", played(config_key="square8_4p")))
+    story.tell(*(ran(f"c{n}", played()) for n in range(2)))
+    view = story.view
+    planner = SyncPlanner(Policy(), view, T0)
+    known = Reading(view, planner, T0, {}, view.checkpoint.sequence, DataPlaneConfig(), None)
+    assert chains(AskChains(config_key="square8_4p"), known) == []
+    assert [line.chain for line in chains(AskChains(last=5), known)] == ["c1", "c0"]
+    assert [line.chain for line in chains(AskChains(last=1), known)] == ["c1"]
+    assert chains(AskChains(last=-1), known) == []
+    monkeypatch.setattr(queries, "ENDED_LOOKED_AT", 3)
+    assert [one.chain for one in chains(AskChains(config_key="square8_4p"), known)] == ["rare"]
+
 
 GAMES = games_of("gpu-1", version=3)
 
