@@ -14,9 +14,8 @@ and `words`, `typos`, `explain` with `evidence`, `waiting`, `health`, `overview`
 `restoring`, `keys`. What is promised is `laws`; `prove` and `demo` hold it to them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# What checks types takes it for true; to import the name would load a dozen modules.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dataplane.agent.transfers import TransportManager
     from dataplane.api import (
@@ -231,7 +230,9 @@ _PLACES: dict[str, str] = {
 _EVENTS = "streams.events"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
+    import importlib
+
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     found = getattr(importlib.import_module(_PLACES.get(name, _EVENTS)), name)

@@ -4,30 +4,30 @@ To load all that a command may need takes most of a second, in which nothing has
 end in order: Ctrl-C then ends the process at once, and says as little as later.
 """
 
+# Not `signal`, which is this with names, and loads a dozen modules for them.
+import _signal  # type: ignore[import-not-found]
 import os
-import signal
-from types import FrameType
-from typing import Any
 
 _INTERRUPTED = 130
 
 
 def main() -> None:
     """Run the command."""
-    with_python = signal.getsignal(signal.SIGINT)
     # What is started in the background ignores it, and so it stays.
-    if with_python is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _end)
+    ends = _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler
+    if ends:
+        _signal.signal(_signal.SIGINT, _end)
     from dataplane.cli import main as command
 
     try:
-        signal.signal(signal.SIGINT, with_python)
+        if ends:
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)
         command()
     except KeyboardInterrupt:
         raise SystemExit(_INTERRUPTED) from None
 
 
-def _end(number: int, frame: FrameType | None) -> Any:
+def _end(number: int, frame: object) -> None:
     """Not by an exception: what is being imported might catch it, or call it another one."""
     os._exit(_INTERRUPTED)
 
