@@ -77,11 +77,14 @@ class Expected(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Index:
-    """Three tables of small records, each change durable once a method returns."""
+    """Three tables of small records, each change durable once a method returns.
 
-    def __init__(self, path: Path) -> None:
+    One that is not `kept` forgets all, until it is recreated.
+    """
+
+    def __init__(self, path: Path, *, kept: bool = True) -> None:
         self._path = path
-        self._db = self._opened()
+        self._db = self._opened() if kept else _sound(":memory:")
 
     def rows(self) -> list[Row]:
         """All rows."""
@@ -140,34 +143,34 @@ class Index:
     def _opened(self) -> sqlite3.Connection:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            return self._sound()
+            return _sound(self._path)
         except (sqlite3.DatabaseError, msgspec.DecodeError) as error:
             if (getattr(error, "sqlite_errorcode", 0) & 0xFF) in _OF_THE_DISK:
                 raise
             _remove(self._path)
-            return self._sound()
+            return _sound(self._path)
 
-    def _sound(self) -> sqlite3.Connection:
-        """A connection to a sound file of the present shape. Raises if the file is neither."""
-        db = sqlite3.connect(self._path, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode = WAL")
-            (shape,) = db.execute("PRAGMA user_version").fetchone()
-            if shape not in (0, SHAPE):
-                raise sqlite3.DatabaseError("another shape")
-            if [row[0] for row in db.execute("PRAGMA quick_check(1)")] != ["ok"]:
-                raise sqlite3.DatabaseError("damaged")
-            for table in ("rows", "superseded", "expected"):
-                db.execute(
-                    f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, record BLOB)"
-                )
+
+def _sound(path: Path | str) -> sqlite3.Connection:
+    """A connection to a sound file of the present shape. Raises if the file is neither."""
+    db = sqlite3.connect(path, check_same_thread=False)
+    try:
+        db.execute("PRAGMA journal_mode = WAL")
+        (shape,) = db.execute("PRAGMA user_version").fetchone()
+        if shape not in (0, SHAPE):
+            raise sqlite3.DatabaseError("another shape")
+        if [row[0] for row in db.execute("PRAGMA quick_check(1)")] != ["ok"]:
+            raise sqlite3.DatabaseError("damaged")
+        for table in ("rows", "superseded", "expected"):
+            db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, record BLOB)")
+        if shape != SHAPE:
             db.execute(f"PRAGMA user_version = {SHAPE}")
-            db.commit()
-            _decode_first(db)
-        except BaseException:
-            db.close()
-            raise
-        return db
+        db.commit()
+        _decode_first(db)
+    except BaseException:
+        db.close()
+        raise
+    return db
 
 
 def _decode_first(db: sqlite3.Connection) -> None:

@@ -114,7 +114,14 @@ class Known:
             await self._write_anew()
 
     def _open(self) -> Index:
-        index = Index(self._root / OWN_DIRECTORY / "inventory.sqlite")
+        path = self._root / OWN_DIRECTORY / "inventory.sqlite"
+        try:
+            index = Index(path)
+        except sqlite3.Error as error:
+            # A node whose disk is full can still give away what it has, and delete.
+            self.problem = f"the inventory's index can't be opened: {error}"
+            logger.warning("%s; it is made anew once it can be", self.problem)
+            index = Index(path, kept=False)
         self.rows = {row.local: row for row in index.rows()}
         self._local_of = {row.entry.path: row.local for row in self.rows.values()}
         self.expected = {one.local: one for one in index.expected()}

@@ -8,9 +8,10 @@ import errno
 import hashlib
 import os
 import sqlite3
+import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -838,3 +839,30 @@ async def test_a_spoiled_copy_that_was_mended_is_said_to_be_here_again(
     file.write_bytes(b"games")
     assert paths(await told(inventory)) == [entry.path]
     assert paths(await told(inventory)) == []
+
+
+@pytest.fixture
+def full(make: Make, root: Path) -> Iterator[Callable[[], None]]:
+    """The data root is a small disk with one model, and full to the last byte; makes room."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(root)], check=True)
+    settle(put(root / "models/canonical_x.pth", b"\x80one"))
+    filler = root / "filler.tmp"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    yield filler.unlink
+    subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+async def test_p18_a_disk_without_any_room_keeps_no_agent_from_beginning(
+    make: Make, full: Callable[[], None]
+) -> None:
+    """It could neither give away what it has nor delete; what it forgot it reads again."""
+    inventory = make()
+    assert paths(await told(inventory)) == ["models/canonical_x.pth"]
+    assert "disk is full" in inventory.counts().forgetful
+    full()
+    assert (await inventory.scan()).changed == ()
+    assert inventory.counts().forgetful == ""
+    await inventory.close()
+    assert (await make().scan()).changed == ()
