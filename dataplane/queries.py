@@ -8,9 +8,9 @@ Pure: every question is a struct, every answer rows of `rows`, found in one read
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -41,6 +41,7 @@ from streams.log import Standing
 from streams.micro import ServiceRefusal
 from streams.values import S3_NODE, DataType, is_token
 
+T = TypeVar("T")
 SERVICE = "dataplane"
 #: The version of questions and answers, not of this installation.
 VERSION = "1.0.0"
@@ -156,6 +157,18 @@ class Reading(msgspec.Struct):
     standing: Standing | None
     #: What the log says of the path that is asked about; only `why` needs it.
     facts: list[Recorded] = []
+    #: Lines that an answer may have; None for any number. More is refused, and not gathered.
+    most: int | None = None
+
+
+def _few_enough(found: Iterable[T], known: Reading) -> list[T]:
+    """All of it. Refused with 413 where that is more than an answer may have."""
+    if known.most is None:
+        return list(found)
+    lines = list(islice(found, known.most + 1))
+    if len(lines) > known.most:
+        raise ServiceRefusal(f"more than {known.most} lines: ask for less", "413")
+    return lines
 
 
 def health(ask: AskHealth, known: Reading) -> HealthCheckResult:
@@ -180,13 +193,14 @@ def nodes(ask: AskNodes, known: Reading) -> list[NodeLine]:
 def missing(ask: AskMissing, known: Reading) -> list[EntryLine]:
     """By path; refused for a node that never joined."""
     check_joined(known, ask.node)
-    found = known.view.catalog.get_missing_on_node(
+    lacking = known.view.catalog.lacking(
         ask.node,
         ask.data_type,
         kinds=known.planner.kinds_for(ask.node),
         wanted=lambda entry: known.planner.belongs(entry, ask.node),
     )
-    return [entry_line(entry) for entry in found]
+    found = _few_enough(lacking, known)
+    return [entry_line(entry) for entry in sorted(found, key=lambda entry: entry.path)]
 
 
 def check_joined(known: Reading, node: str) -> None:
@@ -200,9 +214,10 @@ def catalog(ask: AskCatalog, known: Reading) -> list[EntryLine]:
     """By path; refused for a node that never joined."""
     if ask.node:
         check_joined(known, ask.node)
-    found = known.view.catalog.entries(
+    entries = known.view.catalog.entries(
         node=ask.node, config_key=ask.config_key, data_type=ask.data_type
     )
+    found = _few_enough(entries, known)
     return [entry_line(entry) for entry in sorted(found, key=lambda entry: entry.path)]
 
 

@@ -394,20 +394,30 @@ class DataCatalog:
         kinds: Container[DataType] = frozenset(DataType),
         wanted: Callable[[DataEntry], bool] = lambda entry: True,
     ) -> list[DataEntry]:
-        """Current entries that `wanted` says belong on a node and that aren't there, by path.
+        """Current entries that `wanted` says belong on a node and that aren't there, by path."""
+        found = self.lacking(node_id, data_type, kinds=kinds, wanted=wanted)
+        return sorted(found, key=lambda entry: entry.path)
+
+    def lacking(
+        self,
+        node: str,
+        data_type: DataType | None = None,
+        *,
+        kinds: Container[DataType] = frozenset(DataType),
+        wanted: Callable[[DataEntry], bool] = lambda entry: True,
+    ) -> Iterator[DataEntry]:
+        """The same as they are found.
 
         Of no other types than `kinds` anything is looked at, nor of a configuration and type of
         which the node holds all.
         """
-        missing = []
         for tally in self.tallied():
             kind = DataType(tally.data_type)
-            if kind in kinds and data_type in (None, kind) and tally.lacks(node_id):
+            if kind in kinds and data_type in (None, kind) and tally.lacks(node):
                 for key, nodes in self.standing(tally.config_key, kind):
-                    entry = None if nodes is None or node_id in nodes else self._entry(key[-16:])
+                    entry = None if nodes is None or node in nodes else self._entry(key[-16:])
                     if entry is not None and wanted(entry):
-                        missing.append(entry)
-        return sorted(missing, key=lambda entry: entry.path)
+                        yield entry
 
     def standing(
         self, config_key: str, data_type: str, *, node: str = "", after: bytes = b""

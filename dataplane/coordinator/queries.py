@@ -58,23 +58,27 @@ class Queries:
 
     async def ask(self, name: str, body: bytes) -> bytes:
         """The answer's JSON. Raises ServiceRefusal, and a `LogError` if the bus is away."""
-        answer = await self.answer(name, understand(name, body))
+        answer = await self.answer(name, understand(name, body), most=MOST_LINES)
         if isinstance(answer, list) and len(answer) > MOST_LINES:
-            raise ServiceRefusal(
-                f"{name}: {len(answer)} lines, more than a message holds; ask for less", "413"
-            )
+            raise ServiceRefusal(f"more than {MOST_LINES} lines: ask for less", "413")
         return msgspec.json.encode(answer)
 
-    async def answer(self, name: str, ask: Ask) -> Any:
-        """The answer as a struct or a list of them."""
+    async def answer(self, name: str, ask: Ask, *, most: int | None = None) -> Any:
+        """The answer as a struct or a list of them, of no more than `most`."""
         respond = QUERIES[name][2]
         facts: list[Recorded] = []
         if isinstance(ask, AskWhy):
             span = await self.read(lambda known: span_of(known.view.catalog, ask.path))
             facts = await facts_about(self._whole, ask.path, span)
-        return await self.read(lambda known: respond(ask, known), facts)
+        return await self.read(lambda known: respond(ask, known), facts, most=most)
 
-    async def read(self, work: Callable[[Reading], T], facts: Sequence[Recorded] = ()) -> T:
+    async def read(
+        self,
+        work: Callable[[Reading], T],
+        facts: Sequence[Recorded] = (),
+        *,
+        most: int | None = None,
+    ) -> T:
         """Do `work` on one reading of all that is known, in a thread: the loop has other work."""
         beats = await present(self._bus)
         state = await self._log.state()
@@ -85,7 +89,7 @@ class Queries:
                 now, last = time.time(), state.last_sequence
                 planner = SyncPlanner(self._policy, view, now)
                 known = Reading(view, planner, now, beats, last, self._config, self.standing)
-                known.facts = list(facts)
+                known.facts, known.most = list(facts), most
                 return work(known)
 
         return await asyncio.to_thread(do)

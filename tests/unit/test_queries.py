@@ -8,11 +8,43 @@ from dataplane import queries
 from dataplane.config import DataPlaneConfig
 from dataplane.planner import SyncPlanner
 from dataplane.policy import Policy
-from dataplane.queries import AskChains, AskPending, Reading, chains, pending
+from dataplane.queries import (
+    AskCatalog,
+    AskChains,
+    AskMissing,
+    AskPending,
+    Reading,
+    catalog,
+    chains,
+    missing,
+    pending,
+)
 from projections.transfers import transfer_id
 from streams.events import SyncPlanned
+from streams.micro import ServiceRefusal
 from streams.values import SyncPlan, Transport
-from tests.spec import T0, decided, games_of, given, played, player, ran, trainer
+from tests.spec import T0, decided, entry, games_of, given, holds, played, player, ran, trainer
+
+
+def test_what_no_answer_can_hold_is_refused_before_it_is_gathered() -> None:
+    """However much there is: reading goes no further than to know that it is too much."""
+    read = []
+    for count in (10, 40):
+        games = [entry(f"games/gpu-1/{n}_hex8_2p.db") for n in range(count)]
+        story = given(trainer(), player(), holds("gpu-1", *games))
+        view = story.view
+        planner = SyncPlanner(Policy(), view, T0)
+        known = Reading(view, planner, T0, {}, 1, DataPlaneConfig(), None, most=count)
+        assert len(missing(AskMissing("train-1"), known)) == count
+        assert len(catalog(AskCatalog(), known)) == count
+        known.most = 3
+        before = view._reader.steps
+        for ask, answer in ((AskMissing("train-1"), missing), (AskCatalog(), catalog)):
+            with pytest.raises(ServiceRefusal, match="more than 3 lines") as refusal:
+                answer(ask, known)  # type: ignore[operator]
+            assert refusal.value.code == "413"
+        read.append(view._reader.steps - before)
+    assert read[0] == read[1]
 
 
 def test_chains_of_a_rare_configuration_are_looked_for_among_the_newest_that_ended(
