@@ -119,7 +119,12 @@ class Agent:
         self._manager: TransportManager | None = None
         self._orders: Orders | None = None
         self._disk = DiskWatch(
-            log, self.node, config.data_dir, config.policy(), self._describe_anew
+            log,
+            self.node,
+            config.data_dir,
+            config.policy(),
+            lambda: self._told,
+            self._describe_anew,
         )
         self._tidying = Tidying(bus, config.data_dir, config.policy().disk.stop_production_from)
         self._grants = GrantKeeper(bus, self.node, self._set_bandwidth)
@@ -371,9 +376,9 @@ class Agent:
     async def _register(self, *, changed: bool = False) -> None:
         """Say what this node is: that it joined, or with `changed` only what is new of it."""
         event = self._joining(changed=changed)
-        self._told = event.description
         id = fact_id("registered", self.node, time.time_ns())
         await self._log.publish(node_fact(event, self.node, id))
+        self._told = event.description
 
     def _joining(self, *, changed: bool = False) -> events.NodeRegistered:
         machine, boot = marks()

@@ -19,7 +19,7 @@ from dataplane.sweeps import tier_of
 from streams import events
 from streams.codec import fact_id, node_fact
 from streams.log import Log, LogError
-from streams.values import DiskTier
+from streams.values import DiskTier, NodeDescription
 
 logger = logging.getLogger(__name__)
 LOOK_S = 10.0
@@ -28,7 +28,9 @@ _WORTH_SAYING = 0.02
 
 
 class DiskWatch:
-    """One node's disk. `describe_anew` says the node's description again."""
+    """One node's disk. `described` is the node's description as it was said last, whoever had it
+    said; `describe_anew` says it again.
+    """
 
     def __init__(
         self,
@@ -36,14 +38,15 @@ class DiskWatch:
         node: str,
         data_dir: Path,
         policy: Policy,
+        described: Callable[[], NodeDescription],
         describe_anew: Callable[[], Awaitable[None]],
     ) -> None:
         self._log = log
         self._node = node
         self._data_dir = data_dir
         self._policy = policy
+        self._described = described
         self._describe_anew = describe_anew
-        self._said_free: int | None = None
         self.tier = DiskTier.NORMAL
 
     async def run(self) -> None:
@@ -60,7 +63,7 @@ class DiskWatch:
         """Say what is worth saying of a disk that looks so."""
         used = 1 - free / total if total else 0.0
         tier = tier_of(used, self.tier, self._policy)
-        moved = self._said_free is not None and abs(free - self._said_free) > _WORTH_SAYING * total
+        moved = abs(free - self._described().disk_free_bytes) > _WORTH_SAYING * total
         if tier is not self.tier:
             event = events.DiskTierChanged(
                 node=self._node,
@@ -76,5 +79,3 @@ class DiskWatch:
             moved = True
         if moved:
             await self._describe_anew()
-        if moved or self._said_free is None:
-            self._said_free = free
