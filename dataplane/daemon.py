@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -220,12 +220,24 @@ async def _until_told(work: Coroutine[Any, Any, None], pulse: Pulse) -> int:
         logger.error("%s", error)
         return 1
     except BaseExceptionGroup as errors:
+        away, others = errors.split((LogUnavailable, PermissionDenied))
+        if away is not None and others is None:
+            logger.error("%s", "; ".join(sorted({str(error) for error in _leaves(away)})))
+            return 3
         logger.error("stopped by an error", exc_info=errors)
         return 1
     finally:
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)
     return 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
 
 
 class Supervisor:

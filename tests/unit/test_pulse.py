@@ -27,6 +27,7 @@ import asyncio, sys, threading, time
 from adapters.workers import DISK, finish
 from dataplane.daemon import _until_told
 from dataplane.pulse import Pulse, stands_still
+from streams.log import LogUnavailable
 
 pulse = Pulse(hung_s=float(sys.argv[2]))
 
@@ -52,6 +53,21 @@ async def standing_still():
         group.create_task(finish(hang))
         await asyncio.to_thread(began.wait)
         raise stands_still("the reading has done nothing for 61 s while 1 wait for it")
+
+
+async def without_a_bus():
+    async with asyncio.TaskGroup() as group, asyncio.TaskGroup() as parts:
+        parts.create_task(failing(LogUnavailable("no answer within 30 s")))
+
+
+async def in_error_without_a_bus():
+    async with asyncio.TaskGroup() as group:
+        group.create_task(failing(LogUnavailable("no answer within 30 s")))
+        group.create_task(failing(ValueError("of ours")))
+
+
+async def failing(error):
+    raise error
 
 
 async def leaving_a_thread():
@@ -137,6 +153,23 @@ def test_p18_a_process_that_stands_still_ends_also_where_a_thread_holds_it() -> 
         assert running.returncode == 1
         assert b"the reading has done nothing" in said
         assert b"in held_up" in said or b"Thread" in said
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "words"),
+    [
+        ("without_a_bus", 3, b"no answer within 30 s"),
+        ("in_error_without_a_bus", 1, b"ValueError: of ours"),
+    ],
+)
+def test_process_whose_parts_end_for_want_of_a_bus_says_so_and_no_more(
+    work: str, status: int, words: bytes
+) -> None:
+    """A supervisor starts it again, and nobody reads a traceback; an error of ours has one."""
+    with process(work, 20.0) as running:
+        _, said = running.communicate(timeout=60)
+        assert (running.returncode, words in said) == (status, True)
+        assert (b"Traceback" in said) is (status == 1)
 
 
 def test_p18_a_process_that_has_ended_is_not_kept_by_a_thread() -> None:
