@@ -25,7 +25,7 @@ demo: $(VENV)/installed
 	@$(BIN)/dataplane demo $(ARGS)
 
 test: $(VENV)/installed-dev system clients
-	@$(BIN)/python -m pytest -n 4 --dist worksteal --reruns 2 -rfER $(ARGS)
+	@$(BIN)/python -m pytest -n 4 --dist worksteal --reruns 2 --rerun-show-tracebacks -rfE $(ARGS)
 
 SLOW_MB = 500
 SLOW_COPIES = 10
