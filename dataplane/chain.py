@@ -53,11 +53,7 @@ def owed(
     """
     cause = cause or chain.trigger_id
     facts = _due(chain, transfers, plan, policy, now, cause)
-    late = now - chain.opened_at >= policy.chains.limit_s + ENDED_IN_TIME_S
-    if late and any(isinstance(fact.event, _ENDS) for fact in facts):
-        # Nobody was there to say it before.
-        facts = [*_overdue(chain, policy, now, cause, "a coordinator to end it"), *facts]
-    return facts
+    return _said_late(facts, chain, policy, now, cause, "a coordinator to end it")
 
 
 def _due(
@@ -86,10 +82,12 @@ def _due(
     return []
 
 
-def set_aside(chain: Chain, tries: int, problem: str, now: float, cause: str) -> list[Fact]:
+def set_aside(
+    chain: Chain, tries: int, problem: str, policy: Policy, now: float, cause: str
+) -> list[Fact]:
     """The end of a chain that could not be decided, and the word that it was set aside.
 
-    It asks nothing but the row: whatever went wrong in `owed` can't go wrong here.
+    It asks little but the row: whatever went wrong in `owed` can't go wrong here.
     """
     event = events.EventSetAside(
         sequence=chain.opened_sequence,
@@ -99,10 +97,8 @@ def set_aside(chain: Chain, tries: int, problem: str, now: float, cause: str) ->
         config_key=chain.config_key,
     )
     reason = f"set aside after {tries} tries: {problem[:ERROR_CHARACTERS]}"
-    return [
-        chain_fact(event, chain.id, cause),
-        _failure(chain, [], [], now, reason, cause),
-    ]
+    facts = [chain_fact(event, chain.id, cause), _failure(chain, [], [], now, reason, cause)]
+    return _said_late(facts, chain, policy, now, cause, "somebody who can decide it")
 
 
 def exhausted(transfer: TransferRow, policy: Policy, since: int) -> bool:
@@ -442,6 +438,19 @@ def _announcement(
         left_out=len(paths) - len(named),
     )
     return [chain_fact(event, chain.id, cause)]
+
+
+def _said_late(
+    facts: list[Fact], chain: Chain, policy: Policy, now: float, cause: str, waited_for: str
+) -> list[Fact]:
+    """`facts`, before them CHAIN_OVERDUE if they end a chain long after its limit.
+
+    Nobody was there to say it before.
+    """
+    late = now - chain.opened_at >= policy.chains.limit_s + ENDED_IN_TIME_S
+    if late and any(isinstance(fact.event, _ENDS) for fact in facts):
+        return [*_overdue(chain, policy, now, cause, waited_for), *facts]
+    return facts
 
 
 def _overdue(chain: Chain, policy: Policy, now: float, cause: str, waiting_for: str) -> list[Fact]:

@@ -305,7 +305,8 @@ class EventBridge:
         trouble = self.troubles.failed(chain.id, error, now)
         if not trouble.hopeless:
             return decision
-        aside = set_aside(chain, trouble.tries, trouble.problem, now, decision.cause)
+        cause, policy = decision.cause, self._policy
+        aside = set_aside(chain, trouble.tries, trouble.problem, policy, now, cause)
         return replace(decision, facts=tuple(in_trace(fact, asked.trace) for fact in aside))
 
     async def _append(self, group: list[Decision]) -> Receipt:

@@ -112,7 +112,7 @@ class Dispatcher:
             admission, late = self._judged(view, now)
             risks = self._unsaid(admission.risks, view)
             guard = Guard(ASSIGNMENTS, view.last_assigned_sequence())
-            ends = self.suspects.ends(view, now)
+            ends = self.suspects.ends(view, self._policy, now)
             orders = [_traced(view, fact) for fact in admission.assignments]
             late = [_traced(view, fact) for fact in late]
         if not self._leads():
@@ -123,10 +123,10 @@ class Dispatcher:
         for transfer, fact in risks.items():
             await self._log.publish(fact)
             self._warned[transfer] = fact.id
-        for aside, failed, of_the_chain in ends:
+        for facts, of_the_chain in ends:
             # Of those who set it aside, one is heard.
             with suppress(SequenceConflict, DuplicateFact):
-                await self._log.append([aside, failed], [of_the_chain])
+                await self._log.append(facts, [of_the_chain])
         if orders:
             await self._assign(orders, guard)
         return admission.next_at

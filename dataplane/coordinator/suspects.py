@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataplane.chain import set_aside
 from dataplane.coordinator.trouble import Troubles
 from dataplane.logs import about_chain
+from dataplane.policy import Policy
 from projections.cluster import ClusterView
 from projections.store import StoreError
 from projections.transfers import TransferRow
@@ -67,7 +68,9 @@ class Suspects:
             return False
         return True
 
-    def ends(self, view: ClusterView, now: float) -> list[tuple[Fact, Fact, Guard]]:
+    def ends(
+        self, view: ClusterView, policy: Policy, now: float
+    ) -> list[tuple[list[Fact], Guard]]:
         """The ends of chains that wait for what was tried often enough; forgets what has gone."""
         found = []
         for id, trouble in self.troubles.items():
@@ -79,7 +82,7 @@ class Suspects:
                     chain = view.whole_chain(name)
                     if chain is not None:
                         problem = f"transfer of {row.entry.path} to {row.target}: {trouble.problem}"
-                        aside, failed = set_aside(chain, trouble.tries, problem, now, "")
+                        facts = set_aside(chain, trouble.tries, problem, policy, now, "")
                         guard = Guard(chain_filter(name), view.last_sequence_of(name))
-                        found.append((aside, failed, guard))
+                        found.append((facts, guard))
         return found

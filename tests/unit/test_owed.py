@@ -13,6 +13,7 @@ from hypothesis import settings
 
 from dataplane.chain import ENDED_IN_TIME_S, ERROR_CHARACTERS, MOST_VERSIONS, owed, set_aside
 from dataplane.coordinator.bridge import _moved_on
+from dataplane.policy import Policy
 from projections.chains import ChainStatus
 from projections.transfers import TransferRow
 from streams import events
@@ -672,7 +673,7 @@ def test_chain_that_can_not_be_decided_is_set_aside_and_ends_as_failed(length: i
     """P1: it asks nothing but the row; both facts say why, at no greater length than is of use."""
     story, problem = given(*READY, after(7)), "p" * length
     row, why = story.chain("c1"), "p" * min(length, ERROR_CHARACTERS)
-    aside, end = set_aside(row, 5, problem, story.now, "asked-because")
+    aside, end = set_aside(row, 5, problem, Policy(), story.now, "asked-because")
     assert aside.event == events.EventSetAside(
         sequence=row.opened_sequence,
         trigger="SELFPLAY_COMPLETE",
@@ -691,6 +692,16 @@ def test_chain_that_can_not_be_decided_is_set_aside_and_ends_as_failed(length: i
     assert {(fact.chain, fact.cause) for fact in (aside, end)} == {("c1", "asked-because")}
     story.tell(aside, end)
     assert story.chain("c1").status is ChainStatus.FAILED
+
+
+def test_chain_that_is_set_aside_long_after_its_limit_is_said_to_be_overdue_too() -> None:
+    """Nobody could say so before: who can't decide a chain can't say that it waits."""
+    story = given(*READY, after(3_630))
+    overdue, _, end = set_aside(story.chain("c1"), 5, "broken", Policy(), story.now, "c")
+    assert overdue.event == ChainOverdue(
+        config_key="hex8_2p", age_seconds=3_630.0, waiting_for="somebody who can decide it"
+    )
+    assert isinstance(end.event, DataSyncFailed)
 
 
 # P1: every trigger ends
