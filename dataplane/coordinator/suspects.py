@@ -68,9 +68,7 @@ class Suspects:
             return False
         return True
 
-    def ends(
-        self, view: ClusterView, policy: Policy, now: float
-    ) -> list[tuple[list[Fact], Guard]]:
+    def ends(self, view: ClusterView, policy: Policy, now: float) -> list[tuple[list[Fact], Guard]]:
         """The ends of chains that wait for what was tried often enough; forgets what has gone."""
         found = []
         for id, trouble in self.troubles.items():

@@ -10,10 +10,17 @@ from collections.abc import Sequence
 from functools import partial
 
 from bench.report import begin, save
-from tests.simulation.schedule import drawn, drawn_in_rhythm, drawn_with_custody
+from tests.simulation.schedule import (
+    drawn,
+    drawn_in_rhythm,
+    drawn_with_custody,
+    drawn_with_drains,
+)
 from tests.simulation.search import Summary, search
 
 _PIECE = 250
+#: By the option that asks for them.
+_KINDS = {"custody": drawn_with_custody, "ahead": drawn_in_rhythm, "drains": drawn_with_drains}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,11 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--custody", action="store_true", help="copies come and go: sweeper and deleter take part"
     )
     parser.add_argument("--ahead", action="store_true", help="data is brought ahead of trainings")
+    parser.add_argument(
+        "--drains", action="store_true", help="nodes are emptied, then wiped; some stay after all"
+    )
     parser.add_argument("--save", action="store_true", help="keep the figures in bench/results")
     given = parser.parse_args(arguments)
-    kind = "-custody" if given.custody else "-ahead" if given.ahead else ""
+    kind, draw = next((kind for kind in _KINDS.items() if getattr(given, kind[0])), ("", drawn))
     report = begin(
-        f"simulation{kind}",
+        f"simulation-{kind}".rstrip("-"),
         given.seed,
         program="tests.simulation",
         schedules=given.schedules,
@@ -41,7 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         range(start, min(start + _PIECE, given.seed + given.schedules))
         for start in range(given.seed, given.seed + given.schedules, _PIECE)
     ]
-    draw = drawn_with_custody if given.custody else drawn_in_rhythm if given.ahead else drawn
     total, found = Summary(0, 0, 0, 0, 0.0, []), []
     with concurrent.futures.ProcessPoolExecutor(given.processes) as pool:
         for one in pool.map(partial(search, draw=draw), pieces):

@@ -22,8 +22,9 @@ from streams.values import DataEntry, Proof
 from tests.simulation.bus import FaultyBus, FaultyLog
 from tests.simulation.disk import Disk
 
-#: How often a node looks whether all that it said it holds is still there.
-LOOK_S = 8.0
+#: How often a node looks whether all that it said it holds is still there; and where what is taken
+#: away is to be found by proofs alone.
+LOOK_S, LOOK_SELDOM_S = 8.0, 60.0
 
 
 class Overseer:
@@ -44,6 +45,16 @@ class Overseer:
         disk.own.pop(path, None)
         if disk.files.pop(path, None) is not None:
             self.taken.setdefault(path, []).append(now)
+
+    def wiped(self, node: str) -> None:
+        """A node is wiped, by the word that it is drained: others must hold what it held."""
+        disk = self._disks[node]
+        for path in sorted(disk.files):
+            others = [one for name, one in self._disks.items() if name != node]
+            if not any(path in one.files for one in others):
+                self.problems.append(f"{node} was wiped, and nobody else holds {path}")
+        disk.files.clear()
+        disk.own.clear()
 
     def deletes(self, node: str, entry: DataEntry) -> None:
         """A copy goes now, by a grant: as many as the rule says must hold the content elsewhere."""
@@ -126,8 +137,10 @@ class Keeping:
         policy: Policy,
         rng: random.Random,
         clock: Callable[[], float],
+        look_s: float = LOOK_S,
     ) -> None:
         self._node, self._disk, self._policy, self._clock = node, disk, policy, clock
+        self._look_s = look_s
         self._inventory = SimInventory(node, disk, overseer, rng)
 
     async def run(self, log: FaultyLog, bus: FaultyBus) -> None:
@@ -144,13 +157,13 @@ class Keeping:
         try:
             while True:
                 await self._say_missed(log)
-                await asyncio.sleep(LOOK_S)
+                await asyncio.sleep(self._look_s)
         finally:
             await custody.stop()
             await bus.die()
 
     async def _say_missed(self, log: FaultyLog) -> None:
-        missed = sorted(self._disk.reported - self._disk.files.keys())
+        missed = self._disk.missed
         if not missed:
             return
         self._disk.looks += 1

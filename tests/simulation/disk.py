@@ -18,3 +18,8 @@ class Disk:
         #: Games that were ever written under a path: a player counts on though its file is gone.
         self.played: dict[str, int] = {}
         self.looks = 0
+
+    @property
+    def missed(self) -> list[str]:
+        """Paths of which it was said that the node holds them, and that are gone."""
+        return sorted(self.reported - self.files.keys())

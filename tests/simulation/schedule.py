@@ -40,11 +40,14 @@ class Schedule(msgspec.Struct, frozen=True):
     custody: bool = False
     #: Whether data is brought ahead of trainings: there are slots to be spared for it.
     ahead: bool = False
+    #: Whether nodes are emptied, and wiped once that is said of them: only with `custody`.
+    drains: bool = False
 
     def __str__(self) -> str:
         lines = [f"  {s.at:5.1f} s  {s.what} {s.name} {s.config_key}".rstrip() for s in self.steps]
         besides = ", with custody" if self.custody else ""
         besides += ", ahead" if self.ahead else ""
+        besides += ", with drains" if self.drains else ""
         return "\n".join([f"seed {self.seed}, faults {self.share:.2f}{besides}", *lines])
 
 
@@ -59,6 +62,10 @@ _BREAKS = {
 }
 #: What besides is drawn where copies come and go.
 _KEEPS = {"deletes": 6, "fills": 2, "loses": 3}
+#: The same while nodes are emptied: what is taken away then is lost, and nobody's fault.
+_KEEPS_ALL = {"deletes": 6, "fills": 2}
+#: Until when files are taken away, and from when on nodes are emptied.
+_EMPTIED_FROM_S = 12.0
 
 
 def drawn(seed: int) -> Schedule:
@@ -79,6 +86,28 @@ def drawn_with_custody(seed: int) -> Schedule:
     return Schedule(seed, plain.share, tuple(sorted((*plain.steps, *early, *keeps))), custody=True)
 
 
+def drawn_with_drains(seed: int) -> Schedule:
+    """A schedule in which nodes are emptied and wiped, and some of them stay after all."""
+    rng = random.Random(f"drains {seed}")
+    plain = drawn(seed)
+    early = [_said(rng)._replace(at=round(rng.uniform(0.5, 10.0), 2)) for _ in range(3)]
+    keeps = [_kept(rng, _KEEPS_ALL) for _ in range(rng.randint(0, 5))]
+    steps = [*plain.steps, *early, *keeps]
+    for name in rng.sample((*PLAYERS, *TRAINERS), rng.randint(1, 2)):
+        if rng.random() < 0.5:
+            at = round(rng.uniform(6.0, _EMPTIED_FROM_S), 2)
+            steps.append(Step(at, "alone-keeps", name, rng.choice(CONFIG_KEYS)))
+        at = round(rng.uniform(_EMPTIED_FROM_S, TROUBLE_S), 2)
+        steps += [Step(at, "terminates", name), Step(at, "is-wiped-once-drained", name)]
+        if rng.random() < 0.4:
+            stays_at = round(at + rng.choice((0.5, 5.0, 20.0)) * rng.uniform(0.2, 1.8), 2)
+            steps.append(Step(stays_at, "stays", name))
+            if rng.random() < 0.5:
+                again_at = round(stays_at + rng.uniform(0.5, 10.0), 2)
+                steps.append(Step(again_at, "terminates", name))
+    return Schedule(seed, plain.share, tuple(sorted(steps)), custody=True, drains=True)
+
+
 def drawn_in_rhythm(seed: int) -> Schedule:
     """A schedule in which a node trains again and again, each time with data of its own."""
     rng = random.Random(f"rhythm {seed}")
@@ -93,8 +122,8 @@ def drawn_in_rhythm(seed: int) -> Schedule:
     return Schedule(seed, plain.share, tuple(sorted((*plain.steps, *rhythm))), ahead=True)
 
 
-def _kept(rng: random.Random) -> Step:
-    what = rng.choices(list(_KEEPS), list(_KEEPS.values()))[0]
+def _kept(rng: random.Random, among: dict[str, int] = _KEEPS) -> Step:
+    what = rng.choices(list(among), list(among.values()))[0]
     at = round(rng.uniform(8.0, 1.5 * TROUBLE_S), 2)
     length_s = round(rng.uniform(5.0, 40.0), 2)
     return Step(at, what, rng.choice(NODES), rng.choice(CONFIG_KEYS), length_s)

@@ -18,19 +18,30 @@ from msgspec.structs import replace
 
 from bench import report
 from dataplane.coordinator import bridge as bridge_module
-from dataplane.coordinator import deleting
+from dataplane.coordinator import deleting, drains
 from dataplane.coordinator.bridge import Decision, EventBridge
 from dataplane.coordinator.deleting import Deleter
 from dataplane.coordinator.dispatch import Dispatcher
+from dataplane.coordinator.drains import Drains
+from dataplane.safety import unsafe
 from dataplane.slots import Slots
 from projections import trainings
+from projections.chains import ChainRow
 from projections.transfers import TransferState
-from streams.codec import Fact
+from streams import events
+from streams.codec import Fact, fact_about
 from streams.log import Receipt
 from streams.values import DataEntry, Proof
 from tests.simulation.__main__ import main
 from tests.simulation.clock import VirtualLoop
-from tests.simulation.schedule import Schedule, Step, drawn, drawn_in_rhythm, drawn_with_custody
+from tests.simulation.schedule import (
+    Schedule,
+    Step,
+    drawn,
+    drawn_in_rhythm,
+    drawn_with_custody,
+    drawn_with_drains,
+)
 from tests.simulation.search import Found, search
 from tests.simulation.world import run
 
@@ -70,6 +81,12 @@ def test_no_schedule_in_which_data_is_brought_ahead_breaks_a_promise() -> None:
     assert not found, "\n\n".join(map(str, found))
 
 
+def test_no_schedule_in_which_nodes_are_emptied_breaks_a_promise() -> None:
+    """A node is wiped once NODE_DRAINED is the last word on it: nothing it held goes with it."""
+    found = search(range(SCHEDULES // 4), draw=drawn_with_drains).found
+    assert not found, "\n\n".join(map(str, found))
+
+
 def test_schedules_that_once_broke_a_promise_break_none() -> None:
     """What was found once must not come back."""
     broken = {seed: run(drawn(seed)).problems for seed in REGRESSIONS}
@@ -82,6 +99,7 @@ def test_same_seed_does_the_same() -> None:
     assert run(drawn(7)) == run(drawn(7))
     assert run(drawn_with_custody(7)) == run(drawn_with_custody(7))
     assert run(drawn_in_rhythm(7)) == run(drawn_in_rhythm(7))
+    assert run(drawn_with_drains(7)) == run(drawn_with_drains(7))
 
 
 def test_schedules_differ_and_do_much() -> None:
@@ -192,6 +210,32 @@ def test_deleter_that_ignores_its_guards_is_caught(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Deleter, "_append", append)
     found = first_found(draw=drawn_with_custody)
     assert any("deleted" in one or "has ended" in one for one in found.problems), found.problems
+
+
+def test_drain_that_believes_the_catalog_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks nobody for a proof, and what was taken away elsewhere is lost with the node."""
+
+    async def not_safe(bus: object, read: Any, copies: int) -> Any:
+        found = await read()
+        return found, unsafe(found.node, found.held, found.elsewhere, copies)
+
+    monkeypatch.setattr(drains, "not_safe", not_safe)
+    found = first_found(draw=drawn_with_drains)
+    assert any("was lost" in one or "was wiped" in one for one in found.problems), found.problems
+
+
+def test_drain_that_ignores_who_says_that_the_node_stays_is_caught(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """NODE_DRAINED is then said behind the word that takes it back."""
+
+    async def say(self: Drains, row: ChainRow, held: list[DataEntry]) -> None:
+        event = events.NodeDrained(node=row.node, entries=len(held), size_bytes=0)
+        await self._log.publish(fact_about(event, row.node, row.id, row.trigger_id))
+
+    monkeypatch.setattr(Drains, "_say", say)
+    found = first_found(draw=drawn_with_drains)
+    assert any("was said to be drained" in one for one in found.problems), found.problems
 
 
 def test_data_ahead_that_takes_any_slot_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,11 @@ import msgspec
 from msgspec.structs import replace
 
 from dataplane import laws
-from dataplane.coordinator import bridge, deleting, dispatch, staging, sweeping
+from dataplane.coordinator import bridge, deleting, dispatch, drains, staging, sweeping
 from dataplane.coordinator.bridge import EventBridge
 from dataplane.coordinator.deleting import Deleter
 from dataplane.coordinator.dispatch import Dispatcher
+from dataplane.coordinator.drains import Drains
 from dataplane.coordinator.staging import Stager
 from dataplane.coordinator.sweeping import Sweeper
 from dataplane.policy import (
@@ -31,6 +32,7 @@ from dataplane.policy import (
     Retries,
     Schedule,
 )
+from dataplane.turns import said
 from projections.cluster import ClusterView
 from projections.fold import TABLES, checkpoint, fold, view_digests
 from projections.projector import Projector
@@ -44,7 +46,7 @@ from streams.values import DataType, Role
 from tests.simulation import schedule as schedules
 from tests.simulation.bus import Faults, FaultyBus, FaultyLog
 from tests.simulation.clock import VirtualLoop
-from tests.simulation.custody import Keeping, Overseer
+from tests.simulation.custody import LOOK_S, LOOK_SELDOM_S, Keeping, Overseer
 from tests.simulation.disk import Disk
 from tests.simulation.nodes import Node
 from tests.simulation.schedule import COORDINATORS, NODES, PLAYERS, TRAINERS, Step
@@ -169,6 +171,8 @@ class SimCoordinator:
                 group.create_task(deleter.run())
                 sweeper = Sweeper(log, projector, POLICY, self.name, clock=self._clock)
                 group.create_task(self._survey(sweeper))
+                drains = Drains(log, bus, projector, POLICY, clock=self._clock)  # type: ignore[arg-type]
+                group.create_task(drains.run())
 
     async def _survey(self, sweeper: Sweeper) -> None:
         """Look at all there is, while there is unrest: a cluster at rest need not be looked at."""
@@ -222,12 +226,17 @@ class World:
         }
         self._running: dict[str, asyncio.Task[None]] = {}
         self._saying: set[asyncio.Task[None]] = set()
+        #: Who is to go, and produces no more; who is waiting to wipe one; who was wiped.
+        self._silent: set[str] = set()
+        self._wiping: list[asyncio.Task[None]] = []
+        self._wiped: list[str] = []
         self._numbers = 0
 
     def _keeping(self, name: str, disks: dict[str, Disk]) -> Keeping | None:
         if not self._schedule.custody:
             return None
-        return Keeping(name, disks[name], self.overseer, POLICY, self._rng, self._clock)
+        look_s = LOOK_SELDOM_S if self._schedule.drains else LOOK_S
+        return Keeping(name, disks[name], self.overseer, POLICY, self._rng, self._clock, look_s)
 
     def _clock(self) -> float:
         return T0 + self._loop.time()
@@ -243,11 +252,14 @@ class World:
         await asyncio.gather(*acts)
         self.faults.stop()
         settled = await self._settle()
+        for task in self._wiping:
+            task.cancel()
         for name in list(self._running):
             await self._kill(name)
         facts = self.log._store.messages
         problems = [] if settled else [f"it did not come to rest within {PATIENCE_S:g} s"]
-        problems += laws.broken(facts, laws_under(self._policy))
+        promised = (*laws_under(self._policy), laws.nothing_is_lost_with(self._wiped))
+        problems += laws.broken(facts, promised)
         problems += self.overseer.problems
         problems += self._views_problems(facts) + self._disk_problems(facts)
         chains = len(laws.chains(facts))
@@ -258,6 +270,8 @@ class World:
 
     async def _act(self, step: Step) -> None:
         await asyncio.sleep(step.at)
+        if step.name in self._wiped or (step.name in self._silent and step.what in _PRODUCES):
+            return
         if step.what in _TRIGGERS:
             self._say(step)
         elif step.what == "bus-is-away":
@@ -270,22 +284,58 @@ class World:
         elif step.what == "loses":
             if (path := self._some_path(step)) is not None:
                 self.overseer.take(step.name, path, self._clock())
+        elif step.what == "alone-keeps":
+            if (path := self._some_path(step)) is not None:
+                for name in [one for one in NODES if one != step.name]:
+                    self.overseer.take(name, path, self._clock())
         elif step.what == "deletes":
             event = events.DeletionRequested(path=self._some_path(step) or "none", node=step.name)
             self._say_event(event, step.name)
+        elif step.what == "stays":
+            self._say_event(events.NodeDrainCancelled(node=step.name), step.name)
+        elif step.what == "is-wiped-once-drained":
+            self._silent.add(step.name)
+            self._wiping.append(asyncio.create_task(self._wipe(step.name, self._clock())))
         elif step.what == "fills":
             for full in (True, False):
                 event = events.NodeRegistered(
                     description=self.nodes[step.name].description(full=full), changed=True
                 )
-                self._say_event(event, step.name)
+                # A node describes itself in order.
+                await self._say_event(event, step.name)
                 await asyncio.sleep(step.length_s)
         else:
             await self._kill(step.name)
             if step.what == "views-are-lost":
                 self.coordinators[step.name].views = MemoryStore(TABLES)
             await asyncio.sleep(step.length_s)
-            self._start(step.name)
+            if step.name not in self._wiped:
+                self._start(step.name)
+
+    async def _wipe(self, name: str, since: float) -> None:
+        """What an operator does: empty a disk once NODE_DRAINED is the last word on what he asked.
+
+        Who asked before knows nothing of what was produced since.
+        """
+        while not self._may_be_wiped(name, since):  # noqa: ASYNC110 - an operator looks now and then
+            await asyncio.sleep(1.0)
+        await self._kill(name)
+        self.overseer.wiped(name)
+        self._wiped.append(name)
+
+    def _may_be_wiped(self, name: str, since: float) -> bool:
+        asked, may = set[str](), False
+        for one in self.log._store.messages:
+            event = one.event
+            if getattr(event, "node", "") != name:
+                continue
+            if isinstance(event, events.NodeTerminating):
+                asked |= {one.chain} if one.time >= since else set()
+            elif isinstance(event, events.NodeDrainCancelled):
+                may = False
+            elif isinstance(event, events.NodeDrained):
+                may = one.chain in asked
+        return may
 
     def _some_path(self, step: Step) -> str | None:
         """One of those that a node holds, of a configuration."""
@@ -298,7 +348,7 @@ class World:
         event = _TRIGGERS[step.what](self.nodes[step.name], step.config_key, self._numbers + 1)
         self._say_event(event, step.name)
 
-    def _say_event(self, event: Event, name: str) -> None:
+    def _say_event(self, event: Event, name: str) -> asyncio.Task[None]:
         """A node says something, again until the log has it."""
         self._numbers += 1
         fact = node_fact(event, name, fact_id("said", self._numbers))
@@ -307,13 +357,14 @@ class World:
             log = self.log.another()
             while True:
                 try:
-                    await log.publish(fact)
+                    await said(log, fact)
                     return
                 except LogError:
                     await asyncio.sleep(1.0)
 
         task = asyncio.create_task(say())
         self._saying.add(task)
+        return task
 
     def _start(self, name: str) -> None:
         if name in self._running:
@@ -363,6 +414,9 @@ class World:
         return False
 
     def _calm(self, end: int) -> bool:
+        disks = [one.disk for name, one in self.nodes.items() if name not in self._wiped]
+        if any(one.missed for one in disks):
+            return False
         for one in self.coordinators.values():
             with one.views.read() as reader:
                 view = ClusterView(reader)
@@ -407,7 +461,8 @@ class World:
         return [
             f"{path} on {name} is not {entry.checksum}"
             for (name, path), entry in newest.items()
-            if path not in self.nodes[name].disk.own
+            if name not in self._wiped
+            and path not in self.nodes[name].disk.own
             and _checksum_at(self.nodes[name].disk, path) != entry.checksum
         ]
 
@@ -477,10 +532,15 @@ _TRIGGERS: dict[str, Callable[[Node, str, int], Event]] = {
 }
 
 
+#: Those of them that make files.
+_PRODUCES = ("plays", "prepares", "promotes", "finds-orphans")
+
+
 def run(schedule: schedules.Schedule) -> Outcome:
     """Run a schedule in a loop of its own."""
     logging.disable(logging.CRITICAL)
     real = dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S, bridge.SLICE_S, staging.PAGE_S
+    real_drains_tick_s, drains.TICK_S = drains.TICK_S, TICK_S
     # How long something takes on this machine is no part of what a seed says.
     dispatch.TICK_S, deleting.TICK_S = TICK_S, TICK_S
     sweeping.PAGE_S = bridge.SLICE_S = staging.PAGE_S = math.inf
@@ -494,6 +554,7 @@ def run(schedule: schedules.Schedule) -> Outcome:
         loop.run_until_complete(_ended(left))
         logging.disable(logging.NOTSET)
         dispatch.TICK_S, deleting.TICK_S, sweeping.PAGE_S, bridge.SLICE_S, staging.PAGE_S = real
+        drains.TICK_S = real_drains_tick_s
         loop.close()
 
 
