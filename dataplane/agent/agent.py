@@ -220,6 +220,7 @@ class Agent:
                 group.create_task(self._orders.take(), name="orders")
             group.create_task(self._observer.watch(), name="watch")
             group.create_task(self._observer.reconcile(), name="reconcile")
+            group.create_task(self._observer.keep_footing(), name="footing")
             group.create_task(self._beat(), name="heartbeat")
             group.create_task(self._watch_progress(), name="progress")
             group.create_task(self._grants.run(), name="grants")

@@ -22,6 +22,7 @@ from dataplane.agent.deliveries import (
     left_to_redelivery,
     meanwhile,
 )
+from dataplane.agent.footing import Footing
 from dataplane.agent.reconciling import Reconciler
 from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
@@ -38,6 +39,10 @@ logger = logging.getLogger(__name__)
 PATIENCE = 0.5
 #: How often an answer that takes long is said to come, in each of these limits.
 _WORDS = 3
+#: How often it is looked whether the log is still the same one.
+FOOTING_S = 10.0
+#: Triggers that were waiting are not each worth a look.
+LOOKED_S = 1.0
 
 
 class Observer:
@@ -50,6 +55,8 @@ class Observer:
         self.node = config.node
         self._inventory = inventory
         self._reconciler = Reconciler(log, bus, config.node, inventory)
+        self._footing = Footing(log, config.data_dir / OWN_DIRECTORY)
+        self._looked_at = float("-inf")
         self._reporting = asyncio.Lock()
         #: What keeps it from saying what is here; "" if nothing does.
         self.problem = ""
@@ -119,8 +126,29 @@ class Observer:
     async def reconcile_now(self) -> None:
         """Compare them, and say what differs. Raises a `LogError`, and what a look may fail by."""
         async with self._reporting:
-            await self._report(await self._inventory.scan())
-            await self._reconciler.reconcile()
+            await self._reconcile()
+
+    async def _reconcile(self) -> None:
+        await self._report(await self._inventory.scan())
+        await self._reconciler.reconcile()
+
+    async def keep_footing(self) -> None:
+        """Look from time to time, for ever, whether the log is still the one it was."""
+        while True:
+            with self._looking_may_fail(), contextlib.suppress(LogError):
+                async with self._reporting:
+                    await self._say_anew_if_another()
+            await asyncio.sleep(FOOTING_S)
+
+    async def _say_anew_if_another(self) -> None:
+        """Say what a log that was rolled back, or made anew, does not know any more."""
+        problem, state = await self._footing.look()
+        if problem and await self._inventory.told():
+            logger.warning("log and disk are compared: %s", problem)
+            self._reconciler.forget()
+            await self._reconcile()
+        await self._footing.stand(state)
+        self._looked_at = time.monotonic()
 
     async def answer_triggers(self) -> None:
         """Say what this node holds, to each trigger that speaks of its files."""
@@ -198,6 +226,10 @@ class Observer:
             return
         whole_node = isinstance(trigger.event, events.NodeTerminating)
         async with self._reporting:
+            looked_now = time.monotonic() - self._looked_at < LOOKED_S
+            if self._footing.is_behind(trigger.sequence) and not looked_now:
+                # In a log that knows less than was said, nothing new would be no answer.
+                await self._say_anew_if_another()
             scan = await self._inventory.scan(None if whole_node else trigger.config_key)
             patience = self._config.answer_limit_seconds * PATIENCE
             if _relevant(scan.waiting, trigger) and time.time() - trigger.time < patience:
@@ -218,9 +250,10 @@ class Observer:
             return
         facts = [*self._removals(scan), *self._observations(scan, trigger)]
         if len(facts) == 1:
-            await self._log.publish(facts[0])
+            receipt = await self._log.publish(facts[0])
         else:
-            await self._log.append(facts)
+            receipt = await self._log.append(facts)
+        self._footing.said(receipt, facts[-1])
         reach("agent.observed")
         await self._inventory.reported(scan.changed, scan.removed)
 

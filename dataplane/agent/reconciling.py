@@ -100,9 +100,14 @@ class Reconciler:
 
     def __init__(self, log: Log, bus: Bus, node: str, inventory: Inventory) -> None:
         self._log = log
+        self._bus = bus
         self._node = node
         self._inventory = inventory
-        self._believed = Believed(log, bus, node)
+        self.forget()
+
+    def forget(self) -> None:
+        """What was read of the log no longer stands in it."""
+        self._believed = Believed(self._log, self._bus, self._node)
 
     async def reconcile(self) -> Difference:
         """Say what log and disk disagree on; what was said. The inventory has just been scanned

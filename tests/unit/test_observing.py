@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
+import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -11,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from adapters.files.inventory import Inventory, Scan
+from dataplane.agent import reconciling
 from dataplane.agent.observing import Observer
 from dataplane.config import DataPlaneConfig
 from dataplane.consumers import triggers_of
 from streams import events
 from streams.log import LogUnavailable
 from streams.memory import MemoryBus, MemoryDelivery, MemoryLog
+from streams.values import DataEntry
 from tests.conftest import eventually
 from tests.spec import as_fact, opens, played
 
@@ -229,3 +234,85 @@ async def test_reading_a_large_file_goes_on_in_steps(tmp_path: Path) -> None:
     await inventory.scan()
     assert inventory.steps >= 16
     await inventory.close()
+
+
+async def test_a_log_that_was_made_anew_is_told_all_that_is_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before any trigger is answered there, by an agent that was started again."""
+    monkeypatch.setattr(reconciling, "SETTLE_S", 0.0)
+    file = _games(tmp_path)
+    inventory = Inventory(tmp_path, "gpu-1")
+    await _answer_in(MemoryLog(), inventory, "a")
+    said = await _answer_in(MemoryLog(), inventory, "b")
+    assert [entry.path for entry in said] == [file]
+    await inventory.close()
+
+
+async def test_a_log_that_was_rolled_back_is_told_what_it_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where it has grown again beyond what was seen of it."""
+    monkeypatch.setattr(reconciling, "SETTLE_S", 0.0)
+    file = _games(tmp_path)
+    inventory, log = Inventory(tmp_path, "gpu-1"), MemoryLog()
+    await log.publish(as_fact(opens("early", played("gpu-2")), 0))
+    backup = copy.deepcopy(log._store)
+    await _answer_in(log, inventory, "a")
+    back = MemoryLog(store=backup)
+    for other in range(9):
+        await back.publish(as_fact(opens(f"other-{other}", played("gpu-2")), 0))
+    said = await _answer_in(back, inventory, "b", look=True)
+    assert [entry.path for entry in said] == [file]
+    await inventory.close()
+
+
+async def test_the_same_log_is_not_told_again(tmp_path: Path) -> None:
+    """Neither what it was told before this process began, nor what this process said."""
+    _games(tmp_path)
+    inventory, log = Inventory(tmp_path, "gpu-1"), MemoryLog()
+    assert await _answer_in(log, inventory, "a")
+    assert not await _answer_in(log, inventory, "b", look=True)
+    assert not await _answer_in(log, inventory, "c", look=True)
+    await inventory.close()
+
+
+def _games(root: Path) -> str:
+    """A file of this node that is at rest; its path for everybody."""
+    file = root / "games" / "hex8_2p.jsonl"
+    file.parent.mkdir()
+    file.write_bytes(b"{}\n")
+    os.utime(file, (time.time() - 60, time.time() - 60))
+    return "games/gpu-1/hex8_2p.jsonl"
+
+
+async def _answer_in(
+    log: MemoryLog, inventory: Inventory, chain: str, *, look: bool = False
+) -> list[DataEntry]:
+    """What an agent that begins says in `log` up to the end of its answer to a trigger there."""
+    config = DataPlaneConfig(node="gpu-1", data_dir=inventory._root)
+    observer = Observer(log, MemoryBus(), config, inventory)
+    begin = (await log.state()).last_sequence
+    tasks = [asyncio.create_task(observer.keep_footing())] if look else []
+    await asyncio.sleep(0)
+    await triggers_of("gpu-1").provide(log)
+    await log.publish(as_fact(opens(chain, played("gpu-1")), 0))
+    tasks.append(asyncio.create_task(observer.answer_triggers()))
+    said: list[DataEntry] = []
+    async with aclosing(log.read(after=begin)) as batches:
+        async for batch in batches:
+            for fact in batch:
+                if isinstance(fact.event, events.FilesObserved):
+                    said += fact.event.entries
+            if any(isinstance(f.event, events.FilesObserved) and f.chain == chain for f in batch):
+                break
+
+    async def marked_as_said() -> bool:
+        consumer = await log.consumer(triggers_of("gpu-1").name)
+        return consumer is not None and consumer.unacknowledged == 0
+
+    await eventually(marked_as_said)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    return said
