@@ -19,11 +19,12 @@ from adapters.errors import EntryMissing, Interrupted, Stalled, TransportError
 from adapters.files.landing import Landing
 from adapters.ssh.aside import set_aside, size_of
 from adapters.ssh.channel import Channel
-from adapters.ssh.connections import Connections, SshOptions, address, client_words, source_file
+from adapters.ssh.connections import Connections, SshOptions, source_file
 from adapters.ssh.push import FOLLOWED_FROM_BYTES, Place, delivered, prepared
 from adapters.ssh.rsync_many import fetch_small
 from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, pull_words, push_words
+from adapters.ssh.sharing import Sharing, Way
 from adapters.telling import Telling
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request, Take
@@ -33,6 +34,8 @@ from streams.values import Endpoint, Transport
 
 #: Processes at once, each with its own ssh, whatever is asked for.
 AT_ONCE = 12
+#: Up to this, a file goes through a connection that others use too.
+SHARED_BELOW_BYTES = 16 << 20
 #: How long a far end is waited for that is to say, after a failure, how much it has.
 ASKED_S = 5.0
 
@@ -58,11 +61,10 @@ class RsyncTransport:
         root: Path | None = None,
     ) -> None:
         """`root`: on its disk, and below it, many small files are gathered; best a data root."""
-        self._options = options
         self._connections = Connections(options)
+        self._sharing = Sharing(options, ssh)
         self._followed_from = followed_from
         self._rsync = rsync
-        self._ssh = ssh
         self._rules = rules or PathRules()
         self._root = (root or Path(tempfile.gettempdir())).resolve()
         self._slots = asyncio.Semaphore(at_once)
@@ -78,15 +80,18 @@ class RsyncTransport:
         if landing.offset == request.entry.size_bytes:
             return 0
         path = source_file(request, self._rules)
-        shell = self._shell(request.source, request)
         telling = Telling(progress, request.entry.size_bytes)
-        async with self._slots, set_aside(landing, request, path) as aside:
+        async with (
+            self._slots,
+            self._way(request.source, request) as way,
+            set_aside(landing, request, path) as aside,
+        ):
             begun, runs = landing.offset, 0
 
             async def begin(limit: float) -> Run:
                 nonlocal runs
                 runs += 1
-                words = [self._rsync, *pull_words(request, shell, limit, aside)]
+                words = [self._rsync, *pull_words(request, way.words, limit, aside)]
                 return await Run.begin(words, path.encode(errors="surrogateescape") + b"\0")
 
             async def follow(_: Run) -> int:
@@ -104,12 +109,17 @@ class RsyncTransport:
         self, requests: Sequence[Request], take: Take
     ) -> Sequence[TransportError | None]:
         """As `FetchesMany.fetch_many`, by one rsync."""
+        first, rules = requests[0], self._rules
         try:
-            shell = self._shell(requests[0].source, requests[0])
+            async with self._slots, self._way(first.source, first) as way:
+                failed = await fetch_small(
+                    self._rsync, way.words, requests, rules, take, self._root
+                )
+                for error in failed:
+                    way.failed(error)
+                return failed
         except TransportError as error:
             return [type(error)(str(error)) for _ in requests]
-        async with self._slots:
-            return await fetch_small(self._rsync, shell, requests, self._rules, take, self._root)
 
     async def push(
         self, request: Request, file: Path, throttle: Throttle, progress: Progress
@@ -144,6 +154,7 @@ class RsyncTransport:
 
     async def close(self) -> None:
         """Let go of connections."""
+        await self._sharing.close()
         await self._connections.close()
 
     async def _send(
@@ -151,12 +162,11 @@ class RsyncTransport:
     ) -> int:
         """Send what is lacking; how many rsyncs it took."""
         runs = 0
-        shell = self._shell(request.target, request)
 
         async def begin(limit: float) -> Run:
             nonlocal place, runs
             runs += 1
-            words = [self._rsync, *push_words(request, shell, limit, file, place)]
+            words = [self._rsync, *push_words(request, way.words, limit, file, place)]
             # If it is begun anew, something is there.
             place = msgspec.structs.replace(place, have=max(1, place.have))
             return await Run.begin(words, b"")
@@ -165,14 +175,19 @@ class RsyncTransport:
             telling.tell(max(place.have, run.done or 0))
             return run.done or 0
 
-        run = await through(begin, request, throttle, follow)
-        if run.status != 0:
-            raise failure(run.status, run.said, request.target.node)
+        async with self._way(request.target, request) as way:
+            run = await through(begin, request, throttle, follow)
+            if run.status != 0:
+                raise failure(run.status, run.said, request.target.node)
         return runs
 
-    def _shell(self, endpoint: Endpoint, request: Request) -> list[str]:
-        address(endpoint)
-        return client_words(self._options, endpoint, request.connect_s, self._ssh)
+    def _way(
+        self, endpoint: Endpoint, request: Request
+    ) -> contextlib.AbstractAsyncContextManager[Way]:
+        """How ssh gets there: what is large has a connection, and a core, of its own."""
+        return self._sharing.way(
+            endpoint, request, alone=request.entry.size_bytes > SHARED_BELOW_BYTES
+        )
 
 
 def _judge(run: Run, request: Request, landing: Landing, begun: int) -> None:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from typing import NamedTuple
 
 from adapters.errors import Refused, Stalled
 from adapters.ssh.rsync_words import LITERAL, SHORTEST_STALL_S, progress_in
 from adapters.throttle import Throttle
 from adapters.transport import Request
+from adapters.workers import settled
 
 TICK_S = 0.05
 #: rsync writes so many bytes at once, so a slow file grows seldom.
@@ -28,8 +31,9 @@ _WORD_BYTES = 128
 class Run:
     """One rsync with its ssh: a process group of its own, which ends as a whole."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, complaints: Reading) -> None:
         self._process = process
+        self._complaints = complaints
         self._stdout = self._stderr = b""
         self.began = self.heard_at = time.monotonic()
         #: Bytes of the file that are done, as rsync says.
@@ -39,12 +43,19 @@ class Run:
     @classmethod
     async def begin(cls, words: list[str], names: bytes) -> Run:
         """Start rsync. Raises `Refused` if it is not installed."""
-        process = await _started(words)
+        complaints, theirs = await _pipe()
+        try:
+            process = await _started(words, theirs)
+        except BaseException:
+            complaints.transport.close()
+            raise
+        finally:
+            os.close(theirs)
         assert process.stdin is not None
         with contextlib.suppress(OSError):
             process.stdin.write(names)
             process.stdin.close()
-        return cls(process)
+        return cls(process, complaints)
 
     @property
     def status(self) -> int:
@@ -75,13 +86,19 @@ class Run:
             await asyncio.wait([self.ended], timeout=within_s)
 
     async def _end(self) -> None:
-        # The receiver and ssh hold these pipes too: their end is the end of all of them.
-        assert self._process.stdout is not None
-        assert self._process.stderr is not None
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._listen(self._process.stdout))
-            both.create_task(self._listen_to_complaints(self._process.stderr))
-        await self._process.wait()
+        complaining = asyncio.ensure_future(self._listen_to_complaints(self._complaints.reader))
+        try:
+            # The receiver holds this pipe too: its end is the end of both of them.
+            assert self._process.stdout is not None
+            await self._listen(self._process.stdout)
+            await self._process.wait()
+            # Whoever holds this one writes no file: ssh, and the ssh that it goes through, which
+            # lets go of it only when the far end does.
+            await asyncio.wait([complaining], timeout=GRACE_S)
+        finally:
+            complaining.cancel()
+            await settled(complaining)
+            self._complaints.transport.close()
 
     async def _listen(self, stdout: asyncio.StreamReader) -> None:
         while said := await stdout.read(_SAID_BYTES):
@@ -96,7 +113,24 @@ class Run:
             self._stderr = (self._stderr + said)[-_SAID_BYTES:]
 
 
-async def _started(words: list[str]) -> asyncio.subprocess.Process:
+class Reading(NamedTuple):
+    """Our end of a pipe."""
+
+    reader: asyncio.StreamReader
+    transport: asyncio.ReadTransport
+
+
+async def _pipe() -> tuple[Reading, int]:
+    """A pipe that is no part of the process that writes to it, and may outlive it; its end."""
+    ours, theirs = os.pipe()
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), io.FileIO(ours)
+    )
+    return Reading(reader, transport), theirs
+
+
+async def _started(words: list[str], stderr: int) -> asyncio.subprocess.Process:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RSYNC_")}
     pipe = asyncio.subprocess.PIPE
     try:
@@ -104,7 +138,7 @@ async def _started(words: list[str]) -> asyncio.subprocess.Process:
             *words,
             stdin=pipe,
             stdout=pipe,
-            stderr=pipe,
+            stderr=stderr,
             env=environment | {"LC_ALL": "C"},
             start_new_session=True,
         )

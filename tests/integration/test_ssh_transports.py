@@ -21,6 +21,7 @@ from adapters.errors import DigestMismatch, Interrupted, Refused, Stalled
 from adapters.files.landing import Landed, Landing
 from adapters.files.places import OWN_DIRECTORY
 from adapters.ssh import push as ssh_push
+from adapters.ssh import rsync as rsync_module
 from adapters.ssh.base64_ssh import Base64Transport
 from adapters.ssh.channel import Channel, Opens
 from adapters.ssh.connections import SshOptions
@@ -499,6 +500,7 @@ async def test_what_is_digested_on_the_way_gets_no_name_once_it_is_given_up(
         await asyncio.Event().wait()
         return 1
 
+    monkeypatch.setattr(rsync_module, "SHARED_BELOW_BYTES", 0)
     monkeypatch.setattr(Channel, "hears", listens)
     monkeypatch.setattr(RsyncTransport, "_send", sends_and_hangs)
     rsync.transport = RsyncTransport(rsync.server.options(), followed_from=0)
