@@ -27,11 +27,21 @@ from dataplane.outbox import NotKept, Outbox
 from dataplane.overview import overview, with_alerts
 from dataplane.presence import present
 from dataplane.turns import said
+from projections.fold import Checkpoint
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, check_traceparent, node_fact
 from streams.events import CHAIN_TRIGGERS, Event
 from streams.jetstream import JetStreamLog
-from streams.log import Bus, ConsumerState, Delivery, Log, LogError, LogUnavailable, Standing
+from streams.log import (
+    Bus,
+    ConsumerState,
+    Delivery,
+    Log,
+    LogError,
+    LogState,
+    LogUnavailable,
+    Standing,
+)
 from streams.subjects import chain_filter, type_filter
 from streams.values import ALL_CONFIGS, S3_NODE, DataType, SyncPriority, TargetOutcome
 
@@ -375,10 +385,14 @@ class DataPlane:
         last_sequence, there = None, None
         consumers: dict[str, ConsumerState] = {}
         standing: Standing | None = None
-        unknown = ""
+        unknown = not_ours = ""
+        with self.catalog.view() as view:
+            before = view.checkpoint
         try:
             log = await self.log()
-            last_sequence = (await log.state()).last_sequence
+            state = await log.state()
+            last_sequence = state.last_sequence
+            not_ours = _not_folded_from(before, state)
             standing = await log.standing()
             there = await present(log.bus)
             consumers = await log.consumers()
@@ -395,6 +409,7 @@ class DataPlane:
                 consumers=consumers,
                 standing=standing,
                 unknown=unknown,
+                not_ours=not_ours,
                 policy=policy,
             )
             seen = overview(
@@ -470,6 +485,20 @@ async def request_sync(
     """`DataPlane.request_sync` of this process's client."""
     plane = get_data_plane()
     return await plane.request_sync(data_type, config_key, target_nodes, priority, deadline)
+
+
+def _not_folded_from(views: Checkpoint, state: LogState) -> str:
+    """Why views can't be those of a log that was asked after them; "" if they can."""
+    if not views.sequence:
+        return ""
+    if views.created != state.created:
+        return "the views here are of another log than the bus has"
+    if views.sequence > state.last_sequence:
+        return (
+            f"the views here are at {views.sequence} and the log ends at {state.last_sequence}: "
+            "it is an earlier copy of theirs"
+        )
+    return ""
 
 
 def _result(recorded: Recorded) -> SyncResult | None:

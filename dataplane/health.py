@@ -121,14 +121,20 @@ def cluster_health(
     consumers: Mapping[str, ConsumerState] | None = None,
     standing: Standing | None = None,
     unknown: str = "",
+    not_ours: str = "",
     policy: Policy = Policy(),  # noqa: B008 - immutable
 ) -> HealthCheckResult:
-    """The whole data plane's health. None where the bus, and so the answer, is out of reach."""
+    """The whole data plane's health. None where the bus, and so the answer, is out of reach.
+
+    `not_ours` is why these views can't be those of this log; "" if they can.
+    """
     found = _Findings()
     point = view.checkpoint
     lag = None if last_sequence is None else max(0, last_sequence - point.sequence)
     if lag is None:
         found.fatal("bus-away", "the bus can't be reached")
+    elif not_ours:
+        found.fatal("other-views", not_ours)
     elif lag > LAG_LIMIT:
         found.problem("views-behind", f"views are {lag} facts behind the log")
     for reason, text in _named_problems(view, now, policy):
@@ -227,8 +233,11 @@ def _judge_presence(
         found.problem("no-leader", "no coordinator leads")
     for name, beat in coordinators.items():
         if beat.get("set_back"):
-            count = beat["set_back"]
-            found.problem("undecided", f"{count} chains could not be decided by {name}")
+            count = counted(beat["set_back"], "chain", "chains")
+            text = f"{count} could not be decided by {name}, which tries again"
+            found.problem("undecided", ": ".join([text, *beat.get("undecided", ())]))
+        for text in beat.get("troubles", ()):
+            found.problem("coordinator-unwell", f"{name}: {text}")
     for name, beat in present.items():
         if name.startswith("agent.") and beat.get("problem"):
             found.problem("agent-unwell", f"{name.removeprefix('agent.')}: {beat['problem']}")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -19,12 +21,22 @@ from msgspec.structs import replace
 
 from projections.fold import TABLES, WANTED_VERSIONS, Checkpoint, checkpoint, fold
 from projections.snapshot import Snapshots
-from projections.store import Store, StoreCorrupt, StoreDirectory, StoreError, StoreMissing
+from projections.store import (
+    Store,
+    StoreCorrupt,
+    StoreDirectory,
+    StoreError,
+    StoreMissing,
+    Writer,
+)
 from streams.codec import Recorded
 from streams.log import LogState, NoLongerHeld, ReadingLog
 
 logger = logging.getLogger(__name__)
 REBUILD_BATCH = 5_000
+#: Damage may end whoever meets it by a signal: so many in a row that ended so soon after they had
+#: opened the views met some.
+MOST_ENDED, SOON_S = 3, 60.0
 T = TypeVar("T")
 
 
@@ -40,6 +52,8 @@ class Projector:
         self._advanced = asyncio.Condition()
         self._store: Store | None = None
         self._created = ""
+        #: When the views count as sound, by the monotonic clock.
+        self._sound_at = math.inf
         self.checkpoint = Checkpoint()
         #: Batches committed: progress, for health.
         self.batches = 0
@@ -77,12 +91,20 @@ class Projector:
                 await self._in_writer(store.close)
                 store = None
         self._store = store or await self._rebuild(state)
+        self._sound_at = time.monotonic() + SOON_S
         async with self._advanced:
             self._advanced.notify_all()
 
     def _open_current(self) -> Store | None:
         path = self._directory.current()
         if path is None or not path.is_dir():
+            return None
+        if self._directory.opened() >= MOST_ENDED:
+            logger.warning(
+                "views are rebuilt: %d processes in a row ended within %.0f s of opening them",
+                MOST_ENDED,
+                SOON_S,
+            )
             return None
         try:
             store = Store.open(path, TABLES)
@@ -122,6 +144,7 @@ class Projector:
         await self._in_writer(building.close)
         self._directory.switch(path)
         self._directory.remove_others()
+        self._directory.sound()
         return await self._in_writer(lambda: Store.open(path, TABLES))
 
     async def catch_up(self, store: Store, until: int) -> None:
@@ -189,12 +212,17 @@ class Projector:
         return (await self._log.state()).last_sequence - self.checkpoint.sequence
 
     def check_in_place(self) -> None:
-        """Raises StoreMissing where the views were removed: what is folded on nobody can read."""
+        """Raises StoreMissing where the views were removed, or others put in their place: what is
+        folded on nobody can read.
+        """
         if not self.store.in_place:
             raise StoreMissing(
-                f"the views were removed from {self.store.path} while they were in use: "
-                "they are folded anew when this process is started again"
+                f"the views were removed from {self.store.path} while they were in use, or others "
+                "put in their place: they are folded anew when this process is started again"
             )
+        if time.monotonic() >= self._sound_at:
+            self._directory.sound()
+            self._sound_at = math.inf
 
     async def close(self) -> None:
         """Let go of the store; `run` must have ended."""
@@ -202,11 +230,25 @@ class Projector:
             await self._copying
         if self._store is not None:
             await self._in_writer(self._store.close)
+            if not self._store.damaged:
+                self._directory.sound()
             self._store = None
         self._writer.shutdown()
 
     async def _fold(self, store: Store, batch: list[Recorded]) -> Checkpoint:
-        return await self._in_writer(lambda: store.write(lambda tx: fold(tx, batch, self._created)))
+        expected = self.checkpoint.sequence
+
+        def work(tx: Writer) -> Checkpoint:
+            at = checkpoint(tx).sequence
+            if at != expected:
+                # Facts would be passed over as if they had been folded.
+                raise StoreCorrupt(
+                    f"the views in {store.path} were folded up to {expected}, and are at {at} now: "
+                    "somebody else has changed them"
+                )
+            return fold(tx, batch, self._created)
+
+        return await self._in_writer(lambda: store.write(work))
 
     async def _in_writer(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._writer, work)

@@ -35,11 +35,25 @@ class StoreFull(StoreError):
 
 
 class StoreCorrupt(StoreError):
-    """The files are no sound store. Delete the directory: it is refolded from the log."""
+    """The files are no sound store: they are refolded from the log by who writes them next."""
 
 
 class StoreMissing(StoreError):
     """There is no store at this path yet."""
+
+
+#: Has a byte for each who opened the store and has not worked with it for a while yet.
+_OPENED = "opened"
+#: LMDB's words for pages that are not what they should be.
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)
+
+
+def _damaged(path: Path, why: object) -> StoreCorrupt:
+    text = str(why).removeprefix(f"{path}: ")
+    return StoreCorrupt(
+        f"the views in {path} are damaged ({text}): "
+        "a coordinator that is started with this directory folds them anew"
+    )
 
 
 def _none_at(path: Path) -> str:
@@ -207,14 +221,23 @@ def _packed(value: Any) -> bytes | None:
 class _Environment:
     """An open LMDB environment and who uses it: LMDB allows one per path and process."""
 
-    def __init__(self, env: Any, handles: dict[str, Any], writable: bool) -> None:
+    def __init__(self, path: Path, env: Any, handles: dict[str, Any], writable: bool) -> None:
+        self.path = path
         self.env = env
         self.handles = handles
         self.writable = writable
+        self._file = _id_of(path)
+        #: Whether damage was met.
+        self.damaged = False
         self.users = 1
         #: Readings under way in this process; the map may only be replaced while there are none.
         self.readings = 0
         self.changed = threading.Condition()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the file that is open is the one that others would open."""
+        return _id_of(self.path) == self._file
 
     def begin(self) -> Any:
         """A reading; `end` it."""
@@ -243,6 +266,23 @@ class _Environment:
 
     def _wait_until_unread(self) -> None:
         self.changed.wait_for(lambda: self.readings == 0)
+
+
+def _id_of(path: Path) -> tuple[int, int] | None:
+    try:
+        found = (path / "data.mdb").stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _lacks(path: Path, env: Any) -> int:
+    """By how many bytes the file is too short for its pages.
+
+    To read a page that is not there ends a process by a signal, without a word.
+    """
+    pages = int(env.info()["last_pgno"]) + 1
+    return pages * int(env.stat()["psize"]) - (path / "data.mdb").stat().st_size
 
 
 _environments: dict[Path, _Environment] = {}
@@ -298,13 +338,16 @@ class Store:
                 metasync=durable,
             )
             handles = {}
+            if (lacks := _lacks(path, env)) > 0:
+                env.close()
+                raise _damaged(path, f"the file was cut short by {lacks} bytes")
             for name in tables:
                 with contextlib.suppress(lmdb.NotFoundError, lmdb.ReadonlyError):
                     handles[name] = env.open_db(name.encode(), create=writable)
             env.reader_check()
         except lmdb.Error as error:
-            raise StoreCorrupt(f"{path}: {error}") from error
-        return _Environment(env, handles, writable)
+            raise _damaged(path, error) from error
+        return _Environment(path, env, handles, writable)
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Reader]:
@@ -312,8 +355,14 @@ class Store:
         txn = self._shared.begin()
         try:
             yield Reader(txn, self._tables)
+        except _DAMAGE as error:
+            raise self._met(error) from error
         finally:
             self._shared.end(txn)
+
+    def _met(self, why: object) -> StoreCorrupt:
+        self._shared.damaged = True
+        return _damaged(self.path, why)
 
     def write(self, work: Callable[[Writer], T]) -> T:
         """Run `work` in a transaction and commit it; run it again in a larger map if it is full.
@@ -324,17 +373,33 @@ class Store:
         with self._write_lock:
             while True:
                 try:
+                    if (lacks := self._lacks()) > 0:
+                        # To grow would fill what was cut off with zeros.
+                        raise self._met(f"the file was cut short by {lacks} bytes")
                     with self._env.begin(write=True) as txn:
                         writer = Writer(txn, self._tables)
                         result = work(writer)
                         writer.flush()
-                        return result
+                    self._fill()
+                    return result
+                except _DAMAGE as error:
+                    raise self._met(error) from error
                 except lmdb.MapFullError:
                     self._shared.remap(self._env.info()["map_size"] * 2)
                 except lmdb.MapResizedError:
                     self._shared.remap(0)
                 except lmdb.DiskError as error:
                     raise StoreFull(f"{self.path}: {error}") from error
+
+    def _lacks(self) -> int:
+        # Whoever removed the file under who uses it is found out by `in_place`.
+        return _lacks(self.path, self._env) if self.in_place else 0
+
+    def _fill(self) -> None:
+        """A page at the end that was freed in the transaction that took it is never written."""
+        if self._lacks() > 0:
+            pages = int(self._env.info()["last_pgno"]) + 1
+            os.truncate(self.path / "data.mdb", pages * int(self._env.stat()["psize"]))
 
     @contextlib.contextmanager
     def trial(self) -> Iterator[Writer]:
@@ -354,8 +419,13 @@ class Store:
 
     @property
     def in_place(self) -> bool:
-        """Whether the files are still where others open them."""
-        return (self.path / "data.mdb").exists()
+        """Whether the files are still those that others open."""
+        return self._shared.in_place
+
+    @property
+    def damaged(self) -> bool:
+        """Whether damage was met since it was opened."""
+        return self._shared.damaged
 
     @property
     def size_bytes(self) -> int:
@@ -412,6 +482,23 @@ class StoreDirectory:
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
         link.replace(self.root / "current")
+
+    def opened(self) -> int:
+        """It is opened to be written; how many who did so before did not say `sound` since."""
+        file = self.root / _OPENED
+        try:
+            before = len(file.read_bytes())
+        except OSError:
+            before = 0
+        with contextlib.suppress(OSError):
+            self.root.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(b"." * (before + 1))
+        return before
+
+    def sound(self) -> None:
+        """Who opened it works with it, or rebuilt it."""
+        with contextlib.suppress(OSError):
+            (self.root / _OPENED).unlink(missing_ok=True)
 
     def remove_others(self) -> None:
         """Delete all generations but the current one."""

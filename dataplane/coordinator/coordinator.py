@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from dataplane.audit.archiving import ArchiveKeeper
-from dataplane.clocks import ClockWatch
+from dataplane.clocks import NAMED_S, ClockWatch
 from dataplane.config import DataPlaneConfig
 from dataplane.coordinator.bridge import DURABLE
 from dataplane.coordinator.leading import Leading
@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 HEARTBEAT_S = 5.0
 READERS_S = 60.0
 WATCH_S = 5.0
+#: Of what is wrong a heartbeat says so much, and each so long.
+_MOST_SAID, _SAID = 5, 500
 
 
 class Coordinator:
@@ -67,6 +69,7 @@ class Coordinator:
         self._answering: list[Answering] = []
         self._bucket = AsyncExitStack()
         self._clock_problem = ""
+        self._began = time.monotonic()
         #: Set when it begins or ceases to lead: that is told at once, not with the next heartbeat.
         self._news = asyncio.Event()
         self.monitor = Monitor(
@@ -144,18 +147,27 @@ class Coordinator:
         await self._log.publish(node_fact(event, event.node, id))
 
     def _troubles(self) -> tuple[str, ...]:
-        """What this process knows to be wrong and no view tells."""
-        bridge, dispatcher = self.leading.bridge, self.leading.dispatcher
-        sweeps = self.leading.sweeper.state
-        said = [self.projector.rolled_back, self._log.room.full, dispatcher.problem, sweeps.problem]
+        """What else this process knows to be wrong and no view tells."""
+        dispatcher, sweeps = self.leading.dispatcher, self.leading.sweeper.state
+        said = [self._set_back(), self._log.room.full, dispatcher.problem, sweeps.problem]
         said.append(self._clock_problem)
         found = (
-            *bridge.troubles.described(),
-            *dispatcher.suspects.troubles.described(),
             *self.leading.deleter.troubles.described(),
             *self.leading.drains.troubles.described(),
         )
         return (*found, *filter(None, said))
+
+    def _set_back(self) -> str:
+        """That the log has lost its end, for a while after it was seen; else ""."""
+        back = self.projector.rolled_back
+        if not back or time.monotonic() - self._began > NAMED_S:
+            return ""
+        return f"views were folded anew: {back}; what was said to the log since then is lost"
+
+    def _undecided(self) -> tuple[str, ...]:
+        """Chains and transfers that are in trouble, a sentence each."""
+        found = (self.leading.bridge.troubles, self.leading.dispatcher.suspects.troubles)
+        return tuple(text for troubles in found for text in troubles.described())
 
     async def _lead(self) -> None:
         """Wait to lead, lead until the lease is lost, and wait again."""
@@ -182,7 +194,7 @@ class Coordinator:
                 now=time.time(),
                 stalled_s=self._stalled_s(),
                 policy=self._policy,
-                troubles=self._troubles(),
+                troubles=(*self._undecided(), *self._troubles()),
             )
 
     def _stalled_s(self) -> float:
@@ -206,6 +218,8 @@ class Coordinator:
                         "term": self.lease.term,
                         "set_back": len(self.leading.bridge.troubles)
                         + len(self.leading.dispatcher.suspects.troubles),
+                        "undecided": [text[:_SAID] for text in self._undecided()[:1]],
+                        "troubles": [text[:_SAID] for text in self._troubles()[:_MOST_SAID]],
                         "sweeps": msgspec.to_builtins(self.leading.sweeper.state),
                         "archive": msgspec.to_builtins(self._keeper.state) if self._keeper else {},
                     }

@@ -211,9 +211,32 @@ def test_of_two_that_said_that_they_lead_the_later_term_does() -> None:
 
 def test_chains_that_could_not_be_decided_are_counted() -> None:
     """By the coordinator that tried, until they are decided or set aside."""
-    there = {**ALL_THERE, "coordinator.boss": {"leads": True, "set_back": 2}}
+    why = "chain c1 could not be decided 3 times: KeyError: 'rows'"
+    there = {
+        **ALL_THERE,
+        "coordinator.boss": {"leads": True, "set_back": 2, "undecided": [why]},
+    }
     result = cluster(given(*CLUSTER), present=there)
-    assert result.message == "2 chains could not be decided by coordinator.boss"
+    text = "2 chains could not be decided by coordinator.boss, which tries again"
+    assert result.message == f"{text}: {why}"
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_p18_what_only_a_coordinator_knows_to_be_wrong_degrades_the_whole(leads: bool) -> None:
+    """A clock that jumped, a log that was rolled back: no view tells of them."""
+    boss = {"leads": True}
+    other = {"leads": leads, "troubles": ["this machine's clock jumped 60 s ahead"]}
+    there = {**ALL_THERE, "coordinator.boss": boss, "coordinator.b": other}
+    result = cluster(given(*CLUSTER), present=there)
+    assert not result.healthy
+    assert result.message == "coordinator.b: this machine's clock jumped 60 s ahead"
+
+
+def test_views_of_another_log_are_never_healthy() -> None:
+    """Whatever they say, they say it of something else."""
+    result = cluster(given(*CLUSTER), not_ours="the views here are of another log")
+    assert (result.status, result.message) == ("unhealthy", "the views here are of another log")
+    assert result.details["reasons"] == ["other-views"]
 
 
 def test_full_disk_degrades_and_its_tier_is_shown() -> None:

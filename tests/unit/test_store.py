@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -336,6 +337,61 @@ def test_file_that_is_no_store_is_corrupt(tmp_path: Path) -> None:
     (tmp_path / "data.mdb").write_bytes(b"not a store" * 1_000)
     with pytest.raises(StoreCorrupt, match=str(tmp_path)):
         Store.open(tmp_path, TABLES)
+
+
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.1])
+@pytest.mark.parametrize("writable", [True, False])
+def test_file_that_was_cut_short_is_corrupt(tmp_path: Path, share: float, writable: bool) -> None:
+    """To read what is not there would end the process by a signal, whenever it is started."""
+    path = tmp_path / "store"
+    store = Store.open(path, TABLES)
+    put(store, *(b"%05d" % n for n in range(5_000)), value=b"v" * 100)
+    store.close()
+    os.truncate(path / "data.mdb", int((path / "data.mdb").stat().st_size * share))
+    with pytest.raises(StoreCorrupt, match=f"{path} are damaged .*cut short by .*folds them anew"):
+        Store.open(path, TABLES, writable=writable)
+
+
+def test_file_that_is_cut_short_in_use_is_not_grown_over_the_gap(tmp_path: Path) -> None:
+    """The zeros in it would be taken for pages."""
+    path = tmp_path / "store"
+    store = Store.open(path, TABLES)
+    put(store, *(b"%05d" % n for n in range(5_000)), value=b"v" * 100)
+    os.truncate(path / "data.mdb", (path / "data.mdb").stat().st_size // 2)
+    with pytest.raises(StoreCorrupt, match="cut short"):
+        put(store, b"more")
+    store.close()
+
+
+def test_damage_that_opening_does_not_show_is_said_where_it_is_met(tmp_path: Path) -> None:
+    """In words that say what to do, and the store knows."""
+    path = tmp_path / "store"
+    store = Store.open(path, TABLES)
+    put(store, *(b"%05d" % n for n in range(5_000)), value=b"v" * 100)
+    store.close()
+    content = bytearray((path / "data.mdb").read_bytes())
+    for begin in range(0, len(content), 4096):
+        if b"02500" in content[begin : begin + 4096]:
+            content[begin : begin + 4096] = bytes(4096)
+    (path / "data.mdb").write_bytes(content)
+    store = Store.open(path, TABLES)
+    assert not store.damaged
+    with pytest.raises(StoreCorrupt, match="folds them anew"), store.read() as reader:
+        reader.get("one", b"02500")
+    assert store.damaged
+    store.close()
+
+
+def test_file_in_the_place_of_the_open_one_is_not_it(tmp_path: Path) -> None:
+    """Others would read what is folded on by nobody."""
+    path = tmp_path / "store"
+    store = Store.open(path, TABLES)
+    put(store, b"a")
+    store.copy(tmp_path / "copy")
+    assert store.in_place
+    (tmp_path / "copy" / "data.mdb").replace(path / "data.mdb")
+    assert not store.in_place
+    store.close()
 
 
 def test_missing_store_says_what_is_missing(tmp_path: Path) -> None:
