@@ -8,10 +8,11 @@ Read in this order. The pure middle: `policy` (what decisions obey), `planner` (
 starts now), `execution` (who does it, by which way), `sweeps`, `prestaging`, `deletion`,
 `liveness`. The shell: `coordinator` and `agent`, each a chapter of its own, `proving` and
 `presence` between them, `daemon` around them. What users touch: `config`, `api`, `blocking`,
-`following`, `outbox`, `turns`, `catalog`, `cli`. What tells them: `queries` with `rows`, `browsing`
-and `words`, `typos`, `explain` with `evidence`, `waiting`, `health`, `overview`, `motion`,
-`metrics`, `tracing`, `web`. What looks back or keeps order: `audit`, `draining`, `retry`,
-`restoring`, `keys`. What is promised is `laws`; `prove` and `demo` hold it to them.
+`following`, `outbox`, `turns`, `catalog`, `cli`. What tells them: `queries` with `rows`,
+`questions`, `browsing` and `words`, `typos`, `explain` with `evidence`, `waiting`, `health`,
+`overview`, `motion`, `metrics`, `tracing`, `web`. What looks back or keeps order: `audit`,
+`draining`, `retry`, `restoring`, `keys`. What is promised is `laws`; `prove` and `demo` hold it to
+them.
 """
 
 # What checks types takes it for true; to import the name would load a dozen modules.

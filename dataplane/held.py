@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
+from dataplane.questions import ask_any
 from streams.foreign import Unreadable, from_json
 from streams.log import Bus, LogUnavailable
 from streams.values import DataEntry
@@ -38,7 +39,7 @@ async def held_by(bus: Bus, node: str) -> HeldPage:
     while sequence < 0 or after:
         question = msgspec.json.encode({"node": node, "after": after})
         try:
-            page = from_json(await bus.request(_SUBJECT, question, _PATIENCE_S), HeldPage)
+            page = from_json(await ask_any(bus, _SUBJECT, question, _PATIENCE_S), HeldPage)
         except Unreadable as error:
             raise LogUnavailable(f"no coordinator says what {node} holds: {error}") from error
         sequence = page.sequence if sequence < 0 else sequence

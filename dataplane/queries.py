@@ -25,12 +25,14 @@ from dataplane.rows import (
     EntryLine,
     LinkLine,
     NodeLine,
+    RejectedLine,
     TrainingLine,
     TransferLine,
     chain_line,
     entry_line,
     link_line,
     node_line,
+    rejected_line,
     training_line,
 )
 from dataplane.waiting import transfer_lines
@@ -117,6 +119,12 @@ class AskLinks(Ask, frozen=True):
     """How each node can be reached, by each transport, and what is shut for now."""
 
     node: str = ""
+
+
+class AskRejected(Ask, frozen=True):
+    """What could not be understood or decided, newest first, or what of that is at `sequence`."""
+
+    sequence: int = 0
 
 
 class AskOverview(Ask, frozen=True):
@@ -278,6 +286,17 @@ def links(ask: AskLinks, known: Reading) -> list[LinkLine]:
     return [link_line(row, known.now) for row in rows if ask.node in ("", row.node)]
 
 
+def rejected(ask: AskRejected, known: Reading) -> list[RejectedLine]:
+    """Of very many the newest; refused with 404 where nothing was at `sequence`."""
+    if not ask.sequence:
+        return [rejected_line(row) for row in islice(known.view.rejected(), known.most)]
+    row = known.view.rejected_at(ask.sequence) if ask.sequence > 0 else None
+    if row is None:
+        text = f"message {ask.sequence} was neither rejected nor set aside"
+        raise ServiceRefusal(text, NOT_FOUND)
+    return [rejected_line(row)]
+
+
 def glance(ask: AskOverview, known: Reading) -> Overview:
     """Alerts first."""
     return overview(
@@ -341,6 +360,7 @@ QUERIES: dict[str, tuple[type[Ask], Any, Answer]] = {
     "chains": (AskChains, list[ChainLine], chains),
     "chain": (AskChain, ChainLine, chain),
     "links": (AskLinks, list[LinkLine], links),
+    "rejected": (AskRejected, list[RejectedLine], rejected),
     "overview": (AskOverview, Overview, glance),
     "held": (AskHeld, HeldPage, held),
     "pending": (AskPending, list[str], pending),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import msgspec
 
 from dataplane.planner import CommandRejected
-from projections.rejected import RejectedRow
 from streams import events
 from streams.codec import chain_fact, chain_of_trigger, fact_id, node_fact
 from streams.events import CHAIN_TRIGGERS
@@ -25,19 +24,22 @@ class Retried(msgspec.Struct, frozen=True):
     chain: str
 
 
-async def retry(log: Log, row: RejectedRow) -> Retried:
-    """Say the original of `row` anew. Raises CommandRejected with the reason where it can't be."""
-    original = await log.get(row.sequence)
+async def retry(log: Log, sequence: int) -> Retried:
+    """Say anew what was rejected or set aside at `sequence`.
+
+    Raises CommandRejected with the reason where it can't be.
+    """
+    original = await log.get(sequence)
     if original is None:
-        raise CommandRejected(f"the log holds no message {row.sequence}")
+        raise CommandRejected(f"the log holds no message {sequence}")
     if original.event is None:
-        raise CommandRejected(f"message {row.sequence} is still not understood: {original.problem}")
+        raise CommandRejected(f"message {sequence} is still not understood: {original.problem}")
     if place_of(type(original.event)) is not Place.NODE:
         raise CommandRejected(f"{original.type} is a decision; it is taken anew by itself")
-    id = fact_id("retried", row.sequence)
+    id = fact_id("retried", sequence)
     again = node_fact(original.event, original.owner, id, cause=original.id)
-    said = events.EventRetried(sequence=row.sequence, event_id=id)
-    history = f"rejected-{row.sequence}"
+    said = events.EventRetried(sequence=sequence, event_id=id)
+    history = f"rejected-{sequence}"
     last = await log.last(chain_filter(history))
     try:
         await log.append(
@@ -45,6 +47,6 @@ async def retry(log: Log, row: RejectedRow) -> Retried:
             [Guard(chain_filter(history), 0 if last is None else last.sequence)],
         )
     except (SequenceConflict, DuplicateFact):
-        raise CommandRejected(f"message {row.sequence} was said anew by somebody else") from None
+        raise CommandRejected(f"message {sequence} was said anew by somebody else") from None
     opens = isinstance(original.event, CHAIN_TRIGGERS)
     return Retried(id, chain_of_trigger(id) if opens else "")

@@ -13,6 +13,7 @@ import msgspec
 from projections.chains import ChainRow
 from projections.links import LinkRow, breaker
 from projections.nodes import NodeRow
+from projections.rejected import RejectedRow
 from projections.trainings import TrainingRow, expected
 from projections.transfers import TransferRow
 from streams.values import DataEntry
@@ -36,6 +37,23 @@ class EntryLine(msgspec.Struct, frozen=True, kw_only=True):
     checksum: str
     version: int
     mtime: float
+
+
+class RejectedLine(msgspec.Struct, frozen=True, kw_only=True):
+    """A message that could not be understood, or a trigger that could not be decided."""
+
+    #: Where it stands in the log: what `rejected retry` takes.
+    sequence: int
+    subject: str
+    reason: str
+    time: float
+    #: Whether EVENT_REJECTED or EVENT_SET_ASIDE was said of it.
+    said: bool
+    #: The chain that could not be decided; "" for a message that could not be understood.
+    chain: str
+    tries: int
+    #: Id under which it was said anew; "" if it was not.
+    retried_as: str
 
 
 class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
@@ -184,6 +202,20 @@ def entry_line(entry: DataEntry) -> EntryLine:
         checksum=entry.checksum,
         version=entry.version,
         mtime=entry.mtime,
+    )
+
+
+def rejected_line(row: RejectedRow) -> RejectedLine:
+    """What was rejected or set aside, in the words of rows."""
+    return RejectedLine(
+        sequence=row.sequence,
+        subject=row.subject,
+        reason=row.reason,
+        time=row.time,
+        said=row.said,
+        chain=row.chain,
+        tries=row.tries,
+        retried_as=row.retried_as,
     )
 
 

@@ -16,6 +16,7 @@ from dataplane.cli import app as shared
 from dataplane.cli import views
 from dataplane.cli.app import config_of, run
 from dataplane.queries import PREFIX, QUERIES, Ask
+from dataplane.questions import ask_any
 from projections.store import StoreMissing
 from streams.log import LogUnavailable
 from streams.micro import ServiceRefusal
@@ -65,7 +66,7 @@ async def _asked(name: str, ask: Ask) -> Any:
     async with DataPlane.connect(config=config_of()) as plane:
         bus = (await plane.log()).bus
         try:
-            body = await bus.request(f"{PREFIX}.{name}", msgspec.json.encode(ask), ANSWER_S)
+            body = await ask_any(bus, f"{PREFIX}.{name}", msgspec.json.encode(ask), ANSWER_S)
         except RequestFailed as error:
             text = str(error).removeprefix(f"{PREFIX}.{name}: ")
             raise ServiceRefusal(text, error.code) from None

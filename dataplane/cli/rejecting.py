@@ -5,13 +5,14 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Annotated, Any
 
-import msgspec
 import typer
 
 from dataplane.api import DataPlane
 from dataplane.cli import show
-from dataplane.cli.app import LOOK, Json, app, config_of, open_catalog, run
+from dataplane.cli.app import LOOK, Json, app, config_of, run
+from dataplane.cli.asking import answered
 from dataplane.planner import CommandRejected
+from dataplane.queries import AskRejected
 from dataplane.retry import Retried, retry
 from streams.foreign import Unreadable, from_json
 from streams.topology import ADVISORIES, is_news
@@ -25,8 +26,7 @@ def rejected(context: typer.Context, as_json: Json = False) -> None:
     """List what could not be understood or decided, and why."""
     if context.invoked_subcommand is not None:
         return
-    with open_catalog() as catalog, catalog.view() as view:
-        rows = [msgspec.structs.asdict(row) for row in view.rejected()]
+    rows = answered("rejected", AskRejected())
     columns = ["sequence", "time", "subject", "chain", "tries", "reason", "retried_as"]
     show.emit(rows, columns, as_json=as_json, empty="none")
 
@@ -37,16 +37,13 @@ def retry_command(
     as_json: Json = False,
 ) -> None:
     """Say a message anew, once its cause is mended; it opens a chain of its own."""
-    with open_catalog() as catalog, catalog.view() as view:
-        row = view.rejected_at(sequence)
-    if row is None:
-        raise CommandRejected(f"message {sequence} was neither rejected nor set aside")
+    (row,) = answered("rejected", AskRejected(sequence))
     if row.retried_as:
         raise CommandRejected(f"message {sequence} was said anew as {row.retried_as}")
 
     async def say() -> Retried:
         async with DataPlane.connect(config=config_of()) as plane:
-            return await retry(await plane.log(), row)
+            return await retry(await plane.log(), sequence)
 
     said = run(say())
     if as_json:

@@ -15,6 +15,7 @@ from dataplane.cli.app import SAY, Json, Node, app, config_of, run
 from dataplane.cli.bars import bars
 from dataplane.config import ConfigError
 from dataplane.queries import PREFIX
+from dataplane.questions import ask_any
 from dataplane.typos import meant
 from dataplane.words import size
 from projections.store import StoreMissing
@@ -100,7 +101,7 @@ async def _joined(plane: DataPlane) -> list[str] | None:
         return [row.name for row in view.nodes()]
     with contextlib.suppress(LogError):
         bus = (await plane.log()).bus
-        answer = msgspec.json.decode(await bus.request(f"{PREFIX}.nodes", b"", _ASK_S))
+        answer = msgspec.json.decode(await ask_any(bus, f"{PREFIX}.nodes", b"", _ASK_S))
         return [row["node"] for row in answer]
     return None
 

@@ -25,6 +25,7 @@ from dataplane.config import DataPlaneConfig
 from dataplane.motion import Motion, Moving, Traffic
 from dataplane.overview import Overview, Severity, overview
 from dataplane.queries import PREFIX
+from dataplane.questions import ask_any
 from dataplane.rows import ChainLine, TransferLine
 from dataplane.words import counted, rate, short, size, span
 from streams.log import Bus, LogUnavailable
@@ -103,7 +104,7 @@ async def _watch(config: DataPlaneConfig, once: bool, interval: float, as_json: 
 
 async def glance(bus: Bus) -> Overview:
     """Ask a coordinator. Raises LogUnavailable if none is there."""
-    answer = await bus.request(f"{PREFIX}.overview", b"", _ASK_S)
+    answer = await ask_any(bus, f"{PREFIX}.overview", b"", _ASK_S)
     return msgspec.json.decode(answer, type=Overview)
 
 

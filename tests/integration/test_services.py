@@ -80,6 +80,11 @@ async def _answers(client: Any) -> None:
     assert await _ask(client, "missing", {"node": "train-1"}) == []
     assert await _ask(client, "plans", {}) == []
     assert await _ask(client, "pending", {"transfers": ["nobody-knows-it"]}) == []
+    assert await _ask(client, "rejected", {}) == []
+    said = await client.jetstream().publish("dp.node.gpu-7.SELFPLAY_COMPLETE.hex8_2p", b"no JSON")
+    await until(lambda: _ask(client, "rejected", {}), "what nobody understands to be told")
+    [rejected] = await _ask(client, "rejected", {"sequence": said.seq})
+    assert "JSON is malformed" in rejected["reason"]
     [chain] = await _ask(client, "chains", {"config_key": "hex8_2p"})
     assert (chain["status"], chain["games"]) == ("completed", 5)
 
@@ -110,6 +115,7 @@ async def _refusals(client: Any) -> None:
         ("missing", b'{"node":"gpu-9"}', "404", "never joined; known: gpu-7, train-1"),
         ("missing", b"{}", "400", "missing required field `node`"),
         ("where", b'{"path":"games/x.db"}', "404", "nobody holds"),
+        ("rejected", b'{"sequence":1}', "404", "message 1 was neither rejected nor set aside"),
         ("where", b'{"pth":"games/x.db"}', "400", "unknown field `pth`"),
         ("health", b"not json", "400", "JSON is malformed"),
     ):

@@ -773,9 +773,9 @@ async def test_what_was_set_aside_can_be_said_anew_once(
         with coordinator.projector.store.read() as reader:
             row = ClusterView(reader).rejected_at(4)
         assert row is not None and (row.chain, row.retried_as) == ("poison", "")
-        retried = await retry(log, row)
+        retried = await retry(log, row.sequence)
         with pytest.raises(CommandRejected, match="said anew by somebody else"):
-            await retry(log, row)
+            await retry(log, row.sequence)
         ends = await ended(log, 2)
         await settled(log, coordinator)
         with coordinator.projector.store.read() as reader:
@@ -896,7 +896,7 @@ async def test_what_is_still_not_understood_is_not_said_anew(log: MemoryLog) -> 
     log.tell("dp.node.gpu-1.SELFPLAY_COMPLETE.hex8_2p", b"[]")
     row = RejectedRow(1, "dp.node.gpu-1.SELFPLAY_COMPLETE.hex8_2p", "", 0.0)
     with pytest.raises(CommandRejected, match="still not understood"):
-        await retry(log, row)
+        await retry(log, row.sequence)
     assert len(await history(log)) == 1
 
 
