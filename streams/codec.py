@@ -16,6 +16,7 @@ import msgspec
 
 from streams import events
 from streams.events import CHAIN_TRIGGERS, EVENT_TYPES, OWN_WORDS, Event
+from streams.identity import escapes
 from streams.subjects import Place, parse_subject, place_of, subject_for
 from streams.values import ALL_CONFIGS, is_token
 
@@ -240,13 +241,22 @@ def _decode_event(
 
 
 def _agree(event: Event, cls: type[Event], owner: str, config_key: str) -> None:
-    """A node speaks of its own files only, and payload and subject name one configuration."""
+    """A node speaks of its own files only, which are where files can be, and payload and subject
+    name one configuration.
+    """
     field = OWN_WORDS.get(cls)
     named = owner if field is None else getattr(event, field)
     if isinstance(event, events.NodeRegistered):
         field, named = "description.name", event.description.name
     if named != owner:
         raise ValueError(f"{named!r} contradicts subject node {owner!r} - at `$.{field}`")
+    if isinstance(event, events.FilesObserved):
+        for index, entry in enumerate(event.entries):
+            if escapes(entry.path):
+                raise ValueError(
+                    f"{entry.path!r} is no path below a data directory - "
+                    f"at `$.entries[{index}].path`"
+                )
     said = events.config_key_of(event)
     if config_key != ALL_CONFIGS and said not in (config_key, ALL_CONFIGS):
         raise ValueError(

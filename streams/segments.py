@@ -80,6 +80,9 @@ class ArchiveManifest(msgspec.Struct, frozen=True):
     segments: tuple[SegmentInfo, ...] = ()
     consumers: tuple[ConsumerInfo, ...] = ()
     version: int = VERSION
+    #: Of the text of all this without it, so that whatever is added here raises the version; ""
+    #: in manifests of older releases, and in memory.
+    digest: str = ""
 
     @property
     def first_sequence(self) -> int:
@@ -134,8 +137,13 @@ def unpacked(info: SegmentInfo, data: bytes, origin: str) -> list[Stored]:
 
 
 def manifest_text(manifest: ArchiveManifest) -> bytes:
-    """A manifest as it is stored: JSON that people can read."""
+    """A manifest as it is stored: JSON that people can read, with a digest of it."""
+    manifest = msgspec.structs.replace(manifest, digest=_digest_of(manifest))
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
+
+
+def _digest_of(manifest: ArchiveManifest) -> str:
+    return _digest(msgspec.json.encode(msgspec.structs.replace(manifest, digest="")))
 
 
 def manifest_of(data: bytes, where: str) -> ArchiveManifest:
@@ -146,6 +154,8 @@ def manifest_of(data: bytes, where: str) -> ArchiveManifest:
         raise ArchiveDamaged(f"{where}: {error}") from None
     if manifest.version > VERSION:
         raise ArchiveDamaged(f"{where}: version {manifest.version} is of a later release")
+    if manifest.digest not in ("", _digest_of(manifest)):
+        raise ArchiveDamaged(f"{where}: it has the digest {_digest_of(manifest)}, and says another")
     previous, expected = None, manifest.first_sequence
     for segment in manifest.segments:
         if segment.first != expected or segment.last < segment.first:
@@ -158,7 +168,7 @@ def manifest_of(data: bytes, where: str) -> ArchiveManifest:
         if "/" in segment.name or segment.name.startswith("."):
             raise ArchiveDamaged(f"{where}: {segment.name!r} can't be the name of a segment")
         previous, expected = segment.digest, segment.last + 1
-    return manifest
+    return msgspec.structs.replace(manifest, digest="")
 
 
 def _text(name: str, data: bytes) -> bytes:

@@ -16,8 +16,8 @@ from dataplane.cli.app import RUN, Json, app
 def prove(
     minutes: Annotated[float, typer.Option(min=0.1, help="How long it is under fire.")] = 1.0,
     seed: Annotated[int, typer.Option(help="The same seed does the same things.")] = 1,
-    chains: Annotated[int, typer.Option(help="Go on until so many chains were begun.")] = 0,
-    kills: Annotated[int, typer.Option(help="Go on until so many were killed.")] = 0,
+    chains: Annotated[int, typer.Option(min=0, help="Go on until so many chains were begun.")] = 0,
+    kills: Annotated[int, typer.Option(min=0, help="Go on until so many were killed.")] = 0,
     nodes: Annotated[int, typer.Option(min=4, help="Agents.")] = 5,
     cluster: Annotated[bool, typer.Option("--cluster", help="Three nats-servers.")] = False,
     keep: Annotated[Path | None, typer.Option(help="Keep all files there.")] = None,

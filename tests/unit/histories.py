@@ -17,6 +17,7 @@ from msgspec import inspect
 
 from streams import events
 from streams.events import Event
+from streams.identity import escapes
 from streams.values import (
     CHECKSUM_PATTERN,
     TOKEN_PATTERN,
@@ -263,7 +264,10 @@ def any_event(*classes: type[Event]) -> st.SearchStrategy[Event]:
 
 @functools.cache
 def _any_of_class(cls: type[Any]) -> st.SearchStrategy[Any]:
-    return _any_value(inspect.type_info(cls))
+    found = _any_value(inspect.type_info(cls))
+    if cls is events.FilesObserved:
+        return found.filter(lambda event: not any(escapes(one.path) for one in event.entries))
+    return found
 
 
 def _any_value(kind: inspect.Type) -> st.SearchStrategy[Any]:

@@ -386,6 +386,16 @@ def test_node_can_not_say_what_another_holds_or_did(event: Event) -> None:
     assert "contradicts subject node 'gpu-7'" in problem(subject, msgspec.to_builtins(event))
 
 
+@pytest.mark.parametrize("path", ["../x.db", "/etc/passwd", "games/../../x.db", "a//b.db", "a\\b"])
+def test_p19_no_node_holds_what_lies_outside_its_data_directory(path: str) -> None:
+    """P19: it would be planned for others, who could never get it; the reason names which it is."""
+    there = games_of("gpu-7")
+    away = msgspec.structs.replace(there, path=path)
+    observed = msgspec.to_builtins(events.FilesObserved(node="gpu-7", entries=(there, away)))
+    text = problem("dp.node.gpu-7.FILES_OBSERVED.all", observed)
+    assert "is no path below a data directory - at `$.entries[1].path`" in text
+
+
 def test_what_is_said_of_others_may_be_said_by_anybody() -> None:
     """Somebody has to say that a node can't be reached, or ask on behalf of one."""
     assert understood("dp.node.boss.HOST_OFFLINE.all", {"node": "gpu-7"}).node == "gpu-7"

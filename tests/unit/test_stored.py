@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from streams import segments
 from streams.kept import FileLog, FileUnreadable
-from streams.segments import ArchiveDamaged, ArchiveManifest, manifest_of, manifest_text
+from streams.segments import (
+    ArchiveDamaged,
+    ArchiveManifest,
+    ConsumerInfo,
+    manifest_of,
+    manifest_text,
+)
 from streams.stored import NotALine, Stored, as_restored, as_stored, from_line, to_line
 from tests.kept import archive
 
@@ -124,6 +130,32 @@ def test_a_manifest_with_a_broken_chain_is_refused(change, said: str) -> None:  
     broken = ArchiveManifest(manifest.origin, change(manifest.segments))
     with pytest.raises(ArchiveDamaged, match=said):
         manifest_of(manifest_text(broken), "m")
+
+
+def test_a_manifest_of_which_a_character_was_changed_is_refused() -> None:
+    """Also where it tells of consumers: one that is restored with another filter hears nothing."""
+    config = {"filter_subjects": ["dp.node.gpu-1.NODE_TERMINATING.>"], "max_ack_pending": 64}
+    whole = msgspec.structs.replace(
+        archive(some(20))[0].manifest, consumers=(ConsumerInfo("observe_gpu-1", 17, config, 3),)
+    )
+    text = manifest_text(whole)
+    assert manifest_of(text, "m") == whole
+    refused = 0
+    for place, character in enumerate(text[: text.rindex(b'"digest"')]):
+        if chr(character).isalnum():
+            changed = text[:place] + bytes([character ^ 1]) + text[place + 1 :]
+            try:
+                # The name of a field that has its default may be lost.
+                assert manifest_of(changed, "m") == whole
+            except ArchiveDamaged:
+                refused += 1
+    assert refused > 500
+
+
+def test_a_manifest_of_an_older_release_has_no_digest() -> None:
+    """It is read as before."""
+    whole = archive(some(20))[0].manifest
+    assert manifest_of(msgspec.json.encode(whole), "m") == whole
 
 
 async def test_an_exported_file_says_which_line_is_wrong(tmp_path: Path) -> None:
