@@ -33,8 +33,10 @@ from adapters.p2p.swarm import SHORTEST_RUN_BYTES, Kind, Swarm, next_run_bytes
 from adapters.workers import PEERS, finish
 from streams.values import Endpoint
 
-#: Read at once, unless the rate is limited to less; and how much of a limited rate, in seconds.
-CHUNK_BYTES = 1 << 20
+#: Read at once, and more of a run that is long because its link is fast: each turn costs as much as
+#: a quarter of a megabyte. Unless the rate is limited to less: then so much of it, in seconds.
+CHUNK_BYTES, LONGEST_CHUNK_BYTES = 1 << 20, 4 << 20
+CHUNKS_OF_RUN = 4
 CHUNK_S = 0.1
 #: A second connection to the only source pays from here on.
 TWO_CONNECTIONS_BYTES = 8 << 20
@@ -224,7 +226,7 @@ class Swarming:
     async def _receive(self, peer: Peer, run: list[int], first: int, count: int) -> None:
         at = first
         while at < first + count:
-            some = min(self._chunk_blocks(), first + count - at)
+            some = min(self._chunk_blocks(count), first + count - at)
             came, bad, error = await finish(
                 partial(self._take, peer, at, some),
                 executor=PEERS,
@@ -262,10 +264,13 @@ class Swarming:
             return came, wrong[0], None
         return came, None, error
 
-    def _chunk_blocks(self) -> int:
+    def _chunk_blocks(self, count: int) -> int:
+        """How many of so many blocks in a row are read at once."""
         rate = self._asking.throttle.bytes_per_s
-        chunk = min(CHUNK_BYTES, rate * CHUNK_S) if rate else CHUNK_BYTES
-        return max(1, int(chunk) // self._map.block_bytes)
+        share = count * self._map.block_bytes // CHUNKS_OF_RUN
+        chunk = min(max(CHUNK_BYTES, share), LONGEST_CHUNK_BYTES)
+        chunk = min(chunk, int(rate * CHUNK_S)) if rate else chunk
+        return max(1, chunk // self._map.block_bytes)
 
     def _gap(self, run: list[int]) -> tuple[int, int]:
         """The first blocks in a row that are lacking in a run of pieces."""
