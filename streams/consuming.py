@@ -148,6 +148,10 @@ class JetStreamDeliveries:
                     pull.gone = True
                 await pull.wait(pull.attention)
             self._failure = PermissionDenied(pull.denial)
+        except ApiError as error:
+            # The log or the consumer can't be had any more, such as where the stream was deleted.
+            name = self._config["name"]
+            self._failure = LogUnavailable(f"consumer {name} of {self._stream}: {error}")
         except LogError as error:
             self._failure = error
         pull.arrival.set()

@@ -410,6 +410,20 @@ class TestDeletion:
         await deliveries.close()
 
 
+    async def test_who_consumes_a_stream_that_is_deleted_is_told_so(
+        self, own_server: EmbeddedServer
+    ) -> None:
+        """As that the log is away, of which a process ends in one line and is started again."""
+        own_server.start()
+        async with connected(own_server) as log:
+            deliveries = await log.consume("d", [], ack_wait_s=30, max_pending=10)
+            await api(log.connection, "STREAM.DELETE.DATAPLANE")
+            with pytest.raises(LogUnavailable, match="consumer d of DATAPLANE: stream not found"):
+                async with asyncio.timeout(PATIENCE_S):
+                    await anext(aiter(deliveries))
+            await deliveries.close()
+
+
 class TestRefusal:
     """What can't work says so at once, in words an operator can act on."""
 
