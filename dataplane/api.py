@@ -22,12 +22,15 @@ from adapters.workers import cancelled, finish
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
 from dataplane.following import Following
-from dataplane.health import HealthCheckResult, cluster_health
+from dataplane.health import HealthCheckResult, cluster_health, nobody_tells
 from dataplane.outbox import NotKept, Outbox
 from dataplane.overview import overview, with_alerts
 from dataplane.presence import present
+from dataplane.queries import PREFIX
+from dataplane.questions import ask_any
 from dataplane.turns import said
 from projections.fold import Checkpoint
+from projections.store import StoreMissing
 from streams import events
 from streams.codec import Recorded, chain_of_trigger, check_traceparent, node_fact
 from streams.events import CHAIN_TRIGGERS, Event
@@ -48,6 +51,8 @@ from streams.values import ALL_CONFIGS, S3_NODE, DataType, SyncPriority, TargetO
 E = TypeVar("E", bound=Event)
 CONNECT_TIMEOUT_S = 10.0
 SUBSCRIBER_ACK_WAIT_S = 30.0
+#: How long a coordinator may take to answer.
+_ANSWER_S = 10.0
 SUBSCRIBER_MAX_PENDING = 64
 
 
@@ -381,7 +386,25 @@ class DataPlane:
                         yield Received(recorded, None)
 
     async def health_check(self) -> HealthCheckResult:
-        """Whether the data plane does its work, judged by progress."""
+        """Whether the data plane does its work, judged by progress.
+
+        By the views on this machine; a machine without any asks a coordinator.
+        """
+        try:
+            return await self.health_by_views()
+        except StoreMissing as missing:
+            return await self._health_as_told(missing)
+
+    async def _health_as_told(self, missing: StoreMissing) -> HealthCheckResult:
+        try:
+            bus = (await self.log()).bus
+            answer = await ask_any(bus, f"{PREFIX}.health", b"", _ANSWER_S)
+            return msgspec.json.decode(answer, type=HealthCheckResult)
+        except LogError as error:
+            return nobody_tells(f"{missing}; and no coordinator answers: {error}")
+
+    async def health_by_views(self) -> HealthCheckResult:
+        """As `health_check`, by the views on this machine. Raises StoreMissing if it has none."""
         last_sequence, there = None, None
         consumers: dict[str, ConsumerState] = {}
         standing: Standing | None = None

@@ -25,6 +25,8 @@ LAG_LIMIT = 1_000
 STALL_LIMIT_S = 30.0
 #: A chain that has been open for this long is worth an operator's look.
 OLD_CHAIN_S = 900.0
+#: Somebody's heart beats every five seconds.
+QUIET_S = 20.0
 #: A log that has so much of what it may have is an operator's business.
 LOG_FULL_FROM = 0.9
 #: An archive that missed so many of its cycles is behind.
@@ -175,6 +177,16 @@ def cluster_health(
     )
 
 
+def nobody_tells(why: str) -> HealthCheckResult:
+    """The verdict where there are neither views nor anybody who has some."""
+    parts: dict[str, Any] = {
+        part: {} for part in ("catalog", "planner", "transport", "event_bridge")
+    }
+    counts = dict.fromkeys(("pending_syncs", "total_syncs", "total_bytes"), 0)
+    details = parts | counts | {"reasons": ["nobody-tells"], "alerts": []}
+    return HealthCheckResult(False, "unhealthy", why, details)
+
+
 class _Findings:
     """Problems by name, and the verdict they make."""
 
@@ -216,6 +228,11 @@ def standing_problems(standing: Standing | None) -> Iterator[str]:
         who = f" ({', '.join(standing.behind)} behind or away)" if standing.behind else ""
         text = f"{part}{more} on {count} of {standing.replicas} servers{who}"
         yield f"{text}: stop no other server until that is over"
+    if standing.quiet_s > QUIET_S:
+        yield (
+            f"the bus has stored no heartbeat for {standing.quiet_s:.0f} s: if anybody runs, its "
+            "disk is full or fails: make room, then restart the server"
+        )
     if standing.limit_bytes and standing.size_bytes >= LOG_FULL_FROM * standing.limit_bytes:
         share = standing.size_bytes / standing.limit_bytes
         yield f"the log has {share:.0%} of its max_bytes: raise it, or bound the log's age"

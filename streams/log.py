@@ -91,6 +91,8 @@ class Standing(msgspec.Struct, frozen=True):
     limit_bytes: int = 0
     #: Why all that is not known; "" where it is.
     problem: str = ""
+    #: How long no heartbeat was stored though some are there, by the bus's own clock.
+    quiet_s: float = 0.0
 
 
 class ConsumerState(msgspec.Struct, frozen=True):

@@ -53,7 +53,7 @@ def status(as_json: Json = False) -> None:
 
     async def check() -> HealthCheckResult:
         async with DataPlane.connect(config=config_of()) as plane:
-            return await plane.health_check()
+            return await plane.health_by_views()
 
     health: HealthCheckResult = either(lambda: run(check()), "health", AskHealth())
     if as_json:

@@ -307,6 +307,25 @@ async def test_health_is_never_called_good_while_the_bus_tells_only_a_part(
     await plane.close()
 
 
+async def test_who_has_no_views_is_told_by_a_coordinator_how_all_is(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """And that nobody tells is not healthy, nor an error."""
+    config = DataPlaneConfig(node="laptop", nats_url=cluster.server.url, state_dir=tmp_path / "no")
+    async with DataPlane.connect(config=config) as plane:
+        await until(lambda: _is_well(plane), "the cluster to be well")
+        for name in list(cluster.processes):
+            cluster.kill(name)
+        verdict = await plane.health_check()
+    assert (verdict.healthy, verdict.status) == (False, "unhealthy")
+    assert "no views at" in verdict.message and "no coordinator answers" in verdict.message
+    assert verdict.details["pending_syncs"] == 0
+
+
+async def _is_well(plane: DataPlane) -> bool:
+    return (await plane.health_check()).healthy
+
+
 async def test_up_keeps_its_children_alive_and_takes_them_along(tmp_path: Path) -> None:
     """``dataplane up``: a killed coordinator is started again; SIGTERM ends the whole tree."""
     environment = {"DATAPLANE_NATS_PORT": "0", "DATAPLANE_NODE": "solo", "PATH": "/usr/bin:/bin"}

@@ -409,7 +409,6 @@ class TestDeletion:
             assert (await anext(aiter(deliveries))).recorded.sequence == 1
         await deliveries.close()
 
-
     async def test_who_consumes_a_stream_that_is_deleted_is_told_so(
         self, own_server: EmbeddedServer
     ) -> None:

@@ -34,7 +34,7 @@ from streams.jetstream import JetStreamLog
 from streams.log import LogError, LogFull, NoLongerHeld
 from streams.server import EmbeddedServer
 from streams.subjects import type_filter
-from streams.topology import log_stream
+from streams.topology import NODES_BUCKET, log_stream
 from streams.wire import api
 from tests.conftest import eventually
 
@@ -148,6 +148,23 @@ async def test_full_disk_of_the_log_loses_and_doubles_nothing(small_disk: Path) 
         assert there == [*said, again.id]
     finally:
         server.stop()
+
+
+async def test_a_bus_that_stores_no_heartbeat_is_found_out_by_its_own_clock(
+    own_server: EmbeddedServer,
+) -> None:
+    """On a full disk the last ones stay for ever, and would be taken for news."""
+    own_server.start()
+    async with connected(own_server) as log:
+        assert (await log.standing()).quiet_s == 0.0
+        await log.bus.kv_put(NODES_BUCKET, "agent.gpu-1", b"{}")
+
+        async def quiet() -> bool:
+            return (await log.standing()).quiet_s > 0.5
+
+        await eventually(quiet)
+        await log.bus.kv_put(NODES_BUCKET, "agent.gpu-1", b"{}")
+        assert (await log.standing()).quiet_s < 0.5
 
 
 async def test_log_that_is_full_by_its_limit_goes_on_once_that_is_raised(

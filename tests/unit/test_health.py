@@ -10,6 +10,7 @@ from dataplane.clocks import NAMED_S, ClockWatch
 from dataplane.health import (
     LAG_LIMIT,
     OLD_CHAIN_S,
+    QUIET_S,
     STALL_LIMIT_S,
     CoordinatorHealth,
     HealthCheckResult,
@@ -350,6 +351,15 @@ def test_log_on_too_few_servers_degrades() -> None:
         "bridge, and 1 more on 1 of 3 servers (nats-2, nats-3 behind or away): "
         "stop no other server until that is over"
     )
+
+
+def test_p18_a_bus_that_stores_nothing_is_not_called_healthy() -> None:
+    """On a full disk what was said last stays, also that somebody leads: it is said to be old."""
+    assert cluster(given(*CLUSTER), standing=Standing(quiet_s=QUIET_S)).healthy
+    result = cluster(given(*CLUSTER), standing=Standing(quiet_s=QUIET_S + 5))
+    assert not result.healthy
+    assert "stored no heartbeat for 25 s" in result.message
+    assert "make room, then restart the server" in result.message
 
 
 def test_log_whose_servers_nobody_can_name_is_not_called_healthy() -> None:
