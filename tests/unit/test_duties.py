@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from dataplane.chain import owed
 from dataplane.coordinator.bridge import _goes_on, _moved_on
 from dataplane.policy import Policy
 from streams import events
@@ -168,6 +169,8 @@ def test_k9_what_was_not_planned_when_its_node_stayed_is_not(answered: bool) -> 
     story = given(VAULT, player(), opens("c1", TERMINATING))
     story.tell(*([answers("c1", "gpu-1", GAMES)] if answered else []), STAYS)
     story.when(asked("c1")).then(says(events.DataSyncFailed, reason="gpu-1 stays after all"))
+    [end] = owed(story.chain("c1"), {}, story.plans, story.policy, story.now, "because")
+    assert end.cause == "because"
     story.tell(said_what_is_owed).when(asked("c1")).then_nothing()
 
 

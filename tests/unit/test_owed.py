@@ -21,6 +21,7 @@ from streams.codec import MAX_MESSAGE_BYTES, Fact, encode, fact_id
 from streams.events import Event
 from streams.values import (
     MOST_COUNTED,
+    DataEntry,
     DataType,
     Held,
     Refusal,
@@ -271,8 +272,16 @@ def test_whatever_a_large_plan_says_is_said_in_exactly_one_of_its_parts() -> Non
     assert [part.last_part for part in parts] == [False] * (len(parts) - 1) + [True]
 
 
-def test_what_was_said_before_a_decider_died_stands_and_the_rest_is_said_once() -> None:
-    """Who decides again may see that what was to move is in place: it is not said a second time."""
+MORE = entry("games/gpu-1/more_hex8_2p.db")
+
+
+@pytest.mark.parametrize("anew", [(), (GAMES,), (GAMES, MORE)], ids=["none", "same", "more"])
+def test_what_was_said_before_a_decider_died_stands_and_the_rest_is_said_once(
+    anew: tuple[DataEntry, ...],
+) -> None:
+    """Who decides again may see that what was to move is in place, or that more is to move: what
+    was said is not said a second time.
+    """
     refusals = tuple(
         Refusal(rule="r", reason="why", path=f"{'d' * 90}/{n:05}.db") for n in range(3_000)
     )
@@ -299,10 +308,12 @@ def test_what_was_said_before_a_decider_died_stands_and_the_rest_is_said_once() 
 
     said = asked_for(first)[:died]
     story.tell(*said)
-    rest = asked_for(msgspec.structs.replace(first, plans=(), held=held))
+    plans = (msgspec.structs.replace(moves, entries=anew),) if anew else ()
+    rest = asked_for(msgspec.structs.replace(first, plans=plans, held=held))
     assert rest and len(set(ids([*said, *rest]))) == died + len(rest)
     parts: list[Any] = [fact.event for fact in (*said, *rest)]
-    assert [plan.entries for part in parts for plan in part.plans] == [(GAMES,)]
+    planned = [one for part in parts for plan in part.plans for one in plan.entries]
+    assert planned == [GAMES, *anew[1:]]
     assert [one.target for part in parts for one in part.held] == ["train-2"]
     assert sorted(one.path for part in parts for one in part.refusals) == [r.path for r in refusals]
     assert [path for part in parts for path in part.announces] == [*news]
@@ -513,6 +524,10 @@ def test_chain_that_ends_late_says_that_it_was_overdue() -> None:
         says(DataSyncCompleted),
         says(NewGamesAvailable),
     )
+    row, transfers = story.chain("c1"), {one.id: one for one in story.view.transfers_of("c1")}
+    at = story.now + 3_600 + ENDED_IN_TIME_S
+    facts = owed(row, transfers, lambda *_: SyncPlanned(), story.policy, at, "because")
+    assert {fact.cause for fact in facts} == {"because"}
     said_before = given(*MOVING, after(3_600), said_what_is_owed, succeeded())
     said_before.when(asked("c1", after=9_000)).then(
         says(DataSyncCompleted), says(NewGamesAvailable)
@@ -697,7 +712,8 @@ def test_chain_that_can_not_be_decided_is_set_aside_and_ends_as_failed(length: i
 def test_chain_that_is_set_aside_long_after_its_limit_is_said_to_be_overdue_too() -> None:
     """Nobody could say so before: who can't decide a chain can't say that it waits."""
     story = given(*READY, after(3_630))
-    overdue, _, end = set_aside(story.chain("c1"), 5, "broken", Policy(), story.now, "c")
+    overdue, _, end = facts = set_aside(story.chain("c1"), 5, "broken", Policy(), story.now, "c")
+    assert {fact.cause for fact in facts} == {"c"}
     assert overdue.event == ChainOverdue(
         config_key="hex8_2p", age_seconds=3_630.0, waiting_for="somebody who can decide it"
     )
@@ -917,6 +933,15 @@ def test_what_a_source_holds_no_more_is_planned_again_as_what_has_taken_its_plac
     assert [(one.target, one.checksum) for one in end.targets] == [("train-1", SECOND.checksum)]
     assert end.games_synced == 600
     assert isinstance(story.facts[-1].event, NewGamesAvailable)
+
+
+def test_k9_what_was_lost_is_not_planned_again_for_a_node_that_stays() -> None:
+    """Nothing has to leave it any more: its chain ends."""
+    story = given(player(), trainer(), opens("c1", events.NodeTerminating(node="gpu-1")))
+    story.tell(answers("c1", "gpu-1", GAMES), said_what_is_owed, assigned)
+    story.tell(holds("gpu-1", SECOND), failed(error_class="EntryMissing"))
+    story.tell(events.NodeDrainCancelled(node="gpu-1"))
+    story.when(asked("c1")).then(says(DataSyncFailed))
 
 
 def test_only_what_was_lost_is_planned_again() -> None:
