@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from streams import events
+from streams.codec import fact_id
 from streams.events import Event
 from streams.values import MOST_COUNTED, S3_NODE, Role, SyncPriority, Trait, Transport
 from tests.spec import (
@@ -125,10 +126,24 @@ def test_a_chain_says_that_it_is_backed_up_and_completes() -> None:
             manifest_key="nodes/gpu-1/manifest.json",
             entries=1,
             size_bytes=GAMES.size_bytes,
+            config_key="hex8_2p",
         ),
         says(events.DataSyncCompleted, games_synced=500),
         says(events.NewGamesAvailable, targets=("train-1",), game_count=500),
     )
+
+
+def test_only_what_the_bucket_was_to_have_is_backed_up_under_its_prefix() -> None:
+    """However many nodes get it; each source that backs up for a chain says so for itself."""
+    policy = policy_of(s3={"enabled": True, "bucket": "backups", "prefix": "cluster-a"})
+    story = given(trainer("train-2"), policy=policy)
+    story.tell(trainer(), player(), opens("c1", played()), answers("c1", "gpu-1", GAMES))
+    story.tell(said_what_is_owed, assigned, succeeded(S3_NODE))
+    [fact] = story.owes("c1")["c1"]
+    assert isinstance(fact.event, events.S3BackupCompleted)
+    assert (fact.event.entries, fact.event.size_bytes) == (1, GAMES.size_bytes)
+    assert fact.event.manifest_key == "cluster-a/nodes/gpu-1/manifest.json"
+    assert fact.id == fact_id("c1", "S3_BACKUP_COMPLETED", "gpu-1")
 
 
 def test_p1_backup_of_the_largest_sizes_can_be_said() -> None:

@@ -680,6 +680,29 @@ def test_failure_says_how_many_copies_are_missing_and_where() -> None:
     )
 
 
+def test_copy_that_failed_is_told_with_its_size_what_came_and_how_often_it_was_tried() -> None:
+    """How often only where it was more than once."""
+    once = given(*MOVING, failed(moved=100, retryable=False))
+    twice = given(*MOVING, failed(), after(60), assigned, failed())
+    twice.under(retries={"max_retries": 1})
+    for story, tries, came in ((once, "", 100), (twice, " (attempt 2)", 0)):
+        [fact] = story.owes("c1")["c1"]
+        assert isinstance(fact.event, DataSyncFailed)
+        [missing] = fact.event.failed
+        assert (missing.size_bytes, missing.bytes_transferred) == (GAMES.size_bytes, came)
+        assert missing.error == f"Stalled: no byte came{tries}"
+
+
+def test_completion_says_whether_anything_had_to_move() -> None:
+    """In words."""
+    story = given(*MOVING, succeeded()).when(asked("c1"))
+    assert "every target holds every byte" in [getattr(e, "reason", "") for e in story.events]
+    story = given(trainer(), player(), ran("c0", played(), GAMES), opens("c1", played()))
+    story.tell(answers("c1", "gpu-1", GAMES))
+    reasons = [getattr(event, "reason", "") for event in story.when(asked("c1")).events]
+    assert "nothing had to move: every target held every byte" in reasons
+
+
 # Set aside
 
 
