@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -36,7 +36,15 @@ async def finish(
     the cancellation is raised once the function has ended. `hurry` is called then to let it end
     soon.
     """
-    job = asyncio.wrap_future(executor.submit(function))
+    return await _ended(asyncio.wrap_future(executor.submit(function)), hurry)
+
+
+async def to_its_end(work: Coroutine[Any, Any, T]) -> T:
+    """As `finish`, of what runs on the event loop."""
+    return await _ended(asyncio.ensure_future(work), lambda: None)
+
+
+async def _ended(job: asyncio.Future[T], hurry: Callable[[], None]) -> T:
     try:
         return await asyncio.shield(job)
     except asyncio.CancelledError:
@@ -44,6 +52,9 @@ async def finish(
         while not job.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await settled(job)
+        # Nobody asks any more what came of it.
+        if not job.cancelled():
+            job.exception()
         raise
 
 

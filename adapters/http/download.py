@@ -11,12 +11,39 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
+from functools import partial
 from urllib.parse import urlsplit
 
 from adapters.errors import Interrupted, Refused, Stalled, Unreachable
 
 #: A reader comes back this often, so that it can be given up or slowed down.
 TICK_S = 0.25
+
+
+class Line:
+    """What a thread waits for at the other end, to be given up from any other: also before a
+    connection stands, which may take as long as its patience.
+    """
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+        self._given_up = False
+
+    def holds(self, opened: socket.socket) -> None:
+        """From now on it is this that is waited for. Raises `ConnectionAbortedError` if all was
+        given up.
+        """
+        self._socket = opened
+        if self._given_up:
+            raise ConnectionAbortedError("given up")
+
+    def give_up(self) -> None:
+        """Let whoever waits fail at once, and all who come later."""
+        self._given_up = True
+        opened = self._socket
+        if opened is not None:
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
 
 
 class Download:
@@ -29,10 +56,12 @@ class Download:
         connect_s: float,
         stall_s: float,
         context: ssl.SSLContext | None = None,
+        line: Line | None = None,
     ) -> None:
         """Ask. Raises `Unreachable`, `Stalled` or `Interrupted` if there is no answer."""
         self._stall_s = stall_s
-        self._connection = connect(url, connect_s, context)
+        self._line = line or Line()
+        self._connection = connect(url, connect_s, context, self._line)
         self._socket: socket.socket = self._connection.sock
         try:
             self._socket.settimeout(stall_s)
@@ -84,6 +113,10 @@ class Download:
             return self._answer.read(most).decode(errors="replace")
         return ""
 
+    def abort(self) -> None:
+        """Let whoever is blocked in it fail at once. From any thread."""
+        self._line.give_up()
+
     def close(self) -> None:
         """Let go of the connection."""
         self._connection.close()
@@ -99,7 +132,7 @@ class Download:
 
 
 def connect(
-    url: str, connect_s: float, context: ssl.SSLContext | None = None
+    url: str, connect_s: float, context: ssl.SSLContext | None, line: Line
 ) -> http.client.HTTPConnection:
     """A connection that stands. `context` says whom to trust. Raises `Unreachable`, or `Refused`
     if whoever answers can't prove who he is.
@@ -112,9 +145,41 @@ def connect(
             if parts.scheme == "https"
             else http.client.HTTPConnection(host, parts.port, timeout=connect_s)
         )
-        connection.connect()
+        with contextlib.ExitStack() as until_it_stands:
+            dial = partial(_dialled, line, until_it_stands)
+            connection._create_connection = dial  # type: ignore[attr-defined]
+            connection.connect()
+            try:
+                line.holds(connection.sock)
+            except OSError:
+                connection.close()
+                raise
     except ssl.SSLCertVerificationError as error:
         raise Refused(f"{host} does not prove who it is: {error.verify_message}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise Unreachable(str(error)) from error
     return connection
+
+
+def _dialled(
+    line: Line,
+    until_it_stands: contextlib.ExitStack,
+    address: tuple[str, int],
+    timeout_s: float,
+    source_address: object = None,
+) -> socket.socket:
+    """As `socket.create_connection`, but it can be given up."""
+    error = OSError(f"{address[0]} has no address")
+    for family, kind, protocol, _, where in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+        opened = socket.socket(family, kind, protocol)
+        try:
+            opened.settimeout(timeout_s)
+            # The socket itself is taken over by TLS, whose greetings are waited for as well.
+            line.holds(until_it_stands.enter_context(opened.dup()))
+            opened.connect(where)
+        except OSError as failure:
+            opened.close()
+            error = failure
+        else:
+            return opened
+    raise error

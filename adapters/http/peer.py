@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
 from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError
-from adapters.http.download import connect
+from adapters.http.download import Line, connect
 from adapters.memory import room
 
 _ERROR_TEXT = 300
@@ -51,7 +51,7 @@ class Peer:
         self.answer: http.client.HTTPResponse | None = None
         self._socket: socket.socket | None = None
         self._woken_for = 1
-        self._aborted = False
+        self._line = Line()
         self._room = memoryview(b"")
 
     def ask(
@@ -163,11 +163,7 @@ class Peer:
 
     def abort(self) -> None:
         """Let whoever waits for bytes fail at once, and all who ask later. From any thread."""
-        self._aborted = True
-        opened = self._socket
-        if opened is not None:
-            with contextlib.suppress(OSError):
-                opened.shutdown(socket.SHUT_RDWR)
+        self._line.give_up()
 
     def _wake_for(self, count: int) -> None:
         """Wait for so many bytes from now on; of TLS nobody knows how many make a record."""
@@ -188,13 +184,13 @@ class Peer:
         if self.answer is not None and not self.answer.isclosed():
             # Something of the last answer was not read: it would be taken for the next one.
             self.close()
-        if self._connection is None:
-            self._connection = connect(url, self._connect_s, self._context)
+        if self._connection is None or self._connection.sock is None:
+            # Whoever is asked may end a connection with each answer.
+            self._connection = connect(url, self._connect_s, self._context, self._line)
             self._socket = self._connection.sock
             self._woken_for = 1
         self._wake_for(1)
-        if self._aborted:
-            raise ConnectionAbortedError("given up")
+        self._line.holds(self._connection.sock)
         self._connection.sock.settimeout(self.stall_s)
         parts = urlsplit(url)
         self._connection.request(

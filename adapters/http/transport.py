@@ -22,7 +22,7 @@ from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, Transpo
 from adapters.files.landing import Landing
 from adapters.files.sent import opened
 from adapters.http.answers import Answer, check, refusal
-from adapters.http.download import Download
+from adapters.http.download import Download, Line
 from adapters.http.packed import PACKED, PACKED_BELOW_BYTES_S, Unpacking, shrinks
 from adapters.http.peer import Peer, Unserved
 from adapters.http.receiving import ERROR_HEADER, OFFSET_HEADER, described, error_of
@@ -181,13 +181,18 @@ class HttpTransport:
         headers = described(entry, request.transfer)
         headers |= {"Content-Range": content_range, "Content-Length": str(length)}
         upload = await _begun(
-            lambda: Upload(url, headers, request.connect_s, request.stall_s, self._context)
+            request,
+            lambda line: Upload(
+                url, headers, request.connect_s, request.stall_s, self._context, line
+            ),
         )
         patience_s = request.connect_s + request.stall_s + entry.size_bytes / SLOWEST_DIGEST_BYTES_S
         try:
             if source is not None and throttle is not None and telling is not None:
                 await _sent(upload, source, entry.size_bytes, length, throttle, telling)
-            return await finish(lambda: upload.answer(patience_s), executor=SOCKETS)
+            return await finish(
+                lambda: upload.answer(patience_s), executor=SOCKETS, hurry=upload.abort
+            )
         finally:
             upload.close()
 
@@ -245,7 +250,10 @@ class HttpTransport:
     ) -> int:
         url, headers = self._question(request, landing.offset)
         download = await _begun(
-            lambda: Download(url, headers, request.connect_s, request.stall_s, self._context)
+            request,
+            lambda line: Download(
+                url, headers, request.connect_s, request.stall_s, self._context, line
+            ),
         )
         try:
             answer = Answer(
@@ -256,7 +264,9 @@ class HttpTransport:
                 length=download.length,
             )
             if answer.status not in (200, 206):
-                said = await finish(lambda: download.text(_ERROR_TEXT), executor=SOCKETS)
+                said = await finish(
+                    lambda: download.text(_ERROR_TEXT), executor=SOCKETS, hurry=download.abort
+                )
                 raise refusal(answer, request, said)
             if answer.status == 200 and landing.offset:
                 await landing.reset()
@@ -341,14 +351,20 @@ class HttpTransport:
         return self._session
 
 
-async def _begun(begin: Callable[[], C]) -> C:
-    """What `begin` makes in a thread; nothing of it is left open if this is cancelled."""
-    made: list[C] = []
+async def _begun(request: Request, begin: Callable[[Line], C]) -> C:
+    """What `begin` makes in a thread; nothing of it is left open if this is cancelled.
+
+    Raises `Stalled` if it takes longer than connecting and being silent may.
+    """
+    made, line = list[C](), Line()
     try:
-        await finish(lambda: made.append(begin()), executor=SOCKETS)
-    except asyncio.CancelledError:
+        async with asyncio.timeout(request.connect_s + request.stall_s):
+            await finish(lambda: made.append(begin(line)), executor=SOCKETS, hurry=line.give_up)
+    except BaseException as error:
         for connection in made:
             connection.close()
+        if isinstance(error, TimeoutError):
+            raise Stalled("no answer came") from error
         raise
     return made[0]
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
-import socket
 import ssl
 from collections.abc import Mapping
 from typing import BinaryIO
@@ -17,7 +16,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from adapters.errors import Interrupted, Stalled
-from adapters.http.download import connect
+from adapters.http.download import Line, connect
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -44,9 +43,11 @@ class Upload:
         connect_s: float,
         stall_s: float,
         context: ssl.SSLContext | None = None,
+        line: Line | None = None,
     ) -> None:
         """Connect and say what comes. Raises `Unreachable`, `Stalled` or `Interrupted`."""
-        self._connection = connect(url, connect_s, context)
+        self._line = line or Line()
+        self._connection = connect(url, connect_s, context, self._line)
         self._connection.sock.settimeout(stall_s)
         parts = urlsplit(url)
         try:
@@ -77,8 +78,7 @@ class Upload:
 
     def abort(self) -> None:
         """Let whoever is blocked in it fail at once. From any thread."""
-        with contextlib.suppress(OSError):
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
+        self._line.give_up()
 
     def close(self) -> None:
         """Let go of the connection."""

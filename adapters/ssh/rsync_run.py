@@ -15,7 +15,7 @@ from adapters.errors import Refused, Stalled
 from adapters.ssh.rsync_words import LITERAL, SHORTEST_STALL_S, progress_in
 from adapters.throttle import Throttle
 from adapters.transport import Request
-from adapters.workers import settled
+from adapters.workers import settled, to_its_end
 
 TICK_S = 0.05
 #: rsync writes so many bytes at once, so a slow file grows seldom.
@@ -74,7 +74,10 @@ class Run:
         return int(found[1]) if found else None
 
     async def stop(self) -> None:
-        """End it, and wait until nothing of it runs any more."""
+        """End it, and wait until nothing of it runs any more, however often one is cancelled."""
+        await to_its_end(self._stop())
+
+    async def _stop(self) -> None:
         for which, within_s in ((signal.SIGTERM, GRACE_S), (signal.SIGKILL, None)):
             if self.ended.done():
                 return

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from adapters.errors import (
     DigestMismatch,
@@ -382,3 +383,15 @@ async def test_another_transport_goes_on_from_the_first_gap(make: MAKE) -> None:
     assert again.offset == 3 * block_map.block_bytes
     await again.write(data[again.offset :])
     assert await again.commit() == Landed(bytes=len(data))
+
+
+async def test_a_peer_that_ends_each_connection_gives_all_the_same(
+    make: MAKE, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As what stands before a server may do: each question makes a connection of its own."""
+    source, target = await make("source"), await make("target")
+    monkeypatch.setattr(web.BaseRequest, "keep_alive", property(lambda _: False))
+    data = os.urandom(20 * MEGABYTE)
+    came, landed = await target.bring(source.put(PATH, data), source.at)
+    assert (came, landed.bytes) == (len(data), len(data))
+    assert (target.root / PATH).read_bytes() == data

@@ -1,0 +1,180 @@
+"""Who is given up ends at once and leaves nothing running, however long it would have waited."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import os
+import socket
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adapters.errors import Stalled
+from adapters.files.landing import Landing
+from adapters.http.signing import Signer
+from adapters.http.transport import LARGE_BYTES, HttpTransport
+from adapters.p2p.asking import Around
+from adapters.p2p.transport import P2PTransport
+from adapters.ssh.rsync_run import Run
+from adapters.throttle import Throttle
+from adapters.transport import Request
+from adapters.workers import finish
+from streams.values import DataEntry, DataType, Endpoint
+
+SIGNER = Signer(b"the cluster's own key")
+CONTENT = os.urandom(LARGE_BYTES)
+ENTRY = DataEntry(
+    path="models/hex8_2p.onnx",
+    data_type=DataType.MODELS,
+    config_key="hex8_2p",
+    size_bytes=len(CONTENT),
+    checksum=f"sha256:{hashlib.sha256(CONTENT).hexdigest()}",
+)
+#: How long anything here would wait by itself; and what is at once on a busy machine.
+PATIENCE_S, AT_ONCE_S = 20.0, 5.0
+
+
+@pytest.fixture
+def nobody() -> Iterator[str]:
+    """An address where no connection is taken: its queue is full."""
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        waiting = [socket.socket() for _ in range(4)]
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(listening.getsockname())
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        for one in waiting:
+            one.close()
+
+
+async def fetched(transport: HttpTransport | P2PTransport, url: str, root: Path) -> None:
+    """Fetch from there."""
+    landing = await Landing.open(root, ENTRY, "t-1", ENTRY.path)
+    try:
+        await transport.fetch(request_to(url), landing, Throttle(), lambda *_: None)
+    finally:
+        await landing.abort()
+        await transport.close()
+
+
+async def pushed(url: str, root: Path) -> None:
+    """Push to there."""
+    (root / "file").write_bytes(CONTENT)
+    transport = HttpTransport(SIGNER)
+    try:
+        await transport.push(request_to(url), root / "file", Throttle(), lambda *_: None)
+    finally:
+        await transport.close()
+
+
+def request_to(url: str) -> Request:
+    """An attempt that would be patient."""
+    there = Endpoint(node="gpu-7", http_url=url)
+    return Request("t-1", ENTRY, there, there, stall_s=PATIENCE_S, connect_s=PATIENCE_S)
+
+
+ATTEMPTS: dict[str, Callable[[str, Path], Awaitable[None]]] = {
+    "http": lambda url, root: fetched(HttpTransport(SIGNER), url, root),
+    "p2p": lambda url, root: fetched(P2PTransport(Around(SIGNER, lambda _: None)), url, root),
+    "push": pushed,
+}
+
+
+async def seconds_to_end(attempt: Awaitable[None]) -> float:
+    """How long it takes to give up an attempt that waits."""
+    waiting = asyncio.ensure_future(attempt)
+    await asyncio.sleep(0.3)
+    assert not waiting.done()
+    waiting.cancel()
+    began = time.monotonic()
+    await asyncio.wait([waiting])
+    assert waiting.cancelled()
+    return time.monotonic() - began
+
+
+@pytest.mark.parametrize("how", ATTEMPTS)
+async def test_who_waits_for_a_connection_is_given_up_at_once(
+    tmp_path: Path, nobody: str, how: str
+) -> None:
+    """An agent that is told to end does not wait for a machine that is gone."""
+    assert await seconds_to_end(ATTEMPTS[how](nobody, tmp_path)) < AT_ONCE_S
+
+
+@pytest.mark.parametrize("how", ATTEMPTS)
+async def test_who_waits_for_an_answer_is_given_up_at_once(tmp_path: Path, how: str) -> None:
+    """Nor for one that hears and says nothing: of a push that may be an hour."""
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    assert await seconds_to_end(ATTEMPTS[how](url, tmp_path)) < AT_ONCE_S
+    server.close()
+
+
+async def test_a_source_that_always_says_to_go_on_is_not_waited_for(tmp_path: Path) -> None:
+    """Words without an answer end as silence does."""
+
+    async def going_on(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while not writer.is_closing():
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            await asyncio.sleep(0.01)
+
+    server = await asyncio.start_server(going_on, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    there = Endpoint(node="gpu-7", http_url=url)
+    request = Request("t-1", ENTRY, there, there, stall_s=0.3, connect_s=0.3)
+    landing = await Landing.open(tmp_path, ENTRY, "t-1", ENTRY.path)
+    transport = HttpTransport(SIGNER)
+    async with asyncio.timeout(AT_ONCE_S):
+        with pytest.raises(Stalled):
+            await transport.fetch(request, landing, Throttle(), lambda *_: None)
+    await landing.abort()
+    await transport.close()
+    server.close()
+
+
+async def test_rsync_has_ended_however_often_it_is_given_up() -> None:
+    """What it would write after that would mix with what the next attempt writes."""
+    run = await Run.begin(["sh", "-c", "trap '' TERM; echo began; sleep 60"], b"")
+    stopping = asyncio.ensure_future(run.stop())
+    for _ in range(3):
+        await asyncio.sleep(0.05)
+        stopping.cancel()
+    await asyncio.wait([stopping])
+    assert run.ended.done()
+
+
+async def test_what_ended_badly_as_it_was_given_up_is_not_complained_of() -> None:
+    """Nobody is left to ask what came of it, and that is nothing to log."""
+    complaints: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
+    hurried, ended = threading.Event(), threading.Event()
+
+    def fails() -> None:
+        hurried.wait()
+        ended.set()
+        raise OSError("gone")
+
+    asked = asyncio.ensure_future(finish(fails, hurry=hurried.set))
+    await asyncio.sleep(0.05)
+    asked.cancel()
+    await asyncio.sleep(0)
+    # It ends in the same turn of the loop in which it is given up a second time.
+    ended.wait()
+    time.sleep(0.1)  # noqa: ASYNC251
+    asked.cancel()
+    await asyncio.wait([asked])
+    del asked
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
