@@ -25,7 +25,7 @@ from adapters.errors import (
 )
 from adapters.files import checks, sqlite
 from adapters.files.digest import hex_of, named
-from adapters.files.durable import Disk, fsync_above
+from adapters.files.durable import Disk, fsync_above, set_mtime
 from adapters.files.landing import Landed, appear, may_be_refused, refuse_replacement
 from adapters.files.leftovers import GROUP_PREFIX
 from adapters.files.partial import disk_errors, write_all
@@ -243,8 +243,7 @@ class Group:
         if place.masks_modes:
             # Only then: to set what is set already costs a turn of the disk's journal.
             os.fchmod(handle, _MODE)
-        if mtime > 0:
-            os.utime(handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
+        set_mtime(handle, mtime)
         if not self._syncs(place.disk):
             os.fsync(handle)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from adapters.errors import DiskFailed, DiskFull, InUse
 from adapters.files.digest import BLOCK_BYTES, feed, named
-from adapters.files.durable import Flushing
+from adapters.files.durable import Flushing, set_mtime
 from adapters.memory import room
 from adapters.workers import DIGESTS, DISK, SOCKETS, finish
 
@@ -318,8 +318,7 @@ def open_locked(path: Path) -> int:
 def make_durable(handle: int, mtime: float) -> None:
     """Give a file its mode and time, and flush it to the disk. Blocks."""
     os.fchmod(handle, 0o644)
-    if mtime > 0:
-        os.utime(handle, ns=(int(mtime * 1e9), int(mtime * 1e9)))
+    set_mtime(handle, mtime)
     os.fsync(handle)
 
 

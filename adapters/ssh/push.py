@@ -222,5 +222,8 @@ def _refuse_replacement(request: Request, final_bytes: str | None, rules: PathRu
 
 
 def _stamp(mtime: float) -> str:
-    """A time as ``touch -t`` knows it, in UTC; "" if there is none."""
-    return datetime.fromtimestamp(mtime, UTC).strftime("%Y%m%d%H%M.%S") if mtime > 0 else ""
+    """A time as ``touch -t`` knows it, in UTC; "" if there is none, or none that it knows."""
+    if mtime > 0:
+        with contextlib.suppress(OverflowError, ValueError, OSError):
+            return datetime.fromtimestamp(mtime, UTC).strftime("%Y%m%d%H%M.%S")
+    return ""

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from adapters.errors import DigestMismatch, Interrupted, Refused, Stalled
@@ -295,6 +296,16 @@ async def test_a_far_end_that_stopped_ends_a_push_as_stalled(rig: Rig, tmp_path:
             os.kill(pid, signal.SIGCONT)
     assert await rig.push(entry, file) < len(data)
     assert files_in(rig.root) == {PATH: data}
+
+
+@pytest.mark.parametrize("mtime", [1e13, 1e30, float("inf")])
+async def test_a_time_that_no_clock_shows_keeps_no_push_out(
+    rig: Rig, tmp_path: Path, mtime: float
+) -> None:
+    """The file gets its name, and the time of its arrival."""
+    entry, file = held(tmp_path, b"x" * 1000)
+    await rig.push(msgspec.structs.replace(entry, mtime=mtime), file)
+    assert files_in(rig.root) == {PATH: b"x" * 1000}
 
 
 async def test_a_push_touches_nothing_but_its_file(rig: Rig, tmp_path: Path) -> None:

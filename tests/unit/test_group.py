@@ -402,3 +402,16 @@ def _landed_in_a_child(root: Path, deadly: int, trusted: bool) -> bool:
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
     return status == 0
+
+
+def test_a_time_that_no_clock_shows_keeps_no_other_waiting(tmp_path: Path) -> None:
+    """Neither the file nor those that came with it are kept out by it."""
+    times = {"data/odd.bin": 1e30, "data/odder.bin": float("inf"), "data/usual.bin": 1.7e9}
+    wanted = [Wanted(entry_of(b"bytes", path, mtime=at), path) for path, at in times.items()]
+    together = Group(tmp_path, wanted)
+    for number in range(len(wanted)):
+        together.put(number, b"bytes")
+    together.commit()
+    together.close()
+    assert together.outcomes == [Landed(bytes=5)] * 3
+    assert files_in(tmp_path) == dict.fromkeys(times, b"bytes")

@@ -698,3 +698,11 @@ async def test_the_digest_of_a_file_is_that_of_all_its_bytes(tmp_path: Path) -> 
     assert checksum_of(tmp_path / "x") == entry_of(data).checksum
     (tmp_path / "x").write_bytes(data[:-1] + b"1")
     assert checksum_of(tmp_path / "x") == entry_of(data[:-1] + b"1").checksum
+
+
+@pytest.mark.parametrize("mtime", [1e13, 1e30, float("inf")])
+async def test_a_time_that_no_clock_shows_keeps_no_file_out(tmp_path: Path, mtime: float) -> None:
+    """Its bytes land; the time is what the disk makes of it, or that of its landing."""
+    landed = await land(tmp_path, b"bytes", entry=entry_of(b"bytes", mtime=mtime))
+    assert landed == Landed(bytes=5)
+    assert (tmp_path / "data/x.bin").read_bytes() == b"bytes"
