@@ -43,6 +43,25 @@ class Telling:
             self._progress(done, self._size)
 
 
+class Onward:
+    """How far one entry is, over all that is tried: never less than before, and all at its end."""
+
+    def __init__(self, progress: Progress, size_bytes: int) -> None:
+        self._progress = progress
+        self._size = size_bytes
+        self._done = -1
+
+    def __call__(self, done: int, total: int) -> None:
+        """Tell, if it is further than it was. What another transport can't use comes again."""
+        if done > self._done:
+            self._done = done
+            self._progress(done, total)
+
+    def arrived(self) -> None:
+        """All of it is there, whether anything had to move for it or not."""
+        self(self._size, self._size)
+
+
 class InAll:
     """How far several are as one: (bytes of all that are there, bytes in all). Neither shrinks."""
 

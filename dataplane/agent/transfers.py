@@ -14,6 +14,7 @@ from pathlib import Path
 
 from adapters.errors import CheckFailed, Refused, TimedOut, TransportError, Unforeseen
 from adapters.files.inventory import Inventory
+from adapters.telling import Onward
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, Progress, Pushes
 from dataplane.agent.attempt import Attempt, Outcome
@@ -94,16 +95,17 @@ class TransportManager:
         """Do this node's part: fetch it if this is the target, send it if it is the source, else
         pass it on.
 
-        `progress_callback` is told (bytes done, bytes in all). `claim` is what a part's whole is
-        called in grants. Cancellation leaves nothing but a partial that the next attempt goes on
-        from.
+        `progress_callback` is told (bytes done, bytes in all): never fewer than before, and all of
+        them once it is there. `claim` is what a part's whole is called in grants. Cancellation
+        leaves nothing but a partial that the next attempt goes on from.
         """
         self.running += 1
         attempt = Attempt(self._node, order)
         try:
             claim = claim or claim_of_order(order)
-            progress = progress_callback or _ignore
+            progress = Onward(progress_callback or _ignore, order.entry.size_bytes)
             outcome = await self._within_its_time(order, claim, attempt, progress)
+            progress.arrived()
             self.succeeded += 1
             return outcome
         except TransportError as error:

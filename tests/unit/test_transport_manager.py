@@ -352,3 +352,49 @@ async def test_progress_callback_is_told_bytes_done_and_in_all(
     moving = manager(tmp_path, inventory, Faulty(HTTP))
     await moving.transfer(order(HTTP), lambda done, total: told.append((done, total)))
     assert told[-1] == (len(CONTENT), len(CONTENT))
+
+
+async def test_progress_never_goes_back_and_ends_with_all(
+    tmp_path: Path, inventory: Inventory
+) -> None:
+    """What the next transport can't use comes again unseen; what is there already is all there."""
+
+    class Anew(Faulty):
+        """It can't use what came before."""
+
+        async def fetch(
+            self, request: Request, landing: Landing, throttle: Throttle, progress: Progress
+        ) -> int:
+            await landing.reset()
+            await landing.write(CONTENT[:1000])
+            progress(landing.offset, len(CONTENT))
+            return await super().fetch(request, landing, throttle, progress)
+
+    told: list[tuple[int, int]] = []
+    first = Faulty(P2P, stop_after=100_000, then=lambda: Interrupted("cut"))
+    moving = manager(tmp_path, inventory, first, Anew(HTTP))
+    await moving.transfer(order(P2P, HTTP), lambda *done: told.append(done))
+    assert told == [(100_000, len(CONTENT)), (len(CONTENT), len(CONTENT))]
+    told.clear()
+    again = await moving.transfer(order(P2P, HTTP), lambda *done: told.append(done))
+    assert isinstance(again, events.TransferSucceeded)
+    assert told == [(len(CONTENT), len(CONTENT))]
+
+
+async def test_progress_of_an_empty_file_is_told(tmp_path: Path, inventory: Inventory) -> None:
+    """Nothing of nothing is all of it, whatever its transport tells."""
+
+    class Silent(Faulty):
+        """It has nothing to do, and tells nothing."""
+
+        async def fetch(self, *_: object) -> int:
+            return 0
+
+    told: list[tuple[int, int]] = []
+    empty = structs.replace(ENTRY, size_bytes=0, checksum=_checksum(b""), path="data/empty.txt")
+    silent = Silent(RSYNC)
+    done = await manager(tmp_path, inventory, silent).transfer(
+        order(RSYNC, entry=empty), lambda *done: told.append(done)
+    )
+    assert isinstance(done, events.TransferSucceeded)
+    assert told == [(0, 0)]
