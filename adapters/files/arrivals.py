@@ -55,15 +55,18 @@ class Arrivals:
     async def there(self, entry: DataEntry) -> DataEntry | None:
         """The entry if it was received before; None if it may come.
 
-        Raises `Superseded` or `NeverReplaced` if it may not.
+        Raises `Superseded` or `NeverReplaced` if it may not, or the disk's errors.
         """
-        there = await self._inventory.arrived(entry.path)
+        with disk_errors():
+            there = await self._inventory.arrived(entry.path)
         if there is not None and there.checksum == entry.checksum:
             return there
         if there is not None and there.version > entry.version:
             raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
         owned = self._rules.ownership(entry.path) is Ownership.OWNED
-        if owned and await self._inventory.keeps_own(entry.path):
+        with disk_errors():
+            kept = owned and await self._inventory.keeps_own(entry.path)
+        if kept:
             raise NeverReplaced(f"{self.local(entry)} is a file of {self._node}'s own")
         return None
 
@@ -72,7 +75,8 @@ class Arrivals:
         async with self._inventory.alone([self.local(entry)]):
             if await self.there(entry) is not None:
                 return True
-            await self._inventory.expect({self.local(entry): entry})
+            with disk_errors():
+                await self._inventory.expect({self.local(entry): entry})
             return False
 
     async def land(

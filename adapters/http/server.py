@@ -23,6 +23,7 @@ from typing import TypeVar
 
 import msgspec
 from aiohttp import hdrs, web
+from aiohttp.typedefs import Handler
 
 from adapters.files.digest import named
 from adapters.files.maps import MapStore
@@ -104,7 +105,7 @@ class FileServer:
 
     async def start(self) -> None:
         """Listen. Raises `OSError` if the address is taken."""
-        application = web.Application()
+        application = web.Application(middlewares=[_until_gone])
         router = application.router
         router.add_get(ENTRY_ROUTE + _DIGEST, self._answer)
         router.add_get(MAP_ROUTE + _DIGEST, self._answer_map)
@@ -300,11 +301,25 @@ class FileServer:
             self.served.bytes_sent += sent
         except (ConnectionError, asyncio.CancelledError):
             self.served.broken_off += 1
+            # It may not know yet that it is broken.
+            transport.abort()
             raise
         if sent < count:
             # A file that shrank: the length was said already, so only breaking off is honest.
             self.served.broken_off += 1
             transport.abort()
+
+
+@web.middleware
+async def _until_gone(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """That whoever asked is gone is no error of ours: long connections are cut every day."""
+    try:
+        return await handler(request)
+    except (ConnectionError, web.RequestPayloadError):
+        if request.transport is not None and not request.transport.is_closing():
+            raise
+        # It goes nowhere.
+        return web.Response(status=400)
 
 
 def _span(asked: re.Match[str] | None, size: int) -> tuple[int, int]:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import os
+import socket
+import sqlite3
+import struct
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from msgspec import structs
 
-from adapters.errors import NeverReplaced, Superseded
+from adapters.errors import DiskFailed, NeverReplaced, Superseded
 from adapters.files.group import Group
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landed, Landing
@@ -241,3 +247,47 @@ async def test_what_is_only_passed_on_goes_elsewhere_also_among_others(
     assert (elsewhere / "models/b.bin").read_bytes() == b"b"
     assert [path for path, _, _ in target.told] == ["models/a.bin", "models/c.bin"]
     await known.close()
+
+
+@pytest.mark.parametrize("says", [OSError(30, "Read-only file system"), sqlite3.OperationalError()])
+async def test_a_disk_that_fails_before_the_first_byte_is_said_to(
+    tmp_path: Path, target: Target, monkeypatch: pytest.MonkeyPatch, says: Exception
+) -> None:
+    """It is the disk of the target, and not that the target would not have it."""
+
+    async def failing(path: str) -> DataEntry:
+        raise says
+
+    monkeypatch.setattr(target.inventory, "arrived", failing)
+    entry = entry_of("models/hex8_2p.onnx", b"model")
+    with pytest.raises(DiskFailed):
+        await target.push(entry, file_of(tmp_path, b"model"))
+    with pytest.raises(DiskFailed):
+        await target.receiver.ready(entry)
+
+
+async def test_who_breaks_off_is_no_error_of_the_server(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Connections are cut every day: no word of it at a level that somebody is woken for."""
+    data = os.urandom(20 << 20)
+    file, entry = file_of(tmp_path, data), entry_of("models/hex8_2p.onnx", data)
+    server = FileServer(lambda _: file, SIGNER)
+    await server.start()
+    url = SIGNER.url(server.url, entry.checksum, entry.path, "train-1", time.time(), 60)
+    try:
+        with caplog.at_level(logging.INFO):
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            wire = writer.get_extra_info("socket")
+            # It is gone without a farewell.
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.write(f"GET {url.removeprefix(server.url)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert await reader.readexactly(1 << 16)
+            writer.transport.abort()
+            async with asyncio.timeout(10):
+                while not server.served.broken_off:  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+    finally:
+        await server.stop()
+    assert [record.getMessage() for record in caplog.records] == []
