@@ -15,6 +15,16 @@ class TransportError(Exception):
     try_next_transport = True
 
 
+def told_as(kind: type[BaseException]) -> str:
+    """The name by which others are told of an error: that of the nearest class here, for what comes
+    next is decided by these alone. What is none of them keeps its own.
+    """
+    for known in kind.__mro__:
+        if known.__module__ == __name__ and known is not TransportError:
+            return known.__name__
+    return kind.__name__
+
+
 class Unreachable(TransportError):
     """Nobody answers there: refused, no route, name not found. Another transport may work."""
 

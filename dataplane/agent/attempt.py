@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from adapters.errors import TimedOut, TransportError, Unforeseen, Unreachable
+from adapters.errors import TimedOut, TransportError, Unforeseen, Unreachable, told_as
 from adapters.http.receiving import error_of
 from dataplane.agent.deliveries import described
 from streams import events
@@ -97,7 +97,7 @@ class Attempt:
             entry=replace(order.entry, sealed_with=self.sealed_with),
             attempt=order.attempt,
             error=str(error)[:2000] or type(error).__name__,
-            error_class=type(error).__name__,
+            error_class=told_as(type(error)),
             results=tuple(self.results),
             bytes_transferred=self.moved,
             duration_seconds=round(time.monotonic() - self._started, 6),
@@ -146,7 +146,7 @@ def _class_of(kind: type[BaseException] | None) -> str:
     """The class of what ended a try. Results are only told of tries whose time was up."""
     if kind is None:
         return ""
-    return TimedOut.__name__ if issubclass(kind, asyncio.CancelledError) else kind.__name__
+    return TimedOut.__name__ if issubclass(kind, asyncio.CancelledError) else told_as(kind)
 
 
 async def through(

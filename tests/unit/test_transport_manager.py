@@ -13,13 +13,18 @@ from pathlib import Path
 import pytest
 from msgspec import structs
 
-from adapters.errors import EntryMissing, Interrupted, Unreachable
+from adapters.errors import EntryMissing, Interrupted, TransportError, Unreachable
+from adapters.files.blocks import MalformedMap
 from adapters.files.inventory import Inventory
 from adapters.files.landing import Landing
+from adapters.p2p.pages import MalformedPages
+from adapters.s3.layout import ManifestUnreadable
+from adapters.s3.sealing import SealBroken
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request
 from dataplane.agent.receipts import Receipts
 from dataplane.agent.transfers import TransportManager
+from projections.links import LINK_FAILURES, outcomes
 from streams import events
 from streams.log import LogUnavailable
 from streams.values import DataEntry, DataType, Transport
@@ -398,3 +403,24 @@ async def test_progress_of_an_empty_file_is_told(tmp_path: Path, inventory: Inve
     )
     assert isinstance(done, events.TransferSucceeded)
     assert told == [(0, 0)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (MalformedMap, "Refused"),
+        (MalformedPages, "Refused"),
+        (SealBroken, "DigestMismatch"),
+        (ManifestUnreadable, "ManifestUnreadable"),
+    ],
+)
+async def test_k15_what_is_told_of_a_failure_is_what_breakers_and_choices_know(
+    tmp_path: Path, inventory: Inventory, kind: type[TransportError], told: str
+) -> None:
+    """A transport may know more exactly what was wrong; others act on the family."""
+    odd = Faulty(P2P, stop_after=0, then=lambda: kind("it is none"))
+    failed = await manager(tmp_path, inventory, odd).transfer(order(P2P))
+    assert isinstance(failed, events.TransferFailed)
+    assert (failed.error_class, failed.error) == (told, "it is none")
+    assert [result.error_class for result in failed.results] == [told]
+    assert bool(list(outcomes(failed))) is (told in LINK_FAILURES)
