@@ -23,7 +23,7 @@ from adapters.s3 import layout
 from adapters.s3.flow import Flow
 from adapters.s3.layout import Manifest, ManifestEntry
 from adapters.s3.transport import S3Transport
-from adapters.telling import InAll
+from adapters.telling import InAll, Onward
 from adapters.throttle import Throttle
 from adapters.transport import Progress
 from adapters.workers import each, finish
@@ -180,14 +180,17 @@ class S3Bucket:
         throttle: Throttle | None,
         progress: Progress,
     ) -> Landed:
+        onward = Onward(progress, stored.entry.size_bytes)
         if await finish(lambda: _stands(root, local, stored.entry)):
-            progress(stored.entry.size_bytes, stored.entry.size_bytes)
+            onward.arrived()
             return Landed(bytes=stored.entry.size_bytes)
         transfer = f"restore {stored.entry.path}"
         landing = await Landing.open(root, stored.entry, transfer, local, rules=rules)
         try:
-            await self.restore(stored, landing, throttle, progress)
-            return await landing.commit()
+            await self.restore(stored, landing, throttle, onward)
+            landed = await landing.commit()
+            onward.arrived()
+            return landed
         finally:
             await landing.abort()
 

@@ -772,6 +772,20 @@ async def test_how_far_a_restore_is_is_told_of_all_as_of_one(
     assert alone[-1] == (1000, 1000)
 
 
+async def test_that_an_empty_file_is_restored_is_told(
+    connect: Callable[..., S3Transport], files: Files, root: Path
+) -> None:
+    """Nothing of nothing is all of it."""
+    transport = connect()
+    empty = await stored(transport, files, "shared/empty", b"")
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, empty))
+    told: list[tuple[int, int]] = []
+    await S3Bucket(transport).restore_file(
+        "shared/empty", root, progress=lambda *at: told.append(at)
+    )
+    assert told == [(0, 0)]
+
+
 async def test_one_file_that_fails_holds_up_no_other(
     connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
 ) -> None:
