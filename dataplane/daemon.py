@@ -29,7 +29,7 @@ from dataplane.holding import DirectoryInUse, hold
 from dataplane.presence import NameTaken
 from dataplane.pulse import PULSE_LIMIT_S, PULSE_S, PULSE_VARIABLE, SOCKET_VARIABLE, Pulse
 from streams.jetstream import JetStreamLog
-from streams.log import LogUnavailable, PermissionDenied
+from streams.log import LogUnavailable, NoLongerHeld, PermissionDenied
 from streams.server import HOST, EmbeddedServer, ServerFailed
 
 if TYPE_CHECKING:
@@ -213,16 +213,16 @@ async def _until_told(work: Coroutine[Any, Any, None], pulse: Pulse) -> int:
         await task
     except asyncio.CancelledError:
         return 0
-    except (LogUnavailable, PermissionDenied, ServerFailed, DirectoryInUse, OSError) as error:
-        logger.error("%s", error)
+    except _out_of_reach() as error:
+        logger.error("%s", _in_words(error))
         return 3
     except NameTaken as error:
         logger.error("%s", error)
         return 1
     except BaseExceptionGroup as errors:
-        away, others = errors.split((LogUnavailable, PermissionDenied))
-        if away is not None and others is None:
-            logger.error("%s", "; ".join(sorted({str(error) for error in _leaves(away)})))
+        known, others = errors.split(_told())
+        if known is not None and others is None:
+            logger.error("%s", "; ".join(sorted({_in_words(error) for error in _leaves(known)})))
             return 3
         logger.error("stopped by an error", exc_info=errors)
         return 1
@@ -230,6 +230,26 @@ async def _until_told(work: Coroutine[Any, Any, None], pulse: Pulse) -> int:
         beating.cancel()
         await asyncio.gather(beating, return_exceptions=True)
     return 0
+
+
+def _out_of_reach() -> tuple[type[Exception], ...]:
+    return *_told(), ServerFailed, DirectoryInUse, OSError
+
+
+def _told() -> tuple[type[Exception], ...]:
+    """What is out of reach or damaged, of which the text says all: no error of ours.
+
+    Who has no views never loads what opens them.
+    """
+    from projections.store import StoreError
+
+    return LogUnavailable, PermissionDenied, NoLongerHeld, StoreError
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, NoLongerHeld):
+        return f"{error}. A log that lost messages is restored from its archive, onto an empty bus"
+    return str(error)
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:

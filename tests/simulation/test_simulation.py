@@ -189,6 +189,19 @@ def test_end_that_is_said_without_looking_is_caught(monkeypatch: pytest.MonkeyPa
     assert len(found.smallest.steps) == 1 and found.smallest.share == 0.0
 
 
+def test_late_chain_of_which_nothing_is_said_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulation in which no chain is ever late would prove nothing of it."""
+    owed = bridge_module.owed
+
+    def silent(*args: Any, **how: Any) -> list[Fact]:
+        facts = owed(*args, **how)
+        return [fact for fact in facts if not isinstance(fact.event, events.ChainOverdue)]
+
+    monkeypatch.setattr(bridge_module, "owed", silent)
+    found = first_found()
+    assert any("CHAIN_OVERDUE was never said" in problem for problem in found.problems)
+
+
 def test_deleter_that_believes_the_catalog_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """It asks nobody for a proof: what the log says is fine, what is on the disks is not."""
 

@@ -15,6 +15,7 @@ import msgspec
 from msgspec.structs import replace
 
 from dataplane import laws
+from dataplane.chain import ENDED_IN_TIME_S
 from dataplane.coordinator import bridge, deleting, dispatch, drains, staging, sweeping
 from dataplane.coordinator.bridge import EventBridge
 from dataplane.coordinator.deleting import Deleter
@@ -58,7 +59,8 @@ POLICY = Policy(
     bandwidth=Bandwidth(max_per_node=1, max_total=2, small_per_slot=1),
     quality=Quality(min_games=0),
     retries=Retries(attempt_base_s=20.0, max_retries=6, backoff_max_s=8.0),
-    chains=Chains(answer_limit_s=60.0, limit_s=90.0),
+    # No chain of a simulation grows old: of those that lose time some are to be overdue.
+    chains=Chains(answer_limit_s=60.0, limit_s=10.0),
     replication=Replication(warn_after_s=15.0, cooldown_s=30.0),
     schedule=Schedule(replication_s=10.0, cleanup_s=10.0),
 )
@@ -74,7 +76,7 @@ SWEEP_S = 5.0
 TICK_S = 5.0
 #: A cluster that is left in peace owes nothing any more after this.
 PATIENCE_S = 1_500.0
-_OVERDUE_SLACK_S = 60.0
+_OVERDUE_SLACK_S = ENDED_IN_TIME_S
 
 
 def laws_under(policy: Policy) -> tuple[laws.Law, ...]:

@@ -27,7 +27,7 @@ import asyncio, sys, threading, time
 from adapters.workers import DISK, finish
 from dataplane.daemon import _until_told
 from dataplane.pulse import Pulse, stands_still
-from streams.log import LogUnavailable
+from streams.log import LogUnavailable, NoLongerHeld
 
 pulse = Pulse(hung_s=float(sys.argv[2]))
 
@@ -58,6 +58,17 @@ async def standing_still():
 async def without_a_bus():
     async with asyncio.TaskGroup() as group, asyncio.TaskGroup() as parts:
         parts.create_task(failing(LogUnavailable("no answer within 30 s")))
+
+
+async def with_damaged_views():
+    from projections.store import StoreCorrupt
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(failing(StoreCorrupt("the views are damaged")))
+
+
+async def with_a_gap_in_the_log():
+    raise NoLongerHeld("it gives 136 after 83: what lies between is there no more")
 
 
 async def in_error_without_a_bus():
@@ -159,10 +170,12 @@ def test_p18_a_process_that_stands_still_ends_also_where_a_thread_holds_it() -> 
     ("work", "status", "words"),
     [
         ("without_a_bus", 3, b"no answer within 30 s"),
+        ("with_damaged_views", 3, b"the views are damaged"),
+        ("with_a_gap_in_the_log", 3, b"is restored from its archive, onto an empty bus"),
         ("in_error_without_a_bus", 1, b"ValueError: of ours"),
     ],
 )
-def test_process_whose_parts_end_for_want_of_a_bus_says_so_and_no_more(
+def test_process_that_ends_for_want_of_a_bus_or_of_sound_views_says_so_and_no_more(
     work: str, status: int, words: bytes
 ) -> None:
     """A supervisor starts it again, and nobody reads a traceback; an error of ours has one."""
