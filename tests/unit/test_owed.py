@@ -11,7 +11,14 @@ import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
 
-from dataplane.chain import ENDED_IN_TIME_S, ERROR_CHARACTERS, MOST_VERSIONS, owed, set_aside
+from dataplane.chain import (
+    ENDED_IN_TIME_S,
+    ERROR_CHARACTERS,
+    MOST_VERSIONS,
+    _that_fit,
+    owed,
+    set_aside,
+)
 from dataplane.coordinator.bridge import _moved_on
 from dataplane.policy import Policy
 from projections.chains import ChainStatus
@@ -701,6 +708,35 @@ def test_completion_says_whether_anything_had_to_move() -> None:
     story.tell(answers("c1", "gpu-1", GAMES))
     reasons = [getattr(event, "reason", "") for event in story.when(asked("c1")).events]
     assert "nothing had to move: every target held every byte" in reasons
+
+
+def test_a_single_game_is_worth_its_announcement() -> None:
+    """Only none is no news."""
+    one = msgspec.structs.replace(GAMES, games=1)
+    story = given(trainer(), player(), policy=policy_of(quality={"min_games": 0}))
+    story.tell(opens("c1", played(games=1)), answers("c1", "gpu-1", one), said_what_is_owed)
+    story.tell(assigned, succeeded()).when(asked("c1")).then(
+        says(DataSyncCompleted), says(NewGamesAvailable, game_count=1)
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "limit", "named"),
+    [
+        ([10, 10, 10], 1_000, 3),
+        ([10, 10, 10], 26, 2),
+        ([10, 10, 10], 25, 1),
+        ([10], 12, 1),
+        ([10], 11, 0),
+        ([10, 1], 11, 0),
+    ],
+)
+def test_as_many_are_named_as_fit_into_a_message(
+    lengths: list[int], limit: int, named: int
+) -> None:
+    """Each takes its quotes and a comma; one that is too large by itself is not named either."""
+    items = ["x" * length for length in lengths]
+    assert _that_fit(items, limit) == tuple(items[:named])
 
 
 # Set aside
