@@ -13,7 +13,7 @@ _SUITES = {
     "dataplane.duties": ("duties", "owed", "prestaging"),
     "dataplane.planner": ("planner", "policy_cases", "refusals", "prestaging"),
     "projections.catalog": ("catalog", "sweeps", "fold"),
-    "projections.chains": ("chains_view", "owed"),
+    "projections.chains": ("chains_view", "owed", "backup", "tracing"),
     "projections.deletions": ("deletions_view", "deleting", "deletion"),
     "projections.fold": ("fold", "rejected_view"),
     "projections.guards": ("fold", "bridge"),

@@ -354,12 +354,29 @@ def test_what_emptied_a_node_is_overtaken_by_what_it_says_later(back: Any) -> No
 @pytest.mark.parametrize("stays", STAYS)
 def test_chain_that_empties_a_node_that_stays_drains_nothing(stays: Event) -> None:
     """Those that are open then, and no later one; other nodes' and those that have ended stay."""
-    other = opens("other", events.NodeTerminating(node="gpu-11"))
+    others = [opens(name, events.NodeTerminating(node=name)) for name in ("gpu-11", "gpu-2")]
     story = given(leaves("d0"), end("d0", events.DataSyncFailed, reason="why"))
-    story.tell(after(3), leaves("d1"), leaves("d2"), other, opens("c1", played("gpu-1")), stays)
-    cancelled = {id: story.chain(id).cancelled_at for id in ("d0", "d1", "d2", "other", "c1")}
-    assert cancelled == {"d0": 0.0, "d1": T0 + 3, "d2": T0 + 3, "other": 0.0, "c1": 0.0}
+    story.tell(after(3), leaves("d1"), leaves("d2"), *others, opens("c1", played("gpu-1")), stays)
+    story.tell(after(1), stays)
+    names = ("d0", "d1", "d2", "gpu-11", "gpu-2", "c1")
+    cancelled = {id: story.chain(id).cancelled_at for id in names}
+    assert cancelled == dict.fromkeys(names, 0.0) | {"d1": T0 + 3, "d2": T0 + 3}
     story.tell(end("d1"), leaves("d3"), end("d2"))
     assert ids(story.view.drains()) == []
-    story.tell(end("other"), end("d3"))
-    assert ids(story.view.drains()) == ["d3", "other"]
+    story.tell(end("gpu-11"), end("gpu-2"), end("d3"))
+    assert ids(story.view.drains()) == ["d3", "gpu-11", "gpu-2"]
+
+
+def test_what_a_chain_said_of_quorum_and_bucket_is_kept_with_its_time() -> None:
+    """It is open all the same."""
+    story = given(opens("c1", played()), after(2))
+    reached = events.ModelDistributionComplete(
+        config_key="hex8_2p", model_path="m.pth", checksum=GAMES.checksum
+    )
+    story.tell(decided("c1", reached), after(2))
+    stored = events.S3BackupCompleted(bucket="b", manifest_key="m", entries=1, size_bytes=1)
+    story.tell(decided("c1", stored), after(2))
+    row = story.chain("c1")
+    assert given(opens("c1", played())).chain("c1").progress_at == T0
+    assert (row.distributed_at, row.backed_up_at, row.open) == (T0 + 2, T0 + 4, True)
+    assert (row.id, row.opened_at, row.progress_at) == ("c1", T0, T0 + 4)
