@@ -57,18 +57,18 @@ class Arrivals:
 
         Raises `Superseded` or `NeverReplaced` if it may not, or the disk's errors.
         """
+        # Once around all of it: many small files are asked about one by one.
         with disk_errors():
             there = await self._inventory.arrived(entry.path)
-        if there is not None and there.checksum == entry.checksum:
-            return there
-        if there is not None and there.version > entry.version:
-            raise Superseded(f"{entry.path}: version {there.version} is newer than {entry.version}")
-        owned = self._rules.ownership(entry.path) is Ownership.OWNED
-        with disk_errors():
-            kept = owned and await self._inventory.keeps_own(entry.path)
-        if kept:
-            raise NeverReplaced(f"{self.local(entry)} is a file of {self._node}'s own")
-        return None
+            if there is not None and there.checksum == entry.checksum:
+                return there
+            if there is not None and there.version > entry.version:
+                why = f"version {there.version} is newer than {entry.version}"
+                raise Superseded(f"{entry.path}: {why}")
+            owned = self._rules.ownership(entry.path) is Ownership.OWNED
+            if owned and await self._inventory.keeps_own(entry.path):
+                raise NeverReplaced(f"{self.local(entry)} is a file of {self._node}'s own")
+            return None
 
     async def ready(self, entry: DataEntry) -> bool:
         """As `there`; if it may come, the inventory expects it from now on."""
