@@ -7,6 +7,7 @@ known stays in memory and is written once it can be; `problem` says so meanwhile
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -122,13 +123,22 @@ class Known:
             self.problem = f"the inventory's index can't be opened: {error}"
             logger.warning("%s; it is made anew once it can be", self.problem)
             index = Index(path, kept=False)
-        self.rows = {row.local: row for row in index.rows()}
+        self.rows = {row.local: self._to_be_read(row) for row in index.rows()}
         self._local_of = {row.entry.path: row.local for row in self.rows.values()}
         self.expected = {one.local: one for one in index.expected()}
         remove_unfinished(self._root)
         put_back(self._root)
         self.contents.load(self.rows, index.superseded(), self._clock())
         return index
+
+    def _to_be_read(self, row: Row) -> Row:
+        """A row as it was; one to be read again where its snapshot is not what it was."""
+        if row.holder == row.local or row.state is not State.HERE:
+            return row
+        with contextlib.suppress(OSError):
+            if row.holder_print.same_file((self._root / row.holder).stat()):
+                return row
+        return msgspec.structs.replace(row, print=msgspec.structs.replace(row.print, inode=0))
 
     async def _save(self, **tables: Mapping[str, msgspec.Struct | None]) -> None:
         index = self._index

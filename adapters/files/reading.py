@@ -151,7 +151,7 @@ class Reader:
         if old and self.is_foreign(local, old.entry):
             return msgspec.structs.replace(old, print=_wary(seen), state=State.SPOILED)
         began = time.monotonic()
-        row = self._own(local, seen)
+        row = self._own(local, seen, old)
         if isinstance(row, str):
             return row
         took = time.monotonic() - began
@@ -159,12 +159,12 @@ class Reader:
             row, said=old.said if old else "", read_s=took, read_at=time.time()
         )
 
-    def _own(self, local: str, seen: Print) -> Row | str:
+    def _own(self, local: str, seen: Print, old: Row | None) -> Row | str:
         path = self._root / local
         if checks.is_database(local) and seen.size:
             if not sqlite.is_sqlite(path):
                 return "is named like a database and is none"
-            return self._own_database(local, seen)
+            return self._own_database(local, seen, old)
         checksum = self._stable_checksum(local, seen)
         problem, games, samples = checks.look_inside(path, local)
         if problem:
@@ -174,7 +174,7 @@ class Reader:
         entry = self._entry(local, seen, seen.size, checksum, games, samples)
         return Row(local, _wary(seen), entry, holder=local, holder_print=seen)
 
-    def _own_database(self, local: str, seen: Print) -> Row:
+    def _own_database(self, local: str, seen: Print, old: Row | None) -> Row:
         directory = self._root / OWN_DIRECTORY / SNAPSHOTS
         directory.mkdir(parents=True, exist_ok=True)
         fresh = directory / f"{uuid.uuid4().hex}.tmp"
@@ -184,8 +184,10 @@ class Reader:
             checksum = self._checksum(fresh)
             games, _ = checks.counts_of(fresh, local)
             quality = sqlite.mean_quality(fresh) if games else None
-            kept = fresh.replace(directory / f"{hex_of(checksum)}.db")
-            fsync_directories(directory, directory)
+            kept = directory / f"{hex_of(checksum)}.db"
+            if not self._is_kept(kept, checksum, old):
+                fresh.replace(kept)
+                fsync_directories(directory, directory)
         finally:
             room.release()
             fresh.unlink(missing_ok=True)
@@ -194,6 +196,19 @@ class Reader:
         entry = msgspec.structs.replace(entry, quality=quality)
         holder = kept.relative_to(self._root).as_posix()
         return Row(local, _wary(seen), entry, holder=holder, holder_print=holder_print)
+
+    def _is_kept(self, kept: Path, checksum: str, old: Row | None) -> bool:
+        """Whether a snapshot with this content is there already, perhaps that of another database.
+
+        It stays then: who knows it by its size, time and inode would not find it any more.
+        """
+        try:
+            there = kept.stat()
+            if old and old.entry.checksum == checksum and old.holder_print.same_file(there):
+                return True
+            return checksum_of(kept, self._stopped) == checksum
+        except OSError:
+            return False
 
     def _entry(
         self,

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import hashlib
 import os
+import shutil
 import sqlite3
 import subprocess
 import threading
@@ -226,6 +227,39 @@ async def test_p7_a_database_is_served_as_an_unchanging_snapshot(make: Make, roo
         assert sha(located.read_bytes()) == one.checksum
         assert located.stat().st_size == one.size_bytes
         assert sqlite.count_games(located) == games == one.games
+
+
+async def test_databases_of_one_content_share_a_snapshot_and_both_are_served(
+    make: Make, root: Path
+) -> None:
+    """Whichever is read or said last, also after a restart: such as those with no games yet."""
+    play(root / "games" / "hex8_2p.db", 3)
+    settle(root / "games" / "hex8_2p.db")
+    first = make()
+    (entry,) = (await first.scan()).changed
+    shutil.copy(root / "games" / "hex8_2p.db", root / "games" / "square8_2p.db")
+    settle(root / "games" / "square8_2p.db")
+    found = await first.scan()
+    assert {one.checksum for one in found.changed} == {entry.checksum}
+    await first.reported([entry])
+    assert first.locate(entry.checksum) is not None
+    await first.close()
+    again = make()
+    await told(again)
+    assert again.locate(entry.checksum) is not None
+
+
+async def test_a_snapshot_that_was_taken_away_is_made_again(make: Make, root: Path) -> None:
+    """By who starts next: what it holds could not be had any more."""
+    play(root / "games" / "hex8_2p.db", 3)
+    settle(root / "games" / "hex8_2p.db")
+    first = make()
+    (entry,) = (await told(first)).changed
+    await first.close()
+    shutil.rmtree(root / ".dataplane" / "snapshots")
+    again = make()
+    await told(again)
+    assert again.locate(entry.checksum) is not None
 
 
 async def test_old_snapshots_go_after_a_while_and_the_newest_never(make: Make, root: Path) -> None:
