@@ -159,6 +159,7 @@ async def _sent(
         done = place.have
         while done < size:
             most = throttle.paced(SMALLEST_PIECE_BYTES, PIECE_BYTES, PIECE_S) // 4 * 3
+            most = min(most, size - done)
             raw, text = await finish(lambda at=done, most=most: _encoded(file, at, most))  # type: ignore[misc]
             await throttle.take(len(text))
             await channel.write(text)

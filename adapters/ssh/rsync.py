@@ -139,8 +139,10 @@ class RsyncTransport:
                 with Telling(progress, size) as telling:
                     telling.tell(place.have)
                     try:
-                        # A second rsync may begin before the far end of the first has ended.
-                        return await self._send(request, file, place, throttle, telling) == 1
+                        runs = await self._send(request, file, place, throttle, telling)
+                        # A second rsync may begin before the far end of the first has ended; and
+                        # for what a shorter file lacks, who reads behind would wait without end.
+                        return runs == 1 and await finish(lambda: size_of(file)) == size
                     except (Interrupted, Stalled):
                         # rsync speaks once a second, and not of its end: the target knows.
                         with contextlib.suppress(TransportError, TimeoutError):
@@ -149,7 +151,15 @@ class RsyncTransport:
                             telling.tell(there.have)
                         raise
 
-            await delivered(opens, request, self._rules, place, send, self._followed_from)
+            try:
+                await delivered(opens, request, self._rules, place, send, self._followed_from)
+            except Interrupted as error:
+                # rsync sends what it finds, and says nothing of it.
+                if await finish(lambda: size_of(file)) != size:
+                    raise EntryMissing(
+                        f"the file to be sent is no file of {size} bytes any more"
+                    ) from error
+                raise
             return size - place.have
 
     async def close(self) -> None:
@@ -178,7 +188,7 @@ class RsyncTransport:
         async with self._way(request.target, request) as way:
             run = await through(begin, request, throttle, follow)
             if run.status != 0:
-                raise failure(run.status, run.said, request.target.node)
+                raise failure(run.status, run.said, request.target.node, request.source.node)
         return runs
 
     def _way(

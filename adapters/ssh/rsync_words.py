@@ -128,14 +128,18 @@ _BY_STATUS: dict[int, type[TransportError]] = {
     126: Refused,
     127: Refused,
 }
-_MISSING = re.compile(r"\[sender\].*(No such file|Not a directory)|has vanished", re.DOTALL)
+#: A file that became shorter while it was read, or can't be read to its end, is of no use either.
+_MISSING = re.compile(
+    r"\[sender\].*(No such file|Not a directory)|has vanished|read errors mapping", re.DOTALL
+)
 _UNREADABLE = re.compile(r"(?:send_files failed to open|link_stat|change_dir).*Permission denied")
 
 
-def failure(status: int, said: str, who: str) -> TransportError:
-    """The error that an exit code of rsync and its last words mean."""
+def failure(status: int, said: str, who: str, holder: str = "") -> TransportError:
+    """The error that an exit code of rsync and its last words mean; `holder` sends if not `who`."""
     if status in (23, 24) and _MISSING.search(said):
-        return EntryMissing(f"{who} does not hold this content any more: {said.strip()}")
+        holder = holder or who
+        return EntryMissing(f"{holder} does not hold this content any more: {said.strip()}")
     if status == 23:
         kind: type[TransportError] = Refused if _UNREADABLE.search(said) else DiskFailed
         return meaning(said, who, kind)

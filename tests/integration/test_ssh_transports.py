@@ -18,7 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from adapters.errors import DigestMismatch, Interrupted, Refused, Stalled
+from adapters.errors import DigestMismatch, EntryMissing, Interrupted, Refused, Stalled
 from adapters.files.landing import Landed, Landing
 from adapters.files.places import OWN_DIRECTORY
 from adapters.ssh import push as ssh_push
@@ -586,3 +586,43 @@ async def test_what_a_process_that_died_left_aside_is_swept_up(
     await rsync.fetch(landing, file)
     await landing.commit()
     assert left_in(root) == ["rsync/alive/new/x"]
+
+
+async def test_k16_a_source_that_becomes_shorter_holds_the_entry_no_more(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """It is the source that is to be asked no more, either way; no disk is to blame."""
+    data = os.urandom(30_000_000)
+    entry, file = held(tmp_path, data)
+
+    def shorten(done: int, total: int) -> None:
+        os.truncate(file, len(data) // 2)
+
+    with pytest.raises(EntryMissing):
+        await rig.push(entry, file, throttle=Throttle(200), progress=shorten)
+    assert files_in(rig.root) == {}
+    if rig.kind == "rsync":
+        file.write_bytes(data)
+        landing = await Landing.open(root, entry, "t-1", PATH)
+        with pytest.raises(EntryMissing):
+            await rig.fetch(landing, file, throttle=Throttle(200), progress=shorten)
+        await landing.abort()
+
+
+async def test_what_a_source_grows_by_keeps_no_file_wrong(rig: Rig, tmp_path: Path) -> None:
+    """What sends bytes sends no more than the entry's; rsync, which sends files, is found out."""
+    data = os.urandom(30_000_000)
+    entry, file = held(tmp_path, data)
+
+    def grow(done: int, total: int) -> None:
+        with file.open("ab") as grown:
+            grown.write(b"more")
+
+    pushing = rig.push(entry, file, throttle=Throttle(200), progress=grow)
+    if rig.kind == "rsync":
+        with pytest.raises(EntryMissing):
+            await pushing
+        assert files_in(rig.root) == {}
+    else:
+        await pushing
+        assert files_in(rig.root) == {PATH: data}

@@ -154,6 +154,7 @@ def test_progress_is_the_last_number_that_rsync_speaks_of() -> None:
     [
         (23, 'rsync: [sender] link_stat "/x" failed: No such file or directory (2)', EntryMissing),
         (24, "file has vanished: /x", EntryMissing),
+        (23, 'rsync: [sender] read errors mapping "/x": No data available (61)', EntryMissing),
         (23, 'rsync: [sender] send_files failed to open "/x": Permission denied (13)', Refused),
         (23, 'rsync: [Receiver] mkstemp "/x" failed: Permission denied (13)', DiskFailed),
         (11, 'rsync: write failed on "/x": No space left on device (28)', DiskFull),
