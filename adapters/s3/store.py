@@ -233,7 +233,8 @@ class Store:
         async with self._opening:
             if self._client is None:
                 for name in _TALKATIVE:
-                    logging.getLogger(name).setLevel(logging.INFO)
+                    talkative = logging.getLogger(name)
+                    talkative.setLevel(max(talkative.level, logging.INFO))
                 session = aioboto3.Session()
                 try:
                     client = session.client(

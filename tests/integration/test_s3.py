@@ -1033,3 +1033,20 @@ async def test_many_small_objects_of_a_bucket_that_is_not_there_all_say_so(
     wanted = [request_for(entry) for entry in entries]
     failed = await connect(bucket="no-such-bucket").fetch_many(wanted, lambda *_: pytest.fail())
     assert all(isinstance(error, TransportError) for error in failed)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "becomes"), [(logging.DEBUG, logging.INFO), (logging.WARNING, logging.WARNING)]
+)
+async def test_what_libraries_tell_is_cut_down_and_never_let_out(
+    connect: Callable[..., S3Transport],
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+    chosen: int,
+    becomes: int,
+) -> None:
+    """All that they could tell holds tokens; who wants to hear less of them is not overruled."""
+    library = logging.getLogger("aiobotocore")
+    monkeypatch.setattr(library, "level", chosen)
+    await stored(connect(), files, "shared/x.bin", b"x")
+    assert library.level == becomes
