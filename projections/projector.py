@@ -232,6 +232,10 @@ class Projector:
             await self._in_writer(self._store.close)
             if not self._store.damaged:
                 self._directory.sound()
+            else:
+                # Whoever opens them next need not meet it first.
+                while self._directory.opened() < MOST_ENDED:
+                    pass
             self._store = None
         self._writer.shutdown()
 

@@ -45,7 +45,7 @@ class StoreMissing(StoreError):
 #: Has a byte for each who opened the store and has not worked with it for a while yet.
 _OPENED = "opened"
 #: LMDB's words for pages that are not what they should be.
-_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError)
+_DAMAGE = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.PanicError, lmdb.BadTxnError)
 
 
 def _damaged(path: Path, why: object) -> StoreCorrupt:

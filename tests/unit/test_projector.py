@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from projections import projector as module
+from projections.fold import checkpoint
 from projections.projector import Projector
 from projections.store import StoreCorrupt, StoreMissing
 from streams.memory import MemoryLog
@@ -53,6 +54,21 @@ async def test_views_that_end_each_who_opens_them_are_folded_anew(tmp_path: Path
         assert projector.store.path == path
         killed.append(projector)
         projector.store.close()  # as a kill does: without a word
+    assert await folded(log, tmp_path) != path
+
+
+async def test_views_in_which_damage_was_met_are_folded_anew_by_the_next(tmp_path: Path) -> None:
+    """Opening them does not show it; who met it has said so, and remembers."""
+    log = await log_of(300)
+    path = await folded(log, tmp_path)
+    content = bytearray((path / "data.mdb").read_bytes())
+    content[4 * 4096 :] = bytes(len(content) - 4 * 4096)
+    projector = Projector(log, tmp_path)
+    await projector.start()
+    (path / "data.mdb").write_bytes(content)
+    with pytest.raises(StoreCorrupt), projector.store.read() as reader:
+        checkpoint(reader)
+    await projector.close()
     assert await folded(log, tmp_path) != path
 
 
