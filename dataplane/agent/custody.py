@@ -11,6 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 from adapters.files.inventory import Inventory
 from adapters.files.removal import Kept
@@ -34,6 +35,18 @@ from streams.values import Proof
 logger = logging.getLogger(__name__)
 #: Of what a node could not read so much is told to who asks.
 _PROBLEMS, _PROBLEM_CHARACTERS = 20, 300
+#: Grants are young: of older ones nobody asks again.
+_MOST_REMOVALS = 1_000
+
+
+@dataclass
+class _Removal:
+    """What was done by a grant."""
+
+    freed_bytes: int
+    #: Of this removal alone; 0 if nothing was there to be removed.
+    number: int
+    said: bool = False
 
 
 class Custody:
@@ -61,6 +74,8 @@ class Custody:
         self._answering: list[Answering] = []
         self._look_again = look_again
         self._looking: dict[str, asyncio.Task[None]] = {}
+        #: What was done by each grant lately.
+        self._removals: dict[str, _Removal] = {}
 
     async def start(self) -> None:
         """Answer what is asked of this node's replicas."""
@@ -123,18 +138,31 @@ class Custody:
             if not await still_granted(self._log, order, self._clock()):
                 reason = "the grant is no longer the last word on it, or too old"
                 return DeletionAnswer(False, reason=reason)
+            # Two may have asked by one grant: as soon as the first one has heard that the copy is
+            # gone it may come again, and then it stays.
+            removal = self._removals.get(order.grant)
             try:
-                freed = await self._inventory.remove(order.path, order.checksum)
+                removal = removal or await self._remove(order)
             except Kept as kept:
                 return DeletionAnswer(False, reason=str(kept))
-            reach("agent.deleted")
-            await self._say_removed(order, int(self._clock() * 1e9) if freed else 0)
-        return DeletionAnswer(True, freed_bytes=freed)
+            if not removal.said:
+                await self._say_removed(order, removal)
+        return DeletionAnswer(True, freed_bytes=removal.freed_bytes)
 
-    async def _say_removed(self, order: DeletionOrder, removal: int) -> None:
-        # Each removal is a fact of its own: the copy may have come again since it was deleted by
-        # this grant, and whoever grants may ask again without having heard of that.
+    async def _remove(self, order: DeletionOrder) -> _Removal:
+        freed = await self._inventory.remove(order.path, order.checksum)
+        reach("agent.deleted")
+        removal = _Removal(freed, int(self._clock() * 1e9) if freed else 0)
+        self._removals[order.grant] = removal
+        if len(self._removals) > _MOST_REMOVALS:
+            del self._removals[next(iter(self._removals))]
+        return removal
+
+    async def _say_removed(self, order: DeletionOrder, removal: _Removal) -> None:
+        # Each removal is a fact of its own: after a restart nobody knows here what a grant was used
+        # for, and whoever grants may ask again without having heard of that.
         event = events.FilesRemoved(node=self._node, paths=(order.path,))
-        id = fact_id("deleted", self._node, order.grant, removal)
+        id = fact_id("deleted", self._node, order.grant, removal.number)
         await self._log.publish(node_fact(event, self._node, id, cause=order.grant))
         await self._inventory.reported((), [order.path])
+        removal.said = True

@@ -24,7 +24,7 @@ from dataplane.policy import Policy
 from dataplane.proving import Untold
 from streams import events
 from streams.codec import Fact, chain_fact
-from streams.log import LogUnavailable
+from streams.log import LogUnavailable, Receipt
 from streams.memory import MemoryBus, MemoryLog
 from streams.values import DataEntry, DataType, Proof
 from tests.conftest import eventually
@@ -356,36 +356,72 @@ async def test_who_can_not_ask_whether_a_copy_is_deleted_proves_nothing(
     assert proof.reason.endswith("can't be known: the bus is away")
 
 
-async def test_a_copy_that_came_again_and_is_deleted_again_is_said_to_be_gone_again(
-    inventory: Inventory, tmp_path: Path
-) -> None:
-    """A grant may be asked for twice, where nobody heard of the first time: no removal is silent,
-    and one that only repeats itself is said once.
-    """
-    log, entry = MemoryLog(), await received(inventory, tmp_path)
+async def granted(log: MemoryLog, entry: DataEntry) -> DeletionOrder:
+    """What is asked of a node once it is said that its copy may go."""
     chain = copies_chain(entry.path, entry.checksum)
-    granted = events.DeletionGranted(
+    may_go = events.DeletionGranted(
         path=entry.path, checksum=entry.checksum, node="train-1", request="d"
     )
-    grant = chain_fact(granted, chain, "d")
+    grant = chain_fact(may_go, chain, "d")
     await log.publish(grant)
-    custody = Custody(log, MemoryBus(), "train-1", inventory, Policy())
-    order = DeletionOrder("d", entry.path, entry.checksum, grant.id)
+    return DeletionOrder("d", entry.path, entry.checksum, grant.id)
+
+
+async def test_a_copy_that_came_again_is_not_deleted_by_a_grant_that_was_used(
+    inventory: Inventory, tmp_path: Path
+) -> None:
+    """Two may ask by one grant, and in between it is said that the copy is gone: a new one stays.
+
+    After a restart nobody knows here that the grant was used: no removal is silent then, and one
+    that only repeats itself is said once.
+    """
+    log, entry = MemoryLog(), await received(inventory, tmp_path)
+    order = await granted(log, entry)
+
+    def started() -> Custody:
+        return Custody(log, MemoryBus(), "train-1", inventory, Policy())
 
     async def removals() -> int:
         last = (await log.state()).last_sequence
         facts = [fact async for batch in log.read(until=last) for fact in batch]
         return sum(isinstance(fact.event, events.FilesRemoved) for fact in facts)
 
-    assert (await custody.delete(order)).freed_bytes
+    custody = started()
+    first = await custody.delete(order)
+    assert first.deleted and first.freed_bytes == entry.size_bytes
     assert await removals() == 1
     await received(inventory, tmp_path)
-    assert (await custody.delete(order)).freed_bytes
+    assert await custody.delete(order) == first
+    assert (tmp_path / PATH).exists()
+    assert await removals() == 1
+    assert (await started().delete(order)).freed_bytes
     assert not (tmp_path / PATH).exists()
     assert await removals() == 2
     for _ in range(2):
-        assert (await custody.delete(order)).deleted
+        assert (await started().delete(order)).deleted
     assert await removals() == 3
+
+
+async def test_what_could_not_be_said_to_be_gone_is_said_when_it_is_asked_for_again(
+    inventory: Inventory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one fact, whether the first word was stored or not; nothing is deleted a second time."""
+    log, entry = MemoryLog(), await received(inventory, tmp_path)
+    order = await granted(log, entry)
+    custody, publish = Custody(log, MemoryBus(), "train-1", inventory, Policy()), log.publish
+
+    async def stored_and_unheard(fact: Fact) -> Receipt:
+        await publish(fact)
+        raise LogUnavailable("the answer was lost")
+
+    monkeypatch.setattr(log, "publish", stored_and_unheard)
+    with pytest.raises(LogUnavailable):
+        await custody.delete(order)
+    monkeypatch.setattr(log, "publish", publish)
+    await received(inventory, tmp_path)
+    assert (await custody.delete(order)).freed_bytes == entry.size_bytes
+    assert (tmp_path / PATH).exists()
+    assert (await log.state()).last_sequence == 2
 
 
 MIB = 1 << 20
