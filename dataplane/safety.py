@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import msgspec
+from msgspec.structs import replace
 
 from dataplane.planner.known import Known
 from dataplane.proving import prove
+from projections.catalog import entry_key
 from projections.cluster import ClusterView
 from streams.log import Bus
 from streams.values import S3_NODE, DataEntry
@@ -51,8 +53,17 @@ class Holding(NamedTuple):
 
 
 def holding(known: Known, view: ClusterView, node: str) -> Holding:
-    """What `node` holds and who else counts for it, as `view` has it."""
-    held = list(view.catalog.entries(node=node))
+    """What `node` holds and who else counts for it, as `view` has it.
+
+    With what is on its way there: it may have arrived already, and nobody have heard of that.
+    """
+    entries = {_key(entry): entry for entry in view.catalog.entries(node=node)}
+    for row in view.in_flight():
+        if row.target == node:
+            key = row.entry.path, row.entry.checksum
+            there = view.catalog.at(entry_key(*key)) or replace(row.entry, locations=())
+            entries.setdefault(key, there)
+    held = list(entries.values())
     counts = lasting_without(known, node)
     return Holding(node, held, {_key(entry): tuple(counts(entry)) for entry in held})
 

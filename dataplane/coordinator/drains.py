@@ -141,8 +141,10 @@ class Drains:
         """What may be said now; None if nothing is owed any more. Raises NotProven."""
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
-            now = {(one.path, one.checksum) for one in view.catalog.entries(node=row.node)}
-            if now - {(one.path, one.checksum) for one in held}:
+            found = holding(Known(self._policy, view, self._clock()), view, row.node).held
+            if {(one.path, one.checksum) for one in found} - {
+                (one.path, one.checksum) for one in held
+            }:
                 raise NotProven(f"{row.node} has got something new meanwhile")
             if row.id not in {one.id for one in view.drains()}:
                 return None

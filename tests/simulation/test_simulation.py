@@ -66,6 +66,7 @@ CUSTODY_REGRESSIONS = {
 #: The same where nodes are emptied and wiped.
 DRAIN_REGRESSIONS = {
     3004513: "two coordinators asked by one grant, and the second one's word deleted a new copy",
+    4001553: "what had arrived on the node, and was not said to have, was counted on elsewhere",
 }
 
 

@@ -200,6 +200,26 @@ async def test_k9_what_happens_while_a_copy_is_read_counts(what: str | None) -> 
         assert left[0].why.startswith("vault proved it, and has been told to delete it or to go")
 
 
+def test_k8_what_is_on_its_way_to_a_node_counts_as_held_there() -> None:
+    """It may have arrived, and who has it lost it since: so it must be proven elsewhere as well."""
+    story = given(trainer(), player("gpu-1"), opens("c1", played()), answers("c1", "gpu-1", FIRST))
+    story.tell(said_what_is_owed)
+
+    def found() -> Holding:
+        return holding(Known(Policy(), story.view, story.now), story.view, "train-1")
+
+    assert found().held == []
+    story.tell(assigned)
+    [coming] = found().held
+    assert (coming.path, coming.checksum) == (FIRST.path, FIRST.checksum)
+    assert found().elsewhere(coming) == ("gpu-1",)
+    story.tell(events.FilesRemoved(node="gpu-1", paths=(FIRST.path,)))
+    [left] = unsafe("train-1", found().held, found().elsewhere, 1)
+    assert (left.path, left.elsewhere) == (FIRST.path, ())
+    story.tell(succeeded())
+    assert [one.checksum for one in found().held] == [FIRST.checksum]
+
+
 def test_of_a_chain_that_has_given_up_nobody_is_told_when_it_will_be_done() -> None:
     """As long as it is open that is said; then why nothing moves any more."""
     story = given(
