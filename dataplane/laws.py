@@ -366,19 +366,21 @@ def _wanted(event: events.SyncPlanned, *, spare_only: bool = True) -> set[tuple[
 def attempts_are_counted(max_retries: int) -> Law:
     """The law that whatever may still succeed is tried again, and nothing is tried for ever (K13).
 
-    So many retries, not counting what came before an attempt that brought a real share of the file,
-    and kept it.
+    So many retries since a chain was planned first, not counting what came before an attempt that
+    brought a real share of the file, and kept it.
     """
 
     def law(facts: Sequence[Recorded]) -> Iterator[str]:
         tries: dict[tuple[str, str, str], _Tries] = {}
+        planned: dict[str, int] = {}
         for recorded in facts:
             event = recorded.event
             if isinstance(event, events.SyncPlanned):
+                first = planned.setdefault(recorded.chain, recorded.sequence)
                 for place in _wanted(event):
-                    tries.setdefault(place, _Tries()).asked(recorded.chain)
+                    tries.setdefault(place, _Tries()).asked(recorded.chain, first)
             elif isinstance(event, events.TransferFailed):
-                tries.setdefault(_moved(event), _Tries()).fail(event)
+                tries.setdefault(_moved(event), _Tries()).fail(event, recorded.sequence)
             elif isinstance(event, events.TransferAssigned):
                 vain = tries.setdefault(_moved(event), _Tries()).begin(event)
                 if vain > max_retries:
@@ -399,16 +401,18 @@ class _Tries:
     """What attempts to bring one content to one place came to."""
 
     def __init__(self) -> None:
-        #: By chain that asked for it, those in a row since then that brought nothing on.
+        #: By chain that asked for it, those in a row since it was planned that brought nothing on.
         self.vain: dict[str, int] = {}
+        #: Where all those in a row are that brought nothing on.
+        self._all_vain: list[int] = []
         #: The chains whose last attempt can't be made better.
         self.hopeless: set[str] = set()
         self._attempt = 0
         self._brought = 0
 
-    def asked(self, chain: str) -> None:
-        """A chain wants it from now on."""
-        self.vain[chain] = 0
+    def asked(self, chain: str, planned: int) -> None:
+        """A chain wants it from now on, that was planned first at this sequence."""
+        self.vain[chain] = sum(sequence > planned for sequence in self._all_vain)
         self.hopeless.discard(chain)
         self._brought = 0
 
@@ -417,7 +421,7 @@ class _Tries:
         self._attempt = event.attempt
         return min(self.vain.values(), default=0)
 
-    def fail(self, event: events.TransferFailed) -> None:
+    def fail(self, event: events.TransferFailed, sequence: int) -> None:
         """An attempt failed. What comes more than three times is not kept."""
         if event.attempt != self._attempt:
             return
@@ -430,6 +434,7 @@ class _Tries:
         share = min(1 << 20, size / 100)
         on = 0 < brought >= share and self._brought <= 3 * size
         self.vain = {chain: 0 if on else vain + 1 for chain, vain in self.vain.items()}
+        self._all_vain = [] if on else [*self._all_vain, sequence]
         self.hopeless = set() if event.retryable else set(self.vain)
 
 
