@@ -1,7 +1,8 @@
 """Who carries out a transfer, from which holder, by which transports: a pure function.
 
 The target fetches if it can reach a holder; else the holder pushes; else, where neither can reach
-the other, a third node that both can reach relays, or the bucket does. What failed lately is asked
+the other, a third node that both can reach relays, or the bucket does. Transports are those of the
+plan, but for those that the two have no servers for. What failed lately is asked
 last: a breaker that is open excludes a way only as long as there is another one.
 """
 
@@ -20,6 +21,9 @@ from streams.values import S3_NODE, Role, Trait, Transport, Value
 #: Transports that go to a node's file server, and those that go to its SSH server.
 TO_FILE_SERVER = (Transport.P2P_GOSSIP, Transport.HTTP_FETCH)
 TO_SSH = (Transport.RSYNC, Transport.BASE64_SSH)
+#: What does the same by way of a file server as another transport by way of SSH: the one saves what
+#: an older version has, the other needs next to nothing.
+STANDS_IN = {Transport.RSYNC: Transport.P2P_GOSSIP, Transport.BASE64_SSH: Transport.HTTP_FETCH}
 #: Transports by which a holder can send; the bucket is only ever pushed to.
 PUSHING = (Transport.HTTP_FETCH, Transport.RSYNC, Transport.BASE64_SSH)
 #: Failures after which another holder, if there is one, is asked instead.
@@ -134,15 +138,17 @@ def _ways(
         yield from (Way(h, h, (Transport.S3,), S3_NODE) for h in holders if h != S3_NODE)
         return
     direct = False
-    for way in _direct(transfer, holders, known):
+    installed = policy.transports.installed
+    for way in _direct(transfer, holders, known, installed):
         direct = direct or way.source != S3_NODE
         yield way
     if direct or not _expects(known.node(target)):
         return
+    relaying = known.nodes() if Transport.HTTP_FETCH in installed else ()
     for holder in holders:
         if holder == S3_NODE:
             continue
-        for relay in _relays((holder, target), transfer.transports, known.nodes()):
+        for relay in _relays((holder, target), relaying):
             yield Way(relay, holder, (Transport.HTTP_FETCH,), holder, detour=2)
         sender = known.node(holder)
         key = sender.description.seal_key if sender is not None else ""
@@ -150,17 +156,21 @@ def _ways(
             yield Way(holder, holder, (Transport.S3,), S3_NODE, detour=3)
 
 
-def _direct(transfer: TransferRow, holders: Sequence[str], known: KnownWays) -> Iterator[Way]:
+def _direct(
+    transfer: TransferRow,
+    holders: Sequence[str],
+    known: KnownWays,
+    installed: Sequence[Transport],
+) -> Iterator[Way]:
     target = known.node(transfer.target)
-    sending = PUSHING if _expects(target) else ()
-    pushing = [t for t in transfer.transports if t in sending]
+    sending = [t for t in installed if t in PUSHING] if _expects(target) else []
     for holder in holders:
         if holder == S3_NODE:
             yield Way(transfer.target, S3_NODE, (Transport.S3,), S3_NODE)
             continue
-        if fetched := _usable(known.node(holder), transfer.transports, transfer.target):
+        if fetched := _usable(known.node(holder), transfer, transfer.target, installed):
             yield Way(transfer.target, holder, fetched, holder)
-        if pushed := _usable(target, pushing, holder):
+        if pushed := _usable(target, transfer, holder, sending):
             yield Way(holder, holder, pushed, transfer.target, detour=1)
 
 
@@ -173,17 +183,26 @@ def _expects(target: NodeRow | None) -> bool:
 
 
 def _usable(
-    node: NodeRow | None, transports: Iterable[Transport], by: str
+    node: NodeRow | None, transfer: TransferRow, by: str, among: Sequence[Transport]
 ) -> tuple[Transport, ...]:
-    return tuple(t for t in transports if can_be_reached(node, t, by))
+    """A transfer's transports for which a connection to a node can be opened, in order.
+
+    What needs an SSH server that is not there is stood in for in its place; after a failure all
+    that stand in are tried at last.
+    """
+
+    def usable(transport: Transport) -> bool:
+        return transport in among and can_be_reached(node, transport, by)
+
+    standing_in = {t: STANDS_IN[t] for t in transfer.transports if t in STANDS_IN}
+    found = [t if usable(t) else standing_in.get(t, t) for t in transfer.transports]
+    if transfer.failures:
+        found += standing_in.values()
+    return tuple(dict.fromkeys(filter(usable, found)))
 
 
-def _relays(
-    ends: tuple[str, str], transports: Sequence[Transport], nodes: Iterable[NodeRow]
-) -> list[str]:
+def _relays(ends: tuple[str, str], nodes: Iterable[NodeRow]) -> list[str]:
     """Third nodes whose file server both ends can reach, those that are there to store first."""
-    if Transport.HTTP_FETCH not in transports:
-        return []
     found = [
         node
         for node in nodes

@@ -255,7 +255,10 @@ class Breakers(Concern, frozen=True):
 
 
 class Transports(Concern, frozen=True):
-    """Which transports there are, and in which order they are tried (K12)."""
+    """Which transports there are, and in which order they are tried (K12).
+
+    Where an end has no SSH server, and after a failure, `execution` knows what stands in.
+    """
 
     #: Those of this installation; chains are cut down to them.
     installed: tuple[Transport, ...] = tuple(Transport)
@@ -268,7 +271,6 @@ class Transports(Concern, frozen=True):
     )
     large_file: tuple[Transport, ...] = (
         Transport.RSYNC,
-        Transport.P2P_GOSSIP,
         Transport.HTTP_FETCH,
         Transport.BASE64_SSH,
     )
@@ -280,11 +282,7 @@ class Transports(Concern, frozen=True):
         Transport.BASE64_SSH,
     )
     s3_backup: tuple[Transport, ...] = (Transport.S3, Transport.RSYNC)
-    ephemeral_urgent: tuple[Transport, ...] = (
-        Transport.RSYNC,
-        Transport.BASE64_SSH,
-        Transport.HTTP_FETCH,
-    )
+    ephemeral_urgent: tuple[Transport, ...] = (Transport.RSYNC, Transport.BASE64_SSH)
     #: By name or glob of a node: transports that corrupted files there and are tried last.
     tried_last: dict[str, tuple[Transport, ...]] = field(default_factory=dict)
 

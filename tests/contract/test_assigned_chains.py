@@ -36,7 +36,7 @@ PLAYED = events.SelfplayComplete(config_key="hex8_2p", source_node="gpu-7", game
 #: What is said, of which file and by what kind of node: the chain it is to go by.
 CASES: dict[str, tuple[Event, str, int, tuple[Trait, ...], tuple[Transport, ...]]] = {
     "small": (PLAYED, GAMES, 600_000, (), (P2P, HTTP, BASE64)),
-    "large": (PLAYED, GAMES, 9_000_000, (), (RSYNC, P2P, HTTP, BASE64)),
+    "large": (PLAYED, GAMES, 9_000_000, (), (RSYNC, HTTP, BASE64)),
     "broadcast": (
         events.ModelPromoted(config_key="hex8_2p", node="gpu-7", model_path=MODEL),
         MODEL,
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Event, str, int, tuple[Trait, ...], tuple[Transport, ...]
         (),
         (P2P, RSYNC, HTTP, BASE64),
     ),
-    "ephemeral": (PLAYED, GAMES, 600_000, (Trait.EPHEMERAL,), (RSYNC, BASE64, HTTP)),
+    "ephemeral": (PLAYED, GAMES, 600_000, (Trait.EPHEMERAL,), (RSYNC, BASE64)),
 }
 
 
@@ -157,7 +157,7 @@ def server_of(transport: Transport) -> str:
     return FILES if transport in (P2P, HTTP) else SSH
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["small", "large", "broadcast"])
 async def test_k12_where_the_server_of_the_first_is_dead_the_first_of_the_other_succeeds(
     rigged: Assigned, case: str
 ) -> None:
@@ -198,5 +198,7 @@ async def test_k12_what_comes_before_the_cut_is_not_brought_again(
     first, last = done.results[0], done.results[-1]
     assert server_of(first.transport_used) != server_of(last.transport_used)
     assert first.bytes_transferred > 0 and last.bytes_transferred > 0
+    # By http it may come packed, and by neither is a block or two brought again.
     size = order.entry.size_bytes
-    assert size <= done.bytes_transferred < size * 1.3
+    assert last.bytes_transferred <= (size - first.bytes_transferred) * 1.1
+    assert done.bytes_transferred < size * 1.3

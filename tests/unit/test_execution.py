@@ -22,17 +22,18 @@ from streams.values import (
 )
 from tests.spec import T0, games_of, policy_of
 
-HTTP, RSYNC, BASE64, S3 = (
+P2P, HTTP, RSYNC, BASE64, S3 = (
+    Transport.P2P_GOSSIP,
     Transport.HTTP_FETCH,
     Transport.RSYNC,
     Transport.BASE64_SSH,
     Transport.S3,
 )
-OPEN, SSH, NAT, DEAF, AWAY = "open", "ssh", "nat", "deaf", "away"
+OPEN, SSH, BOTH, NAT, DEAF, AWAY = "open", "ssh", "both", "nat", "deaf", "away"
 
 
 class Cluster:
-    """Nodes that can be reached by HTTP, by SSH only, or not at all, and how well that went.
+    """Nodes that can be reached by HTTP, by SSH only, by both, not at all, and how well that went.
 
     One that is away has a machine with an SSH server, and no agent; of one that is deaf nothing
     answers, though it says where its SSH server is.
@@ -55,7 +56,7 @@ class Cluster:
             http_url=f"http://{name}",
             reachable=False if kind in (SSH, DEAF, AWAY) else None,
             not_from=tuple(one for one, other in self.walls if other == name),
-            ssh_host=name if kind in (SSH, DEAF, AWAY) else "",
+            ssh_host=name if kind in (SSH, BOTH, DEAF, AWAY) else "",
             ssh_reachable=False if kind == DEAF else None,
             ssh_not_from=tuple(one for one, other in self.walls if other == name),
         )
@@ -113,6 +114,43 @@ def way(row: TransferRow, cluster: Cluster, *holders: str, policy: Policy | None
 def who(found: Way) -> tuple[str, str]:
     """Executor and source of a way."""
     return found.executor, found.source
+
+
+LARGE, URGENT, SMALL = (RSYNC, HTTP, BASE64), (RSYNC, BASE64), (P2P, HTTP, BASE64)
+
+
+@pytest.mark.parametrize(
+    ("a", "chain", "transports"),
+    [
+        (BOTH, LARGE, LARGE),
+        (BOTH, URGENT, URGENT),
+        (BOTH, SMALL, SMALL),
+        (SSH, LARGE, (RSYNC, BASE64)),
+        (OPEN, LARGE, (P2P, HTTP)),
+        (OPEN, URGENT, (P2P, HTTP)),
+        (OPEN, SMALL, (P2P, HTTP)),
+    ],
+)
+def test_k12_where_there_is_no_ssh_what_does_the_same_by_http_stands_in(
+    a: str, chain: tuple[Transport, ...], transports: tuple[Transport, ...]
+) -> None:
+    """Where there is, the chain is as it was planned."""
+    assert way(transfer(transports=chain), Cluster(a=a, t=NAT)).transports == transports
+
+
+def test_k12_after_a_failure_what_stands_in_is_tried_at_last() -> None:
+    """An SSH server may be there and let nobody in."""
+    again = transfer(failure("Refused"), transports=URGENT)
+    assert way(again, Cluster(a=BOTH, t=NAT)).transports == (RSYNC, BASE64, P2P, HTTP)
+    assert way(again, Cluster(a=SSH, t=NAT)).transports == (RSYNC, BASE64)
+
+
+def test_what_stands_in_is_installed_and_can_send_where_it_has_to() -> None:
+    """Nobody sends by p2p; and what this installation does not have is never chosen."""
+    urgent = transfer(transports=URGENT)
+    assert way(urgent, Cluster(a=NAT, t=OPEN)).transports == (HTTP,)
+    few = policy_of(transports={"installed": ["rsync", "base64", "http"]})
+    assert way(urgent, Cluster(a=OPEN, t=NAT), policy=few).transports == (HTTP,)
 
 
 @pytest.mark.parametrize(

@@ -605,9 +605,9 @@ def test_promoted_model_is_spread_peer_to_peer(size_mb: int) -> None:
     ("size_mb", "trigger", "transports"),
     [
         (100, played(), "p2p http base64"),
-        (101, played(), "rsync p2p http base64"),
-        (100, orphaned(), "rsync base64 http"),
-        (101, orphaned(), "rsync p2p http base64"),
+        (101, played(), "rsync http base64"),
+        (100, orphaned(), "rsync base64"),
+        (101, orphaned(), "rsync http base64"),
     ],
 )
 def test_transports_follow_size_and_urgency(size_mb: int, trigger: Event, transports: str) -> None:

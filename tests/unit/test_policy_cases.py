@@ -1240,9 +1240,9 @@ def how(story: Story, trigger: Event, target: str = "") -> list[str]:
 LARGE = games_of("gpu-1", size_bytes=101 * MEGABYTE)
 HOW = [
     ("K12: small files by p2p", GAMES, played(), "normal p2p http base64", {}),
-    ("K12: large files by rsync", LARGE, played(), "normal rsync p2p http base64", {}),
-    ("K12: a training run by rsync", GAMES, started(), "high rsync p2p http base64", {}),
-    ("K12: what is urgent by the direct ways", GAMES, orphaned(), "critical rsync base64 http", {}),
+    ("K12: large files by rsync", LARGE, played(), "normal rsync http base64", {}),
+    ("K12: a training run by rsync", GAMES, started(), "high rsync http base64", {}),
+    ("K12: what is urgent by the direct ways", GAMES, orphaned(), "critical rsync base64", {}),
     ("K12: into the bucket by its own transport alone", GAMES, orphaned(), "critical s3", S3),
     (
         "K12: a transport that corrupts on a node is tried last",
@@ -1262,21 +1262,21 @@ HOW = [
         "P13: a rule's own deadline counts from the trigger",
         GAMES,
         started(),
-        "high rsync p2p http base64 by +90",
+        "high rsync http base64 by +90",
         rule("training-start", deadline_s=90),
     ),
     (
         "P13: the deadline a trigger names outranks the rule's",
         GAMES,
         events.TrainingStarted(config_key="hex8_2p", node="train-1", deadline=T0 + 7),
-        "high rsync p2p http base64 by +7",
+        "high rsync http base64 by +7",
         rule("training-start", deadline_s=90),
     ),
     (
         "K1: an ephemeral player's games are urgent",
         GAMES,
         played(),
-        "high rsync base64 http",
+        "high rsync base64",
         {"nodes": {"gpu-1": {"traits": ["ephemeral"]}}},
     ),
     (
