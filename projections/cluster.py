@@ -176,8 +176,8 @@ class ClusterView:
         """Open transfers of later versions of the same path to the same target."""
         return transfers.newer_versions(self._reader, transfer)
 
-    def superseded_at(self, target: str, path: str) -> list[TransferRow]:
-        """Transfers that a later version on the target has made needless."""
+    def superseded_at(self, target: str, path: str = "") -> list[TransferRow]:
+        """Transfers that a later version on the target has made needless, of one path or of all."""
         return transfers.superseded_at(self._reader, target, path)
 
     def totals(self) -> Totals:

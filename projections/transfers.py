@@ -141,7 +141,7 @@ class TransfersView:
     """Folds plans, assignments, results and the ends of chains."""
 
     name = "transfers"
-    version = 11
+    version = 12
     tables = (
         "transfers",
         *queue.TABLES,
@@ -159,6 +159,7 @@ class TransfersView:
             events.TransferAssigned: self._assign,
             events.TransferSucceeded: self._succeed,
             events.TransferFailed: self._fail,
+            events.FilesObserved: self._observe,
             events.DataSyncCompleted: self._end_chain,
             events.DataSyncFailed: self._end_chain,
         }
@@ -251,17 +252,28 @@ class TransfersView:
                 ended_at=recorded.time,
             )
             self._store(tx, row, done)
-        self._supersede_older(tx, event, recorded.time)
+        entry = replace(event.entry, games=event.games)
+        self._supersede_older(tx, event.target, entry, recorded.time)
 
-    def _supersede_older(self, tx: Writer, event: events.TransferSucceeded, time: float) -> None:
-        """Older versions of the path need not reach this target any more."""
-        for row in list(_at_place(tx, "by_target", event.target, event.entry.path)):
-            if row.entry.version < event.entry.version:
+    def _observe(self, tx: Writer, event: events.FilesObserved, recorded: Recorded) -> None:
+        """What a node has written itself is later than what was on its way there."""
+        if next(iter(tx.scan("by_target", text_key(event.node))), None) is None:
+            return
+        for entry in event.entries:
+            held = row_held_by(tx, event.node, entry.path)
+            if held is not None and held.checksum == entry.checksum:
+                there = replace(entry, version=held.version)
+                self._supersede_older(tx, event.node, there, recorded.time)
+
+    def _supersede_older(self, tx: Writer, target: str, entry: DataEntry, time: float) -> None:
+        """Older versions of what a target holds now need not reach it any more."""
+        for row in list(_at_place(tx, "by_target", target, entry.path)):
+            if row.entry.version < entry.version and row.entry.checksum != entry.checksum:
                 superseded = replace(
                     row,
                     state=TransferState.SUPERSEDED,
-                    games=event.games,
-                    arrived_checksum=event.entry.checksum,
+                    games=entry.games,
+                    arrived_checksum=entry.checksum,
                     ended_at=time,
                 )
                 self._store(tx, row, superseded)
@@ -419,8 +431,10 @@ def open_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
     return list(_at_place(reader, "by_target", target, path))
 
 
-def superseded_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
-    """Transfers that some chain still names and that a later version has made needless."""
+def superseded_at(reader: Reader, target: str, path: str = "") -> list[TransferRow]:
+    """Transfers that some chain still names and that a later version has made needless, of one path
+    or of all.
+    """
     return list(_at_place(reader, "superseded", target, path))
 
 
@@ -485,7 +499,7 @@ def _waiting_key(chain: str, row: TransferRow) -> bytes:
 
 
 def _at_place(reader: Reader, table: str, target: str, path: str) -> Iterator[TransferRow]:
-    for _, id in reader.scan(table, text_key(target) + digest_key(path)):
+    for _, id in reader.scan(table, text_key(target) + (digest_key(path) if path else b"")):
         row = get_transfer(reader, id.decode())
         if row is not None:
             yield row

@@ -7,12 +7,13 @@ and who comes by two ways at once comes by one after the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Protocol
 
-from adapters.errors import Interrupted, NeverReplaced, Superseded, TransportError
+from adapters.errors import Interrupted, NeverReplaced, Overtaken, Superseded, TransportError
 from adapters.files.group import Group
 from adapters.files.landing import Landed, Landing
 from adapters.files.partial import disk_errors
@@ -32,6 +33,9 @@ class Knows(Protocol):
 
     async def keeps_own(self, path: str) -> bool:
         """Whether a file of the node's own stands there."""
+
+    async def written_at(self, path: str) -> float | None:
+        """Where in the log the node's own file there was said; infinity: not yet, None: none."""
 
     async def expect(self, entries: Mapping[str, DataEntry]) -> None:
         """These are about to appear, by local path."""
@@ -55,7 +59,8 @@ class Arrivals:
     async def there(self, entry: DataEntry) -> DataEntry | None:
         """The entry if it was received before; None if it may come.
 
-        Raises `Superseded` or `NeverReplaced` if it may not, or the disk's errors.
+        Raises `Superseded` or `NeverReplaced` if it may not, `Overtaken` if it may not now, or the
+        disk's errors.
         """
         # Once around all of it: many small files are asked about one by one.
         with disk_errors():
@@ -65,10 +70,27 @@ class Arrivals:
             if there is not None and there.version > entry.version:
                 why = f"version {there.version} is newer than {entry.version}"
                 raise Superseded(f"{entry.path}: {why}")
-            owned = self._rules.ownership(entry.path) is Ownership.OWNED
-            if owned and await self._inventory.keeps_own(entry.path):
+            ownership = self._rules.ownership(entry.path)
+            if ownership is Ownership.OWNED and await self._inventory.keeps_own(entry.path):
                 raise NeverReplaced(f"{self.local(entry)} is a file of {self._node}'s own")
+            if ownership is Ownership.SHARED:
+                await self._yield_to_own(entry)
             return None
+
+    async def _yield_to_own(self, entry: DataEntry) -> None:
+        """Raise if this node has written a later version of a path that many may write.
+
+        What comes was decided on before anybody knew of that.
+        """
+        written_at = await self._inventory.written_at(entry.path)
+        if written_at is None or written_at <= entry.version:
+            return
+        if written_at == math.inf:
+            raise Overtaken(f"{entry.path} was written on {self._node}, and is yet to be told")
+        raise Superseded(
+            f"{entry.path}: {self._node} has written a version of its own at {written_at:.0f}, "
+            f"which is newer than {entry.version}"
+        )
 
     async def ready(self, entry: DataEntry) -> bool:
         """As `there`; if it may come, the inventory expects it from now on."""

@@ -59,6 +59,8 @@ class Row(msgspec.Struct, frozen=True, array_like=True, gc=False):
     #: Seconds it took to read, and when that was.
     read_s: float = 0.0
     read_at: float = 0.0
+    #: Where in the log the content that was reported last was reported first; 0: nobody knows.
+    said_at: int = 0
 
 
 class Superseded(msgspec.Struct, frozen=True, array_like=True, gc=False):

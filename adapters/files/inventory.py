@@ -7,6 +7,8 @@ looked at is never said to be gone, and what was never marked as reported is rep
 from __future__ import annotations
 
 import asyncio
+import math
+import os
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -29,7 +31,7 @@ from adapters.files.turns import Turns
 from adapters.files.walk import Walk, print_of, walk
 from adapters.files.watching import changes_under
 from adapters.workers import finish, settled
-from streams.identity import PathRules
+from streams.identity import PathRules, data_type_of
 from streams.values import DataEntry, Proof, config_key_in
 
 T = TypeVar("T")
@@ -126,13 +128,20 @@ class Inventory:
             except Stopped:
                 return Scan(waiting=("the inventory is being closed",))
 
-    async def reported(self, entries: Iterable[DataEntry], removed: Iterable[str] = ()) -> None:
-        """Remember that these were said, so that scans don't say them again. Durable on return."""
+    async def reported(
+        self, entries: Iterable[DataEntry], removed: Iterable[str] = (), sequence: int = 0
+    ) -> None:
+        """Remember that these were said, at this sequence of the log, so that scans don't say them
+        again. Durable on return.
+        """
         await self._known.ready()
         changes: dict[str, Row | None] = {}
         for entry in entries:
             if (row := self._known.row_of(entry.path)) is not None:
-                changes[row.local] = msgspec.structs.replace(row, said=entry.checksum)
+                said_at = row.said_at if row.said == entry.checksum else sequence
+                changes[row.local] = msgspec.structs.replace(
+                    row, said=entry.checksum, said_at=said_at
+                )
         for path in removed:
             if (row := self._known.row_of(path)) is not None:
                 gone = row.state is State.GONE
@@ -236,6 +245,32 @@ class Inventory:
         if row is not None:
             return not row.received
         return local not in self._known.expected and (self._root / local).exists()
+
+    async def written_at(self, path: str) -> float | None:
+        """Where in the log a file of this node's own was said that stands where a received one
+        would have to; infinity if what stands there now was not said yet, None if none does.
+        """
+        await self._known.ready()
+        local = self._rules.local(path, self._node)
+        try:
+            seen = os.stat(f"{self._root}/{local}")  # noqa: PTH116 - of each that comes
+        except FileNotFoundError:
+            return None
+        row = self._known.rows.get(local)
+        if local in self._known.expected or (row is not None and row.state is State.SPOILED):
+            return None
+        if row is None or row.state is State.GONE or not row.print.same_file(seen):
+            # Of what the data plane has no word for, nothing is ever said.
+            return math.inf if data_type_of(local) is not None else None
+        if row.received:
+            return None
+        return row.said_at if row.said == row.entry.checksum else math.inf
+
+    async def forget_where(self) -> None:
+        """Where in the log anything was said is not true of another log. Durable on return."""
+        await self._known.ready()
+        rows = [row for row in self._known.rows.values() if row.said_at]
+        await self._known.put({r.local: msgspec.structs.replace(r, said_at=0) for r in rows})
 
     def locate(self, checksum: str) -> Path | None:
         """A file that holds exactly this content, as far as its size, time and inode tell.

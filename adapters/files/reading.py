@@ -155,8 +155,9 @@ class Reader:
         if isinstance(row, str):
             return row
         took = time.monotonic() - began
+        said, said_at = (old.said, old.said_at) if old else ("", 0)
         return msgspec.structs.replace(
-            row, said=old.said if old else "", read_s=took, read_at=time.time()
+            row, said=said, said_at=said_at, read_s=took, read_at=time.time()
         )
 
     def _own(self, local: str, seen: Print, old: Row | None) -> Row | str:

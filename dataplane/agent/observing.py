@@ -146,6 +146,7 @@ class Observer:
         if problem and await self._inventory.told():
             logger.warning("log and disk are compared: %s", problem)
             self._reconciler.forget()
+            await self._inventory.forget_where()
             await self._reconcile()
         await self._footing.stand(state)
         self._looked_at = time.monotonic()
@@ -255,7 +256,7 @@ class Observer:
             receipt = await self._log.append(facts)
         self._footing.said(receipt, facts[-1])
         reach("agent.observed")
-        await self._inventory.reported(scan.changed, scan.removed)
+        await self._inventory.reported(scan.changed, scan.removed, receipt.sequence)
 
     def _observations(self, scan: Scan, trigger: Recorded | None) -> list[Fact]:
         if trigger is None and not scan.changed:

@@ -113,6 +113,9 @@ class _Nothing:
     async def keeps_own(self, path: str) -> bool:
         return False
 
+    async def written_at(self, path: str) -> float | None:
+        return None
+
     async def expect(self, entries: Mapping[str, DataEntry]) -> None:
         """They come, and go again."""
 

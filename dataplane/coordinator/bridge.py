@@ -410,7 +410,14 @@ def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str
             # It is tried again: whoever waits for it goes on waiting.
             return []
         return [chain for chain in row.chains if not _goes_on(view, chain, row.target, policy)]
-    return [recorded.chain] if recorded.chain else []
+    own = [recorded.chain] if recorded.chain else []
+    if isinstance(recorded.event, events.FilesObserved):
+        # What a node has written itself may have taken the place of what was on its way there.
+        paths = {entry.path for entry in recorded.event.entries}
+        rows = view.superseded_at(recorded.event.node) if paths else []
+        overtaken = [chain for row in rows if row.entry.path in paths for chain in row.chains]
+        return list(dict.fromkeys([*own, *overtaken]))
+    return own
 
 
 def _goes_on(view: ClusterView, chain: str, target: str, policy: Policy) -> bool:

@@ -117,7 +117,12 @@ class Node:
         observed = events.FilesObserved(node=self.name, entries=changed)
         id = fact_id("observed", self.name, trigger.id, content, 0)
         fact = node_fact(observed, self.name, id, chain=trigger.chain, cause=trigger.id)
-        await log.publish(fact)
+        receipt = await log.publish(fact)
+        for entry in changed:
+            if self.disk.own.get(entry.path) == entry:
+                # Told from what comes by where it was said, as by the real agent.
+                told = replace(entry, version=receipt.sequence)
+                self.disk.own[entry.path] = self.disk.files[entry.path] = told
         self.disk.said |= {entry.path: entry.checksum for entry in changed}
         self.disk.reported |= {entry.path for entry in changed}
         await delivery.ack()
@@ -138,8 +143,8 @@ class Node:
         there = disk.files.get(entry.path)
         if there is not None and there.checksum == entry.checksum:
             return self._succeeded(order, there, 0)
-        if there is not None and there.version > entry.version:
-            return self._failed(order, "Superseded", retryable=False)
+        if there is not None and self._is_later(disk, there, entry):
+            return self._later(order, disk, there)
         await self._work()
         source = self._disks[order.source].files.get(entry.path)
         if source is None or source.checksum != entry.checksum:
@@ -149,13 +154,24 @@ class Node:
             # Some bytes have come then, a few or most, and are kept.
             return self._failed(order, "Interrupted", moved=self._rng.choice((0, 1, 100, 900)))
         there = disk.files.get(entry.path)
-        if there is not None and there.version > entry.version:
-            return self._failed(order, "Superseded", retryable=False)
+        if there is not None and self._is_later(disk, there, entry):
+            return self._later(order, disk, there)
         disk.files[entry.path] = entry
         # As the inventory has it: what has landed is missed if it goes, whether it was said or not.
         disk.reported.add(entry.path)
         await self._work()
         return self._succeeded(order, entry, entry.size_bytes)
+
+    @staticmethod
+    def _is_later(disk: Disk, there: DataEntry, entry: DataEntry) -> bool:
+        """Whether what is there must not be replaced: it is a later version, or not said yet."""
+        unsaid = disk.own.get(there.path) == there and not there.version
+        return unsaid or there.version > entry.version
+
+    def _later(self, order: events.TransferAssigned, disk: Disk, there: DataEntry) -> Event:
+        if there.version:
+            return self._failed(order, "Superseded", retryable=False)
+        return self._failed(order, "Overtaken")
 
     async def _work(self) -> None:
         """Time passes while bytes move; the process may die in it."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import Superseded, TransportError
+from adapters.errors import Overtaken, Superseded, TransportError
 from adapters.files import inventory as of_files
 from adapters.files.arrivals import Arrivals
 from adapters.files.group import Group, Wanted
@@ -185,6 +185,57 @@ def rot(file: Path) -> None:
     with file.open("r+b") as open_file:
         open_file.write(b"V")
     os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+OLD_MODEL, NEW_MODEL = (entry_of("models/x.onnx", version) for version in (7, 9))
+
+
+async def test_p4_what_the_node_has_written_itself_stays_unless_what_comes_is_later(
+    tmp_path: Path, inventory: Asked
+) -> None:
+    """Of a path that many may write: by where both were said. What is not said yet is later."""
+    arrivals = Arrivals("train-1", inventory, PathRules())
+    own = tmp_path / OLD_MODEL.path
+    own.parent.mkdir()
+    own.write_bytes(b"of our own")
+    with pytest.raises(Overtaken, match="yet to be told"):
+        await arrivals.there(NEW_MODEL)
+    said = (await inventory.scan()).changed
+    with pytest.raises(Overtaken):
+        await arrivals.there(NEW_MODEL)
+    await inventory.reported(said, sequence=8)
+    with pytest.raises(Superseded, match=r"own at 8, .* newer than 7"):
+        await arrivals.there(OLD_MODEL)
+    assert await arrivals.there(NEW_MODEL) is None
+    # Said again, it is no newer for that.
+    await inventory.reported(said, sequence=30)
+    assert await arrivals.there(NEW_MODEL) is None
+    own.write_bytes(b"written anew")
+    with pytest.raises(Overtaken):
+        await arrivals.there(NEW_MODEL)
+    await inventory.reported((await inventory.scan()).changed, sequence=12)
+    with pytest.raises(Superseded):
+        await arrivals.there(NEW_MODEL)
+    await inventory.close()
+    anew = Asked(tmp_path)
+    with pytest.raises(Superseded):
+        await Arrivals("train-1", anew, PathRules()).there(NEW_MODEL)
+    # In another log that is true no more.
+    await anew.forget_where()
+    assert await Arrivals("train-1", anew, PathRules()).there(NEW_MODEL) is None
+    await anew.close()
+
+
+async def test_p4_what_was_received_and_then_written_here_is_the_nodes_own(
+    tmp_path: Path, inventory: Asked
+) -> None:
+    """A trainer writes its new model over the one it was sent."""
+    assert isinstance(await alone(tmp_path, inventory, OLD_MODEL), Landed)
+    assert await Arrivals("train-1", inventory, PathRules()).there(NEW_MODEL) is None
+    (tmp_path / OLD_MODEL.path).write_bytes(b"a new model")
+    outcome = await alone(tmp_path, inventory, NEW_MODEL)
+    assert isinstance(outcome, Overtaken)
+    assert (tmp_path / OLD_MODEL.path).read_bytes() == b"a new model"
 
 
 async def test_groups_that_want_the_same_paths_in_another_order_both_come(

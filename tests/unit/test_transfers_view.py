@@ -27,6 +27,7 @@ from tests.spec import (
     games_of,
     given,
     holds,
+    model,
     opens,
     played,
     player,
@@ -402,6 +403,24 @@ def test_later_version_supersedes_what_is_under_way_too() -> None:
     assert story.view.in_flight() == []
     story.tell(failure(GAMES))
     assert the(story).state is SUPERSEDED
+
+
+@pytest.mark.parametrize("under_way", [False, True], ids=["waiting", "under way"])
+def test_p4_what_a_target_has_written_itself_supersedes_what_was_to_come(under_way: bool) -> None:
+    """It is later than whatever was decided before; another path or node changes nothing."""
+    old, other = model(version=1), model("other", "canonical_other.pth", version=1)
+    story = given(holds("gpu-1", old, other), planned("c1", old, other))
+    if under_way:
+        story.tell(order(old))
+    story.tell(holds("train-2", model("own")))
+    assert the(story, old).state is not SUPERSEDED
+    mine = model("own")
+    story.tell(holds("train-1", mine), after(3))
+    row = the(story, old)
+    assert (row.state, row.arrived_checksum) == (SUPERSEDED, mine.checksum)
+    assert the(story, other).state is PENDING
+    assert story.view.in_flight() == []
+    assert story.view.superseded_at("train-1") == [row]
 
 
 def test_older_version_supersedes_nothing() -> None:
