@@ -7,18 +7,20 @@ from typing import Any
 import pytest
 from hypothesis import given as sampled
 from hypothesis import settings
+from msgspec.structs import replace
 
 from projections.chains import ChainStatus, place_of
 from streams import events
 from streams.codec import chain_of_trigger
 from streams.events import Event
-from streams.values import DataType, Refusal, SyncPlan
+from streams.values import DataType, Held, Refusal, SyncPlan
 from tests.spec import (
     T0,
     Said,
     Story,
     after,
     answers,
+    as_fact,
     assigned,
     decided,
     games_of,
@@ -191,6 +193,38 @@ def test_plan_that_comes_in_parts_is_whole_with_its_last_one() -> None:
         ("b", "games/y/hex8_2p.db"),
     ]
     assert [refusal.rule for refusal in row.refusals] == ["x", "y"]
+
+
+def test_chain_counts_from_its_first_plan_whatever_is_planned_again() -> None:
+    """When and where that was said, and from whom; parts and copies are those of all plans."""
+    held = (Held(target="train-2", path=GAMES.path, checksum=GAMES.checksum),)
+    moves = SyncPlan(source_node="gpu-1", target_nodes=("train-1",), entries=(GAMES,))
+    first = events.SyncPlanned(
+        config_key="hex8_2p", source_node="gpu-1", plans=(moves,), last_part=False
+    )
+    rest = events.SyncPlanned(config_key="hex8_2p", source_node="gpu-1", held=held)
+    other = games_of("gpu-1", "other")
+    anew = events.SyncPlanned(
+        config_key="hex8_2p",
+        source_node="gpu-2",
+        plans=(SyncPlan(source_node="gpu-2", target_nodes=("train-1",), entries=(other,)),),
+    )
+    story = given(opens("c1", played()), answers("c1", "gpu-1", GAMES))
+    story.tell(after(2), decided("c1", first), after(2), decided("c1", rest))
+    row = story.chain("c1")
+    assert (row.planned_sequence, row.planned_at, row.source_node) == (3, T0 + 4, "gpu-1")
+    assert (row.parts, row.copies) == (2, 2)
+    row = story.tell(after(2), decided("c1", anew)).chain("c1")
+    assert (row.planned_sequence, row.planned_at, row.source_node) == (3, T0 + 4, "gpu-1")
+    assert (row.parts, row.copies) == (3, 3)
+
+
+def test_chain_joins_the_trace_that_its_trigger_was_said_in() -> None:
+    """Unless that is its own; what nobody opened has none."""
+    trace = "ab" * 16
+    own, joined = as_fact(opens("c1", played()), 1), as_fact(opens("c2", played("gpu-2")), 2)
+    story = given(own, replace(joined, traceparent=f"00-{trace}-{'cd' * 8}-01"))
+    assert [story.view.joined_trace(id) for id in ("c1", "c2", "c3")] == ["", trace, ""]
 
 
 def test_what_the_node_could_not_read_is_kept_with_the_chain() -> None:

@@ -65,6 +65,7 @@ from tests.spec import (
     said_what_is_owed,
     says,
     succeeded,
+    succeeded_with,
     trainer,
 )
 from tests.unit.histories import Step, histories, lived
@@ -708,6 +709,19 @@ def test_completion_says_whether_anything_had_to_move() -> None:
     story.tell(answers("c1", "gpu-1", GAMES))
     reasons = [getattr(event, "reason", "") for event in story.when(asked("c1")).events]
     assert "nothing had to move: every target held every byte" in reasons
+
+
+def test_games_of_one_path_count_once_and_as_the_fullest_copy_has_them() -> None:
+    """Whichever target is told of last."""
+    for found in ((600, 500), (500, 600), (600, None)):
+        story = given(trainer("train-2"), *READY, said_what_is_owed, assigned)
+        for target, games in zip(("train-1", "train-2"), found, strict=True):
+            [row] = story.under_way(target)
+            one = msgspec.structs.replace(row.entry, games=games)
+            story.tell(succeeded_with(one, target, transfer=row.id))
+        story.when(asked("c1")).then(
+            says(DataSyncCompleted, games_synced=600), says(NewGamesAvailable, game_count=600)
+        )
 
 
 def test_a_single_game_is_worth_its_announcement() -> None:
