@@ -13,7 +13,7 @@ from itertools import takewhile
 from msgspec.structs import replace
 
 from projections import queue
-from projections.catalog import row_held_by
+from projections.catalog import EntryRow, row_held_by
 from projections.headway import MOST_TIMES, is_headway, kept_bytes
 from projections.store import Reader, Writer
 from projections.view import Handler, Row, digest_key, number, text_key, unpacker
@@ -256,27 +256,23 @@ class TransfersView:
         self._supersede_older(tx, event.target, entry, recorded.time)
 
     def _observe(self, tx: Writer, event: events.FilesObserved, recorded: Recorded) -> None:
-        """What a node has written itself is later than what was on its way there."""
+        """What a node has written itself is later than what waits to be brought there.
+
+        What is under way keeps its slot until its result says that it has ended.
+        """
         if next(iter(tx.scan("by_target", text_key(event.node))), None) is None:
             return
         for entry in event.entries:
-            held = row_held_by(tx, event.node, entry.path)
-            if held is not None and held.checksum == entry.checksum:
-                there = replace(entry, version=held.version)
-                self._supersede_older(tx, event.node, there, recorded.time)
+            for row in list(_at_place(tx, "by_target", event.node, entry.path)):
+                held = _later_held(tx, row)
+                if held is not None and row.state is TransferState.PENDING:
+                    self._store(tx, row, _superseded(row, held, recorded.time))
 
     def _supersede_older(self, tx: Writer, target: str, entry: DataEntry, time: float) -> None:
-        """Older versions of what a target holds now need not reach it any more."""
+        """Older versions of what has come to a target need not reach it any more."""
         for row in list(_at_place(tx, "by_target", target, entry.path)):
-            if row.entry.version < entry.version and row.entry.checksum != entry.checksum:
-                superseded = replace(
-                    row,
-                    state=TransferState.SUPERSEDED,
-                    games=entry.games,
-                    arrived_checksum=entry.checksum,
-                    ended_at=time,
-                )
-                self._store(tx, row, superseded)
+            if row.entry.version < entry.version:
+                self._store(tx, row, _superseded(row, entry, time))
 
     def _fail(self, tx: Writer, event: events.TransferFailed, recorded: Recorded) -> None:
         before = totals(tx)
@@ -292,7 +288,8 @@ class TransfersView:
             failures=_remembered(row, _failure(row, event, recorded)),
             bytes_transferred=added(row.bytes_transferred, event.bytes_transferred),
         )
-        self._store(tx, row, failed)
+        held = _later_held(tx, row)
+        self._store(tx, row, failed if held is None else _superseded(failed, held, recorded.time))
 
     def _end_chain(self, tx: Writer, event: events.Event, recorded: Recorded) -> None:
         chain = recorded.chain
@@ -324,6 +321,23 @@ class TransfersView:
 def attempts(failures: Iterable[Failure]) -> int:
     """How many attempts failed."""
     return sum(failure.attempts for failure in failures)
+
+
+def _later_held(reader: Reader, row: TransferRow) -> EntryRow | None:
+    """What a target holds already that is later than what a transfer brings; None if nothing is."""
+    held = row_held_by(reader, row.target, row.entry.path)
+    return held if held is not None and held.version > row.entry.version else None
+
+
+def _superseded(row: TransferRow, held: DataEntry | EntryRow, time: float) -> TransferRow:
+    """A transfer that is needless because of what its target holds now."""
+    return replace(
+        row,
+        state=TransferState.SUPERSEDED,
+        games=held.games,
+        arrived_checksum=held.checksum,
+        ended_at=time,
+    )
 
 
 def _failure(row: TransferRow, event: events.TransferFailed, recorded: Recorded) -> Failure:

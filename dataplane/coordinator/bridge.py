@@ -402,6 +402,8 @@ def _moved_on(view: ClusterView, recorded: Recorded, policy: Policy) -> list[str
         return [chain for chain in waiting if not _goes_on(view, chain, target, policy)]
     if isinstance(recorded.event, events.TransferFailed):
         row = view.transfer(recorded.event.transfer)
+        if row is not None and row.ended:
+            return list(row.chains)
         if row is not None and recorded.event.error_class == ENTRY_MISSING:
             # It may be to be planned again as what has taken its place, whatever else goes on. For
             # a chain of very many copies the sweep sees to that, for all of them at once.

@@ -43,7 +43,8 @@ class Overseer:
         """A file is gone, and nobody was asked."""
         disk = self._disks[node]
         disk.own.pop(path, None)
-        if disk.files.pop(path, None) is not None:
+        if (gone := disk.files.pop(path, None)) is not None:
+            disk.unmissed[path] = gone
             self.taken.setdefault(path, []).append(now)
 
     def wiped(self, node: str) -> None:
@@ -123,6 +124,7 @@ class SimInventory:
         """It was said that these are gone."""
         for path in removed:
             self._disk.reported.discard(path)
+            self._disk.unmissed.pop(path, None)
             self._disk.said.pop(path, None)
 
 

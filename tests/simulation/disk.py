@@ -17,6 +17,8 @@ class Disk:
         self.reported: set[str] = set()
         #: Games that were ever written under a path: a player counts on though its file is gone.
         self.played: dict[str, int] = {}
+        #: What was taken away and is not missed yet: its node takes it for there.
+        self.unmissed: dict[str, DataEntry] = {}
         self.looks = 0
 
     @property

@@ -143,8 +143,9 @@ class Node:
         there = disk.files.get(entry.path)
         if there is not None and there.checksum == entry.checksum:
             return self._succeeded(order, there, 0)
-        if there is not None and self._is_later(disk, there, entry):
-            return self._later(order, disk, there)
+        known = there or disk.unmissed.get(entry.path)
+        if known is not None and self._is_later(disk, known, entry):
+            return self._later(order, disk, known)
         await self._work()
         source = self._disks[order.source].files.get(entry.path)
         if source is None or source.checksum != entry.checksum:
@@ -153,10 +154,11 @@ class Node:
         if self._rng.random() < 0.1:
             # Some bytes have come then, a few or most, and are kept.
             return self._failed(order, "Interrupted", moved=self._rng.choice((0, 1, 100, 900)))
-        there = disk.files.get(entry.path)
+        there = disk.files.get(entry.path) or disk.unmissed.get(entry.path)
         if there is not None and self._is_later(disk, there, entry):
             return self._later(order, disk, there)
         disk.files[entry.path] = entry
+        disk.unmissed.pop(entry.path, None)
         # As the inventory has it: what has landed is missed if it goes, whether it was said or not.
         disk.reported.add(entry.path)
         await self._work()

@@ -9,6 +9,7 @@ from hypothesis import given as sampled
 from hypothesis import settings
 from msgspec.structs import replace
 
+from dataplane.coordinator.bridge import _moved_on
 from projections.transfers import CopyRow, TransferRow, TransferState, transfer_id
 from streams import events
 from streams.codec import fact_id
@@ -407,7 +408,10 @@ def test_later_version_supersedes_what_is_under_way_too() -> None:
 
 @pytest.mark.parametrize("under_way", [False, True], ids=["waiting", "under way"])
 def test_p4_what_a_target_has_written_itself_supersedes_what_was_to_come(under_way: bool) -> None:
-    """It is later than whatever was decided before; another path or node changes nothing."""
+    """It is later than whatever was decided before; another path or node changes nothing.
+
+    What is under way has its slot until it has ended: its agent refuses it, and that is its result.
+    """
     old, other = model(version=1), model("other", "canonical_other.pth", version=1)
     story = given(holds("gpu-1", old, other), planned("c1", old, other))
     if under_way:
@@ -416,6 +420,12 @@ def test_p4_what_a_target_has_written_itself_supersedes_what_was_to_come(under_w
     assert the(story, old).state is not SUPERSEDED
     mine = model("own")
     story.tell(holds("train-1", mine), after(3))
+    if under_way:
+        assert [row.entry for row in story.view.in_flight()] == [old]
+        story.tell(failure(old))
+        assert _moved_on(story.view, story.facts[-1], story.policy) == ["c1"]
+    else:
+        assert _moved_on(story.view, story.facts[-1], story.policy) == ["c1"]
     row = the(story, old)
     assert (row.state, row.arrived_checksum) == (SUPERSEDED, mine.checksum)
     assert the(story, other).state is PENDING
