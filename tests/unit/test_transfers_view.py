@@ -433,6 +433,19 @@ def test_p4_what_a_target_has_written_itself_supersedes_what_was_to_come(under_w
     assert story.view.superseded_at("train-1") == [row]
 
 
+def test_p4_what_a_target_wrote_before_supersedes_nothing() -> None:
+    """Neither when it says so again, nor when an attempt fails; nor does a twin."""
+    mine, later = model("own"), model("later", version=2)
+    story = given(holds("train-1", mine), holds("gpu-1", later), planned("c1", later))
+    story.tell(holds("train-1", mine))
+    assert the(story, later).state is PENDING
+    story.tell(order(later), failure(later))
+    assert the(story, later).state is PENDING
+    twin = model("twin", version=1)
+    story.tell(planned("c2", twin), order(twin), failure(twin))
+    assert the(story, twin).state is PENDING
+
+
 def test_older_version_supersedes_nothing() -> None:
     """Nor does the same path on another target."""
     newer = games_of("gpu-1", "second", version=8)
