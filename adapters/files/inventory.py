@@ -248,7 +248,8 @@ class Inventory:
 
     async def written_at(self, path: str) -> float | None:
         """Where in the log a file of this node's own was said that stands where a received one
-        would have to; infinity if what stands there now was not said yet, None if none does.
+        would have to; infinity if what stands there now was not said yet, None if none does, or
+        only what can't be read.
         """
         await self._known.ready()
         local = self._rules.local(path, self._node)
@@ -257,7 +258,9 @@ class Inventory:
         except FileNotFoundError:
             return None
         row = self._known.rows.get(local)
-        if local in self._known.expected or (row is not None and row.state is State.SPOILED):
+        failed = self._failed.get(local)
+        unsound = failed is not None and failed.print is not None and failed.print.same_file(seen)
+        if local in self._known.expected or unsound or (row and row.state is State.SPOILED):
             return None
         if row is None or row.state is State.GONE or not row.print.same_file(seen):
             # Of what the data plane has no word for, nothing is ever said.

@@ -226,6 +226,18 @@ async def test_p4_what_the_node_has_written_itself_stays_unless_what_comes_is_la
     await anew.close()
 
 
+async def test_what_can_not_be_read_here_is_replaced(tmp_path: Path, inventory: Asked) -> None:
+    """What somebody left half written under a shared name keeps no model out."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "canonical_x.db").write_bytes(b"SQLite format 3\0" + bytes(100))
+    entry = entry_of("models/canonical_x.db", 9)
+    arrivals = Arrivals("train-1", inventory, PathRules())
+    with pytest.raises(Overtaken):
+        await arrivals.there(entry)
+    assert (await inventory.scan()).problems
+    assert await arrivals.there(entry) is None
+
+
 async def test_p4_what_was_received_and_then_written_here_is_the_nodes_own(
     tmp_path: Path, inventory: Asked
 ) -> None:
