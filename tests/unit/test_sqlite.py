@@ -105,7 +105,11 @@ def test_p7_every_snapshot_under_a_writer_is_a_committed_prefix(
         while len(seen) <= 30 or len(set(seen)) < 10:
             for _ in range(3):
                 process.stdout.readline()
-            sqlite.snapshot(source, tmp_path / "copy.db")
+            try:
+                sqlite.snapshot(source, tmp_path / "copy.db")
+            except sqlite.Locked:
+                # On a busy machine a writer may never let go for as long as it is waited for.
+                continue
             rows, counter = rows_and_counter(tmp_path / "copy.db")
             assert rows == counter >= seen[-1]
             seen.append(rows)
