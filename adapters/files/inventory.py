@@ -31,7 +31,7 @@ from adapters.files.turns import Turns
 from adapters.files.walk import Walk, print_of, walk
 from adapters.files.watching import changes_under
 from adapters.workers import finish, settled
-from streams.identity import PathRules, data_type_of
+from streams.identity import PathRules
 from streams.values import DataEntry, Proof, config_key_in
 
 T = TypeVar("T")
@@ -248,23 +248,23 @@ class Inventory:
 
     async def written_at(self, path: str) -> float | None:
         """Where in the log a file of this node's own was said that stands where a received one
-        would have to; infinity if what stands there now was not said yet, None if none does, or
-        only what can't be read.
+        would have to; infinity if it has changed since it was looked at, or was not said yet. None
+        if none stands there, only what can't be read, or what was never looked at.
         """
         await self._known.ready()
         local = self._rules.local(path, self._node)
+        row = self._known.rows.get(local)
+        if row is None or row.state is not State.HERE or local in self._known.expected:
+            return None
         try:
             seen = os.stat(f"{self._root}/{local}")  # noqa: PTH116 - of each that comes
         except FileNotFoundError:
             return None
-        row = self._known.rows.get(local)
         failed = self._failed.get(local)
-        unsound = failed is not None and failed.print is not None and failed.print.same_file(seen)
-        if local in self._known.expected or unsound or (row and row.state is State.SPOILED):
+        if failed is not None and failed.print is not None and failed.print.same_file(seen):
             return None
-        if row is None or row.state is State.GONE or not row.print.same_file(seen):
-            # Of what the data plane has no word for, nothing is ever said.
-            return math.inf if data_type_of(local) is not None else None
+        if not row.print.same_file(seen):
+            return math.inf
         if row.received:
             return None
         return row.said_at if row.said == row.entry.checksum else math.inf

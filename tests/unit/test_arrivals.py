@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import sqlite3
 import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -198,10 +199,8 @@ async def test_p4_what_the_node_has_written_itself_stays_unless_what_comes_is_la
     own = tmp_path / OLD_MODEL.path
     own.parent.mkdir()
     own.write_bytes(b"of our own")
-    with pytest.raises(Overtaken, match="yet to be told"):
-        await arrivals.there(NEW_MODEL)
     said = (await inventory.scan()).changed
-    with pytest.raises(Overtaken):
+    with pytest.raises(Overtaken, match="yet to be told"):
         await arrivals.there(NEW_MODEL)
     await inventory.reported(said, sequence=8)
     with pytest.raises(Superseded, match=r"own at 8, .* newer than 7"):
@@ -227,11 +226,20 @@ async def test_p4_what_the_node_has_written_itself_stays_unless_what_comes_is_la
 
 
 async def test_what_can_not_be_read_here_is_replaced(tmp_path: Path, inventory: Asked) -> None:
-    """What somebody left half written under a shared name keeps no model out."""
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models" / "canonical_x.db").write_bytes(b"SQLite format 3\0" + bytes(100))
-    entry = entry_of("models/canonical_x.db", 9)
-    arrivals = Arrivals("train-1", inventory, PathRules())
+    """What somebody left half written under a shared name keeps no model out, nor what nobody has
+    looked at.
+    """
+    entry, arrivals = entry_of("models/canonical_x.db", 9), Arrivals("t", inventory, PathRules())
+    file = tmp_path / entry.path
+    file.parent.mkdir()
+    with sqlite3.connect(file) as db:
+        db.execute("CREATE TABLE t (n)")
+    db.close()
+    assert await arrivals.there(entry) is None
+    assert (await inventory.scan()).changed
+    with pytest.raises(Overtaken):
+        await arrivals.there(entry)
+    file.write_bytes(b"SQLite format 3\0" + bytes(100))
     with pytest.raises(Overtaken):
         await arrivals.there(entry)
     assert (await inventory.scan()).problems
