@@ -46,13 +46,17 @@ class Channel:
         stderr: Reading,
         wait: Callable[[], Awaitable[int | None]],
         stall_s: float,
+        window_bytes: int,
         breaks: tuple[type[Exception], ...] = (OSError,),
     ) -> None:
-        """`breaks`: what the streams raise when the connection is gone."""
+        """`window_bytes`: what the far end may say before it is taken. `breaks`: what the streams
+        raise when the connection is gone.
+        """
         self.who = who
         self._stdin, self._stdout = stdin, stdout
         self._wait = wait
         self._stall_s = stall_s
+        self._window_bytes = window_bytes
         self._breaks = breaks
         self._heard = b""
         self._said = b""
@@ -60,10 +64,12 @@ class Channel:
 
     async def read(self, most: int) -> bytes:
         """The next bytes it says; none at the end."""
-        if self._heard:
-            data, self._heard = self._heard[:most], self._heard[most:]
-            return data
-        return await self._moving(self._stdout.read(most))
+        if not self._heard:
+            # With the first bytes that are taken, the far end may say a whole window more: if these
+            # were fewer than that, whatever it says would gather here.
+            self._heard = await self._moving(self._stdout.read(self._window_bytes))
+        data, self._heard = self._heard[:most], self._heard[most:]
+        return data
 
     async def hears(self, word: str, within_s: float | None = None) -> bool:
         """Whether it says a word of ours before it ends; what it says afterwards can be read."""

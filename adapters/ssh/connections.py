@@ -250,7 +250,10 @@ async def _listening(process: Process, who: str, stall_s: float) -> AsyncIterato
         return process.returncode
 
     breaks = (OSError, asyncssh.Error)
-    channel = Channel(who, process.stdin, process.stdout, process.stderr, wait, stall_s, breaks)
+    window = process.channel.get_recv_window()
+    channel = Channel(
+        who, process.stdin, process.stdout, process.stderr, wait, stall_s, window, breaks
+    )
     try:
         yield channel
     finally:

@@ -423,6 +423,20 @@ async def test_a_lowered_grant_is_felt_by_a_fetch_under_way(
     await landing.abort()
 
 
+async def test_p12_what_a_grant_holds_back_stays_at_the_source(
+    rig: Rig, tmp_path: Path, root: Path
+) -> None:
+    """It does not come all the same, to wait in this machine's memory."""
+    entry = offered(rig, tmp_path, os.urandom(48_000_000))
+    landing = await Landing.open(root, entry, "t-1", PATH)
+    fetching = asyncio.create_task(fetch(rig, landing, throttle=Throttle(8)))
+    await until(lambda: landing.offset > 2_000_000)
+    assert rig.link.passed_down < entry.size_bytes / 2
+    fetching.cancel()
+    await asyncio.wait([fetching])
+    await landing.abort()
+
+
 async def test_a_cancelled_fetch_leaves_only_its_bytes(
     rig: Rig, tmp_path: Path, root: Path
 ) -> None:
