@@ -235,6 +235,7 @@ class Agent:
                 group.create_task(self._relaying.run(), name="relays")
             if self._backups is not None:
                 group.create_task(self._backups.consolidate(), name="bucket")
+                group.create_task(self._backups.tidy(), name="uploads")
 
     async def part(self) -> None:
         """Push to the bucket what it lacks, for a while; `run` must have ended."""

@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 #: The consolidated manifest follows the node's own by so much: it is for people and for restores,
 #: and all nodes write it.
 CONSOLIDATE_S = 20.0
+#: How often it is looked for uploads that were given up: all nodes look.
+TIDY_S = 24 * 3600.0
 
 
 class Backups:
@@ -57,13 +59,7 @@ class Backups:
         return moved
 
     async def consolidate(self) -> None:
-        """Bring what this node's manifest names into the consolidated one, for ever.
-
-        Before that, give up uploads that nobody has gone on with for long: they never became
-        objects, and are paid for.
-        """
-        with contextlib.suppress(TransportError):
-            await self.transport.abort_stale()
+        """Bring what this node's manifest names into the consolidated one, for ever."""
         while True:
             await self._grown.wait()
             await asyncio.sleep(CONSOLIDATE_S)
@@ -74,6 +70,15 @@ class Backups:
                 # Nothing is lost: each node's manifest names its own, and the next time does it.
                 logger.info("the consolidated manifest waits: %s", error)
                 self._grown.set()
+
+    async def tidy(self) -> None:
+        """Give up uploads that nobody has gone on with for long, for ever: they never became
+        objects, and are paid for.
+        """
+        while True:
+            with contextlib.suppress(TransportError):
+                await self.transport.abort_stale()
+            await asyncio.sleep(TIDY_S)
 
     async def _name(self, stored: ManifestEntry) -> None:
         """One manifest is written for all that were stored while the last one was written."""

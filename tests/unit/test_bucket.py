@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from adapters.errors import Interrupted
+from adapters.errors import Interrupted, Unreachable
 from adapters.s3.layout import Manifest
-from adapters.s3.transport import S3Transport
+from adapters.s3.transport import STALE_S, S3Transport
 from adapters.throttle import Throttle
 from adapters.transport import Progress, Request
+from dataplane.agent import bucket
 from dataplane.agent.bucket import Backups
 from streams.values import DataEntry, Endpoint
 from tests.spec import T0, games_of
@@ -122,3 +124,20 @@ async def test_a_push_that_is_cancelled_while_it_names_leaves_the_others_to_them
     with pytest.raises(asyncio.CancelledError):
         await first
     assert manifests.written[-1] == {entry.checksum for entry in ENTRIES}
+
+
+async def test_stale_uploads_are_given_up_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some become stale while the agent runs; a bucket that is away at one time is not at all."""
+    monkeypatch.setattr(bucket, "TIDY_S", 0)
+    backups, _ = made()
+    looks, thrice = itertools.count(1), asyncio.Event()
+
+    async def abort_stale(older_than_s: float = STALE_S) -> int:
+        if next(looks) == 3:
+            thrice.set()
+        raise Unreachable("the bucket is away")
+
+    monkeypatch.setattr(backups.transport, "abort_stale", abort_stale)
+    tidying = asyncio.create_task(backups.tidy())
+    await asyncio.wait_for(thrice.wait(), 5.0)
+    tidying.cancel()
