@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import re
 import zipfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -27,6 +28,11 @@ _HEAD_BYTES = 1 << 12
 _MOST_SAMPLES = 1 << 40
 #: What NumPy writes; others can make much of little before one byte of it can be looked at.
 _COMPRESSIONS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+#: Of the arrays of one file, so much is read to see that it is what was written: as much as takes
+#: seconds, however little it was made of.
+_MOST_READ_BYTES = 4 << 30
+#: What each member of an archive begins with.
+_MEMBER_MAGIC = b"PK\x03\x04"
 _LOOKED_INTO = {*GAME_DATABASE_SUFFIXES, ".npz", ".pth", ".pt", ".onnx", ".jsonl"}
 
 
@@ -72,7 +78,7 @@ def problem_in(path: Path, name: str) -> str | None:
     if is_database(name):
         return _problem_in_database(path)
     if suffix == ".npz":
-        return _problem_in_archive(path)
+        return _problem_in_archive(path, _read_arrays)
     if suffix in (".pth", ".pt"):
         return _problem_in_model(path)
     if suffix == ".onnx" and path.stat().st_size == 0:
@@ -108,10 +114,12 @@ def _problem_in_database(path: Path) -> str | None:
         return f"cannot be read: {error}"
 
 
-def _problem_in_archive(path: Path) -> str | None:
+def _problem_in_archive(path: Path, look: Callable[[zipfile.ZipFile], None]) -> str | None:
+    """What is wrong with an archive; `look` raises if it is something with its members."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
+            look(archive)
     except Exception as error:
         if _is_of_the_disk(error):
             raise
@@ -119,11 +127,32 @@ def _problem_in_archive(path: Path) -> str | None:
     return None if names else "is an archive without arrays"
 
 
+def _read_arrays(archive: zipfile.ZipFile) -> None:
+    """Read the arrays as NumPy does, which checks them against what was written."""
+    left = _MOST_READ_BYTES
+    for info in archive.infolist():
+        if info.compress_type in _COMPRESSIONS and left:
+            with archive.open(info) as member:
+                while data := member.read(min(left, BLOCK_BYTES)):
+                    left -= len(data)
+
+
+def _find_members(archive: zipfile.ZipFile) -> None:
+    """See that members are where the directory says. They are not read: PyTorch can be told to
+    write no checksums, and what it writes instead fits nothing.
+    """
+    with Path(str(archive.filename)).open("rb") as file:
+        for info in archive.infolist():
+            file.seek(info.header_offset)
+            if file.read(len(_MEMBER_MAGIC)) != _MEMBER_MAGIC:
+                raise zipfile.BadZipFile(f"{info.filename} is not where its directory says")
+
+
 def _problem_in_model(path: Path) -> str | None:
     with path.open("rb") as file:
         head = file.read(4)
     if head.startswith(b"PK"):
-        return _problem_in_archive(path)
+        return _problem_in_archive(path, _find_members)
     return None if head.startswith(_PICKLE_MAGIC) else "is neither a zip archive nor a pickle"
 
 

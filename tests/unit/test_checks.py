@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import random
 import sqlite3
 import struct
 import zipfile
@@ -28,6 +29,16 @@ def archive(path: Path, *arrays: bytes, how: int = zipfile.ZIP_DEFLATED) -> Path
         for number, data in enumerate(arrays):
             made.writestr(f"{number}.npy", data)
     return path
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    """The bytes of an archive, spoiled in the middle of what it holds."""
+    at = len(data) // 3
+    return {
+        "a bit": data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :],
+        "a hole": data[:at] + bytes(at) + data[2 * at :],
+        "a gap": data[:at] + data[2 * at :],
+    }[how]
 
 
 def database(path: Path) -> Path:
@@ -111,6 +122,41 @@ def test_what_numpy_never_writes_is_not_unpacked_for_a_count(tmp_path: Path) -> 
     """A few bytes of it may become gigabytes."""
     path = archive(tmp_path / "a.npz", array("(3,)"), how=zipfile.ZIP_LZMA)
     assert checks.look_inside(path, "a.npz") == (None, None, None)
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@pytest.mark.parametrize("damage", ["a bit", "a hole", "a gap"])
+def test_k16_a_training_set_with_a_damaged_array_is_a_problem(
+    tmp_path: Path, how: int, damage: str
+) -> None:
+    """Its directory, at its end, is whole; NumPy would fail in the middle of it."""
+    path = archive(tmp_path / "a.npz", array("(3,)") + random.Random(1).randbytes(300_000), how=how)
+    assert checks.problem_in(path, "a.npz") is None
+    path.write_bytes(damaged(path.read_bytes(), damage))
+    assert "no readable archive" in str(checks.problem_in(path, "a.npz"))
+
+
+def test_k16_a_model_whose_members_are_not_where_they_should_be_is_a_problem(
+    tmp_path: Path,
+) -> None:
+    """Their checksums say nothing: where PyTorch is told so, it writes none that fit."""
+    path = archive(tmp_path / "a.pth", bytes(100_000), bytes(100_000), how=zipfile.ZIP_STORED)
+    whole = path.read_bytes()
+    path.write_bytes(damaged(whole, "a bit"))
+    assert checks.problem_in(path, "a.pth") is None
+    path.write_bytes(damaged(whole, "a gap"))
+    assert "no readable archive" in str(checks.problem_in(path, "a.pth"))
+
+
+def test_what_swells_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a file is made of says nothing of how long it takes to read all that becomes of it."""
+    monkeypatch.setattr(checks, "_MOST_READ_BYTES", 1 << 20)
+    path = archive(tmp_path / "a.npz", bytes(1 << 20), array("(3,)") + bytes(1 << 20))
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"NUMPY", b"NUMPI"))
+    assert checks.problem_in(path, "a.npz") is None
 
 
 @pytest.mark.parametrize("largest", [sqlite.FULL_CHECK_BYTES, 0])
