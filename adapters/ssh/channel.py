@@ -84,10 +84,12 @@ class Channel:
         return True
 
     async def answer(self) -> str:
-        """All it says. Raises what it died of."""
+        """What it says, of which the end counts: a login may greet at any length before. Raises
+        what it died of.
+        """
         said = b""
         while data := await self.read(_ANSWER_BYTES):
-            said = (said + data)[:_ANSWER_BYTES]
+            said = (said + data)[-_ANSWER_BYTES:]
         await self.succeed()
         return said.decode(errors="surrogateescape")
 

@@ -57,12 +57,18 @@ class _Shared:
         return not self._retired and self._process.returncode is None
 
     async def hears(self) -> bool:
-        """Whether the far end runs the command that it lives by; what ssh says is `said` else."""
+        """Whether the far end runs the command that it lives by; what ssh says is `said` else.
+
+        What a login says before that is dropped, however much it is.
+        """
         assert self._process.stdout is not None
-        with contextlib.suppress(asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            await self._process.stdout.readuntil(_HERE)
-            return True
-        return False
+        heard = b""
+        while _HERE not in heard:
+            more = await self._process.stdout.read(_SAID_BYTES)
+            if not more:
+                return False
+            heard = heard[-len(_HERE) :] + more
+        return True
 
     def retire(self) -> None:
         """Give it to nobody any more; it ends once nobody goes through it."""

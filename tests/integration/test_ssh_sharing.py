@@ -24,6 +24,9 @@ from tests.faults import Proxy
 from tests.integration.ssh_server import SshServer, running
 from tests.integration.test_ssh_transports import PATIENCE_S, entry_of, held, until
 
+#: Half a megabyte, where it is not rsync that is to run: rsync would take it for an answer.
+GREETING = 'case "$SSH_ORIGINAL_COMMAND" in rsync*) ;; *) yes welcome | head -c 500000;; esac;'
+
 
 class Rig:
     """A transport, and a far end behind a wire that counts connections."""
@@ -156,6 +159,14 @@ async def test_who_may_only_run_rsync_there_goes_by_himself(rig: Rig) -> None:
     await rig.fetch(b"one")
     await rig.fetch(b"two")
     assert rig.wire.connections == 3
+
+
+async def test_a_login_that_greets_at_length_is_not_taken_for_silent(rig: Rig) -> None:
+    """What is said before the command runs is dropped, more of it than is ever kept too."""
+    rig.server.allow(f'{GREETING} eval "$SSH_ORIGINAL_COMMAND"')
+    await rig.fetch(b"one")
+    await rig.fetch(b"two")
+    assert rig.wire.connections == 1
 
 
 async def test_what_a_far_end_is_not_reached_for_is_said_of_each_of_a_group(rig: Rig) -> None:

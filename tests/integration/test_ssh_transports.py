@@ -416,9 +416,12 @@ async def test_a_far_end_without_rsync_refuses(rsync: Rig, tmp_path: Path, root:
     await refused(rsync, entry, file, root, "rsync")
 
 
-async def test_a_greeting_is_not_taken_for_content(base64: Rig, tmp_path: Path, root: Path) -> None:
-    """Some logins talk before they listen."""
-    base64.server.allow('echo Welcome; exec sh -c "$SSH_ORIGINAL_COMMAND"')
+@pytest.mark.parametrize("greeting", ["echo Welcome", "yes Welcome | head -c 500000"])
+async def test_a_greeting_is_not_taken_for_content(
+    base64: Rig, tmp_path: Path, root: Path, greeting: str
+) -> None:
+    """Some logins talk before they listen, and some say more than is ever kept."""
+    base64.server.allow(f'{greeting}; exec sh -c "$SSH_ORIGINAL_COMMAND"')
     data = os.urandom(5_000)
     entry, file = held(tmp_path, data)
     landing = await Landing.open(root, entry, "t-1", PATH)
