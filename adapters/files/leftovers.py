@@ -9,6 +9,7 @@ at or removed is told of, and keeps no other.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -122,6 +123,22 @@ def sweep_quarantine(
         elif left.path.suffix != ROTTEN_SUFFIX:
             spent += [left] if full or left.touched < now - QUARANTINE_MIN_AGE_S else []
     return _removed(aged + _too_much(spent, own), Path.unlink, stuck)
+
+
+def tidy(root: Path) -> None:
+    """Remove the own directory of `root` if nothing is in it but partial files of no byte that
+    nobody is at: then `root` is a place that files were brought to, and no node's. Blocks.
+    """
+    own = root / OWN_DIRECTORY
+    partials = own / "partial"
+    # Whoever has something there, or comes just now, keeps it.
+    with contextlib.suppress(OSError):
+        if list(own.iterdir()) == [partials]:
+            for path in partials.iterdir():
+                if not path.stat().st_size:
+                    _remove_unless_locked(path)
+            partials.rmdir()
+            own.rmdir()
 
 
 def _now(now: float | None) -> float:

@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from adapters.errors import EntryMissing, Overtaken, TransportError
 from adapters.files.digest import checksum_of
 from adapters.files.landing import Landed, Landing
+from adapters.files.leftovers import tidy
 from adapters.files.places import confined
 from adapters.s3 import layout
 from adapters.s3.flow import Flow
@@ -129,12 +130,25 @@ class S3Bucket:
     ) -> Landed:
         """Bring the newest version of one logical path that the bucket knows, to `root`/`path`.
 
-        Raises `EntryMissing` if no manifest names it, and as `Fetches.fetch`.
+        Raises `EntryMissing` if no manifest names it, and as `Fetches.fetch`. Nothing stays below
+        `root` but the file, or what of it came.
         """
+        try:
+            return await self._restore_newest(path, root, rules or PathRules(), throttle, progress)
+        finally:
+            await finish(lambda: tidy(root))
+
+    async def _restore_newest(
+        self,
+        path: str,
+        root: Path,
+        rules: PathRules,
+        throttle: Throttle | None,
+        progress: Progress,
+    ) -> Landed:
         for stored in (await self.catalog()).entries:
             if stored.entry.path == path:
-                known = rules or PathRules()
-                return await self._restore_file(stored, root, path, known, throttle, progress)
+                return await self._restore_file(stored, root, path, rules, throttle, progress)
         raise EntryMissing(f"no manifest names {path}")
 
     async def restore_node(
@@ -150,6 +164,7 @@ class S3Bucket:
 
         Returns what became of each path: one that fails holds up no other. What is there already
         is left as it is, so that it can be called again. `progress` is told of all as of one.
+        Nothing stays below `root` but the files, or what of them came.
         """
         known = rules or PathRules()
         became: dict[str, Landed | TransportError] = {}
@@ -168,7 +183,10 @@ class S3Bucket:
             except TransportError as error:
                 became[path] = error
 
-        await each(named, restore_one, _RESTORED_AT_ONCE)
+        try:
+            await each(named, restore_one, _RESTORED_AT_ONCE)
+        finally:
+            await finish(lambda: tidy(root))
         return became
 
     async def _restore_file(

@@ -32,6 +32,7 @@ from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
 from adapters.transport import Fetches, Pushes, Request
 from streams.values import DataEntry, DataType, Endpoint
+from tests.contract.rigs import left_in
 from tests.faults import Proxy
 from tests.integration.s3_server import (
     ACCESS_KEY,
@@ -191,6 +192,11 @@ async def stopped_after(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+def names_in(root: Path) -> list[str]:
+    """All that lies below a directory, also what is the data plane's own."""
+    return [path.name for path in root.rglob("*")]
 
 
 def keys_in(client: Any, bucket: str) -> list[str]:
@@ -880,6 +886,28 @@ async def test_a_sealed_object_opens_only_with_its_key(
     for other in (connect(), connect(sealer=Sealer(b"k" * 32))):
         became = await S3Bucket(other).restore_node("gpu-7", root)
         assert isinstance(became["shared/x.bin"], Refused)
+
+
+async def test_a_restore_leaves_nothing_beside_what_came(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """With the wrong key nothing at all, with the right one the file; what broke off is kept."""
+    sealed = connect(sealer=Sealer(bytes(32)))
+    entry = await stored(sealed, files, "shared/x.bin", os.urandom(2 * PART))
+    await S3Bucket(sealed).write_manifest("gpu-7", manifest("gpu-7", sealed, entry))
+    wrong = S3Bucket(connect(sealer=Sealer(b"k" * 32)))
+    with pytest.raises(Refused):
+        await wrong.restore_file("shared/x.bin", root)
+    assert isinstance((await wrong.restore_node("gpu-7", root))["shared/x.bin"], Refused)
+    assert names_in(root) == []
+
+    async def restore(transport: S3Transport, _: DataEntry, root: Path, **how: Any) -> int:
+        return (await S3Bucket(transport).restore_file("shared/x.bin", root, **how)).bytes
+
+    await stopped_after(PART, restore, sealed, entry, root)
+    assert len(left_in(root)) == 1
+    assert await restore(sealed, entry, root) == 2 * PART
+    assert names_in(root) == ["shared", "x.bin"]
 
 
 async def test_a_sealed_object_that_was_changed_is_refused(

@@ -21,6 +21,7 @@ from adapters.files.leftovers import (
     own_directories,
     sweep_partials,
     sweep_quarantine,
+    tidy,
 )
 from adapters.files.rot import ROTTEN_SUFFIX
 from adapters.files.scattered import notes_of
@@ -64,6 +65,27 @@ async def leave(root: Path, transfer: str, data: bytes = BYTES) -> Path:
     await landing.abort()
     [left] = set(partials_in(root)) - before
     return left
+
+
+async def test_a_place_that_files_were_only_brought_to_is_tidied_and_a_node_is_not(
+    tmp_path: Path,
+) -> None:
+    """Empty partials go, but for one that is being written; so does what they lay in, alone."""
+    place, node = tmp_path / "place", tmp_path / "node"
+    place.mkdir()
+    landing = await Landing.open(place, entry_of(BYTES), "t-1", "x")
+    tidy(place)
+    assert len(partials_in(place)) == 1
+    await landing.abort()
+    shutil.copytree(place, node)
+    (node / ".dataplane" / "inventory").touch()
+    for root in (place, node, place):
+        tidy(root)
+    assert list(place.iterdir()) == []
+    assert len(partials_in(node)) == 1
+    await leave(place, "t-2")
+    tidy(place)
+    assert len(partials_in(place)) == 1
 
 
 async def quarantine(root: Path) -> None:
