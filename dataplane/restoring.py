@@ -17,7 +17,7 @@ from streams.log import Log
 from streams.values import S3_NODE, DataEntry
 
 if TYPE_CHECKING:
-    from adapters.s3.bucket import S3Bucket
+    from adapters.s3.bucket import Catalog, S3Bucket
 
 
 @asynccontextmanager
@@ -36,16 +36,16 @@ async def open_bucket(config: DataPlaneConfig) -> AsyncIterator[S3Bucket]:
         await transport.close()
 
 
-async def restore_catalog(bucket: S3Bucket, log: Log) -> int:
-    """Say in the log what the bucket holds, as its own word; how many entries those are.
+async def restore_catalog(bucket: S3Bucket, log: Log) -> Catalog:
+    """Say in the log what the bucket holds, as its own word, and return it.
 
     Said again it is the same facts. Where a node says that it has a path, its word counts: the
-    bucket only stands in.
+    bucket only stands in. What only manifests name that can't be read is not said.
     """
-    entries = await bucket.entries()
-    for fact in _facts(entries):
+    catalog = await bucket.catalog()
+    for fact in _facts(catalog.known):
         await log.publish(fact)
-    return len(entries)
+    return catalog
 
 
 def _facts(entries: Iterable[DataEntry]) -> Iterable[Fact]:

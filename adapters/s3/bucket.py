@@ -12,6 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from msgspec.structs import replace
 
@@ -22,7 +23,7 @@ from adapters.files.leftovers import tidy
 from adapters.files.places import confined
 from adapters.s3 import layout
 from adapters.s3.flow import Flow
-from adapters.s3.layout import Manifest, ManifestEntry
+from adapters.s3.layout import Manifest, ManifestEntry, ManifestUnreadable
 from adapters.s3.transport import S3Transport
 from adapters.telling import InAll, Onward
 from adapters.throttle import Throttle
@@ -36,8 +37,43 @@ _ASKED_AT_ONCE = 16
 _RESTORED_AT_ONCE = 4
 #: How often another writer may win before the attempt ends.
 _RACES = 16
-#: What manifests name, by path and checksum.
-_Named = Mapping[tuple[str, str], ManifestEntry]
+
+
+class _Named(NamedTuple):
+    """What manifests name, by path and checksum."""
+
+    entries: Mapping[tuple[str, str], ManifestEntry]
+    #: Which can't be read, and why.
+    doubt: str
+
+
+class Catalog(NamedTuple):
+    """What can be restored, as far as manifests can be read."""
+
+    entries: tuple[ManifestEntry, ...]
+    #: Those that can't: what only they name, and what they know newer, is not among the entries.
+    unreadable: tuple[ManifestUnreadable, ...]
+
+    @property
+    def known(self) -> tuple[DataEntry, ...]:
+        """The entries, each with the key that it is sealed with."""
+        return tuple(
+            replace(stored.entry, sealed_with=layout.sealed_with(stored.key))
+            for stored in self.entries
+        )
+
+    @property
+    def doubt(self) -> str:
+        """What to add where something is not found: which manifests can't be read, and why."""
+        return "".join(f"; can't be read: {error}" for error in self.unreadable)
+
+
+class Restored(NamedTuple):
+    """A file that was brought back."""
+
+    landed: Landed
+    #: The manifests that can't be read: one of them may name a newer version.
+    unreadable: tuple[ManifestUnreadable, ...]
 
 
 class S3Bucket:
@@ -96,17 +132,19 @@ class S3Bucket:
         names = await self.nodes() if nodes is None else nodes
         return await self._grow("", await self._manifests(names))
 
-    async def catalog(self) -> Manifest:
-        """All that can be restored, whether it was consolidated yet or not. It writes nothing."""
-        known = await self._manifests(["", *await self.nodes()])
-        return await finish(lambda: layout.merged("", known, self._clock()))
+    async def catalog(self) -> Catalog:
+        """All that can be restored, whether it was consolidated yet or not. It writes nothing.
 
-    async def entries(self) -> tuple[DataEntry, ...]:
-        """The entries of the catalog, from the bucket alone."""
-        return tuple(
-            replace(stored.entry, sealed_with=layout.sealed_with(stored.key))
-            for stored in (await self.catalog()).entries
-        )
+        A manifest that can't be read keeps none of what the others name from being restored.
+        """
+        known, unreadable = list[Manifest](), list[ManifestUnreadable]()
+        for node in ["", *await self.nodes()]:
+            try:
+                known += await self._manifests([node])
+            except ManifestUnreadable as error:
+                unreadable.append(error)
+        newest = await finish(lambda: layout.merged("", known, self._clock()))
+        return Catalog(newest.entries, tuple(unreadable))
 
     async def restore(
         self,
@@ -127,7 +165,7 @@ class S3Bucket:
         rules: PathRules | None = None,
         throttle: Throttle | None = None,
         progress: Progress = lambda *_: None,
-    ) -> Landed:
+    ) -> Restored:
         """Bring the newest version of one logical path that the bucket knows, to `root`/`path`.
 
         Raises `EntryMissing` if no manifest names it, and as `Fetches.fetch`. Nothing stays below
@@ -145,11 +183,13 @@ class S3Bucket:
         rules: PathRules,
         throttle: Throttle | None,
         progress: Progress,
-    ) -> Landed:
-        for stored in (await self.catalog()).entries:
+    ) -> Restored:
+        catalog = await self.catalog()
+        for stored in catalog.entries:
             if stored.entry.path == path:
-                return await self._restore_file(stored, root, path, rules, throttle, progress)
-        raise EntryMissing(f"no manifest names {path}")
+                landed = await self._restore_file(stored, root, path, rules, throttle, progress)
+                return Restored(landed, catalog.unreadable)
+        raise EntryMissing(f"no manifest names {path}{catalog.doubt}")
 
     async def restore_node(
         self,
@@ -224,9 +264,10 @@ class S3Bucket:
             return Proof(node=S3_NODE, proven=False, reason=reason)
 
         try:
-            named = (await self._named()).get((path, checksum))
+            known = await self._named()
+            named = known.entries.get((path, checksum))
             if named is None:
-                return unproven(f"no manifest names this content of {path}")
+                return unproven(f"no manifest names this content of {path}{known.doubt}")
             found = await self._store.head(named.key, Flow())
         except TransportError as error:
             return unproven(f"{type(error).__name__}: {error}")
@@ -255,9 +296,10 @@ class S3Bucket:
         async with self._reading:
             self._next = None
             found = await self.catalog()
-        return await finish(
+        entries = await finish(
             lambda: {(one.entry.path, one.entry.checksum): one for one in found.entries}
         )
+        return _Named(entries, found.doubt)
 
     async def _check_stored(self, stored: ManifestEntry) -> None:
         found = await self._store.head(stored.key, Flow())

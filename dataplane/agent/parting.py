@@ -98,7 +98,9 @@ class Parting:
         """Those that no manifest in the bucket names. Raises a `TransportError`."""
         if not wanted:
             return []
-        named = {(entry.path, entry.checksum) for entry in await self._backups.bucket.entries()}
+        # What only a manifest that can't be read names is sent again: that is safe.
+        catalog = await self._backups.bucket.catalog()
+        named = {(entry.path, entry.checksum) for entry in catalog.known}
         return [entry for entry in wanted if (entry.path, entry.checksum) not in named]
 
     async def _push(self, entry: DataEntry) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,24 +72,28 @@ def restore_ls(as_json: Json = False) -> None:
 
     async def read() -> Any:
         async with open_bucket(config_of()) as bucket:
-            return await bucket.entries()
+            return await bucket.catalog()
 
-    found = [msgspec.to_builtins(rows.entry_line(entry)) for entry in run(read())]
+    catalog = run(read())
+    found = [msgspec.to_builtins(rows.entry_line(entry)) for entry in catalog.known]
     columns = ["path", "type", "config_key", "size_bytes", "games", "checksum"]
     show.emit(found, columns, as_json=as_json, empty="the bucket is empty")
+    _name_unreadable(catalog.unreadable, "what only it names is not listed")
 
 
 @restore_app.command("file")
 def restore_file(path: str, to: To) -> None:
     """Bring back the newest version of one file, proven, to --to/PATH."""
 
-    async def bring() -> int:
+    async def bring() -> Any:
         to.mkdir(parents=True, exist_ok=True)
         async with open_bucket(config_of()) as bucket:
             with bars() as bar:
-                return (await bucket.restore_file(path, to, progress=bar(path))).bytes
+                return await bucket.restore_file(path, to, progress=bar(path))
 
-    show.console.print(f"{path}: {run(bring())} bytes, proven", highlight=False)
+    landed, unreadable = run(bring())
+    show.console.print(f"{path}: {landed.bytes} bytes, proven", highlight=False)
+    _name_unreadable(unreadable, f"it may name a newer version of {path}")
 
 
 @restore_app.command("node")
@@ -119,11 +124,23 @@ def restore_node(node: str, to: To, as_json: Json = False) -> None:
 def restore_the_catalog() -> None:
     """Say in the log what the bucket holds, so that it can be planned with: for a new log."""
 
-    async def say() -> int:
+    async def say() -> Any:
         config = config_of()
         async with open_bucket(config) as bucket, DataPlane.connect(config=config) as plane:
             return await restore_catalog(bucket, await plane.log())
 
-    show.console.print(
-        f"the log knows of {counted(run(say()), 'entry', 'entries')} in the bucket", highlight=False
-    )
+    catalog = run(say())
+    known = counted(len(catalog.known), "entry", "entries")
+    show.console.print(f"the log knows of {known} in the bucket", highlight=False)
+    _name_unreadable(catalog.unreadable, "what only it names is not told")
+
+
+def _name_unreadable(unreadable: Sequence[TransportError], lacking: str) -> None:
+    """Name the manifests that can't be read, and what is lacking for it; if there are any, it is
+    not all well.
+    """
+    for error in unreadable:
+        text = f"dataplane: a manifest can't be read: {error}; {lacking}"
+        show.errors.print(text, style="red", highlight=False, markup=False)
+    if unreadable:
+        raise typer.Exit(1)

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -14,13 +15,15 @@ import msgspec
 import pytest
 
 from adapters.s3.bucket import S3Bucket
-from adapters.s3.layout import Manifest
+from adapters.s3.layout import Manifest, manifest_of
 from adapters.s3.sealing import Sealer
 from adapters.s3.transport import S3Transport
+from adapters.throttle import Throttle
+from adapters.transport import Request
 from dataplane import DataPlane, SelfplayComplete
 from dataplane.proving import prove
 from streams import events
-from streams.values import S3_NODE, DataType, Role, Transport
+from streams.values import S3_NODE, DataType, Endpoint, Role, Transport
 from tests.integration.cluster import LocalCluster, until
 from tests.integration.s3_server import (
     ACCESS_KEY,
@@ -28,7 +31,10 @@ from tests.integration.s3_server import (
     S3Server,
     new_bucket,
     running_s3_server,
+    with_credentials,
 )
+from tests.integration.terminal import Terminal
+from tests.integration.test_ssh_transports import entry_of
 
 __all__ = ["running_s3_server"]
 
@@ -138,7 +144,7 @@ async def test_who_seals_says_with_which_key_and_whoever_proves_it_says_so_too(
         assert (proof.proven, proof.sealed_with) == (True, ids["gpu-7"])
         assert await cluster.facts(events.TransferFailed) == []
     transport = S3Transport(bucket, endpoint_url=s3_server.url)
-    [entry] = await S3Bucket(transport).entries()
+    [entry] = (await S3Bucket(transport).catalog()).known
     assert entry.sealed_with == ids["gpu-7"]
     await transport.close()
 
@@ -243,3 +249,36 @@ async def test_all_comes_back_from_the_bucket_alone(
         assert end.event.games_synced == 9
         with closing(sqlite3.connect(cluster.received("train-1", "gpu-7"))) as db:
             assert db.execute("SELECT count(*) FROM games").fetchone() == (9,)
+
+
+async def test_a_manifest_that_cant_be_read_is_named_by_each_command_that_reads_it(
+    tmp_path: Path, s3_server: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What others name is restored all the same, and the status says that it is not all well."""
+    with_credentials(monkeypatch)
+    (tmp_path / "kept").write_bytes(b"kept")
+    transport = S3Transport(bucket, endpoint_url=s3_server.url)
+    there, entry = Endpoint(node=S3_NODE), entry_of(b"kept", "shared/x.bin")
+    request = Request("t-1", entry, there, there)
+    await transport.push(request, tmp_path / "kept", Throttle(), lambda *_: None)
+    named = manifest_of("gpu-7", [transport.stored(entry)], time.time())
+    await S3Bucket(transport).write_manifest("gpu-7", named)
+    await transport.close()
+    damaged = "nodes/gpu-8/manifest.json"
+    s3_server.client.put_object(Bucket=bucket, Key=damaged, Body=b"no JSON")
+    about = {"S3_ENABLED": "true", "S3_BUCKET": bucket, "S3_ENDPOINT": s3_server.url}
+    environment = {f"DATAPLANE_{name}": said for name, said in about.items()}
+    environment |= {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+    async with LocalCluster(tmp_path) as cluster:
+        terminal = Terminal(cluster, **environment)
+        for words, done in (
+            ("ls", "shared/x.bin"),
+            (f"file shared/x.bin --to {tmp_path / 'to'}", "4 bytes, proven"),
+            ("catalog", "knows of 1 entry"),
+            (f"file shared/y.bin --to {tmp_path / 'to'}", "no manifest names shared/y.bin"),
+        ):
+            said = terminal.run("restore", *words.split(), status=1)
+            assert done in said and damaged in said
+        observed = [fact.event for fact in await cluster.facts(events.FilesObserved)]
+    assert [one.entries for one in observed if isinstance(one, events.FilesObserved)] == [(entry,)]
+    assert (tmp_path / "to/shared/x.bin").read_bytes() == b"kept"

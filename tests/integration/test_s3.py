@@ -235,7 +235,7 @@ async def test_names_of_any_script_are_no_matter(
     await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
     await fetch(transport, entry, root)
     assert (root / entry.path).read_bytes() == b"x" * 1000
-    assert [one.path for one in await S3Bucket(connect()).entries()] == [entry.path]
+    assert [one.path for one in (await S3Bucket(connect()).catalog()).known] == [entry.path]
 
 
 async def test_an_object_says_its_digest_size_and_class(
@@ -437,7 +437,7 @@ async def test_a_bucket_that_does_not_exist_is_refused(
     attempts: list[Coroutine[Any, Any, object]] = [
         fetch(transport, entry, root),
         push(transport, entry, file),
-        S3Bucket(transport).entries(),
+        S3Bucket(transport).catalog(),
         S3Bucket(transport).consolidate(),
         S3Bucket(transport).consolidate([]),
     ]
@@ -817,8 +817,32 @@ async def test_the_catalog_is_restored_from_the_bucket_alone(
     await s3_bucket.consolidate()
     new = await stored(transport, files, "shared/x.bin", b"new", version=2, games=None, samples=5)
     await s3_bucket.write_manifest("gpu-8", manifest("gpu-8", transport, new))
-    assert await S3Bucket(connect()).entries() == (new,)
+    assert (await S3Bucket(connect()).catalog()).known == (new,)
     assert [one.entry for one in (await s3_bucket.read_manifest("")).entries] == [old]
+
+
+async def test_a_manifest_that_cant_be_read_holds_up_nothing_that_others_name(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """Whoever restores or asks for a proof is told which it is; nobody takes its place."""
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    entry = await stored(transport, files, "shared/x.bin", b"x" * 500)
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    damaged = layout.manifest_key("gpu-8")
+    client.put_object(Bucket=bucket, Key=damaged, Body=b"\0 no JSON")
+    landed, (unreadable,) = await s3_bucket.restore_file("shared/x.bin", root)
+    assert (landed.bytes, damaged in str(unreadable)) == (500, True)
+    catalog = await s3_bucket.catalog()
+    assert (catalog.known, len(catalog.unreadable)) == ((entry,), 1)
+    with pytest.raises(EntryMissing, match=f"shared/y.bin.*{damaged}"):
+        await s3_bucket.restore_file("shared/y.bin", root)
+    assert (await s3_bucket.prove("shared/x.bin", entry.checksum)).proven
+    assert damaged in (await s3_bucket.prove("shared/y.bin", entry.checksum)).reason
+    client.put_object(Bucket=bucket, Key=layout.manifest_key(""), Body=b"")
+    with pytest.raises(ManifestUnreadable, match="consolidated"):
+        await s3_bucket.consolidate(["gpu-7"])
+    assert len((await s3_bucket.catalog()).unreadable) == 2
 
 
 async def test_a_file_is_restored_by_its_manifest_entry(
@@ -902,7 +926,7 @@ async def test_a_restore_leaves_nothing_beside_what_came(
     assert names_in(root) == []
 
     async def restore(transport: S3Transport, _: DataEntry, root: Path, **how: Any) -> int:
-        return (await S3Bucket(transport).restore_file("shared/x.bin", root, **how)).bytes
+        return (await S3Bucket(transport).restore_file("shared/x.bin", root, **how)).landed.bytes
 
     await stopped_after(PART, restore, sealed, entry, root)
     assert len(left_in(root)) == 1
@@ -951,7 +975,8 @@ async def test_clusters_with_prefixes_share_a_bucket_and_see_nothing_of_each_oth
     assert keys_in(client, bucket) == sorted(f"clusters/a/{key}" for key in own)
     assert await S3Bucket(ours).nodes() == ["gpu-7"]
     assert await S3Bucket(theirs).nodes() == []
-    landed = await S3Bucket(ours).restore_file("b", root)
+    landed, unreadable = await S3Bucket(ours).restore_file("b", root)
+    assert not unreadable
     assert landed.bytes == PART + 1
     with pytest.raises(EntryMissing):
         await S3Bucket(theirs).restore_file("b", root)
