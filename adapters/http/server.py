@@ -48,6 +48,9 @@ from adapters.workers import PEERS, finish
 T = TypeVar("T")
 
 _RANGE = re.compile(r"bytes=(?!-$)(\d{0,18})-(\d{0,18})", re.ASCII)
+#: Who takes no byte for so long is broken off: longer than others wait for a byte, for with a low
+#: grant what one has taken may lie for long before there is room for more.
+STALL_S = 120.0
 #: Wait for transfers under way when the server is stopped.
 _GRACE_S = 2.0
 #: Of a body that is received.
@@ -84,8 +87,12 @@ class FileServer:
         context: ssl.SSLContext | None = None,
         maps: MapStore | None = None,
         underway: Underway | None = None,
+        stall_s: float = STALL_S,
     ) -> None:
-        """`receiver` takes what is pushed; without it nothing is. `context`: serve over TLS."""
+        """`receiver` takes what is pushed; without it nothing is. `context`: serve over TLS.
+
+        Who takes none of an answer's bytes for `stall_s` seconds is broken off.
+        """
         self.host = host
         #: The port it listens on; real once `start` has returned.
         self.port = port
@@ -95,6 +102,7 @@ class FileServer:
         self._clock = clock
         self._receiver = receiver
         self._context = context
+        self._stall_s = stall_s
         self._runner: web.AppRunner | None = None
 
     @property
@@ -105,7 +113,7 @@ class FileServer:
 
     async def start(self) -> None:
         """Listen. Raises `OSError` if the address is taken."""
-        application = web.Application(middlewares=[_until_gone])
+        application = web.Application(middlewares=[self._until_gone])
         router = application.router
         router.add_get(ENTRY_ROUTE + _DIGEST, self._answer)
         router.add_get(MAP_ROUTE + _DIGEST, self._answer_map)
@@ -123,6 +131,8 @@ class FileServer:
         await site.start()
         listening: list[socket.socket] = site._server.sockets  # type: ignore[union-attr]
         self.port = int(listening[0].getsockname()[1])
+        for one in listening:
+            _break_off_after(self._stall_s, one)
 
     async def stop(self) -> None:
         """Stop listening and let go of all connections. Harmless when done twice."""
@@ -261,37 +271,23 @@ class FileServer:
             response.content_length = count
         await response.prepare(request)
         if count and request.method != hdrs.METH_HEAD:
-            send = self._send_packed if packed else self._send_bytes
-            await send(request, response, opened.handle, first, count)
+            if packed:
+                await self._send_packed(response, opened.handle, first, count)
+            else:
+                await self._send_bytes(request, opened.handle, first, count)
         await response.write_eof()
         return response
 
     async def _send_packed(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        handle: int,
-        first: int,
-        count: int,
+        self, response: web.StreamResponse, handle: int, first: int, count: int
     ) -> None:
         pieces = pack(handle, first, count)
-        try:
-            while (piece := await finish(lambda: next(pieces, None), executor=PEERS)) is not None:
-                if piece:
-                    await response.write(piece)
-                    self.served.bytes_sent += len(piece)
-        except (ConnectionError, asyncio.CancelledError):
-            self.served.broken_off += 1
-            raise
+        while (piece := await finish(lambda: next(pieces, None), executor=PEERS)) is not None:
+            if piece:
+                await response.write(piece)
+                self.served.bytes_sent += len(piece)
 
-    async def _send_bytes(
-        self,
-        request: web.Request,
-        response: web.StreamResponse,
-        handle: int,
-        first: int,
-        count: int,
-    ) -> None:
+    async def _send_bytes(self, request: web.Request, handle: int, first: int, count: int) -> None:
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the other side is gone")
@@ -299,27 +295,38 @@ class FileServer:
             with os.fdopen(handle, "rb", 0, closefd=False) as file:
                 sent = await asyncio.get_running_loop().sendfile(transport, file, first, count)
             self.served.bytes_sent += sent
-        except (ConnectionError, asyncio.CancelledError):
-            self.served.broken_off += 1
+            if sent < count:
+                # The length was said already, so only breaking off is honest.
+                raise ConnectionAbortedError("the file has become shorter")
+        except AttributeError as error:
+            # So asyncio says that a connection with TLS was lost meanwhile.
+            raise ConnectionResetError("the other side is gone") from error
+        except (OSError, asyncio.CancelledError):
             # It may not know yet that it is broken.
             transport.abort()
             raise
-        if sent < count:
-            # A file that shrank: the length was said already, so only breaking off is honest.
+
+    @web.middleware
+    async def _until_gone(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """That whoever asked is gone is no error of ours: long connections are cut every day."""
+        try:
+            return await handler(request)
+        except (ConnectionError, TimeoutError, web.RequestPayloadError):
+            if request.transport is not None and not request.transport.is_closing():
+                raise
             self.served.broken_off += 1
-            transport.abort()
+            # It goes nowhere.
+            return web.Response(status=400)
 
 
-@web.middleware
-async def _until_gone(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """That whoever asked is gone is no error of ours: long connections are cut every day."""
-    try:
-        return await handler(request)
-    except (ConnectionError, web.RequestPayloadError):
-        if request.transport is not None and not request.transport.is_closing():
-            raise
-        # It goes nowhere.
-        return web.Response(status=400)
+def _break_off_after(stall_s: float, listening: socket.socket) -> None:
+    """Break off who takes no byte for so long, of all whom this socket lets in.
+
+    The kernel does so also while the other side says that it is there and has no room. Where there
+    is no such kernel, nobody is broken off.
+    """
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stall_s * 1000))
 
 
 def _span(asked: re.Match[str] | None, size: int) -> tuple[int, int]:
