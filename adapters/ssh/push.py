@@ -124,9 +124,11 @@ async def _followed(
     What the target can't do, or finds otherwise, is no failure: `published` looks again.
     """
     whole = asyncio.Event()
+    # So long may it be until the first byte comes.
+    patience = f"{request.connect_s + request.stall_s:g}"
 
     async def follow() -> bool:
-        async with opens(_publishing(FOLLOW, request, rules, place)) as channel:
+        async with opens(_publishing(FOLLOW, request, rules, place, patience)) as channel:
             if not await channel.hears("digested"):
                 return False
             await whole.wait()
@@ -146,13 +148,16 @@ async def _followed(
         await settled(following)
 
 
-def _publishing(script: str, request: Request, rules: PathRules, place: Place) -> str:
-    """The command that runs `PUBLISH`, or `FOLLOW`, for an entry."""
+def _publishing(
+    script: str, request: Request, rules: PathRules, place: Place, *patience: str
+) -> str:
+    """The command that runs `PUBLISH`, or `FOLLOW` with a patience, for an entry."""
     directories, name = _final(request)
     entry = request.entry
     merged = rules.ownership(entry.path) is Ownership.MERGED
     return command(
         script,
+        *patience,
         place.home,
         place.partial,
         hex_of(entry.checksum),

@@ -131,15 +131,18 @@ _TAKE = """own "$1"
 { dd bs=1 seek="$3" count=0 2>/dev/null && base64 -d; } 1<>"./$2"
 """
 
-#: A file that grows, a digest and its size: whether that is its digest, read behind whoever writes
-#: it. A pipe to a tool would cost as much as the digest. What it waits for is said, so that it ends
-#: when nobody listens any more; what was read is flushed on the way.
+#: A file that grows, a digest, its size, and a patience in seconds: whether that is its digest,
+#: read behind whoever writes it. A pipe to a tool would cost as much as the digest. What it waits
+#: for is said, so that it ends when nobody listens any more, and it waits no longer than that for a
+#: byte: over a connection that fell silent, it would never hear of it. What was read is flushed on
+#: the way.
 _FOLLOWER = f"""import hashlib, mmap, os, sys, time
-path, digest, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
-sha, at, flushed = hashlib.sha256(), 0, 0
+path, digest, size, patience = sys.argv[1], sys.argv[2], int(sys.argv[3]), float(sys.argv[4])
+sha, at, flushed, grew = hashlib.sha256(), 0, 0, time.monotonic()
 block = memoryview(mmap.mmap(-1, 1 << 20))
 def say(what): print("{MARK}" + what, flush=True)
 def wait():
+    if time.monotonic() - grew > patience: sys.exit("nothing comes")
     say("at %d" % at)
     time.sleep(0.05)
 while not os.path.isfile(path): wait()
@@ -148,6 +151,7 @@ while at < size:
     count = os.readv(file, [block])
     sha.update(block[:count])
     at += count
+    if count: grew = time.monotonic()
     if count < len(block) and at < size: wait()
     if at - flushed >= 32 << 20:
         os.fsync(file)
@@ -188,11 +192,12 @@ sync . 2>/dev/null
 say landed
 """
 
-#: As `PUBLISH`, of a file that grows: it is digested meanwhile, where there is Python, and named
-#: once we say that it is whole.
-FOLLOW = f"""own "$1"
+#: A patience in seconds, then as `PUBLISH`, of a file that grows: it is digested meanwhile, where
+#: there is Python, and named once we say that it is whole.
+FOLLOW = f"""patience=$1; shift
+own "$1"
 command -v python3 >/dev/null || exit {_NO_TOOL}
-python3 -I -S -c '{_FOLLOWER}' "./$2" "$3" "$4" || exit {_OTHER_BYTES}
+python3 -I -S -c '{_FOLLOWER}' "./$2" "$3" "$4" "$patience" || exit {_OTHER_BYTES}
 say digested
 read -r whole && [ "$whole" = whole ] || exit {_CALLED_OFF}
 home=$1 part=$2; shift 3

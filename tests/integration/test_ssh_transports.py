@@ -19,6 +19,7 @@ import msgspec
 import pytest
 
 from adapters.errors import DigestMismatch, EntryMissing, Interrupted, Refused, Stalled
+from adapters.files.digest import hex_of
 from adapters.files.landing import Landed, Landing
 from adapters.files.places import OWN_DIRECTORY
 from adapters.ssh import push as ssh_push
@@ -46,6 +47,8 @@ NAMES = [
     "-rf",
     "ü" * 127,
 ]
+#: Words of who reads behind rsync at the far end.
+FOLLOWER = "import hashlib, mmap"
 BOTH = {"rsync": RsyncTransport, "base64": Base64Transport}
 
 
@@ -525,6 +528,26 @@ async def test_what_is_digested_on_the_way_gets_no_name_once_it_is_given_up(
     await asyncio.wait([pushing])
     await until(lambda: not rsync.server.sessions())
     assert files_in(rsync.root) == {}
+
+
+async def test_who_reads_behind_a_connection_that_fell_silent_ends_by_itself(
+    rsync: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more will come, and nobody can say so: the far end's system takes us for there."""
+    monkeypatch.setattr(rsync_module, "SHARED_BELOW_BYTES", 0)
+    rsync.transport = RsyncTransport(rsync.server.options(), followed_from=0)
+    entry, file = held(tmp_path, os.urandom(20_000_000))
+
+    def look(done: int, _total: int) -> None:
+        if done:
+            assert running(FOLLOWER) and running(hex_of(entry.checksum))
+            rsync.wire.up = rsync.wire.down = 0
+
+    with pytest.raises(Stalled):
+        await rsync.push(entry, file, throttle=Throttle(40), progress=look, stall_s=1.0)
+    assert rsync.wire.open_now
+    await until(lambda: not running(hex_of(entry.checksum)))
+    assert rsync.wire.open_now
 
 
 async def test_rsync_saves_what_an_older_version_has(
