@@ -90,7 +90,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     http_host: str = "127.0.0.1"
     #: 0 picks a free port and keeps to it over restarts.
     http_port: _Port = 0
-    #: What other nodes should use, such as ``http://10.0.0.7:8770``; "" is made of host and port.
+    #: What other nodes should use, such as ``http://10.0.0.7:8770``, or ``https://…`` where this
+    #: one serves by TLS; "" is made of host and port.
     http_advertise: str = ""
     #: Certificate and key of this node's file server, and the authority that others' must be of;
     #: PEM. "" serves files by plain HTTP, and trusts whom this machine trusts.
@@ -230,6 +231,17 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             )
         return ""
 
+    def _advertised_wrongly(self) -> str:
+        """Why nobody could use the address that others are told; "" if they can."""
+        said = self.http_advertise
+        if said and not _FILE_URL.fullmatch(said):
+            return "is no URL like http://10.0.0.7:8770 or https://…"
+        if said.startswith("http:") and self.http_tls_cert:
+            return "must begin with https://: http_tls_cert is set, and this node serves by TLS"
+        if said.startswith("http:") and not self.http_plain:
+            return "must begin with https://: http_tls_ca is set, and http_plain_too is off"
+        return ""
+
     def __repr__(self) -> str:
         """All that differs from the defaults, without secrets."""
         shown = []
@@ -329,6 +341,13 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
             raise ConfigError(
                 f"{where}: consolidate_to {into!r} must be '' or a path below the data directory "
                 "with {config} in it, such as games/canonical_{config}.db"
+            )
+        if bool(config.http_tls_cert) != bool(config.http_tls_key):
+            raise ConfigError(f"{where}: http_tls_cert and http_tls_key need each other")
+        if problem := config._advertised_wrongly():
+            raise ConfigError(
+                f"{said_by.get('http_advertise', where)}: "
+                f"http_advertise {config.http_advertise!r} {problem}"
             )
         if problem := config._bounded_wrongly():
             raise ConfigError(f"{where}: log_max_age_seconds {problem}")
@@ -485,6 +504,7 @@ _OPTIONS = {"nats_url": "--nats", "path": "--config"}
 _ENUMERATED = {"roles": Role, "traits": Trait, "transports": Transport}
 _SECRET = ("nats_password", "web_token")
 _BUS_URL = re.compile(r"(nats|tls|ws|wss)://[^\s/]+(/\S*)?|[^\s/:]+:\d+")
+_FILE_URL = re.compile(r"https?://[^\s/]+(/\S*)?")
 
 
 TEMPLATE = """\

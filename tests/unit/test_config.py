@@ -156,6 +156,16 @@ def test_path_rules_are_read_from_the_file(tmp_path: Path) -> None:
         ("s3_enabled = true", ["s3_enabled needs s3_bucket"]),
         ('consolidate_to = "games/all.db"', ["consolidate_to 'games/all.db'", "{config}"]),
         ('consolidate_to = "../{config}.db"', ["consolidate_to", "below the data directory"]),
+        ('http_tls_cert = "node.pem"', ["http_tls_cert", "http_tls_key"]),
+        ('http_advertise = "10.0.0.7:8770"', ["http_advertise '10.0.0.7:8770'", "http://10.0.0.7"]),
+        (
+            'http_advertise = "http://a:1"\nhttp_tls_cert = "c"\nhttp_tls_key = "k"',
+            ["http_advertise 'http://a:1'", "https://", "http_tls_cert is set"],
+        ),
+        (
+            'http_advertise = "http://a:1"\nhttp_tls_ca = "ca"',
+            ["http_advertise 'http://a:1'", "https://", "http_tls_ca is set"],
+        ),
         ('s3_prefix = "/a"', ["s3_prefix", "A-Za-z0-9_-"]),
         ("log_max_age_seconds = 604800.0", ["log_max_age_seconds needs archive"]),
         ('log_max_age_seconds = 60.0\narchive = "a"', ["log_max_age_seconds", "0, or at least"]),
@@ -174,6 +184,17 @@ def test_wrong_value_is_refused_with_its_field_and_what_it_may_be(
         loaded(tmp_path, text)
     for name in [str(tmp_path / "dataplane.toml"), *names]:
         assert name in str(refused.value)
+
+
+def test_address_that_others_are_told_may_be_plain_where_files_move_plain(tmp_path: Path) -> None:
+    """Without TLS, and while a cluster is changed over, before this node serves by it."""
+    plain = 'http_advertise = "http://a:1"\n'
+    for more in ("", 'http_tls_ca = "ca"\nhttp_plain_too = true'):
+        assert loaded(tmp_path, plain + more).http_advertise == "http://a:1"
+    keys = 'http_advertise = "https://a:1/files"\nhttp_tls_cert = "c"\nhttp_tls_key = "k"'
+    assert loaded(tmp_path, keys).http_advertise == "https://a:1/files"
+    with pytest.raises(ConfigError, match=r"^DATAPLANE_HTTP_ADVERTISE: http_advertise 'a:1'"):
+        loaded(tmp_path, keys, {"DATAPLANE_HTTP_ADVERTISE": "a:1"})
 
 
 def test_wrong_value_of_the_environment_is_refused_by_field(tmp_path: Path) -> None:
