@@ -218,7 +218,10 @@ def _relays(ends: tuple[str, str], nodes: Iterable[NodeRow]) -> list[str]:
 def _ordered(
     way: Way, transfer: TransferRow, known: KnownWays, policy: Policy, now: float
 ) -> tuple[Transport, ...]:
-    """A way's transports: without those whose breaker is open, the corruption-prone ones last."""
+    """A way's transports: without those whose breaker is open, the corruption-prone ones last, and
+    after them those that nobody answered when this transfer was tried before.
+    """
+    failed = transfer.failures_since(transfer.asked_sequence)
     links = {t: known.link(way.remote, t) for t in way.transports}
     closed = [t for t in way.transports if not _is_open(links[t], policy.breakers, now)]
     marked = {
@@ -232,7 +235,11 @@ def _ordered(
         link = links[transport]
         return transport in marked or (link is not None and link.corrupted_since(now - CORRUPT_S))
 
-    return tuple(sorted(closed or way.transports, key=corrupts))
+    def unanswered(transport: Transport) -> bool:
+        link = links[transport]
+        return bool(failed) and link is not None and link.unanswered_since(failed[0].time)
+
+    return tuple(sorted(closed or way.transports, key=lambda t: (unanswered(t), corrupts(t))))
 
 
 def _is_open(link: LinkRow | None, rules: Breakers, now: float) -> bool:

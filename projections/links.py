@@ -25,6 +25,7 @@ LINK_FAILURES = frozenset(
     {"Unreachable", "Refused", "Stalled", "Interrupted", "TimedOut", "DigestMismatch"}
 )
 CORRUPTION = "DigestMismatch"
+UNANSWERED = "Unreachable"
 #: How many of the newest outcomes a row remembers.
 REMEMBERED = 24
 #: Rates are kept by how much was moved: small files are slow for other reasons than large ones.
@@ -110,6 +111,11 @@ class LinkRow(Row, frozen=True):
     def corrupted_since(self, time: float) -> bool:
         """Whether bytes came over it wrong after a time."""
         return any(one.error_class == CORRUPTION and one.time > time for one in self.recent)
+
+    def unanswered_since(self, time: float) -> bool:
+        """Whether nobody answered there the last time it was tried, and that not before a time."""
+        last = self.recent[-1] if self.recent else None
+        return last is not None and last.error_class == UNANSWERED and last.time >= time
 
 
 _LINK = unpacker(LinkRow)

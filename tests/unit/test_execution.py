@@ -297,3 +297,15 @@ def test_k12_a_transport_that_corrupted_files_goes_last() -> None:
     assert way(row, Cluster(bad, a=SSH, t=NAT)).transports == (BASE64, RSYNC)
     marked = policy_of(transports={"tried_last": {"t*": ["rsync"]}})
     assert way(row, Cluster(a=SSH, t=NAT), policy=marked).transports == (BASE64, RSYNC)
+
+
+def test_k13_a_transport_that_nobody_answered_is_not_tried_first_again() -> None:
+    """Not by this transfer, until somebody was answered there."""
+    chain = (RSYNC, BASE64)
+    gone = Cluster(LinkRow("a", RSYNC, recent=(Outcome(T0, "Unreachable"),)), a=SSH, t=NAT)
+    assert way(transfer(transports=chain), gone).transports == (RSYNC, BASE64)
+    again = transfer(failure("Interrupted"), transports=chain)
+    assert way(again, gone).transports == (BASE64, RSYNC)
+    outcomes = (Outcome(T0, "Unreachable"), Outcome(T0 + 0.5))
+    back = Cluster(LinkRow("a", RSYNC, recent=outcomes), a=SSH, t=NAT)
+    assert way(again, back).transports == (RSYNC, BASE64)
