@@ -20,9 +20,10 @@ from streams.values import DataEntry, Endpoint, Transport
 
 #: Told (bytes done, bytes in all), from the event loop, not more often than the reader can bear.
 Progress = Callable[[int, int], None]
-#: Takes the content of the entry with this number, or a file that holds it and may be moved; it may
-#: block, and must not keep the memory.
-Take = Callable[[int, "bytes | bytearray | memoryview | Path"], None]
+#: A content in memory, or a file that holds it and may be moved.
+Content = bytes | bytearray | memoryview | Path
+#: Takes contents, each with the number of its entry; it may block, and must not keep the memory.
+Take = Callable[[Sequence[tuple[int, Content]]], None]
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -77,10 +78,10 @@ class FetchesMany(Protocol):
     ) -> Sequence[TransportError | None]:
         """Bring small entries from one source to one target; return what each failed with, if.
 
-        Contents are handed to `take` by the number of their request, in any order, in threads but
-        one at a time; nothing is kept of them afterwards. Whatever ends the attempt early is the
-        failure of those that did not come. Returns, or raises if it is cancelled, only once `take`
-        is called no more. Several may run at once.
+        Contents are handed to `take` some at a time, by the number of their request, in any order,
+        in threads but one call after the other; nothing is kept of them afterwards. Whatever ends
+        the attempt early is the failure of those that did not come. Returns, or raises if it is
+        cancelled, only once `take` is called no more. Several may run at once.
         """
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from pathlib import Path
 
-from adapters.errors import DiskFailed, DiskFull, InUse
+from adapters.errors import DiskFailed, DiskFull, InUse, TransportError
 from adapters.files.digest import BLOCK_BYTES, feed, named
 from adapters.files.durable import Flushing, set_mtime
 from adapters.memory import room
@@ -291,14 +291,17 @@ def disk_errors() -> Iterator[None]:
     """Turn what the system, or a database on it, says of a disk into the errors of a transport."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskFull(str(error)) from error
-        raise DiskFailed(str(error)) from error
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-            raise DiskFull(str(error)) from error
-        raise DiskFailed(str(error)) from error
+    except (OSError, sqlite3.DatabaseError) as error:
+        raise disk_error(error) from error
+
+
+def disk_error(error: OSError | sqlite3.DatabaseError) -> TransportError:
+    """What `disk_errors` turns an error into."""
+    if isinstance(error, OSError):
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    else:
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return (DiskFull if full else DiskFailed)(str(error))
 
 
 def open_locked(path: Path) -> int:

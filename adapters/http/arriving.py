@@ -115,30 +115,27 @@ async def _take(
     for number, one in enumerate(sent):
         of_whom.setdefault(receiver.of(one.transfer), {})[number] = one.entry
     parts = [_Part(taker, entries) for taker, entries in of_whom.items()]
-    part_of = {number: part for part in parts for number in part.entries}
     try:
         for part in parts:
             await part.begin()
-        await _fill(receiver, content, sent, part_of)
+        await _fill(receiver, content, sent, parts)
         for part in parts:
             await part.land()
     finally:
         for part in parts:
             await part.close()
-    return [part_of[number].failed.get(number) for number in range(len(sent))]
+    failed = {number: error for part in parts for number, error in part.failed.items()}
+    return [failed.get(number) for number in range(len(sent))]
 
 
 async def _fill(
-    receiver: Receiver, content: StreamReader, sent: Sequence[Sent], part_of: Mapping[int, _Part]
+    receiver: Receiver, content: StreamReader, sent: Sequence[Sent], parts: Sequence[_Part]
 ) -> None:
     """Write down what comes. Where it breaks off, what came before is kept."""
 
-    def take(number: int, data: memoryview | None) -> None:
-        if data is None:
-            path = sent[number].entry.path
-            part_of[number].fail(number, EntryMissing(f"the sender has no such {path}"))
-        else:
-            part_of[number].put(number, data)
+    def take(some: Sequence[tuple[int, memoryview | None]]) -> None:
+        for part in parts:
+            part.put(some)
 
     contents = Contents([one.entry.size_bytes for one in sent], take)
     error: TransportError | None = None
@@ -149,7 +146,7 @@ async def _fill(
         except Interrupted as malformed:
             error = malformed
     if error is not None:
-        for part in set(part_of.values()):
+        for part in parts:
             part.error = error
 
 
@@ -216,15 +213,16 @@ class _Part:
             receiver = self._receiver
             self._group = await finish(lambda: Group(receiver.root, wanted, receiver.rules))
 
-    def put(self, number: int, data: memoryview) -> None:
-        """A content has come. Blocks."""
-        if self._group is not None and number in self._coming:
-            self._group.put(self._coming[number], data)
-
-    def fail(self, number: int, error: TransportError) -> None:
-        """A content will not come."""
-        if self._group is not None and number in self._coming:
-            self._group.fail(self._coming[number], error)
+    def put(self, some: Sequence[tuple[int, memoryview | None]]) -> None:
+        """Contents have come, or will not; what is not of this part is left to others. Blocks."""
+        group = self._group
+        assert group is not None
+        mine = [(self._coming[number], data) for number, data in some if number in self._coming]
+        group.put([(index, data) for index, data in mine if data is not None])
+        for index, data in mine:
+            if data is None:
+                path = group.wanted[index].entry.path
+                group.fail(index, EntryMissing(f"the sender has no such {path}"))
 
     async def land(self) -> None:
         """Give names to those that came."""

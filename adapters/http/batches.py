@@ -25,9 +25,9 @@ ABSENT = -1
 _PART_BYTES = 1 << 20
 
 
-#: Takes the content with this number, which is overwritten afterwards; None if there is none of
+#: Takes contents by their numbers, which are overwritten afterwards; None where there is none of
 #: the right size.
-TakeFrame = Callable[[int, memoryview | None], None]
+TakeFrames = Callable[[Sequence[tuple[int, memoryview | None]]], None]
 
 
 class MalformedBatch(Refused):
@@ -81,9 +81,9 @@ def _read(checksum: str, locate: Callable[[str], Path | None], room: memoryview)
 
 
 class Contents:
-    """The contents of a batch, handed on one by one, in whatever pieces they come."""
+    """The contents of a batch, handed on as they become whole, in whatever pieces they come."""
 
-    def __init__(self, sizes: Sequence[int], take: TakeFrame) -> None:
+    def __init__(self, sizes: Sequence[int], take: TakeFrames) -> None:
         """Contents of these sizes are to come."""
         self._sizes = sizes
         self._take = take
@@ -116,17 +116,24 @@ class Contents:
         are none of a batch.
         """
         at, end = 0, self._filled + count
-        while not self.over and end - at >= FRAME.size:
+        whole = list[tuple[int, memoryview | None]]()
+        malformed = None
+        while self.came + len(whole) < len(self._sizes) and end - at >= FRAME.size:
             (size,) = FRAME.unpack_from(self._held, at)
             if size != ABSENT and not 0 <= size <= SMALL_BYTES:
-                raise Interrupted(f"a frame of {size} bytes came")
+                malformed = Interrupted(f"a frame of {size} bytes came")
+                break
             first = at + FRAME.size
             if end - first < size:
                 break
             at = first + max(size, 0)
-            fits = size == self._sizes[self.came]
-            self._take(self.came, self._held[first:at] if fits else None)
-            self.came += 1
+            number = self.came + len(whole)
+            whole.append((number, self._held[first:at] if size == self._sizes[number] else None))
+        if whole:
+            self._take(whole)
+            self.came += len(whole)
+        if malformed is not None:
+            raise malformed
         # What comes after all is not looked at.
         self._filled = 0 if self.over else end - at
         self._held[: self._filled] = bytes(self._held[at : at + self._filled])

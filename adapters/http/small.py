@@ -64,13 +64,14 @@ async def fetch_small(
     except Refused as error:
         return [Refused(str(error)) for _ in requests]
 
-    def taken(number: int, data: memoryview | None) -> None:
-        if data is not None:
-            take(number, data)
-            failed[number] = None
-        else:
-            path = requests[number].entry.path
-            failed[number] = EntryMissing(f"{peer.node} holds no {path} with this content any more")
+    def missing(path: str) -> EntryMissing:
+        return EntryMissing(f"{peer.node} holds no {path} with this content any more")
+
+    def taken(some: Sequence[tuple[int, memoryview | None]]) -> None:
+        if came := [(number, data) for number, data in some if data is not None]:
+            take(came)
+        for number, data in some:
+            failed[number] = None if data is not None else missing(requests[number].entry.path)
 
     def receive() -> None:
         contents = Contents([request.entry.size_bytes for request in requests], taken)

@@ -14,7 +14,7 @@ from adapters.http.small import Access, fetch_small
 from adapters.p2p.asking import Around, Asking
 from adapters.p2p.gathering import Gathering
 from adapters.throttle import Throttle
-from adapters.transport import Progress, Request, Take
+from adapters.transport import Content, Progress, Request, Take
 from streams.values import SMALL_BYTES, Transport
 
 
@@ -40,7 +40,11 @@ class P2PTransport:
             asking = Asking(self._around, request, landing, throttle, progress)
             return await Gathering(asking).run()
         came: list[bytes] = []
-        (failed,) = await self.fetch_many([request], lambda _, data: came.append(bytes(data)))
+
+        def take(some: Sequence[tuple[int, Content]]) -> None:
+            came.extend(bytes(data) for _, data in some)
+
+        (failed,) = await self.fetch_many([request], take)
         if failed is not None:
             raise failed
         await landing.reset()

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from adapters.errors import TransportError
-from adapters.transport import Request, Take
+from adapters.transport import Content, Request, Take
 from adapters.workers import cancelled, each, finish
 from streams.values import DataEntry
 
@@ -43,7 +44,7 @@ async def fetch_small(
 ) -> list[TransportError | None]:
     """As `FetchesMany.fetch_many`; `bring` brings the whole content of one."""
     failed: list[TransportError | None] = [None] * len(requests)
-    came: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+    came: asyncio.Queue[tuple[int, Content]] = asyncio.Queue()
 
     async def one(numbered: tuple[int, Request]) -> None:
         number, request = numbered
@@ -61,17 +62,12 @@ async def fetch_small(
     return failed
 
 
-async def _hand_on(came: asyncio.Queue[tuple[int, bytes]], take: Take) -> None:
+async def _hand_on(came: asyncio.Queue[tuple[int, Content]], take: Take) -> None:
     """Hand on what has come, in a thread, while more comes."""
     while True:
         some = [await came.get()]
         while not came.empty():
             some.append(came.get_nowait())
-        await finish(lambda some=some: _take_all(some, take))  # type: ignore[misc]
+        await finish(partial(take, some))
         for _ in some:
             came.task_done()
-
-
-def _take_all(some: Sequence[tuple[int, bytes]], take: Take) -> None:
-    for number, data in some:
-        take(number, data)

@@ -22,7 +22,7 @@ from adapters.ssh.connections import source_file
 from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, many_words
 from adapters.throttle import Throttle
-from adapters.transport import Request, Take
+from adapters.transport import Content, Request, Take
 from adapters.workers import finish
 from streams.identity import PathRules, escapes
 
@@ -101,17 +101,22 @@ def _hand_on(
 ) -> None:
     # A content may be wanted under several paths, but its file can be moved only once.
     left = Counter(names.values())
+    came = list[tuple[int, Content]]()
     for number, name in names.items():
         file, size = place / name, requests[number].entry.size_bytes
         left[name] -= 1
-        if _came(file, size):
-            take(number, file.read_bytes() if left[name] else file)
+        if _came(file, size) and left[name]:
+            take([(number, file.read_bytes())])
+        elif _came(file, size):
+            came.append((number, file))
         elif ended is not None:
             failed[number] = type(ended)(str(ended))
         else:
             failed[number] = EntryMissing(
                 f"{requests[number].source.node} holds no file of {size} bytes there"
             )
+    if came:
+        take(came)
 
 
 def _came(file: Path, size: int) -> bool:

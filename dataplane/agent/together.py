@@ -84,7 +84,7 @@ class Together:
             if numbers := group.open:
                 failed = await transport.fetch_many(
                     [some[number].request for number in numbers],
-                    lambda index, data: group.put(numbers[index], data),
+                    lambda came: group.put([(numbers[index], data) for index, data in came]),
                 )
                 for number, error in zip(numbers, failed, strict=True):
                     if error is not None:

@@ -152,7 +152,7 @@ async def test_many_small_ones_come_in_one_question_and_each_for_itself(make: MA
     asked = source.server.served.requests
     came: dict[int, bytes] = {}
     failed = await target.fetch_many(
-        wanted, source.at, lambda n, data: came.update({n: bytes(data)})
+        wanted, source.at, lambda some: came.update({n: bytes(data) for n, data in some})
     )
     assert source.server.served.requests == asked + 1
     assert list(came.values()) == contents
@@ -172,7 +172,7 @@ async def test_a_source_that_breaks_off_a_batch_spoils_only_what_did_not_come(ma
     source.link.cut_after_bytes = 3 * MEGABYTE
     came: dict[int, bytes] = {}
     failed = await target.fetch_many(
-        entries, source.at, lambda n, data: came.update({n: bytes(data)})
+        entries, source.at, lambda some: came.update({n: bytes(data) for n, data in some})
     )
     assert 0 < len(came) < len(entries)
     assert list(came.values()) == contents[: len(came)]

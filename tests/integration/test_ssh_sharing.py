@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from adapters.ssh import rsync as rsync_module
 from adapters.ssh import sharing
 from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
-from adapters.transport import Request
+from adapters.transport import Content, Request
 from tests.faults import Proxy
 from tests.integration.ssh_server import SshServer, running
 from tests.integration.test_ssh_transports import PATIENCE_S, entry_of, held, until
@@ -72,8 +72,9 @@ class Rig:
         requests = [self.request(os.urandom(100)) for _ in range(count)]
         came: dict[int, bytes] = {}
 
-        def take(number: int, data: object) -> None:
-            came[number] = data.read_bytes() if isinstance(data, Path) else bytes(data)  # type: ignore[call-overload]
+        def take(some: Sequence[tuple[int, Content]]) -> None:
+            for number, data in some:
+                came[number] = data.read_bytes() if isinstance(data, Path) else bytes(data)
 
         async with asyncio.timeout(PATIENCE_S):
             failed = list(await self.transport.fetch_many(requests, take))

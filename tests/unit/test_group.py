@@ -6,6 +6,7 @@ import errno
 import os
 import signal
 import stat
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,7 +43,7 @@ def land(root: Path, contents: Mapping[str, bytes]) -> dict[str, Landed | Transp
     """Land contents by path; what became of each."""
     together = begun(root, contents)
     for number, data in enumerate(contents.values()):
-        together.put(number, data)
+        together.put([(number, data)])
     together.commit()
     together.close()
     return dict(zip(contents, together.outcomes, strict=True))
@@ -56,7 +57,7 @@ def test_all_of_a_group_appear_as_if_each_had_landed_alone(tmp_path: Path) -> No
         wanted = [Wanted(entry_of(d, p, mtime=1_700_000_000.5), p) for p, d in given.items()]
         together = Group(tmp_path, wanted)
         for number, data in reversed(list(enumerate(given.values()))):
-            together.put(number, memoryview(data))
+            together.put([(number, memoryview(data))])
         together.commit()
         together.close()
     finally:
@@ -121,7 +122,7 @@ def test_a_file_is_proven_as_it_is_and_moved_not_written_again(
         monkeypatch.setattr(os, "rename", on_another_disk)
     together = begun(root, MANY)
     for number, file in enumerate(files.values()):
-        together.put(number, file)
+        together.put([(number, file)])
     together.commit()
     together.close()
     assert isinstance(together.outcomes[0], DigestMismatch)
@@ -142,7 +143,7 @@ def test_a_link_is_no_file_that_a_group_would_take(tmp_path: Path) -> None:
     secret.write_bytes(b"x")
     link.symlink_to(secret)
     together = begun(root, {"a.bin": b"x"})
-    together.put(0, link)
+    together.put([(0, link)])
     together.commit()
     together.close()
     assert isinstance(together.outcomes[0], DiskFailed)
@@ -158,8 +159,8 @@ def test_p5_a_training_set_of_a_group_replaces_a_smaller_one_and_never_a_much_la
     (tmp_path / "npz").mkdir()
     (tmp_path / "npz/grows.npz").write_bytes(small)
     together = begun(tmp_path, {"npz/grows.npz": large, "npz/shrinks.npz": small})
-    together.put(0, large)
-    together.put(1, small)
+    together.put([(0, large)])
+    together.put([(1, small)])
     (tmp_path / "npz/shrinks.npz").write_bytes(large)
     together.commit()
     together.close()
@@ -172,7 +173,7 @@ def test_a_group_that_is_given_up_leaves_nothing_aside(tmp_path: Path) -> None:
     """What was proven already has no name, and is removed with the rest."""
     together = begun(tmp_path, MANY)
     for number, data in enumerate(list(MANY.values())[:3]):
-        together.put(number, data)
+        together.put([(number, data)])
     assert together.gathered == [0, 1, 2]
     together.close()
     assert files_in(tmp_path) == {}
@@ -211,8 +212,8 @@ def test_p21_what_is_only_ever_merged_appears_where_nothing_is_and_replaces_noth
     root.mkdir()
     together = begun(root, {"elo.db": data, "metadata/elo_ratings.db": data})
     assert together.open == [0, 1]
-    together.put(0, data)
-    together.put(1, data)
+    together.put([(0, data)])
+    together.put([(1, data)])
     (root / "metadata").mkdir(exist_ok=True)
     (root / "metadata/elo_ratings.db").write_bytes(b"of its own")
     together.commit()
@@ -227,9 +228,9 @@ def test_p22_what_is_not_the_entrys_never_appears(tmp_path: Path) -> None:
     """Other bytes of the right number are found out; those that did not come are said to lack."""
     together = begun(tmp_path, MANY)
     contents = list(MANY.values())
-    together.put(0, contents[1])
+    together.put([(0, contents[1])])
     for number in range(2, len(contents)):
-        together.put(number, contents[number])
+        together.put([(number, contents[number])])
     together.commit()
     together.close()
     assert isinstance(together.outcomes[0], DigestMismatch)
@@ -255,7 +256,7 @@ def test_p19_a_directory_swapped_for_a_symlink_meanwhile_leads_nowhere(tmp_path:
     (root / "data/a").mkdir(parents=True)
     together = begun(root, MANY)
     for number, data in enumerate(MANY.values()):
-        together.put(number, data)
+        together.put([(number, data)])
     (root / "data/a").rmdir()
     (root / "data/a").symlink_to(outside)
     together.commit()
@@ -410,8 +411,34 @@ def test_a_time_that_no_clock_shows_keeps_no_other_waiting(tmp_path: Path) -> No
     wanted = [Wanted(entry_of(b"bytes", path, mtime=at), path) for path, at in times.items()]
     together = Group(tmp_path, wanted)
     for number in range(len(wanted)):
-        together.put(number, b"bytes")
+        together.put([(number, b"bytes")])
     together.commit()
     together.close()
     assert together.outcomes == [Landed(bytes=5)] * 3
     assert files_in(tmp_path) == dict.fromkeys(times, b"bytes")
+
+
+def test_a_disk_that_takes_long_to_flush_keeps_no_other_group_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups write by turns, but one whose files are flushed one by one lets others go on."""
+    flushing, others_landed = threading.Event(), threading.Event()
+    really = os.fsync
+
+    def slow(handle: int) -> None:
+        if threading.current_thread() is few:
+            flushing.set()
+            assert others_landed.wait(30)
+        really(handle)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    few = threading.Thread(target=land, args=(tmp_path / "few", {"a.bin": b"alone"}))
+    (tmp_path / "few").mkdir()
+    few.start()
+    assert flushing.wait(30)
+    (tmp_path / "many").mkdir()
+    outcomes = land(tmp_path / "many", MANY)
+    others_landed.set()
+    few.join()
+    assert all(isinstance(one, Landed) for one in outcomes.values())
+    assert (tmp_path / "few" / "a.bin").read_bytes() == b"alone"
