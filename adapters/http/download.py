@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from functools import partial
 from urllib.parse import urlsplit
 
-from adapters.errors import Interrupted, Refused, Stalled, Unreachable
+from adapters.errors import Interrupted, Stalled
+from adapters.http.errors import broken_off, unreached
+from adapters.transport import Request
 
 #: A reader comes back this often, so that it can be given up or slowed down.
 TICK_S = 0.25
@@ -53,27 +55,31 @@ class Download:
         self,
         url: str,
         headers: Mapping[str, str],
-        connect_s: float,
-        stall_s: float,
+        request: Request,
         context: ssl.SSLContext | None = None,
         line: Line | None = None,
     ) -> None:
-        """Ask. Raises `Unreachable`, `Stalled` or `Interrupted` if there is no answer."""
-        self._stall_s = stall_s
+        """Ask the source of `request`. Raises `Unreachable`, `Refused`, `Stalled` or `Interrupted`
+        if there is no answer.
+        """
+        self._who, self._what = request.source.node, request.entry.path
+        self._stall_s = request.stall_s
         self._line = line or Line()
-        self._connection = connect(url, connect_s, context, self._line)
+        self._connection = connect(self._who, url, request.connect_s, context, self._line)
         self._socket: socket.socket = self._connection.sock
         try:
-            self._socket.settimeout(stall_s)
+            self._socket.settimeout(self._stall_s)
             parts = urlsplit(url)
             self._connection.request("GET", f"{parts.path}?{parts.query}", headers=dict(headers))
             self._answer = self._connection.getresponse()
         except TimeoutError as error:
             self.close()
-            raise Stalled("no answer came") from error
+            raise Stalled(
+                f"{self._who} gave no answer about {self._what} for {self._stall_s:g} s"
+            ) from error
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise Interrupted(f"broke off instead of an answer: {error!r}") from error
+            raise self._broken_off(error) from error
         self.status = self._answer.status
         self.reason = self._answer.reason
         self.etag = self._answer.getheader("ETag")
@@ -95,16 +101,16 @@ class Download:
             except OSError as error:
                 if count:
                     break
-                raise Interrupted(str(error)) from error
+                raise self._broken_off(error) from error
             if not came:
                 if count:
                     break
-                raise Interrupted("the source closed the connection")
+                raise self._broken_off(ConnectionResetError("it closed the connection"))
             count += came
         if count:
             self._heard_at = time.monotonic()
         elif time.monotonic() - self._heard_at > self._stall_s:
-            raise Stalled(f"no byte for {self._stall_s:g} s")
+            raise Stalled(f"{self._who}: no byte of {self._what} for {self._stall_s:g} s")
         return count
 
     def text(self, most: int) -> str:
@@ -122,6 +128,9 @@ class Download:
         self._connection.close()
         self._socket.close()
 
+    def _broken_off(self, error: Exception) -> Interrupted:
+        return broken_off(self._who, self._what, error)
+
     def _read(self, view: memoryview, wait_s: float) -> int:
         if self._first:
             # What came together with the headers lies in the answer's own buffer.
@@ -132,14 +141,14 @@ class Download:
 
 
 def connect(
-    url: str, connect_s: float, context: ssl.SSLContext | None, line: Line
+    who: str, url: str, connect_s: float, context: ssl.SSLContext | None, line: Line
 ) -> http.client.HTTPConnection:
-    """A connection that stands. `context` says whom to trust. Raises `Unreachable`, or `Refused`
-    if whoever answers can't prove who he is.
+    """A connection that stands, to the node `who`. `context` says whom to trust. Raises
+    `Unreachable`, or `Refused` if whoever answers can't prove who he is.
     """
-    parts = urlsplit(url)
-    host = parts.hostname or ""
     try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
         connection = (
             http.client.HTTPSConnection(host, parts.port, timeout=connect_s, context=context)
             if parts.scheme == "https"
@@ -154,10 +163,8 @@ def connect(
             except OSError:
                 connection.close()
                 raise
-    except ssl.SSLCertVerificationError as error:
-        raise Refused(f"{host} does not prove who it is: {error.verify_message}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise Unreachable(str(error)) from error
+        raise unreached(who, url, error) from error
     return connection
 
 

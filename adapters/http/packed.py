@@ -63,7 +63,7 @@ class Unpacking:
         except MalformedPages as error:
             raise Interrupted(f"{self._peer.node}: {error}") from error
         if not data:
-            raise Interrupted(f"{self._peer.node} ended early")
+            raise Interrupted(f"{self._peer.node} ended {self._peer.about} early")
         return data, self._came - before
 
     def _read(self, count: int) -> bytes:

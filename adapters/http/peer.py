@@ -13,8 +13,9 @@ import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from urllib.parse import urlsplit
 
-from adapters.errors import EntryMissing, Interrupted, Refused, Stalled, TransportError
+from adapters.errors import EntryMissing, Refused, Stalled, TransportError
 from adapters.http.download import Line, connect
+from adapters.http.errors import broken_off
 from adapters.memory import room
 
 _ERROR_TEXT = 300
@@ -38,6 +39,7 @@ class Peer:
         connect_s: float,
         stall_s: float,
         context: ssl.SSLContext | None = None,
+        about: str = "many entries",
     ) -> None:
         """`context` says whom to trust over TLS; None: whom this machine trusts."""
         self.node = node
@@ -46,6 +48,8 @@ class Peer:
         self.stall_s = stall_s
         self._connect_s = connect_s
         self._context = context
+        #: What passes, in the words of errors.
+        self.about = about
         self._connection: http.client.HTTPConnection | None = None
         #: The last answer, as far as it was read.
         self.answer: http.client.HTTPResponse | None = None
@@ -72,16 +76,19 @@ class Peer:
                 said = answer.read(_ERROR_TEXT).decode(errors="replace")
                 self.close()
                 if answer.status in (404, 410):
-                    raise EntryMissing(f"{self.node} does not hold it: {said}")
+                    raise EntryMissing(f"{self.node} does not hold {self.about}: {said}")
                 kind = Unserved if answer.status == 405 else Refused
-                raise kind(f"{self.node} answered {answer.status} {answer.reason}: {said}")
+                status = f"{answer.status} {answer.reason}"
+                raise kind(f"{self.node} answered {status} about {self.about}: {said}")
             return answer
         except TimeoutError as error:
             self.close()
-            raise Stalled(f"{self.node} gave no answer for {self.stall_s:g} s") from error
+            raise Stalled(
+                f"{self.node} gave no answer about {self.about} for {self._patience}"
+            ) from error
         except (OSError, http.client.HTTPException, ValueError) as error:
             self.close()
-            raise Interrupted(f"{self.node} broke off instead of an answer: {error!r}") from error
+            raise broken_off(self.node, self.about, error) from error
 
     def room(self, nbytes: int) -> memoryview:
         """Memory to read into: the same each time, as long as it is enough."""
@@ -147,10 +154,10 @@ class Peer:
             yield answer
         except TimeoutError as error:
             self.close()
-            raise Stalled(f"{self.node}: no byte for {self.stall_s:g} s") from error
+            raise Stalled(f"{self.node}: no byte of {self.about} for {self._patience}") from error
         except (OSError, http.client.HTTPException, ValueError, AttributeError) as error:
             self.close()
-            raise Interrupted(f"{self.node} broke off: {error}") from error
+            raise broken_off(self.node, self.about, error) from error
 
     def close(self) -> None:
         """Let go of the connection; the next question makes a new one."""
@@ -164,6 +171,10 @@ class Peer:
     def abort(self) -> None:
         """Let whoever waits for bytes fail at once, and all who ask later. From any thread."""
         self._line.give_up()
+
+    @property
+    def _patience(self) -> str:
+        return f"{round(self.stall_s, 1):g} s"
 
     def _wake_for(self, count: int) -> None:
         """Wait for so many bytes from now on; of TLS nobody knows how many make a record."""
@@ -186,7 +197,7 @@ class Peer:
             self.close()
         if self._connection is None or self._connection.sock is None:
             # Whoever is asked may end a connection with each answer.
-            self._connection = connect(url, self._connect_s, self._context, self._line)
+            self._connection = connect(self.node, url, self._connect_s, self._context, self._line)
             self._socket = self._connection.sock
             self._woken_for = 1
         self._wake_for(1)

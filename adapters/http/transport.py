@@ -23,6 +23,7 @@ from adapters.files.landing import Landing
 from adapters.files.sent import opened
 from adapters.http.answers import Answer, check, refusal
 from adapters.http.download import Download, Line
+from adapters.http.errors import broken_off, unreached
 from adapters.http.packed import PACKED, PACKED_BELOW_BYTES_S, Unpacking, shrinks
 from adapters.http.peer import Peer, Unserved
 from adapters.http.receiving import ERROR_HEADER, OFFSET_HEADER, described, error_of
@@ -51,6 +52,12 @@ URL_TTL_S = 300.0
 #: A target that digests and syncs slower than this is taken for stalled.
 SLOWEST_DIGEST_BYTES_S = 20e6
 _ERROR_TEXT = 300
+_UNREACHED = (
+    aiohttp.InvalidURL,
+    aiohttp.ClientConnectorError,
+    aiohttp.ClientConnectorCertificateError,
+    aiohttp.ConnectionTimeoutError,
+)
 
 
 class HttpTransport:
@@ -98,14 +105,10 @@ class HttpTransport:
             return await self._fetch_large(request, landing, throttle, telling)
         try:
             return await self._fetch_small(request, landing, throttle, telling)
-        except aiohttp.InvalidURL as error:
-            raise Unreachable(f"{request.source.node}: no such address") from error
-        except aiohttp.ClientConnectorCertificateError as error:
-            raise Refused(f"{request.source.node} does not prove who it is: {error}") from error
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise Unreachable(f"{request.source.node}: {error}") from error
+        except _UNREACHED as error:
+            raise unreached(request.source.node, request.source.http_url, error) from error
         except (aiohttp.ClientError, ConnectionError) as error:
-            raise Interrupted(f"{request.source.node} broke off: {error}") from error
+            raise broken_off(request.source.node, request.entry.path, error) from error
 
     async def fetch_many(
         self, requests: Sequence[Request], take: Take
@@ -148,7 +151,7 @@ class HttpTransport:
             if there.status != 204:
                 _judge(there, request)
                 return 0
-            offset = _offset(there.headers.get(OFFSET_HEADER, "0"), size)
+            offset = _offset(there.headers.get(OFFSET_HEADER, "0"), request)
             range_ = f"bytes {offset}-{size - 1}/{size}"
             with Telling(progress, size) as telling:
                 telling.tell(offset)
@@ -182,14 +185,13 @@ class HttpTransport:
         headers |= {"Content-Range": content_range, "Content-Length": str(length)}
         upload = await _begun(
             request,
-            lambda line: Upload(
-                url, headers, request.connect_s, request.stall_s, self._context, line
-            ),
+            target.node,
+            lambda line: Upload(url, headers, request, self._context, line),
         )
         patience_s = request.connect_s + request.stall_s + entry.size_bytes / SLOWEST_DIGEST_BYTES_S
         try:
             if source is not None and throttle is not None and telling is not None:
-                await _sent(upload, source, entry.size_bytes, length, throttle, telling)
+                await _sent(upload, source, entry, length, throttle, telling)
             return await finish(
                 lambda: upload.answer(patience_s), executor=SOCKETS, hurry=upload.abort
             )
@@ -214,7 +216,14 @@ class HttpTransport:
         entry, source = request.entry, request.source
         url, headers = self._question(request, landing.offset)
         headers["Accept-Encoding"] = PACKED
-        peer = Peer(source.node, source.http_url, request.connect_s, request.stall_s, self._context)
+        peer = Peer(
+            source.node,
+            source.http_url,
+            request.connect_s,
+            request.stall_s,
+            self._context,
+            entry.path,
+        )
 
         async def blocking(work: Callable[[], T]) -> T:
             return await finish(work, executor=SOCKETS, hurry=peer.abort)
@@ -251,9 +260,8 @@ class HttpTransport:
         url, headers = self._question(request, landing.offset)
         download = await _begun(
             request,
-            lambda line: Download(
-                url, headers, request.connect_s, request.stall_s, self._context, line
-            ),
+            request.source.node,
+            lambda line: Download(url, headers, request, self._context, line),
         )
         try:
             answer = Answer(
@@ -325,7 +333,8 @@ class HttpTransport:
         except aiohttp.ConnectionTimeoutError:
             raise
         except TimeoutError as error:
-            raise Stalled(f"{request.source.node} gave no answer") from error
+            who, what = request.source.node, request.entry.path
+            raise Stalled(f"{who} gave no answer about {what}") from error
 
     def _question(self, request: Request, offset: int) -> tuple[str, dict[str, str]]:
         entry = request.entry
@@ -351,8 +360,9 @@ class HttpTransport:
         return self._session
 
 
-async def _begun(request: Request, begin: Callable[[Line], C]) -> C:
-    """What `begin` makes in a thread; nothing of it is left open if this is cancelled.
+async def _begun(request: Request, who: str, begin: Callable[[Line], C]) -> C:
+    """What `begin` makes of a connection to `who`, in a thread; nothing of it is left open if this
+    is cancelled.
 
     Raises `Stalled` if it takes longer than connecting and being silent may.
     """
@@ -364,7 +374,7 @@ async def _begun(request: Request, begin: Callable[[Line], C]) -> C:
         for connection in made:
             connection.close()
         if isinstance(error, TimeoutError):
-            raise Stalled("no answer came") from error
+            raise Stalled(f"{who} gave no answer about {request.entry.path}") from error
         raise
     return made[0]
 
@@ -372,12 +382,13 @@ async def _begun(request: Request, begin: Callable[[Line], C]) -> C:
 async def _sent(
     upload: Upload,
     source: BinaryIO,
-    size: int,
+    entry: DataEntry,
     length: int,
     throttle: Throttle,
     telling: Telling,
 ) -> None:
     """Send the last `length` bytes. What the target says before it has all is its answer."""
+    size = entry.size_bytes
     offset = size - length
     while offset < size:
         most = min(throttle.paced(SMALLEST_READ_BYTES, READ_BYTES, READ_S), size - offset)
@@ -392,7 +403,7 @@ async def _sent(
             # It may have said why, and then stopped listening.
             return
         if not count:
-            raise EntryMissing("the file to be sent has become shorter")
+            raise EntryMissing(f"the file of {entry.path}, which is sent, has become shorter")
         offset += count
         telling.tell(offset)
 
@@ -404,7 +415,8 @@ def _judge(answer: Answered, request: Request) -> None:
     said = f"{request.target.node}: {answer.text[:_ERROR_TEXT]}"
     if ERROR_HEADER in answer.headers:
         raise error_of(answer.headers[ERROR_HEADER], said)
-    raise Refused(f"{request.target.node} answered {answer.status}: {answer.text[:_ERROR_TEXT]}")
+    who, what = request.target.node, request.entry.path
+    raise Refused(f"{who} answered {answer.status} about {what}: {answer.text[:_ERROR_TEXT]}")
 
 
 async def _read(response: aiohttp.ClientResponse, request: Request) -> bytes:
@@ -412,11 +424,15 @@ async def _read(response: aiohttp.ClientResponse, request: Request) -> bytes:
         async with asyncio.timeout(request.stall_s):
             return await response.content.readany()
     except TimeoutError as error:
-        raise Stalled(f"{request.source.node}: no byte for {request.stall_s:g} s") from error
+        who, what = request.source.node, request.entry.path
+        raise Stalled(f"{who}: no byte of {what} for {request.stall_s:g} s") from error
 
 
-def _offset(said: str, size: int) -> int:
+def _offset(said: str, request: Request) -> int:
     """How much of a file the target says it has."""
+    size, who = request.entry.size_bytes, request.target.node
     if not re.fullmatch("[0-9]{1,18}", said) or int(said) > size:
-        raise Interrupted(f"the target says that it has {said!r} of {size} bytes")
+        raise Interrupted(
+            f"{who} says that it has {said[:20]!r} of the {size} bytes of {request.entry.path}"
+        )
     return int(said)

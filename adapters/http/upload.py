@@ -17,6 +17,8 @@ import msgspec
 
 from adapters.errors import Interrupted, Stalled
 from adapters.http.download import Line, connect
+from adapters.http.errors import broken_off
+from adapters.transport import Request
 
 
 class Answered(msgspec.Struct, frozen=True):
@@ -40,15 +42,17 @@ class Upload:
         self,
         url: str,
         headers: Mapping[str, str],
-        connect_s: float,
-        stall_s: float,
+        request: Request,
         context: ssl.SSLContext | None = None,
         line: Line | None = None,
     ) -> None:
-        """Connect and say what comes. Raises `Unreachable`, `Stalled` or `Interrupted`."""
+        """Connect to the target of `request` and say what comes. Raises `Unreachable`, `Refused`,
+        `Stalled` or `Interrupted`.
+        """
+        self._who, self._what = request.target.node, request.entry.path
         self._line = line or Line()
-        self._connection = connect(url, connect_s, context, self._line)
-        self._connection.sock.settimeout(stall_s)
+        self._connection = connect(self._who, url, request.connect_s, context, self._line)
+        self._connection.sock.settimeout(request.stall_s)
         parts = urlsplit(url)
         try:
             self._connection.putrequest("PUT", f"{parts.path}?{parts.query}")
@@ -57,14 +61,14 @@ class Upload:
             self._connection.endheaders()
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise _gone(error) from error
+            raise self._gone(error) from error
 
     def send(self, file: BinaryIO, offset: int, count: int) -> int:
         """Send bytes of a file; return how many it had. Raises `Stalled` or `Interrupted`."""
         try:
             return int(self._connection.sock.sendfile(file, offset, count))
         except OSError as error:
-            raise _gone(error) from error
+            raise self._gone(error) from error
 
     def answer(self, within_s: float) -> Answered:
         """What came of it. Raises `Stalled` or `Interrupted` if there is no answer."""
@@ -74,7 +78,7 @@ class Upload:
             text = answer.read(1 << 16).decode(errors="replace")
             return Answered(answer.status, dict(answer.getheaders()), text)
         except (OSError, http.client.HTTPException) as error:
-            raise _gone(error) from error
+            raise self._gone(error) from error
 
     def abort(self) -> None:
         """Let whoever is blocked in it fail at once. From any thread."""
@@ -84,8 +88,7 @@ class Upload:
         """Let go of the connection."""
         self._connection.close()
 
-
-def _gone(error: Exception) -> Stalled | Interrupted:
-    if isinstance(error, TimeoutError):
-        return Stalled("the target takes nothing and says nothing")
-    return Interrupted(f"the target broke off: {error!r}")
+    def _gone(self, error: Exception) -> Stalled | Interrupted:
+        if isinstance(error, TimeoutError):
+            return Stalled(f"{self._who} takes nothing of {self._what} and says nothing")
+        return broken_off(self._who, self._what, error)

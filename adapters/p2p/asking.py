@@ -79,7 +79,14 @@ class Asking:
         alone = place == request.source and not request.peers
         connect_s = request.connect_s if alone else min(request.connect_s, PEER_SILENT_S)
         stall_s = request.stall_s if alone else min(request.stall_s, PEER_SILENT_S)
-        peer = Peer(place.node, place.http_url, connect_s, stall_s, self.around.context)
+        peer = Peer(
+            place.node,
+            place.http_url,
+            connect_s,
+            stall_s,
+            self.around.context,
+            request.entry.path,
+        )
         try:
             yield peer
         finally:

@@ -21,7 +21,13 @@ from adapters.errors import (
     TransportError,
     Unreachable,
 )
-from adapters.files.blocks import LEAF_DIGEST_BYTES, BlockMap, encoded_bytes, leaf_digests
+from adapters.files.blocks import (
+    LEAF_DIGEST_BYTES,
+    BlockMap,
+    MalformedMap,
+    encoded_bytes,
+    leaf_digests,
+)
 from adapters.files.checks import is_database
 from adapters.files.scattered import Scattered
 from adapters.http.peer import Peer
@@ -95,9 +101,12 @@ class Gathering:
                 try:
                     read = partial(peer.read, encoded_bytes(size) + 1)
                     return BlockMap.decode(await self._asking.ask(peer, MAP_ROUTE, read), size)
+                except MalformedMap as failure:
+                    named = MalformedMap(f"{peer.node}, asked about {self._entry.path}: {failure}")
+                    error = error or named
                 except TransportError as failure:
                     error = error or failure
-        raise error or Unreachable("there is nobody to ask")
+        raise error or Unreachable(f"there is nobody to ask for {self._entry.path}")
 
     async def _take_nearby(self, scattered: Scattered) -> None:
         """Take what need not travel, or only in part."""

@@ -107,7 +107,8 @@ class Swarming:
         wrong = [one for one in self._errors.values() if isinstance(one, DigestMismatch)]
         if own is not None:
             return own
-        return next(iter(wrong or self._errors.values()), Stalled("nobody gives what is lacking"))
+        nobody = Stalled(f"nobody gives what is lacking of {self._request.entry.path}")
+        return next(iter(wrong or self._errors.values()), nobody)
 
     def _raise_failed(self) -> None:
         """A worker that ended by itself has met a fault of this node: its disk, or our own."""
@@ -239,7 +240,9 @@ class Swarming:
             if bad is not None:
                 piece = bad // self._step
                 self._bad[peer.node, piece] = self._bad.get((peer.node, piece), 0) + 1
-                raise DigestMismatch(f"{peer.node}: block {bad} is not what it should be")
+                raise DigestMismatch(
+                    f"{peer.node}: block {bad} of {peer.about} is not what it should be"
+                )
             if error is not None:
                 raise error
             self._swarm.sound(peer.node)
@@ -331,6 +334,6 @@ def _check(peer: Peer, checksum: str, span: str) -> None:
     """Raise unless what is answered is this span of this content."""
     answer = peer.answer
     if answer is None or answer.status != 206 or answer.getheader("Content-Range") != span:
-        raise EntryMissing(f"{peer.node} does not offer {span}")
+        raise EntryMissing(f"{peer.node} does not offer {span} of {peer.about}")
     if answer.getheader("ETag") != f'"{checksum}"':
-        raise EntryMissing(f"{peer.node} offers other content than {checksum}")
+        raise EntryMissing(f"{peer.node} offers other content of {peer.about} than {checksum}")
