@@ -31,9 +31,7 @@ _REASONS: tuple[tuple[type[BaseException], str], ...] = (
 def unreached(who: str, url: str, error: BaseException) -> TransportError:
     """No connection came about to the server of a URL, for this reason."""
     where = re.split("[/?#]", url.partition("//")[2], maxsplit=1)[0].rpartition("@")[2]
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        cause = error.certificate_error
+    cause = _cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Refused(f"{who} at {where} does not prove who it is: {cause.verify_message}")
     if isinstance(cause, ValueError | http.client.HTTPException):
@@ -47,7 +45,8 @@ def broken_off(who: str, what: str, error: BaseException) -> Interrupted:
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in the system's words where it has any."""
+    """Why a connection failed, in the system's words where it has any."""
+    error = _cause(error)
     if isinstance(error, ssl.SSLError) and error.reason:
         return f"TLS: {error.reason.lower().replace('_', ' ')}"
     for kind, words in _REASONS:
@@ -58,3 +57,10 @@ def reason(error: BaseException) -> str:
         said = os.strerror(number) if number > 0 else error.strerror or str(error)
         return said[:1].lower() + said[1:_SAID_CHARS]
     return type(error).__name__
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What is behind an error of aiohttp, if anything is."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return error.certificate_error
+    return error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error

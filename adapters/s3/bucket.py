@@ -109,7 +109,7 @@ class S3Bucket:
         """
         manifest, _ = await self._read(node)
         if manifest is None:
-            raise EntryMissing(f"there is no {layout.manifest_key(node)}")
+            raise EntryMissing(f"{self._store.where} has no {layout.manifest_key(node)}")
         return manifest
 
     async def nodes(self) -> list[str]:
@@ -189,7 +189,7 @@ class S3Bucket:
             if stored.entry.path == path:
                 landed = await self._restore_file(stored, root, path, rules, throttle, progress)
                 return Restored(landed, catalog.unreadable)
-        raise EntryMissing(f"no manifest names {path}{catalog.doubt}")
+        raise EntryMissing(f"no manifest of {self._store.where} names {path}{catalog.doubt}")
 
     async def restore_node(
         self,

@@ -21,6 +21,7 @@ from adapters.errors import (
     TransportError,
     Unreachable,
 )
+from adapters.http.errors import reason
 
 _HINTS = {
     "NoSuchBucket": "there is no such bucket; create it",
@@ -82,19 +83,42 @@ def in_our_words(what: str) -> Iterator[None]:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         raise meaning(error.response.get("Error", {}).get("Code", ""), status, what) from None
     except _NO_CREDENTIALS as error:
-        raise Refused(f"{what}: no credentials ({type(error).__name__})") from None
+        raise Refused(
+            f"{what}: no credentials ({type(error).__name__}): set AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, or a profile"
+        ) from None
     except boto.EndpointConnectionError as error:
-        connecting = isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError)
-        family = Unreachable if connecting else Interrupted
-        raise family(f"{what}: {type(error.kwargs.get('error')).__name__}") from None
+        if isinstance(error.kwargs.get("error"), aiohttp.ClientConnectorError):
+            raise _unreached(what, error) from None
+        raise _broken_off(what, error) from None
     except _UNREACHABLE as error:
-        raise Unreachable(f"{what}: {type(error).__name__}") from None
+        raise _unreached(what, error) from None
     except (TimeoutError, boto.ReadTimeoutError):
         raise Stalled(f"{what}: no byte and no answer for too long") from None
     except _BROKEN_OFF as error:
-        raise Interrupted(f"{what}: {type(error).__name__}") from None
+        raise _broken_off(what, error) from None
     except boto.BotoCoreError as error:
-        raise Refused(f"{what}: {type(error).__name__}; check bucket and endpoint") from None
+        raise Refused(
+            f"{what}: {type(error).__name__}; look at s3_bucket, s3_endpoint and s3_region"
+        ) from None
+
+
+def _unreached(what: str, error: Exception) -> Unreachable:
+    return Unreachable(
+        f"{what} can't be reached: {_why(error)}; look at s3_endpoint, and at the way there"
+    )
+
+
+def _broken_off(what: str, error: Exception) -> Interrupted:
+    return Interrupted(f"{what}: the connection broke off: {_why(error)}")
+
+
+def _why(error: Exception) -> str:
+    """The reason that botocore was given, or has itself."""
+    if isinstance(error, boto.ConnectTimeoutError):
+        return "no answer in time"
+    behind = error.kwargs.get("error") if isinstance(error, boto.BotoCoreError) else None
+    return reason(behind if isinstance(behind, Exception) else error)
 
 
 def code_in(body: str, status: int) -> str:

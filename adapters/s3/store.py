@@ -12,6 +12,7 @@ import contextlib
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import aioboto3
 import aiohttp
@@ -71,6 +72,8 @@ class Store:
         self._bucket = bucket
         self._prefix = prefix
         self._endpoint_url = endpoint_url
+        #: Where the server is, in the words of errors: not what may stand in a URL besides.
+        self._at = _place(endpoint_url or "")
         self._region = region
         self._opening = asyncio.Lock()
         self._open = contextlib.AsyncExitStack()
@@ -81,6 +84,11 @@ class Store:
         """Let go of connections."""
         self._client = self._wire = None
         await self._open.aclose()
+
+    @property
+    def where(self) -> str:
+        """The bucket, in the words of errors."""
+        return self._name("")
 
     async def call(
         self, operation: str, watch: asyncio.Timeout, key: str = "", **arguments: Any
@@ -138,7 +146,8 @@ class Store:
         """
         async with self._answered("GET", key, flow.answering(), {}) as said:
             if said.content_length != nbytes:
-                raise EntryMissing(f"{key} has {said.content_length} bytes, not {nbytes}")
+                name, length = self._name(key), said.content_length
+                raise EntryMissing(f"{name} has {length} bytes, not {nbytes}")
             with in_our_words(self._name(key)):
                 async with asyncio.timeout(flow.stall_s):
                     data = await said.read()
@@ -198,7 +207,8 @@ class Store:
             said.release() if said.content.at_eof() else said.close()
 
     def _name(self, key: str) -> str:
-        return f"s3://{self._bucket}/{layout.under(self._prefix, key)}"
+        at = f" at {self._at}" if self._at else ""
+        return f"s3://{self._bucket}/{layout.under(self._prefix, key)}{at}"
 
     def _asked(self, key: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What botocore is asked with: the bucket, and keys as they are there."""
@@ -221,7 +231,8 @@ class Store:
                 async with asyncio.timeout(flow.stall_s):
                     piece = await body.read(min(flow.piece_bytes, left))
             if not piece:
-                raise Interrupted(f"{key}: the answer broke off {left} bytes before its end")
+                name = self._name(key)
+                raise Interrupted(f"{name}: the answer broke off {left} bytes before its end")
             left -= len(piece)
             await flow.take(len(piece))
             flow.moved += len(piece)
@@ -237,6 +248,8 @@ class Store:
                     talkative.setLevel(max(talkative.level, logging.INFO))
                 session = aioboto3.Session()
                 try:
+                    if "@" in (self._endpoint_url or ""):
+                        raise ValueError("a user")
                     client = session.client(
                         "s3",
                         endpoint_url=self._endpoint_url,
@@ -248,7 +261,9 @@ class Store:
                     self._open.push_async_callback(self._wire.close)
                 except ValueError:
                     # Its text would show what may stand in a URL besides a host.
-                    raise Refused("the endpoint is no URL of a server") from None
+                    raise Refused(
+                        f"{self.where}: s3_endpoint must be the URL of a server, without a user"
+                    ) from None
             return self._client
 
 
@@ -268,6 +283,13 @@ def _config(endpoint_url: str | None) -> Config:
             "payload_signing_enabled": False,
         },
     )
+
+
+def _place(url: str) -> str:
+    """Host and port of a URL; "" if it has none."""
+    with contextlib.suppress(ValueError):
+        return urlsplit(url).netloc.rpartition("@")[2]
+    return ""
 
 
 def _found(headers: Mapping[str, str]) -> Found:

@@ -27,7 +27,7 @@ from adapters.memory import room
 from adapters.s3 import layout
 from adapters.s3.flow import Flow
 from adapters.s3.layout import ManifestEntry
-from adapters.s3.sealing import HEADER_BYTES, Opener, Sealed, Sealer
+from adapters.s3.sealing import HEADER_BYTES, Opener, SealBroken, Sealed, Sealer
 from adapters.s3.small import Sink, fetch_small
 from adapters.s3.source import Source, whole
 from adapters.s3.store import Found, Got, Store
@@ -187,6 +187,9 @@ class S3Transport:
                     await landing.write(plain)
                     flow.tell(len(plain))
             opener.finish()
+        except SealBroken as error:
+            await landing.reset()
+            raise SealBroken(f"{key} of {landing.entry.path}: {error}") from error
         except DigestMismatch:
             await landing.reset()
             raise

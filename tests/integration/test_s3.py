@@ -8,6 +8,7 @@ import inspect
 import itertools
 import logging
 import os
+import socket
 import time
 import traceback
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -16,7 +17,14 @@ from typing import Any
 
 import pytest
 
-from adapters.errors import DigestMismatch, EntryMissing, Interrupted, Refused, TransportError
+from adapters.errors import (
+    DigestMismatch,
+    EntryMissing,
+    Interrupted,
+    Refused,
+    TransportError,
+    Unreachable,
+)
 from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed, Landing
 from adapters.s3 import bucket as s3_bucket
@@ -489,16 +497,41 @@ async def test_no_credentials_are_refused_in_words(
         await fetch(connect(), entry, root)
 
 
+async def test_a_server_that_is_away_is_named_with_its_address_and_what_to_look_at(
+    connect: Callable[..., S3Transport], files: Files, bucket: str, root: Path
+) -> None:
+    """Bucket, key and the system's reason, whoever asked."""
+    with socket.socket() as nobody:
+        nobody.bind((HOST, 0))
+        at = f"{HOST}:{nobody.getsockname()[1]}"
+        transport = connect(endpoint_url=f"http://{at}")
+        entry, file = files.make(b"x" * 1000)
+        key = layout.object_key(entry.checksum)
+        attempts: dict[str, Coroutine[Any, Any, object]] = {
+            key: fetch(transport, entry, root),
+            f"{key} ": push(transport, entry, file),
+            layout.CONSOLIDATED_KEY: S3Bucket(transport).read_manifest(""),
+            "": S3Bucket(transport).nodes(),
+        }
+        for what, attempt in attempts.items():
+            with pytest.raises(Unreachable) as away:
+                await attempt
+            assert str(away.value) == (
+                f"s3://{bucket}/{what.strip()} at {at} can't be reached: connection refused; "
+                "look at s3_endpoint, and at the way there"
+            )
+
+
 async def test_an_endpoint_that_is_no_address_is_refused(
     connect: Callable[..., S3Transport], files: Files, root: Path
 ) -> None:
     """And not shown: a URL may hold a password."""
     entry, _ = files.make(b"x")
     password = f"hunter{2}"
-    transport = connect(endpoint_url=f"user:{password}@nowhere")
-    with pytest.raises(Refused) as caught:
-        await fetch(transport, entry, root)
-    assert password not in "".join(traceback.format_exception(caught.value))
+    for url in (f"user:{password}@nowhere", f"http://user:{password}@127.0.0.1:9", "http://[::1"):
+        with pytest.raises(Refused, match="s3_endpoint") as caught:
+            await fetch(connect(endpoint_url=url), entry, root)
+        assert password not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(
