@@ -14,8 +14,8 @@ def opened(file: Path, size_bytes: int) -> BinaryIO:
     try:
         handle = file.open("rb", buffering=0)
     except OSError as error:
-        raise EntryMissing(f"the file to be sent can't be read: {error}") from error
+        raise EntryMissing(f"{file} can't be sent: {error.strerror}") from error
     if os.fstat(handle.fileno()).st_size != size_bytes:
         handle.close()
-        raise EntryMissing(f"the file to be sent has not {size_bytes} bytes")
+        raise EntryMissing(f"{file} can't be sent: it has not {size_bytes} bytes")
     return handle

@@ -76,7 +76,8 @@ class Base64Transport:
             came = await _received(channel, landing, throttle, Telling(progress, size))
             await channel.succeed()
         if landing.offset < size:
-            raise Interrupted(f"{channel.who} ended after {landing.offset} of {size} bytes")
+            so_far = f"{landing.offset} of {size} bytes"
+            raise Interrupted(f"{channel.who} ended {request.entry.path} after {so_far}")
         return came
 
     async def push(
@@ -93,7 +94,7 @@ class Base64Transport:
                 async def send() -> bool:
                     with Telling(progress, size) as telling:
                         telling.tell(place.have)
-                        await _sent(opens, place, source, size, throttle, telling, request.stall_s)
+                        await _sent(opens, place, source, request, throttle, telling)
                     return True
 
                 await delivered(opens, request, self._rules, place, send)
@@ -150,28 +151,29 @@ async def _sent(
     opens: Opens,
     place: Place,
     file: BinaryIO,
-    size: int,
+    request: Request,
     throttle: Throttle,
     telling: Telling,
-    stall_s: float,
 ) -> None:
+    size = request.entry.size_bytes
     async with opens(taking(place.home, place.partial, place.have)) as channel:
         done = place.have
         while done < size:
             most = throttle.paced(SMALLEST_PIECE_BYTES, PIECE_BYTES, PIECE_S) // 4 * 3
             most = min(most, size - done)
             raw, text = await finish(lambda at=done, most=most: _encoded(file, at, most))  # type: ignore[misc]
+            if not raw:
+                what = request.entry.path
+                raise EntryMissing(f"the file of {what}, which is sent, has become shorter")
             await throttle.take(len(text))
             await channel.write(text)
             done += raw
             telling.tell(done)
         channel.end()
         # What is still in flight has to be taken first.
-        await channel.succeed(2 * stall_s)
+        await channel.succeed(2 * request.stall_s)
 
 
 def _encoded(file: BinaryIO, offset: int, most: int) -> tuple[int, bytes]:
     data = os.pread(file.fileno(), most, offset)
-    if not data:
-        raise EntryMissing("the file to be sent has become shorter")
     return len(data), pybase64.b64encode(data) + b"\n"

@@ -218,12 +218,12 @@ def _root(target: Endpoint) -> str:
 def _refuse_replacement(request: Request, final_bytes: str | None, rules: PathRules) -> None:
     if final_bytes is None:
         return
-    entry, old = request.entry, int(final_bytes)
+    entry, old, who = request.entry, int(final_bytes), request.target.node
     if rules.ownership(entry.path) is Ownership.MERGED:
-        raise NeverReplaced(f"{entry.path} is only ever merged, and there is one already")
+        raise NeverReplaced(f"{who}: {entry.path} is only ever merged, and there is one already")
     local = request.local_path or entry.path
     if local.lower().endswith(".npz") and entry.size_bytes < old * SMALLEST_NPZ_SHARE:
-        raise Regression(f"{entry.path}: {entry.size_bytes} bytes would replace {old}")
+        raise Regression(f"{who}: {entry.path}: {entry.size_bytes} bytes would replace {old}")
 
 
 def _stamp(mtime: float) -> str:

@@ -99,7 +99,7 @@ class RsyncTransport:
                 telling.tell(landing.offset)
                 return landing.offset
 
-            run = await through(begin, request, throttle, follow)
+            run = await through(begin, request.source.node, request, throttle, follow)
             _judge(run, request, landing, begun)
             if aside.basis is not None and runs == 1 and run.literal is not None:
                 return run.literal
@@ -127,7 +127,7 @@ class RsyncTransport:
         """As `Pushes.push`. What came is kept at the target, bound to transfer and digest."""
         size = request.entry.size_bytes
         if await finish(lambda: size_of(file)) != size:
-            raise EntryMissing(f"the file to be sent is no file of {size} bytes")
+            raise EntryMissing(f"{file} can't be sent: it is no file of {size} bytes")
 
         def opens(command: str) -> contextlib.AbstractAsyncContextManager[Channel]:
             return self._connections.run(request.target, request, command)
@@ -157,7 +157,7 @@ class RsyncTransport:
                 # rsync sends what it finds, and says nothing of it.
                 if await finish(lambda: size_of(file)) != size:
                     raise EntryMissing(
-                        f"the file to be sent is no file of {size} bytes any more"
+                        f"{file} can't be sent: it is no file of {size} bytes any more"
                     ) from error
                 raise
             return size - place.have
@@ -186,7 +186,7 @@ class RsyncTransport:
             return run.done or 0
 
         async with self._way(request.target, request) as way:
-            run = await through(begin, request, throttle, follow)
+            run = await through(begin, request.target.node, request, throttle, follow)
             if run.status != 0:
                 raise failure(run.status, run.said, request.target.node, request.source.node)
         return runs
@@ -206,6 +206,7 @@ def _judge(run: Run, request: Request, landing: Landing, begun: int) -> None:
     if run.status != 0:
         raise failure(run.status, run.said, who)
     if landing.offset == begun:
-        raise EntryMissing(f"{who} holds no file of {size} bytes there")
+        raise EntryMissing(f"{who} has no {request.entry.path} of {size} bytes")
     if landing.offset < size:
-        raise Interrupted(f"{who} ended after {landing.offset} of {size} bytes")
+        so_far = f"{landing.offset} of {size} bytes"
+        raise Interrupted(f"{who} ended {request.entry.path} after {so_far}")

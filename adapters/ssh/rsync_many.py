@@ -77,7 +77,7 @@ async def _run(
 
     try:
         # What a grant allows was waited for before so little is asked for.
-        run = await through(begin, request, Throttle(), follow)
+        run = await through(begin, request.source.node, request, Throttle(), follow)
     except TransportError as error:
         return error
     return failure(run.status, run.said, request.source.node) if run.status else None
@@ -112,9 +112,8 @@ def _hand_on(
         elif ended is not None:
             failed[number] = type(ended)(str(ended))
         else:
-            failed[number] = EntryMissing(
-                f"{requests[number].source.node} holds no file of {size} bytes there"
-            )
+            who, what = requests[number].source.node, requests[number].entry.path
+            failed[number] = EntryMissing(f"{who} has no {what} of {size} bytes")
     if came:
         take(came)
 

@@ -151,11 +151,12 @@ async def _started(words: list[str], stderr: int) -> asyncio.subprocess.Process:
 
 async def through(
     begin: Callable[[float], Awaitable[Run]],
+    who: str,
     request: Request,
     throttle: Throttle,
     follow: Callable[[Run], Awaitable[int]],
 ) -> Run:
-    """Let rsync run to its end, begun anew whenever the grant changes.
+    """Let rsync run to its end with the far end of `who`, begun anew whenever the grant changes.
 
     `begin` takes the limit in bytes per second; `follow` takes in what came and says how many
     bytes are there. Raises `Stalled`; nothing runs any more afterwards, in whatever way it ends.
@@ -165,10 +166,10 @@ async def through(
         run = await begin(limit)
         try:
             ended = await _watched(run, request, throttle, limit, follow)
-        except Stalled:
+        except Stalled as error:
             await run.stop()
             await follow(run)
-            raise
+            raise Stalled(f"{who}: {error}") from None
         finally:
             await run.stop()
         await follow(run)
@@ -196,7 +197,8 @@ async def _watched(
             moved_at = now
             await _charge(throttle, done - before)
         elif now - max(moved_at, run.heard_at) > patience_s:
-            raise Stalled(f"no byte for {patience_s:g} s {run.said}".strip())
+            said = f": {run.said.strip()}" if run.said.strip() else ""
+            raise Stalled(f"no byte for {patience_s:g} s{said}")
         if _changed(limit, throttle.bytes_per_s) and now - run.began >= ANEW_S:
             return run.ended.done()
     return True

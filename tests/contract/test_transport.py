@@ -38,7 +38,7 @@ from adapters.s3 import layout
 from adapters.throttle import Throttle
 from adapters.transport import Progress
 from streams.values import DataEntry, DataType, Endpoint
-from tests.contract.rigs import Rig, files_in, left_in
+from tests.contract.rigs import FAR, Rig, files_in, left_in
 from tests.memory import forget_peak, memory
 
 #: How large the file is that passes through little memory: ``make slow`` makes it 5 GiB.
@@ -48,6 +48,8 @@ GROWTH_BYTES = 72 << 20
 #: Long enough for 5 MiB a second.
 PATIENCE_S = max(90.0, SPARSE_MIB / 5)
 PATH = "data/gpu-7/x.bin"
+#: Every error that is the far end's names it.
+FAR_END = f"^({FAR}|s3://)"
 NAMES = [
     "棋譜/gpu-7/ゲーム 1.bin",
     "a?b=c&d#e%2f/ü.bin",
@@ -178,7 +180,7 @@ async def test_p6_a_broken_fetch_goes_on_where_it_was(rig: Rig, tmp_path: Path, 
     entry = offered(rig, tmp_path, data)
     rig.link.down, rig.link.cuts = HALF, True
     landing = await Landing.open(root, entry, "t-1", PATH)
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=FAR_END):
         await fetch(rig, landing)
     await landing.abort()
     assert files_in(root) == {}
@@ -349,9 +351,9 @@ async def test_a_far_end_that_is_away_is_unreachable(rig: Rig, tmp_path: Path, r
     """Nobody listens there, either way."""
     entry = offered(rig, tmp_path, b"x")
     await rig.link.close()
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=FAR_END):
         await bring(rig, root, entry)
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=FAR_END):
         await push(rig, entry, file_of(tmp_path, b"x"))
 
 
@@ -365,7 +367,7 @@ async def test_k13_silence_ends_a_fetch_as_stalled(
     rig.link.down = passes
     landing = await Landing.open(root, entry, "t-1", PATH)
     request = rig.request(entry, "t-1", PATH, 3.0 if passes else 0.5, 5.0 if passes else 1.0)
-    with pytest.raises((Stalled, Unreachable) if not passes else Stalled):
+    with pytest.raises((Stalled, Unreachable) if not passes else Stalled, match=FAR_END):
         await rig.fetches.fetch(request, landing, Throttle(), lambda *_: None)
     await landing.abort()
     assert (landing.offset > 0) == (passes > 0)
@@ -569,7 +571,7 @@ async def test_p6_a_broken_push_goes_on_where_it_was(rig: Rig, tmp_path: Path) -
     data = os.urandom(LARGE)
     entry, file = entry_of(data), file_of(tmp_path, data)
     rig.link.up, rig.link.cuts = HALF, True
-    with pytest.raises(Interrupted):
+    with pytest.raises(Interrupted, match=FAR_END):
         await push(rig, entry, file)
     assert rig.here() == {}
     rig.link.heal()
@@ -627,7 +629,7 @@ async def test_k13_a_far_end_that_takes_no_more_ends_a_push_as_stalled(
     data = os.urandom(LARGE * 2)
     entry, file = entry_of(data), file_of(tmp_path, data)
     rig.link.up = HALF
-    with pytest.raises(Stalled):
+    with pytest.raises(Stalled, match=FAR_END):
         await push(rig, entry, file, stall_s=2.0)
     assert rig.here() == {}
     rig.link.heal()
@@ -769,7 +771,7 @@ async def test_an_endpoint_that_says_no_address_is_unreachable(
         return
     entry = offered(rig, tmp_path, b"x")
     rig.far = Endpoint(node="gpu-7", data_root=str(rig.root))
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=FAR_END):
         await bring(rig, root, entry)
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable, match=FAR_END):
         await push(rig, entry, file_of(tmp_path, b"x"))
