@@ -9,6 +9,7 @@ connection and saves the event loop every byte.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import ssl
 import time
@@ -303,9 +304,11 @@ class HttpTransport:
                 length=response.content_length,
             )
             if answer.status not in (200, 206):
-                async with asyncio.timeout(request.stall_s):
-                    said = (await response.content.read(_ERROR_TEXT)).decode(errors="replace")
-                raise refusal(answer, request, said)
+                said = b""
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(request.stall_s):
+                        said = await response.content.read(_ERROR_TEXT)
+                raise refusal(answer, request, said.decode(errors="replace"))
             if answer.status == 200 and landing.offset:
                 await landing.reset()
             check(answer, request, landing.offset)

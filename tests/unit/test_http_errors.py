@@ -37,6 +37,11 @@ WAYS: dict[str, tuple[bytes, bool, tuple[str, ...]]] = {
     "the beginning": (HEAD.encode() + b"x", False, ("closed", "early", "answered", "block map")),
     "the beginning, then nothing": (HEAD.encode() + b"x", True, ("no byte", "takes nothing")),
     "a refusal": (b"HTTP/1.1 500 No\r\nContent-Length: 2\r\n\r\nno", False, ("answered 500",)),
+    "a refusal, then nothing": (
+        b"HTTP/1.1 500 No\r\nContent-Length: 9\r\n\r\n",
+        True,
+        ("answered 500", "no answer", "takes nothing"),
+    ),
     "a lack": (b"HTTP/1.1 404 No\r\nContent-Length: 2\r\n\r\nno", False, ("not hold", "404")),
 }
 
