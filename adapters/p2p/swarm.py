@@ -18,6 +18,8 @@ import msgspec
 SILENT_S = 3.0
 #: How long a peer that failed too often is left alone.
 AWAY_S = 10.0
+#: How long one that lacks what it says it has is left alone.
+LOST_S = 0.2
 MOST_FAILURES = 3
 #: From here on pieces of others are taken from the source too, lest the last ones be waited for.
 NEARLY_DONE = 0.9
@@ -167,10 +169,14 @@ class Swarm:
             known.failures = 0
             self._has_now(known, 0, known.whole and source)
 
-    def lost(self, node: str, piece: int) -> None:
-        """A peer does not have a piece it was thought to have."""
+    def lost(self, node: str, piece: int, now: float) -> None:
+        """A peer does not have a piece that it says it has. It may be about to rename the file;
+        who has nothing of what he says would be asked for all of it.
+        """
         known = self._peers[node]
         self._has_now(known, self._pieces(known) & ~(1 << piece), False)
+        known.away_until = now + LOST_S
+        self.failed(node, now)
 
     def hopeful(self, now: float) -> bool:
         """Whether anybody may still give what is lacking."""

@@ -186,7 +186,7 @@ class Swarming:
             if source:
                 self._swarm.failed(node, time.monotonic(), for_good=True)
             else:
-                self._swarm.lost(node, run[0])
+                self._swarm.lost(node, run[0], time.monotonic())
         except (Refused, Unreachable) as error:
             self._errors[node] = error
             self._swarm.failed(node, time.monotonic(), for_good=source)

@@ -13,6 +13,8 @@ from adapters.p2p.swarm import (
     IDLE_S,
     LATE_S,
     LONGEST_RUN_BYTES,
+    LOST_S,
+    MOST_FAILURES,
     RUN_S,
     SHORTEST_RUN_BYTES,
     SILENT_S,
@@ -136,6 +138,22 @@ def test_receiver_that_fails_is_left_alone_for_a_while(silent: bool, failures: i
     assert made.next("a", 2.0) is None
     made.heard("a", bits([5]), False, 1.0 + AWAY_S)
     assert made.next("a", 1.1 + AWAY_S) == 5
+
+
+def test_receiver_that_has_nothing_of_what_it_says_is_left_alone() -> None:
+    """Not at once, for it may be about to rename the file; then its share is the source's again."""
+    made, now = swarm(others=("a",)), 0.0
+    for _ in range(MOST_FAILURES):
+        made.heard("a", 0, True, now)
+        piece = made.next("a", now)
+        assert piece is not None
+        made.settled("a", piece)
+        made.lost("a", piece, now)
+        assert made.next("a", now) is None
+        now += LOST_S
+    made.heard("a", 0, True, now)
+    assert made.next("a", now) is None
+    assert len(asked(made, SOURCE, now)) == 12
 
 
 def test_hopeless_once_source_and_receivers_are_gone() -> None:
