@@ -319,17 +319,20 @@ def unanswered(
 ) -> list[Fact]:
     """Attempts whose executor stayed away beyond their time, or is gone; said by `teller`.
 
-    Who pushes or relays can be replaced as soon as it is offline. A target that is offline has its
-    whole time to come back, unless it is known to be dead: no heartbeat took it out, or, being out
-    for another reason, it is `silent` now. So has who was offline already when it was asked.
+    Who pushes or relays can be replaced, as soon as it is offline or its time is over. A target
+    that is offline has its whole time to come back, unless it is known to be dead: no heartbeat
+    took it out, or, being out for another reason, it is `silent` now. So has who was offline
+    already when it was asked.
     """
     facts = []
     for transfer in in_flight:
         executor = node(transfer.executor)
         if now > transfer.assigned_at + transfer.timeout_s + policy.retries.grace_s:
             error = f"{transfer.executor} gave no result within {transfer.timeout_s:.0f} s"
-            # The assignment still waits for the node: when it comes back, it carries it out.
-            facts.append(_given_up(transfer, teller, error, retryable=False))
+            # The assignment still waits for the node: when it comes back, it carries it out. What a
+            # target does not do, nobody else can do for it.
+            replaceable = transfer.executor != transfer.target
+            facts.append(_given_up(transfer, teller, error, retryable=replaceable))
         elif executor is not None and _left(executor, transfer):
             error = f"{executor.name} went offline: {executor.reason}"
             facts.append(_given_up(transfer, teller, error, retryable=True))

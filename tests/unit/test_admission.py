@@ -615,6 +615,15 @@ def test_unanswered_attempt_is_a_failure_after_its_time_and_its_grace() -> None:
     assert said.error == "train-1 gave no result within 60 s"
 
 
+@pytest.mark.parametrize("executor", ["gpu-1", "relay-1"])
+def test_who_pushes_or_relays_and_gives_no_result_in_time_is_replaced(executor: str) -> None:
+    """An attempt's time is over before a node that died counts as offline."""
+    out = row(state=TransferState.ASSIGNED, attempt=1, executor=executor, assigned_at=T0)
+    (fact,) = unanswered([out], Known().node, Policy(), T0 + 1e6, "boss")
+    assert isinstance(fact.event, events.TransferFailed)
+    assert fact.event.retryable
+
+
 @pytest.mark.parametrize(
     ("executor", "offline_at", "given_up"),
     [
