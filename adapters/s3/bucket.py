@@ -109,7 +109,7 @@ class S3Bucket:
         """
         manifest, _ = await self._read(node)
         if manifest is None:
-            raise EntryMissing(f"{self._store.where} has no {layout.manifest_key(node)}")
+            raise EntryMissing(f"there is no {self._store.name(layout.manifest_key(node))}")
         return manifest
 
     async def nodes(self) -> list[str]:
@@ -189,7 +189,7 @@ class S3Bucket:
             if stored.entry.path == path:
                 landed = await self._restore_file(stored, root, path, rules, throttle, progress)
                 return Restored(landed, catalog.unreadable)
-        raise EntryMissing(f"no manifest of {self._store.where} names {path}{catalog.doubt}")
+        raise EntryMissing(f"no manifest of {self._store.name()} names {path}{catalog.doubt}")
 
     async def restore_node(
         self,
@@ -304,7 +304,8 @@ class S3Bucket:
     async def _check_stored(self, stored: ManifestEntry) -> None:
         found = await self._store.head(stored.key, Flow())
         if found is None or not found.holds(stored):
-            raise EntryMissing(f"{stored.key} of {stored.entry.path} is not stored: not named")
+            name, path = self._store.name(stored.key), stored.entry.path
+            raise EntryMissing(f"{name} of {path} is not stored: not named")
 
     async def _manifests(self, nodes: Iterable[str]) -> list[Manifest]:
         return [found for node in nodes if (found := (await self._read(node))[0]) is not None]
@@ -330,7 +331,8 @@ class S3Bucket:
             with contextlib.suppress(Overtaken):
                 await self._store.send(key, data, hashlib.sha256(data).digest(), Flow(), only)
                 return wanted
-        raise Overtaken(f"{layout.manifest_key(node)}: others wrote it {_RACES} times meanwhile")
+        name = self._store.name(layout.manifest_key(node))
+        raise Overtaken(f"{name}: others wrote it {_RACES} times meanwhile")
 
 
 def _stands(root: Path, local: str, entry: DataEntry) -> bool:

@@ -85,16 +85,16 @@ class Store:
         self._client = self._wire = None
         await self._open.aclose()
 
-    @property
-    def where(self) -> str:
-        """The bucket, in the words of errors."""
-        return self._name("")
+    def name(self, key: str = "") -> str:
+        """An object, or the bucket, in the words of errors."""
+        at = f" at {self._at}" if self._at else ""
+        return f"s3://{self._bucket}/{layout.under(self._prefix, key)}{at}"
 
     async def call(
         self, operation: str, watch: asyncio.Timeout, key: str = "", **arguments: Any
     ) -> Any:
         """One operation of S3 but for bytes, such as ``create_multipart_upload``."""
-        with in_our_words(self._name(key)):
+        with in_our_words(self.name(key)):
             client = await self._connected()
             async with watch:
                 return await getattr(client, operation)(**self._asked(key, arguments))
@@ -104,7 +104,7 @@ class Store:
     ) -> list[Any]:
         """All that a listing names in `field`, page by page."""
         found: list[Any] = []
-        with in_our_words(self._name(key)):
+        with in_our_words(self.name(key)):
             client = await self._connected()
             paginator = client.get_paginator(operation)
             pages = aiter(paginator.paginate(**self._asked(key, arguments)))
@@ -146,9 +146,9 @@ class Store:
         """
         async with self._answered("GET", key, flow.answering(), {}) as said:
             if said.content_length != nbytes:
-                name, length = self._name(key), said.content_length
+                name, length = self.name(key), said.content_length
                 raise EntryMissing(f"{name} has {length} bytes, not {nbytes}")
-            with in_our_words(self._name(key)):
+            with in_our_words(self.name(key)):
                 async with asyncio.timeout(flow.stall_s):
                     data = await said.read()
             flow.moved += len(data)
@@ -190,7 +190,7 @@ class Store:
         length: int = 0,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer that is none of an error, until it is let go of."""
-        at, what = layout.under(self._prefix, key), self._name(key)
+        at, what = layout.under(self._prefix, key), self.name(key)
         with in_our_words(what):
             await self._connected()
             assert self._wire is not None
@@ -205,10 +205,6 @@ class Store:
         finally:
             # Only a body that was read to its end leaves a connection that can be used again.
             said.release() if said.content.at_eof() else said.close()
-
-    def _name(self, key: str) -> str:
-        at = f" at {self._at}" if self._at else ""
-        return f"s3://{self._bucket}/{layout.under(self._prefix, key)}{at}"
 
     def _asked(self, key: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """What botocore is asked with: the bucket, and keys as they are there."""
@@ -227,11 +223,11 @@ class Store:
     ) -> AsyncGenerator[bytes]:
         left = length
         while left:
-            with in_our_words(self._name(key)):
+            with in_our_words(self.name(key)):
                 async with asyncio.timeout(flow.stall_s):
                     piece = await body.read(min(flow.piece_bytes, left))
             if not piece:
-                name = self._name(key)
+                name = self.name(key)
                 raise Interrupted(f"{name}: the answer broke off {left} bytes before its end")
             left -= len(piece)
             await flow.take(len(piece))
@@ -262,7 +258,7 @@ class Store:
                 except ValueError:
                     # Its text would show what may stand in a URL besides a host.
                     raise Refused(
-                        f"{self.where}: s3_endpoint must be the URL of a server, without a user"
+                        f"{self.name()}: s3_endpoint must be the URL of a server, without a user"
                     ) from None
             return self._client
 

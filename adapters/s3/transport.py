@@ -149,11 +149,11 @@ class S3Transport:
             with contextlib.suppress(EntryMissing):
                 await self.bring(layout.sealed_key(entry.checksum, self._sealer.key_id), sink, flow)
                 return bytes(sink.data)
-        found, data = await self.store.whole(
-            layout.object_key(entry.checksum), entry.size_bytes, flow
-        )
+        key = layout.object_key(entry.checksum)
+        found, data = await self.store.whole(key, entry.size_bytes, flow)
         if found.sha256 != hex_of(entry.checksum):
-            raise EntryMissing(f"the object of {entry.path} says it is another content")
+            name = self.store.name(key)
+            raise EntryMissing(f"{name} of {entry.path} says it is another content")
         return data
 
     async def bring(self, key: str, landing: Landing | Sink, flow: Flow) -> int:
@@ -189,7 +189,7 @@ class S3Transport:
             opener.finish()
         except SealBroken as error:
             await landing.reset()
-            raise SealBroken(f"{key} of {landing.entry.path}: {error}") from error
+            raise SealBroken(f"{self.store.name(key)} of {landing.entry.path}: {error}") from error
         except DigestMismatch:
             await landing.reset()
             raise
@@ -197,7 +197,8 @@ class S3Transport:
     async def _sealed(self, key: str, entry: DataEntry, flow: Flow) -> Sealed:
         """How an object is opened, by what it begins with."""
         if self._sealer is None or layout.sealed_with(key) != self._sealer.key_id:
-            raise Refused(f"{key}: this node has not the key {layout.sealed_with(key)}")
+            name, lacking = self.store.name(key), layout.sealed_with(key)
+            raise Refused(f"{name} of {entry.path}: this node has not the key {lacking}")
         coming = self._range(key, entry, 0, HEADER_BYTES, None, flow)
         header = b"".join([piece async for piece in coming])
         return self._sealer.opening(header, entry.checksum, entry.size_bytes)
@@ -226,7 +227,7 @@ class S3Transport:
         """One range. Raises `EntryMissing` if the object is not the entry's, or not so long."""
         asked = f"bytes={start}-{start + length - 1}"
         async with self.store.got(key, flow, asked) as (said, pieces):
-            _check(said, entry, start, length, whole)
+            _check(self.store.name(key), said, entry, start, length, whole)
             async for piece in pieces:
                 yield piece
 
@@ -281,7 +282,9 @@ class S3Transport:
         if found is not None and there is None and overtaken is not None:
             await self._put(stored, put, found, flow)
             return
-        raise overtaken or DigestMismatch(f"{stored.key} is not what was sent")
+        raise overtaken or DigestMismatch(
+            f"{self.store.name(stored.key)} of {stored.entry.path} is not what was sent"
+        )
 
     async def _put_whole(
         self, stored: ManifestEntry, data: bytes, sha256: bytes, only: dict[str, str], flow: Flow
@@ -395,7 +398,8 @@ class S3Transport:
         digests = b"".join(base64.b64decode(part["ChecksumSHA256"]) for part in parts)
         expected = f"{layout.digest(digests)}-{len(parts)}"
         if "-" in (got := said.get("ChecksumSHA256", "")) and got != expected:
-            raise DigestMismatch(f"{key} was not put together from the parts that were sent")
+            name = self.store.name(key)
+            raise DigestMismatch(f"{name} was not put together from the parts that were sent")
 
     async def _abort(self, key: str, upload: str, flow: Flow) -> None:
         await self.store.call("abort_multipart_upload", flow.answering(), key, UploadId=upload)
@@ -421,13 +425,15 @@ class S3Transport:
         return aborted
 
 
-def _check(said: Got, entry: DataEntry, start: int, length: int, whole: int | None) -> None:
+def _check(
+    name: str, said: Got, entry: DataEntry, start: int, length: int, whole: int | None
+) -> None:
     """Raise unless an answer is the range that was asked for, of the entry's own object."""
     if said.object.sha256 != hex_of(entry.checksum):
-        raise EntryMissing(f"the object of {entry.path} says it is another content")
+        raise EntryMissing(f"{name} of {entry.path} says it is another content")
     offered, _, size = said.content_range.partition("/")
     if offered != f"bytes {start}-{start + length - 1}" or size != str(whole or size):
-        raise EntryMissing(f"the object of {entry.path} has {size} bytes, not {whole}")
+        raise EntryMissing(f"{name} of {entry.path} has {size} bytes, not {whole}")
 
 
 def _metadata(stored: ManifestEntry) -> dict[str, str]:

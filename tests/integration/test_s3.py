@@ -934,15 +934,17 @@ async def test_a_sealed_upload_and_download_go_on_where_they_stopped(
 
 
 async def test_a_sealed_object_opens_only_with_its_key(
-    connect: Callable[..., S3Transport], files: Files, root: Path
+    connect: Callable[..., S3Transport], files: Files, bucket: str, root: Path
 ) -> None:
-    """Without it, or with another one, a node is told so."""
+    """Without it, or with another one, a node is told so, of which object and of which file."""
     transport = connect(sealer=Sealer(bytes(32)))
     entry = await stored(transport, files, "shared/x.bin", b"x")
     await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
     for other in (connect(), connect(sealer=Sealer(b"k" * 32))):
         became = await S3Bucket(other).restore_node("gpu-7", root)
-        assert isinstance(became["shared/x.bin"], Refused)
+        refused = became["shared/x.bin"]
+        assert isinstance(refused, Refused)
+        assert f"s3://{bucket}/sealed/" in str(refused) and "shared/x.bin" in str(refused)
 
 
 async def test_a_restore_leaves_nothing_beside_what_came(
