@@ -16,7 +16,7 @@ from typing import Protocol
 from adapters.errors import Interrupted, NeverReplaced, Overtaken, Superseded, TransportError
 from adapters.files.group import Group
 from adapters.files.landing import Landed, Landing
-from adapters.files.partial import disk_errors
+from adapters.files.partial import disk_error, disk_errors
 from adapters.workers import finish
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry
@@ -28,13 +28,13 @@ class Knows(Protocol):
     def alone(self, local_paths: Iterable[str]) -> AbstractAsyncContextManager[None]:
         """As long as this lasts, nobody else lets anything appear there."""
 
-    async def arrived(self, path: str) -> DataEntry | None:
-        """What was received under a logical path."""
+    async def arrived(self, paths: Sequence[str]) -> list[DataEntry | None]:
+        """What was received under each logical path; asked before the other two."""
 
-    async def keeps_own(self, path: str) -> bool:
+    def keeps_own(self, path: str) -> bool:
         """Whether a file of the node's own stands there."""
 
-    async def written_at(self, path: str) -> float | None:
+    def written_at(self, path: str) -> float | None:
         """Where in the log the node's own file there was said; infinity: not yet, None: none."""
 
     async def expect(self, entries: Mapping[str, DataEntry]) -> None:
@@ -62,27 +62,47 @@ class Arrivals:
         Raises `Superseded` or `NeverReplaced` if it may not, `Overtaken` if it may not now, or the
         disk's errors.
         """
-        # Once around all of it: many small files are asked about one by one.
-        with disk_errors():
-            there = await self._inventory.arrived(entry.path)
-            if there is not None and there.checksum == entry.checksum:
-                return there
-            if there is not None and there.version > entry.version:
-                why = f"version {there.version} is newer than {entry.version}"
-                raise Superseded(f"{entry.path}: {why}")
-            ownership = self._rules.ownership(entry.path)
-            if ownership is Ownership.OWNED and await self._inventory.keeps_own(entry.path):
-                raise NeverReplaced(f"{self.local(entry)} is a file of {self._node}'s own")
-            if ownership is Ownership.SHARED:
-                await self._yield_to_own(entry)
-            return None
+        (found,) = await self.all_there([entry])
+        if isinstance(found, TransportError):
+            raise found
+        return found
 
-    async def _yield_to_own(self, entry: DataEntry) -> None:
+    async def all_there(
+        self, entries: Sequence[DataEntry]
+    ) -> list[DataEntry | TransportError | None]:
+        """As `there`, of many at once: what it would raise of one is what is said of it."""
+        with disk_errors():
+            arrived = await self._inventory.arrived([entry.path for entry in entries])
+        said = list[DataEntry | TransportError | None]()
+        for entry, there in zip(entries, arrived, strict=True):
+            try:
+                said.append(self._may_come(entry, there))
+            except TransportError as error:
+                said.append(error)
+            except OSError as error:
+                said.append(disk_error(error))
+        return said
+
+    def _may_come(self, entry: DataEntry, there: DataEntry | None) -> DataEntry | None:
+        """As `there`, of what has arrived under its path."""
+        if there is not None and there.checksum == entry.checksum:
+            return there
+        if there is not None and there.version > entry.version:
+            why = f"version {there.version} is newer than {entry.version}"
+            raise Superseded(f"{entry.path}: {why}")
+        ownership = self._rules.ownership(entry.path)
+        if ownership is Ownership.OWNED and self._inventory.keeps_own(entry.path):
+            raise NeverReplaced(f"{self.local(entry)} is a file of {self._node}'s own")
+        if ownership is Ownership.SHARED:
+            self._yield_to_own(entry)
+        return None
+
+    def _yield_to_own(self, entry: DataEntry) -> None:
         """Raise if this node has written a later version of a path that many may write.
 
         What comes was decided on before anybody knew of that.
         """
-        written_at = await self._inventory.written_at(entry.path)
+        written_at = self._inventory.written_at(entry.path)
         if written_at is None or written_at <= entry.version:
             return
         if written_at == math.inf:
@@ -159,10 +179,10 @@ class Arrivals:
 
     async def _withdraw_overtaken(self, group: Group) -> None:
         """Withdraw what must not appear any more because of what came meanwhile."""
-        for number in group.gathered:
-            try:
-                await self.there(group.wanted[number].entry)
-            except TransportError as error:
+        gathered = group.gathered
+        found = await self.all_there([group.wanted[number].entry for number in gathered])
+        for number, error in zip(gathered, found, strict=True):
+            if isinstance(error, TransportError):
                 await finish(partial(group.withdraw, number, error))
 
 

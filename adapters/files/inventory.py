@@ -11,7 +11,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
@@ -175,6 +175,10 @@ class Inventory:
         await self._known.put(rows, came=entries)
         return entries.keys() - rows.keys()
 
+    def _local(self, path: str) -> str:
+        """Where this node keeps a logical path."""
+        return self._rules.local(path, self._node)
+
     def _landed(self, entries: Mapping[str, DataEntry]) -> dict[str, Row | None]:
         found: dict[str, Row | None] = {}
         root = str(self._root)
@@ -195,7 +199,7 @@ class Inventory:
         adopted, unread = [], {}
         async with self._scanning:
             for entry in entries:
-                local = self._rules.local(entry.path, self._node)
+                local = self._local(entry.path)
                 row = self._known.rows.get(local)
                 if row is None or not row.received or row.entry.checksum != entry.checksum:
                     try:
@@ -222,37 +226,36 @@ class Inventory:
         await self._known.ready()
         return [row.entry for row in self._known.here() if row.said == row.entry.checksum]
 
-    async def arrived(self, path: str) -> DataEntry | None:
-        """What was received under a logical path and is here unchanged; None if nothing was.
+    async def arrived(self, paths: Sequence[str]) -> list[DataEntry | None]:
+        """What was received under each logical path and is here unchanged; None if nothing was.
 
         A file that got its name just before the process died is read first.
         """
         await self._known.ready()
-        local = self._rules.local(path, self._node)
-        if local in self._known.expected and (self._root / local).exists():
+        expected = [local for local in map(self._local, paths) if local in self._known.expected]
+        if there := [local for local in expected if (self._root / local).exists()]:
             async with self._scanning:
-                await self._read_all([local])
-        row = self._known.row_of(path)
-        if row is None or not row.received or row.state is not State.HERE:
-            return None
-        return row.entry
+                await self._read_all(there)
+        rows = map(self._known.row_of, paths)
+        return [
+            row.entry if row is not None and row.received and row.state is State.HERE else None
+            for row in rows
+        ]
 
-    async def keeps_own(self, path: str) -> bool:
+    def keeps_own(self, path: str) -> bool:
         """Whether a file of this node's own stands where a received one would have to."""
-        await self._known.ready()
-        local = self._rules.local(path, self._node)
+        local = self._local(path)
         row = self._known.rows.get(local)
         if row is not None:
             return not row.received
         return local not in self._known.expected and (self._root / local).exists()
 
-    async def written_at(self, path: str) -> float | None:
+    def written_at(self, path: str) -> float | None:
         """Where in the log a file of this node's own was said that stands where a received one
         would have to; infinity if it has changed since it was looked at, or was not said yet. None
         if none stands there, only what can't be read, or what was never looked at.
         """
-        await self._known.ready()
-        local = self._rules.local(path, self._node)
+        local = self._local(path)
         row = self._known.rows.get(local)
         if row is None or row.state is not State.HERE or local in self._known.expected:
             return None

@@ -60,13 +60,16 @@ async def answer_batch(receiver: Receiver, request: web.Request, checksum: str) 
     try:
         said = await _read_list(request.content, receiver.stall_s)
         sent = _listed(said, checksum)
+        parts = _parts(receiver, sent)
         if request.content_length == FRAME.size + len(said):
-            told = [await _asked(receiver.of(one.transfer), one.entry) for one in sent]
+            for part in parts:
+                await part.ask()
         else:
-            failed = await _take(receiver, request.content, sent)
-            told = [_told(error) if error else None for error in failed]
+            await _take(receiver, request.content, sent, parts)
+        told_of = {number: said for part in parts for number, said in part.told.items()}
     except TransportError as error:
         return refusal(error)
+    told = [told_of.get(number) for number in range(len(sent))]
     return web.Response(body=msgspec.json.encode(told), content_type="application/json")
 
 
@@ -74,13 +77,13 @@ def _told(error: TransportError) -> Failed:
     return Failed(type(error).__name__, str(error))
 
 
-async def _asked(receiver: Receiver, entry: DataEntry) -> Failed | None:
-    """Whether an entry is here, is lacking, or may not come."""
-    try:
-        with disk_errors():
-            return LACKING if await receiver.arrivals.there(entry) is None else None
-    except TransportError as error:
-        return _told(error)
+def _parts(receiver: Receiver, sent: Sequence[Sent]) -> list[_Part]:
+    """What is sent, by who takes it."""
+    # A transfer that is only passed on goes elsewhere than the node's own.
+    of_whom: dict[Receiver, dict[int, DataEntry]] = {}
+    for number, one in enumerate(sent):
+        of_whom.setdefault(receiver.of(one.transfer), {})[number] = one.entry
+    return [_Part(taker, entries) for taker, entries in of_whom.items()]
 
 
 async def _read_list(content: StreamReader, stall_s: float) -> bytes:
@@ -107,14 +110,9 @@ def _listed(said: bytes, checksum: str) -> list[Sent]:
 
 
 async def _take(
-    receiver: Receiver, content: StreamReader, sent: Sequence[Sent]
-) -> list[TransportError | None]:
-    """Take the contents, and let them land; what each failed with, if."""
-    # A transfer that is only passed on goes elsewhere than the node's own.
-    of_whom: dict[Receiver, dict[int, DataEntry]] = {}
-    for number, one in enumerate(sent):
-        of_whom.setdefault(receiver.of(one.transfer), {})[number] = one.entry
-    parts = [_Part(taker, entries) for taker, entries in of_whom.items()]
+    receiver: Receiver, content: StreamReader, sent: Sequence[Sent], parts: Sequence[_Part]
+) -> None:
+    """Take the contents, and let them land."""
     try:
         for part in parts:
             await part.begin()
@@ -124,8 +122,6 @@ async def _take(
     finally:
         for part in parts:
             await part.close()
-    failed = {number: error for part in parts for number, error in part.failed.items()}
-    return [failed.get(number) for number in range(len(sent))]
 
 
 async def _fill(
@@ -192,25 +188,34 @@ class _Part:
     def __init__(self, receiver: Receiver, entries: Mapping[int, DataEntry]) -> None:
         self._receiver = receiver
         self.entries = entries
-        self.failed: dict[int, TransportError] = {}
+        #: Of those that are not here: why.
+        self.told: dict[int, Failed] = {}
         #: What becomes of those that did not come.
         self.error: TransportError = Interrupted("the sender broke off")
         #: Those that may come, and their number in the group.
         self._coming: dict[int, int] = {}
         self._group: Group | None = None
 
+    async def ask(self) -> None:
+        """See which are here, which are `LACKING`, and which may not come."""
+        found = await self._receiver.arrivals.all_there(list(self.entries.values()))
+        for number, there in zip(self.entries, found, strict=True):
+            if there is None:
+                self.told[number] = LACKING
+            elif isinstance(there, TransportError):
+                self.told[number] = _told(there)
+
     async def begin(self) -> None:
-        """See which may come."""
-        arrivals, wanted = self._receiver.arrivals, list[Wanted]()
+        """Make room for those that may come."""
+        await self.ask()
+        lacking = [number for number, said in self.told.items() if said is LACKING]
+        self._coming = {number: index for index, number in enumerate(lacking)}
+        receiver = self._receiver
+        wanted = [
+            Wanted(entry, receiver.arrivals.local(entry))
+            for entry in map(self.entries.__getitem__, lacking)
+        ]
         with disk_errors():
-            for number, entry in self.entries.items():
-                try:
-                    if await arrivals.there(entry) is None:
-                        self._coming[number] = len(wanted)
-                        wanted.append(Wanted(entry, arrivals.local(entry)))
-                except TransportError as error:
-                    self.failed[number] = error
-            receiver = self._receiver
             self._group = await finish(lambda: Group(receiver.root, wanted, receiver.rules))
 
     def put(self, some: Sequence[tuple[int, memoryview | None]]) -> None:
@@ -234,9 +239,10 @@ class _Part:
         for number, index in self._coming.items():
             outcome = group.outcomes[index]
             if isinstance(outcome, Landed):
+                del self.told[number]
                 await self._receiver.tell(self.entries[number], outcome)
             else:
-                self.failed[number] = outcome or self.error
+                self.told[number] = _told(outcome or self.error)
 
     async def close(self) -> None:
         """Let go of what has no name."""

@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from adapters.files.digest import checksum_of
@@ -107,13 +107,13 @@ class _Nothing:
     def alone(self, local_paths: Iterable[str]) -> contextlib.AbstractAsyncContextManager[None]:
         return contextlib.nullcontext()
 
-    async def arrived(self, path: str) -> DataEntry | None:
-        return None
+    async def arrived(self, paths: Sequence[str]) -> list[DataEntry | None]:
+        return [None for _ in paths]
 
-    async def keeps_own(self, path: str) -> bool:
+    def keeps_own(self, path: str) -> bool:
         return False
 
-    async def written_at(self, path: str) -> float | None:
+    def written_at(self, path: str) -> float | None:
         return None
 
     async def expect(self, entries: Mapping[str, DataEntry]) -> None:

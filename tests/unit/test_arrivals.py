@@ -87,7 +87,7 @@ async def together(root: Path, inventory: Inventory, *entries: DataEntry) -> Seq
     """Let several come as a group."""
     group = Group(root, [Wanted(entry, entry.path) for entry in entries])
     for number, entry in enumerate(entries):
-        group.put(number, content(entry.version))
+        group.put([(number, content(entry.version))])
     await arrivals(inventory).land_all(group)
     group.close()
     return group.outcomes
@@ -129,7 +129,7 @@ async def test_p5_who_is_about_to_name_one_is_not_overtaken(
     assert isinstance(await older, Landed)
     assert isinstance(await newer, Landed)
     assert (tmp_path / NEWER.path).read_bytes() == content(9)
-    assert await inventory.arrived(NEWER.path) == NEWER
+    assert await inventory.arrived([NEWER.path]) == [NEWER]
 
 
 async def test_p5_who_is_let_in_is_expected_only_if_nothing_later_comes_meanwhile(
@@ -177,7 +177,7 @@ async def test_what_lands_where_an_older_one_just_went_stays_known(
     assert isinstance(await alone(tmp_path, inventory, NEWER), Landed)
     goes_on.set()
     assert await going
-    assert await inventory.arrived(NEWER.path) == NEWER
+    assert await inventory.arrived([NEWER.path]) == [NEWER]
 
 
 def rot(file: Path) -> None:

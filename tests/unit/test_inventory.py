@@ -521,7 +521,7 @@ async def test_p4_a_received_file_keeps_its_producers_name(make: Make, root: Pat
     await landed(inventory, root, b"{}\n", entry)
     assert await inventory.scan() == Scan()
     assert await inventory.held() == [entry]
-    there = await inventory.arrived(entry.path)
+    (there,) = await inventory.arrived([entry.path])
     assert there and (there.checksum, there.version) == (entry.checksum, 42)
     assert inventory.locate(entry.checksum) == root / entry.path
     await inventory.close()
@@ -541,7 +541,7 @@ async def test_p4_a_crash_between_commit_and_record_makes_nobody_its_owner(
     await first.close()
     again = make("t1")
     assert await again.scan() == Scan()
-    there = await again.arrived(entry.path)
+    (there,) = await again.arrived([entry.path])
     assert there and (there.checksum, there.version) == (entry.checksum, 42)
 
 
@@ -573,7 +573,7 @@ async def test_a_deleted_replica_is_removed(make: Make, root: Path) -> None:
     await landed(inventory, root, b"{}\n", entry)
     (root / entry.path).unlink()
     assert (await told(inventory)).removed == (entry.path,)
-    assert await inventory.arrived(entry.path) is None
+    assert await inventory.arrived([entry.path]) == [None]
 
 
 async def test_a_shared_file_changed_where_it_was_received_is_news(make: Make, root: Path) -> None:
@@ -584,7 +584,7 @@ async def test_a_shared_file_changed_where_it_was_received_is_news(make: Make, r
     put(root / entry.path, b"\x80two")
     (changed,) = (await told(inventory)).changed
     assert (changed.path, changed.checksum) == (entry.path, sha(b"\x80two"))
-    assert await inventory.arrived(entry.path) is None
+    assert await inventory.arrived([entry.path]) == [None]
 
 
 async def test_a_producer_goes_on_with_its_own_file_that_was_restored_to_it(
@@ -616,7 +616,7 @@ async def test_p11_what_was_received_is_learned_again_after_the_index_was_lost(
     found = await inventory.scan()
     assert found.changed == ()
     assert found.removed == (wrong.path,)
-    there = await inventory.arrived(right.path)
+    (there,) = await inventory.arrived([right.path])
     assert there and (there.checksum, there.version) == (right.checksum, 3)
 
 
@@ -639,7 +639,7 @@ async def test_p4_a_received_file_that_can_not_be_read_is_never_taken_for_ours(
         assert "the disk is broken" in found.problems[0]
     found = await inventory.scan()
     assert found.changed == ()
-    assert await inventory.arrived(entry.path) == entry
+    assert await inventory.arrived([entry.path]) == [entry]
 
 
 @pytest.mark.parametrize("damage", [b"", b"no index", b"SQLite format 3\x00" + bytes(8000)])

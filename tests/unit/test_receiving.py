@@ -55,7 +55,7 @@ class Target:
         self._transport = HttpTransport(SIGNER)
 
     async def _landed(self, entry: DataEntry, landed: Landed) -> None:
-        known = await self.inventory.arrived(entry.path)
+        (known,) = await self.inventory.arrived([entry.path])
         self.told.append((entry.path, landed, known == entry))
 
     async def push(self, entry: DataEntry, file: Path) -> int:
@@ -174,7 +174,7 @@ async def test_p5_a_later_version_that_comes_while_one_is_looked_into_is_not_und
     with pytest.raises(Superseded):
         await late
     assert (target.root / newer.path).read_bytes() == b"new"
-    assert await target.inventory.arrived(newer.path) == newer
+    assert await target.inventory.arrived([newer.path]) == [newer]
     assert [path for path, _, _ in target.told] == [newer.path]
 
 
@@ -184,7 +184,7 @@ async def test_p5_a_later_version_that_comes_while_a_batch_does_is_not_undone(
     """Only the others of the batch appear."""
     older, other = entry_of("models/x.bin", b"older", 7), entry_of("models/y.bin", b"fine")
     newer = entry_of("models/x.bin", b"new", 9)
-    held = Held(monkeypatch, Group, "put", lambda group, number, data: data == b"fine")
+    held = Held(monkeypatch, Group, "put", lambda _, some: b"fine" in dict(some).values())
     late = asyncio.create_task(
         target.push_many(tmp_path, (older, b"older"), (other, b"fine")),
     )
@@ -194,7 +194,7 @@ async def test_p5_a_later_version_that_comes_while_a_batch_does_is_not_undone(
     assert await late == ["Superseded", 4]
     assert (target.root / newer.path).read_bytes() == b"new"
     assert (target.root / other.path).read_bytes() == b"fine"
-    assert await target.inventory.arrived(newer.path) == newer
+    assert await target.inventory.arrived([newer.path]) == [newer]
 
 
 async def test_p4_many_that_appear_were_expected_before(
@@ -217,7 +217,8 @@ async def test_p4_many_that_appear_were_expected_before(
     ]
     await target.inventory.close()
     again = Inventory(target.root, "train-1")
-    assert not any([await again.keeps_own(entry.path) for entry, _ in sent])
+    await again.arrived([entry.path for entry, _ in sent])
+    assert not any(again.keeps_own(entry.path) for entry, _ in sent)
     await again.close()
 
 

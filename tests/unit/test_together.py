@@ -93,7 +93,7 @@ class Many:
             if number in self._lacks:
                 failed[index] = Interrupted("gone")
             else:
-                await asyncio.to_thread(take, index, memoryview(content(number)))
+                await asyncio.to_thread(take, [(index, memoryview(content(number)))])
         return failed
 
     async def close(self) -> None:
@@ -165,7 +165,7 @@ async def test_orders_of_one_moment_are_one_question_and_one_landing(
     await inventory.close()
     again = Inventory(tmp_path, "train-1")
     assert {one.path for one in await again.held()} == {f"data/{n}.bin" for n in range(50)}
-    assert await again.arrived("data/7.bin") == entry(7)
+    assert await again.arrived(["data/7.bin"]) == [entry(7)]
     await again.close()
 
 
@@ -238,7 +238,7 @@ async def test_who_waits_no_longer_leaves_what_landed_known(
     first.cancel()
     many.goes_on.set()
     assert isinstance(await second, events.TransferSucceeded)
-    assert await inventory.arrived("data/0.bin") == entry(0)
+    assert await inventory.arrived(["data/0.bin"]) == [entry(0)]
 
 
 async def test_p4_what_appears_was_expected_before_and_what_it_moved_was_noted(
@@ -265,7 +265,9 @@ async def test_p4_what_appears_was_expected_before_and_what_it_moved_was_noted(
     await inventory.close()
     monkeypatch.undo()
     again = Inventory(tmp_path, "train-1")
-    assert not any([await again.keeps_own(f"data/{number}.bin") for number in range(5)])
+    paths = [f"data/{number}.bin" for number in range(5)]
+    await again.arrived(paths)
+    assert not any(again.keeps_own(path) for path in paths)
     carrying = manager(tmp_path, again, many := Many())
     results = await asyncio.gather(*(carrying.transfer(order(n)) for n in range(5)))
     assert many.asked == []

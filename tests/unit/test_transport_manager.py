@@ -319,7 +319,7 @@ async def test_p5_a_later_version_that_comes_while_one_is_looked_into_is_not_und
     assert isinstance(refused, events.TransferFailed)
     assert (refused.error_class, refused.retryable) == ("Superseded", False)
     assert (tmp_path / ENTRY.path).read_bytes() == b"new"
-    assert await inventory.arrived(ENTRY.path) == NEWER
+    assert await inventory.arrived([ENTRY.path]) == [NEWER]
 
 
 async def test_p4_copy_never_lands_on_a_file_of_the_nodes_own(
