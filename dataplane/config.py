@@ -24,7 +24,7 @@ from dataplane.policy.reading import PolicyError, laid_over, leaves
 from dataplane.typos import meant
 from streams.identity import PathRules, escapes
 from streams.topology import DUPLICATE_WINDOW_S
-from streams.values import S3_NODE, Role, Trait, Transport, is_token
+from streams.values import S3_NODE, Count, Role, Trait, Transport, is_token
 
 CONFIG_FILE = "dataplane.toml"
 ENVIRONMENT_PREFIX = "DATAPLANE_"
@@ -60,6 +60,8 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     provider: str = ""
     region: str = ""
     nfs_group: str = ""
+    #: The most that this node receives or sends in all, in Mbit/s; 0 means no limit of its own.
+    bandwidth_limit_mbps: Count = 0
 
     # The bus
     nats_port: _Port = 4222
@@ -516,6 +518,7 @@ TEMPLATE = """\
 # traits = []   # "ephemeral", "gpu", "nat_blocked", "external_storage", "skip_sync_receive"
 # data_dir = "data"              # games, models and the like: what is watched, served and received
 # state_dir = ".dataplane"       # log, views and outbox; views and outbox can be deleted
+# bandwidth_limit_mbps = 0       # Mbit/s that this node receives or sends at most, in all; 0: any
 
 # The bus. Without nats_url one is started on this machine and its log is kept in state_dir.
 # nats_url = "nats://10.0.0.1:4222"

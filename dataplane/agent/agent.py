@@ -336,6 +336,7 @@ class Agent:
             disk_free_bytes=disk.free,
             memory_total_bytes=memory_total,
             memory_free_bytes=memory_free,
+            bandwidth_limit_mbps=config.bandwidth_limit_mbps,
             seal_key=self._backups.transport.seal_key if self._backups is not None else "",
         )
 
