@@ -36,6 +36,7 @@ from adapters.s3 import layout as s3_layout
 from adapters.s3.layout import Manifest, ManifestEntry, ManifestUnreadable, manifest_of
 from adapters.s3.sealing import HEADER_BYTES, Opener, SealBroken, Sealer
 from adapters.ssh.rsync_words import progress_in
+from adapters.transport import Request
 from dataplane.agent.progress import ProgressMessage
 from dataplane.audit.moments import moment_of
 from dataplane.config import ConfigError, DataPlaneConfig
@@ -53,7 +54,7 @@ from streams.micro import ServiceRefusal
 from streams.segments import ArchiveDamaged, ArchiveManifest
 from streams.stored import NotALine, Stored, as_restored, as_stored, from_line, to_line
 from streams.subjects import matches, parse_subject
-from streams.values import DataEntry, is_token
+from streams.values import DataEntry, Endpoint, is_token
 from tests.fuzz import files
 from tests.fuzz.spoiling import spoiled
 from tests.spec import CREATED, as_fact, games_of
@@ -252,7 +253,9 @@ def _entry_in(said: tuple[dict[str, str], str]) -> None:
 
 
 def _offset_in(said: str) -> None:
-    assert 0 <= http_transport._offset(said, 1000) <= 1000
+    there = Endpoint(node="gpu-1")
+    request = Request("t-1", games_of("gpu-1"), there, there)
+    assert 0 <= http_transport._offset(said, request) <= request.entry.size_bytes
 
 
 _SEALER = Sealer(bytes(32))
