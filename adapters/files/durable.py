@@ -7,7 +7,6 @@ what it lost: elsewhere every file must be flushed by itself.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import os
@@ -28,16 +27,17 @@ _HONEST = frozenset({"ext2", "ext3", "ext4", "xfs", "f2fs", "tmpfs"})
 #: Older kernels forget what a file system lost before they are asked.
 _OLDEST_KERNEL = (5, 8)
 _MOUNTS = Path("/proc/self/mountinfo")
+#: The system counts seconds in 64 bits.
+_NO_CLOCK_S = 2.0**63
 
 
 def set_mtime(handle: int, mtime: float) -> None:
     """Give a file its time, if there is one. What no clock can show is left out: the time of a file
     is no reason to do without its bytes. Blocks.
     """
-    if mtime > 0:
-        with contextlib.suppress(OverflowError):
-            time_ns = int(mtime * 1e9)
-            os.utime(handle, ns=(time_ns, time_ns))
+    if 0 < mtime < _NO_CLOCK_S:
+        time_ns = int(mtime * 1e9)
+        os.utime(handle, ns=(time_ns, time_ns))
 
 
 class Flushing:

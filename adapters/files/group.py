@@ -40,7 +40,7 @@ FEW = 4
 Content = bytes | bytearray | memoryview
 #: Held while small files are written or named, some at a time. Each is a handful of short calls to
 #: the system, and threads that made theirs side by side would wait for the interpreter after each
-#: of them: that took a quarter more processor time. Never held while a disk is flushed.
+#: of them: that took a fifth more processor time. Never held while a disk is flushed.
 _TURN = threading.Lock()
 _MODE = 0o644
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC

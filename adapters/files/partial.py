@@ -327,9 +327,9 @@ def make_durable(handle: int, mtime: float) -> None:
 
 def write_all(handle: int, data: memoryview, at: int) -> None:
     """Write all of `data` at an offset, in pieces that cost least. Blocks."""
-    while data:
-        count = os.pwrite(handle, data[:PIECE_BYTES], at)
-        data, at = data[count:], at + count
+    written = 0
+    while written < len(data):
+        written += os.pwrite(handle, data[written : written + PIECE_BYTES], at + written)
 
 
 def _close(handle: int, data: memoryview, at: int) -> None:
