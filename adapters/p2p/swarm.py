@@ -128,7 +128,6 @@ class Swarm:
         if piece is None:
             known.idle_since = now if known.idle_since is None else known.idle_since
             return None
-        known.idle_since = None
         known.asked += 1
         self._ask(node, piece, now)
         return piece
@@ -202,13 +201,18 @@ class Swarm:
         owned = free & every(len(order), order.index(self._me), self._count)
         if owned:
             # All take theirs in order, so what is there of the whole has few gaps everywhere.
+            known.idle_since = None
             return _lowest(owned)
         idle = known.idle_since is not None and now - known.idle_since > IDLE_S
-        if self.nearly_done or idle:
-            # Nobody has it yet, or nobody gives it.
-            nowhere = bits(piece for piece in numbers(free) if not self._copies[piece])
-            return self._rarest(nowhere if nowhere or not idle else free)
-        return None
+        if not idle and not self.nearly_done:
+            return None
+        nowhere = bits(piece for piece in numbers(free) if not self._copies[piece])
+        if idle and nowhere.bit_count() <= len(receivers):
+            # They may be on their way to each, or be given yet: one, and then it is waited again.
+            known.idle_since = now
+            return self._rarest(nowhere or free)
+        # Who does without those that were to bring all this goes on so: they may be slower by far.
+        return self._rarest(nowhere)
 
     def _late(self, node: str, known: Known, now: float) -> int | None:
         """A piece that somebody else was asked for long ago."""

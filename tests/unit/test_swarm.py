@@ -107,6 +107,16 @@ def test_who_idles_asks_the_source_for_what_others_were_to_bring() -> None:
     assert made.next(SOURCE, IDLE_S + 0.1) is not None
 
 
+def test_who_does_without_a_slow_receiver_goes_on_so() -> None:
+    """One that has a hundredth of the speed would else be waited for between any two pieces."""
+    made = swarm("b", 40, ("a",))
+    assert len(asked(made, SOURCE)) == 20
+    made.heard("a", bits([0, 2]), False, IDLE_S)
+    assert len(asked(made, SOURCE, IDLE_S + 0.1)) == 18, "what nobody has"
+    assert len(asked(made, SOURCE, 2 * IDLE_S)) == 0
+    assert len(asked(made, SOURCE, 2 * IDLE_S + 0.2)) == 1, "what he has, one after the other"
+
+
 def test_source_that_failed_three_times_has_failed_the_attempt() -> None:
     """Trying again is decided elsewhere."""
     made = swarm()
