@@ -31,6 +31,8 @@ _CONNECTIONS = 64
 _ERROR_BYTES = 4096
 #: What they tell when they tell everything holds headers, and so tokens.
 _TALKATIVE = ("botocore", "aiobotocore", "boto3")
+#: What every server says to these, if they succeeded.
+_SAYS = {"create_multipart_upload": "UploadId", "complete_multipart_upload": "ETag"}
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -97,7 +99,10 @@ class Store:
         with in_our_words(self.name(key)):
             client = await self._connected()
             async with watch:
-                return await getattr(client, operation)(**self._asked(key, arguments))
+                said = await getattr(client, operation)(**self._asked(key, arguments))
+            if not said.get(_SAYS.get(operation, "ResponseMetadata")):
+                raise self._foreign(key)
+            return said
 
     async def listed(
         self, operation: str, field: str, flow: Flow, key: str = "", **arguments: Any
@@ -113,6 +118,8 @@ class Store:
                     page = await anext(pages, None)
                 if page is None:
                     return found
+                if page.keys() <= {"ResponseMetadata"}:
+                    raise self._foreign(key)
                 found += [self._own(one) for one in page.get(field, [])]
 
     async def head(self, key: str, flow: Flow) -> Found | None:
@@ -175,7 +182,14 @@ class Store:
         async with self._answered(
             "PUT", key, watch, sent, query, body, sha256.hex(), len(data)
         ) as said:
-            return _found(said.headers)
+            found = _found(said.headers)
+            if not found.etag:
+                raise self._foreign(key)
+            return found
+
+    def _foreign(self, key: str) -> Refused:
+        """What answers with success says nothing that a server of S3 would say with it."""
+        return Refused(f"{self.name(key)}: what answers is no server of S3; look at s3_endpoint")
 
     @contextlib.asynccontextmanager
     async def _answered(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from adapters.errors import (
     DigestMismatch,
@@ -573,6 +574,37 @@ async def test_what_a_server_says_is_told_by_its_code_alone(
     server.close()
     assert asked == 1
     assert "leaked" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "page", ["<html><p>Please log in</p></html>", "<html><p>Please log in", ""]
+)
+async def test_what_is_no_server_of_s3_is_refused_though_it_says_yes_to_everything(
+    connect: Callable[..., S3Transport], files: Files, page: str
+) -> None:
+    """Nothing counts as stored, begun or listed there: the endpoint is another, or a proxy."""
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        await request.read()
+        return web.Response(text=page, content_type="text/html")
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, HOST, 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    transport = connect(endpoint_url=f"http://{HOST}:{port}")
+    small, large = files.make(b"x" * 1000), files.make(os.urandom(3 * PART))
+    attempts: list[Coroutine[Any, Any, object]] = [
+        transport.store.send("a", b"x", hashlib.sha256(b"x").digest(), Flow(), {}),
+        push(transport, *small),
+        push(transport, *large),
+        S3Bucket(transport).nodes(),
+    ]
+    for attempt in attempts:
+        with pytest.raises((Refused, Interrupted)):
+            await attempt
+    await runner.cleanup()
 
 
 async def test_memory_is_flat(
