@@ -281,12 +281,21 @@ def _needs_no_lock(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _unmoved(source: Path) -> Iterator[None]:
-    """Raise `_Moved` unless the database and what lies beside it are the same before and after."""
+    """Raise `_Moved` unless the database and what lies beside it are the same before and after.
+
+    What was wrong with a database that moved meanwhile says nothing of it: half of what was read
+    may be from before a checkpoint, and half from after it.
+    """
     before = _state(source)
     while 0 <= time.time_ns() - max(mtime_ns for _, mtime_ns, _ in before) < _TICK_NS:
         time.sleep(_TICK_NS / 1e9)
         before = _state(source)
-    yield
+    try:
+        yield
+    except (Unsound, OSError):
+        if _state(source) != before:
+            raise _Moved from None
+        raise
     if _state(source) != before:
         raise _Moved
 

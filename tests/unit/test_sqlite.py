@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -227,6 +228,26 @@ sys.stdin.read()
         process.communicate(timeout=60)
     assert not (tmp_path / "copy.db").exists()
     assert sqlite.check(source) is None
+
+
+def test_a_database_that_moves_while_it_is_read_is_not_a_damaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one at rest, pages of before and of after a checkpoint fit together in no way."""
+    source = written(tmp_path / "x.db", "WAL", 50)
+    whole, copied = source.read_bytes(), sqlite._copy
+
+    def half_written(*given: Any) -> None:
+        monkeypatch.setattr(sqlite, "_copy", copied)
+        source.write_bytes(whole[:100] + bytes(4096 - 100) + whole[4096:])
+        try:
+            copied(*given)
+        finally:
+            source.write_bytes(whole)
+
+    monkeypatch.setattr(sqlite, "_copy", half_written)
+    sqlite.snapshot(source, tmp_path / "copy.db")
+    assert rows_and_counter(tmp_path / "copy.db") == (500, 500)
 
 
 @pytest.mark.parametrize("largest", LARGEST)
