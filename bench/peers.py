@@ -23,9 +23,11 @@ _ASKED = {
     "rsync": ("--version",),
     "aws": ("--version",),
     "ssh": ("-V",),
+    "dd": ("--version",),
 }
 _TTL_S = 86_400.0
 _RCLONE = {"RCLONE_CONFIG": os.devnull, "RCLONE_CONFIG_S_TYPE": "s3"}
+_DIGEST, _SYNC = ["openssl", "dgst", "-sha256"], ["sync"]
 _PROVEN = "then sha256sum and sync"
 Way = Callable[[Path], Usage]
 
@@ -79,9 +81,18 @@ def _http(setting: Setting, file: File) -> dict[str, Way]:
 
     return {
         "curl": curl,
-        "curl, then openssl dgst": lambda target: curl(target, ["openssl", "dgst", "-sha256"]),
+        "curl, then openssl dgst": lambda target: curl(target, _DIGEST),
+        "curl, then openssl dgst and sync": lambda target: curl(target, _DIGEST, _SYNC),
         "rclone copyurl": lambda target: commands(["rclone", "copyurl", url, f"{target}/copy"]),
+        "dd conv=fsync, the disk alone": lambda target: _written(file, target),
     }
+
+
+def _written(file: File, target: Path) -> Usage:
+    """The limit of whoever syncs: no byte comes over a network, none is digested."""
+    return commands(
+        ["dd", "status=none", "bs=1M", "conv=fsync", f"if={file.path}", f"of={target}/copy"]
+    )
 
 
 def _many(setting: Setting, files: list[File]) -> dict[str, Way]:
@@ -140,18 +151,21 @@ def _rsync(ends: Ends, side: str, file: File) -> dict[str, Way]:
             return commands([*words, f"{far}:{file.path}", f"{target}/copy"], *then)
         return commands([*words, file.path, f"{far}:{setting.ssh.data_root}/copy"], *then)
 
-    def proven(target: Path) -> Usage:
-        digest = ["openssl", "dgst", "-sha256"]
+    def proven(target: Path, *then: list[str]) -> Usage:
         if side == "rsync":
-            return way(target, [*digest, f"{target}/copy"])
+            return way(target, *([*words, f"{target}/copy"] for words in then))
         setting = ends.setting
         ssh = [*_ssh(setting, same_cipher=True), "-l", setting.ssh.ssh_user, "127.0.0.1"]
-        return way(target, [*ssh, shlex.join([*digest, f"{setting.ssh.data_root}/copy"])])
+        far = f"{setting.ssh.data_root}/copy"
+        return way(target, *([*ssh, shlex.join([*words, far])] for words in then))
 
     return {
         "rsync -t over ssh as typed": lambda target: way(target, same_cipher=False),
         "rsync -t over ssh": way,
-        "rsync -t over ssh, then openssl dgst": proven,
+        "rsync -t over ssh, then openssl dgst": lambda target: proven(target, _DIGEST),
+        "rsync -t over ssh, then openssl dgst and sync": lambda target: proven(
+            target, _DIGEST, _SYNC
+        ),
     }
 
 

@@ -74,6 +74,8 @@ def run(
     report.notes += [
         "Ours proves SHA-256, checks the file's type, syncs it and its directory; curl, rclone, "
         "rsync and aws do none of it, or compare sums of their own.",
+        "A rented disk may take a burst and then a quarter of that: whoever syncs waits for it, "
+        "whoever leaves its bytes in memory does not. What the disk alone takes stands beside.",
         "Both ends run on this machine's cores: what one side spends, the other lacks.",
         "ssh is given the cipher that ours takes, which OpenSSH would not; as typed it is not.",
         "Ours is timed in a process that runs already, as an agent does; a command from its start.",
