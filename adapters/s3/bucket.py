@@ -7,16 +7,14 @@ entry**: that a file is absent on a node says nothing about its backup.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from adapters.errors import EntryMissing, Overtaken, TransportError
+from adapters.errors import EntryMissing, TransportError
 from adapters.files.digest import checksum_of
 from adapters.files.landing import Landed, Landing
 from adapters.files.leftovers import tidy
@@ -24,6 +22,7 @@ from adapters.files.places import confined
 from adapters.s3 import layout
 from adapters.s3.flow import Flow
 from adapters.s3.layout import Manifest, ManifestEntry, ManifestUnreadable
+from adapters.s3.manifests import Manifests
 from adapters.s3.transport import S3Transport
 from adapters.telling import InAll, Onward
 from adapters.throttle import Throttle
@@ -35,8 +34,6 @@ from streams.values import S3_NODE, DataEntry, Proof
 #: Questions about objects that are asked at once.
 _ASKED_AT_ONCE = 16
 _RESTORED_AT_ONCE = 4
-#: How often another writer may win before the attempt ends.
-_RACES = 16
 
 
 class _Named(NamedTuple):
@@ -52,7 +49,7 @@ class Catalog(NamedTuple):
 
     entries: tuple[ManifestEntry, ...]
     #: Those that can't: what only they name, and what they know newer, is not among the entries.
-    unreadable: tuple[ManifestUnreadable, ...]
+    unreadable: Sequence[ManifestUnreadable]
 
     @property
     def known(self) -> tuple[DataEntry, ...]:
@@ -73,7 +70,16 @@ class Restored(NamedTuple):
 
     landed: Landed
     #: The manifests that can't be read: one of them may name a newer version.
-    unreadable: tuple[ManifestUnreadable, ...]
+    unreadable: Sequence[ManifestUnreadable]
+
+
+class RestoredNode(NamedTuple):
+    """What was brought back of a node."""
+
+    #: What became of each path.
+    became: Mapping[str, Landed | TransportError]
+    #: The manifests of it that can't be read: what only they name is not among the paths.
+    unreadable: Sequence[ManifestUnreadable]
 
 
 class S3Bucket:
@@ -87,6 +93,7 @@ class S3Bucket:
         self._transport = transport
         self._store = transport.store
         self._clock = clock
+        self._written = Manifests(self._store, clock)
         self._reading = asyncio.Lock()
         self._next: asyncio.Task[_Named] | None = None
 
@@ -97,52 +104,41 @@ class S3Bucket:
 
         Raises `EntryMissing`, and writes nothing, unless each object is there with its size and
         digest; those with the keys in `pushed`, which the server has just taken, are not asked for
-        again. What the node's manifest named before, it still names, or a newer version of it.
+        again. What the node's manifest named before, it still names, or a newer version of it. One
+        that can't be read is put aside; of a later release it is let be: `LaterRelease`.
         """
         unproven = [stored for stored in manifest.entries if stored.key not in pushed]
         await each(unproven, self._check_stored, _ASKED_AT_ONCE)
-        return await self._grow(node, [manifest])
+        grown, _ = await self._written.grow(node, [manifest])
+        return grown
 
     async def read_manifest(self, node: str) -> Manifest:
         """A node's manifest, or the consolidated one for "". Raises `EntryMissing` if there is
         none, `ManifestUnreadable` if it is none.
         """
-        manifest, _ = await self._read(node)
-        if manifest is None:
-            raise EntryMissing(f"there is no {self._store.name(layout.manifest_key(node))}")
-        return manifest
+        return await self._written.read(node)
 
     async def nodes(self) -> list[str]:
         """The nodes that have a manifest."""
-        found = await self._store.listed(
-            "list_objects_v2",
-            "CommonPrefixes",
-            Flow(),
-            Prefix=layout.NODES_PREFIX,
-            Delimiter="/",
-        )
-        names = (layout.node_in(one["Prefix"]) for one in found)
-        return sorted(name for name in names if name)
+        return await self._written.nodes()
 
     async def consolidate(self, nodes: Sequence[str] | None = None) -> Manifest:
         """Add what the manifests of `nodes`, or of all, name to the consolidated one; return it.
 
-        A node without a manifest is passed over, and nothing is dropped for it.
+        A node without a manifest, or whose can't be read, is passed over, and nothing is dropped
+        for it. A consolidated one that can't be read is put aside and begun anew, from all nodes'.
         """
         names = await self.nodes() if nodes is None else nodes
-        return await self._grow("", await self._manifests(names))
+        known = await self._written.readable(names)
+        manifest, begun = await self._written.grow("", known.manifests)
+        return manifest if not begun or nodes is None else await self.consolidate()
 
     async def catalog(self) -> Catalog:
         """All that can be restored, whether it was consolidated yet or not. It writes nothing.
 
         A manifest that can't be read keeps none of what the others name from being restored.
         """
-        known, unreadable = list[Manifest](), list[ManifestUnreadable]()
-        for node in ["", *await self.nodes()]:
-            try:
-                known += await self._manifests([node])
-            except ManifestUnreadable as error:
-                unreadable.append(error)
+        known, unreadable = await self._written.readable(["", *await self.nodes()])
         newest = await finish(lambda: layout.merged("", known, self._clock()))
         return Catalog(newest.entries, tuple(unreadable))
 
@@ -199,16 +195,18 @@ class S3Bucket:
         rules: PathRules | None = None,
         throttle: Throttle | None = None,
         progress: Progress = lambda *_: None,
-    ) -> dict[str, Landed | TransportError]:
-        """Bring all that a node's manifest names under `root`, where that node would keep it.
+    ) -> RestoredNode:
+        """Bring all that a node's manifest names under `root`, where that node would keep it; if
+        it can't be read, what others name that this node produced.
 
         Returns what became of each path: one that fails holds up no other. What is there already
         is left as it is, so that it can be called again. `progress` is told of all as of one.
-        Nothing stays below `root` but the files, or what of them came.
+        Nothing stays below `root` but the files, or what of them came. Raises `EntryMissing` if
+        there is no manifest of it.
         """
         known = rules or PathRules()
         became: dict[str, Landed | TransportError] = {}
-        named = (await self.read_manifest(node)).entries
+        named, unreadable = await self._stored_by(node, known)
         in_all = InAll(progress)
         for stored in named:
             in_all.expect(stored.entry.path, stored.entry.size_bytes)
@@ -227,7 +225,21 @@ class S3Bucket:
             await each(named, restore_one, _RESTORED_AT_ONCE)
         finally:
             await finish(lambda: tidy(root))
-        return became
+        return RestoredNode(became, unreadable)
+
+    async def _stored_by(
+        self, node: str, rules: PathRules
+    ) -> tuple[Sequence[ManifestEntry], Sequence[ManifestUnreadable]]:
+        """What a node has stored, and its manifests, or those of others, that may name more."""
+        known, unreadable = await self._written.readable([node])
+        if not known and not unreadable:
+            await self.read_manifest(node)
+        entries = [one for manifest in known for one in manifest.entries]
+        if unreadable:
+            catalog = await self.catalog()
+            unreadable = catalog.unreadable
+            entries += [one for one in catalog.entries if rules.producer(one.entry.path) == node]
+        return layout.manifest_of(node, entries, self._clock()).entries, unreadable
 
     async def _restore_file(
         self,
@@ -306,33 +318,6 @@ class S3Bucket:
         if found is None or not found.holds(stored):
             name, path = self._store.name(stored.key), stored.entry.path
             raise EntryMissing(f"{name} of {path} is not stored: not named")
-
-    async def _manifests(self, nodes: Iterable[str]) -> list[Manifest]:
-        return [found for node in nodes if (found := (await self._read(node))[0]) is not None]
-
-    async def _read(self, node: str) -> tuple[Manifest | None, str]:
-        try:
-            async with self._store.got(layout.manifest_key(node), Flow()) as (said, pieces):
-                data = b"".join([piece async for piece in pieces])
-        except EntryMissing:
-            return None, ""
-        # Thousands of files are named by each: that is no work for the event loop.
-        return await finish(lambda: layout.parsed(data, node)), said.object.etag
-
-    async def _grow(self, node: str, manifests: list[Manifest]) -> Manifest:
-        """Merge manifests into one that others may be writing too."""
-        for _ in range(_RACES):
-            known, etag = await self._read(node)
-            wanted = layout.merged(node, [known, *manifests] if known else manifests, self._clock())
-            if known is not None and known.entries == wanted.entries:
-                return known
-            only = {"If-Match": etag} if known is not None else {"If-None-Match": "*"}
-            key, data = layout.manifest_key(node), layout.encoded(wanted)
-            with contextlib.suppress(Overtaken):
-                await self._store.send(key, data, hashlib.sha256(data).digest(), Flow(), only)
-                return wanted
-        name = self._store.name(layout.manifest_key(node))
-        raise Overtaken(f"{name}: others wrote it {_RACES} times meanwhile")
 
 
 def _stands(root: Path, local: str, entry: DataEntry) -> bool:

@@ -4,6 +4,8 @@
     sealed/<key id>/sha256/<2 hex>/<hex>    a content sealed with one key; never mixed with plain
     nodes/<node>/manifest.json              what a node has stored, written after its objects
     consolidated/manifest.json              all nodes' entries, the newest of each path
+    unreadable/nodes/<node>/<16 hex>.json   a manifest in whose place another was begun, as it was
+    unreadable/consolidated/<16 hex>.json   the same of the consolidated one
 
 Several clusters can share a bucket: each has a prefix that all its keys begin with. Manifests name
 keys without it, so that what was copied to another bucket is complete there.
@@ -29,6 +31,8 @@ from streams.values import Count, DataEntry, Value, is_token
 MANIFEST_VERSION = 1
 CONSOLIDATED_KEY = "consolidated/manifest.json"
 NODES_PREFIX = "nodes/"
+#: Manifests that could not be read are kept under this, and nothing else is.
+ASIDE_PREFIX = "unreadable/"
 #: All objects are under these, and nothing else is.
 OBJECT_PREFIXES = ("objects/", "sealed/")
 #: What S3 takes of one multipart upload.
@@ -36,13 +40,20 @@ MOST_PARTS = 10_000
 #: The smallest part S3 takes, save for the last.
 SMALLEST_PART_BYTES = 5 << 20
 _MIB = 1 << 20
+_NAME = "manifest.json"
+_MEND = "mend it there, or put an earlier version of it in its place"
+_ASIDE_KEY = re.compile(ASIDE_PREFIX + "(.*/)[0-9a-f]{16}[.]json")
 _SEALED_KEY = re.compile(r"sealed/([0-9a-f]{16})/(sha256/.+)")
 
 
 class ManifestUnreadable(TransportError):
-    """A manifest is not one, or not of a version known here. The text names the field."""
+    """A manifest is not one, or not of a version known here. The text names it and the field."""
 
     retryable = False
+
+
+class LaterRelease(ManifestUnreadable):
+    """A manifest is of a version that is not known here: this release may only read around it."""
 
 
 class ManifestEntry(Value, frozen=True):
@@ -98,7 +109,20 @@ def manifest_key(node: str) -> str:
         return CONSOLIDATED_KEY
     if not is_token(node):
         raise ValueError(f"{node!r} cannot be a node's name")
-    return f"{NODES_PREFIX}{node}/manifest.json"
+    return f"{NODES_PREFIX}{node}/{_NAME}"
+
+
+def aside_key(node: str, digits: str) -> str:
+    """Where a manifest with the SHA-256 `digits` is kept once another is to take its place."""
+    return f"{ASIDE_PREFIX}{manifest_key(node).removesuffix(_NAME)}{digits[:16]}.json"
+
+
+def aside_of(key: str) -> str | None:
+    """Whose manifest was put aside there; "" for the consolidated one, None if it is none."""
+    found = _ASIDE_KEY.fullmatch(key)
+    if found is None:
+        return None
+    return "" if f"{found[1]}{_NAME}" == CONSOLIDATED_KEY else node_in(found[1]) or None
 
 
 def node_in(prefix: str) -> str:
@@ -133,23 +157,25 @@ def encoded(manifest: Manifest) -> bytes:
     return msgspec.json.format(msgspec.json.encode(manifest), indent=1) + b"\n"
 
 
-def parsed(data: bytes, node: str) -> Manifest:
-    """A node's manifest, or the consolidated one for "". Raises `ManifestUnreadable`."""
-    where = manifest_key(node)
+def parsed(data: bytes, node: str, name: str = "") -> Manifest:
+    """A node's manifest, or the consolidated one for "". Raises `ManifestUnreadable`, in the words
+    of `name`.
+    """
+    where = name or manifest_key(node)
     try:
         version = msgspec.json.decode(data, type=_Version).version
         if version > MANIFEST_VERSION:
-            raise ManifestUnreadable(f"{where}: version {version} is of a later release")
+            raise LaterRelease(f"{where}: version {version} is of a later release; upgrade this")
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ManifestUnreadable(f"{where}: {error}") from error
+        raise ManifestUnreadable(f"{where}: {error}; {_MEND}") from error
     if manifest.node != node:
-        raise ManifestUnreadable(f"{where}: it says it is of {manifest.node!r} - at `$.node`")
+        problem = f"it says it is of {manifest.node!r} - at `$.node`"
+        raise ManifestUnreadable(f"{where}: {problem}; {_MEND}")
     for index, entry in enumerate(manifest.entries):
-        if problem := _problem_in(entry):
-            raise ManifestUnreadable(
-                f"{where}: {problem[1]} - at `$.entries[{index}].{problem[0]}`"
-            )
+        if wrong := _problem_in(entry):
+            problem = f"{wrong[1]} - at `$.entries[{index}].{wrong[0]}`"
+            raise ManifestUnreadable(f"{where}: {problem}; {_MEND}")
     return manifest
 
 

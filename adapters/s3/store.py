@@ -32,7 +32,11 @@ _ERROR_BYTES = 4096
 #: What they tell when they tell everything holds headers, and so tokens.
 _TALKATIVE = ("botocore", "aiobotocore", "boto3")
 #: What every server says to these, if they succeeded.
-_SAYS = {"create_multipart_upload": "UploadId", "complete_multipart_upload": "ETag"}
+_SAYS = {
+    "create_multipart_upload": "UploadId",
+    "complete_multipart_upload": "ETag",
+    "copy_object": "CopyObjectResult",
+}
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -103,6 +107,16 @@ class Store:
             if not said.get(_SAYS.get(operation, "ResponseMetadata")):
                 raise self._foreign(key)
             return said
+
+    async def copy(self, key: str, to: str, etag: str, flow: Flow) -> None:
+        """Let the server keep an object under another key, too, if it is still that of the tag.
+
+        Raises `Overtaken` if it is not: nothing is copied.
+        """
+        source = {"Bucket": self._bucket, "Key": layout.under(self._prefix, key)}
+        await self.call(
+            "copy_object", flow.answering(), to, CopySource=source, CopySourceIfMatch=etag
+        )
 
     async def listed(
         self, operation: str, field: str, flow: Flow, key: str = "", **arguments: Any

@@ -106,7 +106,7 @@ def restore_node(node: str, to: To, as_json: Json = False) -> None:
             with bars() as bar:
                 return await bucket.restore_node(node, to, progress=bar(f"what {node} stored"))
 
-    became = run(bring())
+    became, unreadable = run(bring())
     found = [
         {
             "path": path,
@@ -115,8 +115,9 @@ def restore_node(node: str, to: To, as_json: Json = False) -> None:
         }
         for path, what in sorted(became.items())
     ]
-    empty = f"the manifest of {node} names nothing"
+    empty = f"nothing is known that {node} stored"
     show.emit(found, ["path", "bytes", "error"], as_json=as_json, empty=empty)
+    _name_unreadable(unreadable, f"what only it names of {node} is not brought")
     raise typer.Exit(1 if any(one["error"] for one in found) else 0)
 
 

@@ -276,6 +276,7 @@ async def test_a_manifest_that_cant_be_read_is_named_by_each_command_that_reads_
             (f"file shared/x.bin --to {tmp_path / 'to'}", "4 bytes, proven"),
             ("catalog", "knows of 1 entry"),
             (f"file shared/y.bin --to {tmp_path / 'to'}", "names shared/y.bin"),
+            (f"node gpu-8 --to {tmp_path / 'to'}", "nothing is known that gpu-8 stored"),
         ):
             said = terminal.run("restore", *words.split(), status=1)
             assert done in said and damaged in said

@@ -30,12 +30,13 @@ from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed, Landing
 from adapters.s3 import bucket as s3_bucket
 from adapters.s3 import layout
+from adapters.s3 import manifests as s3_manifests
 from adapters.s3 import store as s3_store
 from adapters.s3 import transport as s3
 from adapters.s3 import wire as s3_wire
 from adapters.s3.bucket import S3Bucket
 from adapters.s3.flow import Flow
-from adapters.s3.layout import ManifestEntry, ManifestUnreadable
+from adapters.s3.layout import LaterRelease, ManifestEntry
 from adapters.s3.sealing import Sealer
 from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
@@ -725,7 +726,7 @@ async def test_p8_consolidating_keeps_what_no_manifest_names_any_more(
 
 def test_p8_nothing_here_can_delete_an_object() -> None:
     """There is no such call in these modules, so no mistake can make it."""
-    for module in (s3, s3_bucket, s3_store, s3_wire):
+    for module in (s3, s3_bucket, s3_manifests, s3_store, s3_wire):
         source = inspect.getsource(module)
         assert "delete" not in source.replace("deletes an object", ""), module.__name__
 
@@ -771,17 +772,121 @@ async def test_what_has_not_changed_is_not_written_again(
     assert await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry)) == first
 
 
-async def test_an_unreadable_manifest_is_never_written_over(
+async def test_a_manifest_that_cant_be_read_ends_no_backups_and_is_kept_as_it_was(
+    connect: Callable[..., S3Transport],
+    client: Any,
+    bucket: str,
+    files: Files,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It may be all that names some objects: what it names counts again once it can be read."""
+    transport = connect()
+    s3_bucket, key = S3Bucket(transport), layout.manifest_key("gpu-7")
+    lost = await stored(transport, files, "data/lost.bin", b"lost")
+    whole_one = layout.encoded(manifest("gpu-7", transport, lost))
+    client.put_object(Bucket=bucket, Key=key, Body=whole_one[:-9])
+    entry = await stored(transport, files, "data/x.bin", b"x")
+    # Whoever else writes it at the same time puts the same one aside.
+    await asyncio.gather(
+        s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry)),
+        s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry)),
+    )
+    assert [one.entry for one in (await s3_bucket.read_manifest("gpu-7")).entries] == [entry]
+    (beside,) = [key for key in keys_in(client, bucket) if key.startswith(layout.ASIDE_PREFIX)]
+    assert client.get_object(Bucket=bucket, Key=beside)["Body"].read() == whole_one[:-9]
+    assert f"s3://{bucket}/{key}" in caplog.text
+    assert f"s3://{bucket}/{beside}" in caplog.text
+    catalog = await s3_bucket.catalog()
+    assert catalog.known == (entry,)
+    assert f"s3://{bucket}/{beside}" in catalog.doubt
+    assert "mend it there" in catalog.doubt
+    client.put_object(Bucket=bucket, Key=beside, Body=whole_one)
+    assert await s3_bucket.catalog() == await S3Bucket(connect()).catalog()
+    assert (await s3_bucket.catalog()).known == (lost, entry)
+    assert (await s3_bucket.prove(lost.path, lost.checksum)).proven
+    assert not (await s3_bucket.catalog()).doubt
+
+
+async def test_a_manifest_of_a_later_release_is_let_be(
     connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
 ) -> None:
-    """It is for a person to look at: it may be all that names some objects."""
-    transport = connect()
-    key = layout.manifest_key("gpu-7")
-    client.put_object(Bucket=bucket, Key=key, Body=b"{}")
+    """Who wrote it goes on with it; who is older is told to be upgraded."""
+    transport, key = connect(), layout.manifest_key("gpu-7")
+    later = b'{"version": 999}'
+    client.put_object(Bucket=bucket, Key=key, Body=later)
     entry = await stored(transport, files, "data/x.bin", b"x")
-    with pytest.raises(ManifestUnreadable, match="nodes/gpu-7"):
+    with pytest.raises(LaterRelease, match=f"s3://{bucket}/{key} .*upgrade this"):
         await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
-    assert client.get_object(Bucket=bucket, Key=key)["Body"].read() == b"{}"
+    assert client.get_object(Bucket=bucket, Key=key)["Body"].read() == later
+    assert keys_in(client, bucket) == [key, layout.object_key(entry.checksum)]
+
+
+async def test_what_was_read_wrong_on_its_way_is_not_lost(
+    connect: Callable[..., S3Transport],
+    client: Any,
+    bucket: str,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is put aside is what the bucket has, not what came of it."""
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    first = await stored(transport, files, "data/1.bin", b"1")
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, first))
+    read, spoiled = layout.parsed, itertools.count()
+
+    def parsed(data: bytes, node: str, name: str) -> layout.Manifest:
+        return read(data if next(spoiled) else data[:-9], node, name)
+
+    monkeypatch.setattr(layout, "parsed", parsed)
+    second = await stored(transport, files, "data/2.bin", b"2")
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, second))
+    assert (await s3_bucket.catalog()).known == (first, second)
+
+
+async def test_a_consolidated_manifest_that_cant_be_read_is_begun_anew_from_all_nodes(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files
+) -> None:
+    """Though only one of them has grown; a node's that can't be read is passed over."""
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    for node in ("gpu-7", "gpu-8"):
+        entry = await stored(transport, files, f"data/{node}.bin", node.encode())
+        await s3_bucket.write_manifest(node, manifest(node, transport, entry))
+    for node in ("", "gpu-9"):
+        client.put_object(Bucket=bucket, Key=layout.manifest_key(node), Body=b"no JSON")
+    kept = await s3_bucket.consolidate(["gpu-7"])
+    assert [one.entry.path for one in kept.entries] == ["data/gpu-7.bin", "data/gpu-8.bin"]
+    assert await s3_bucket.read_manifest("") == kept
+    (aside,) = [key for key in keys_in(client, bucket) if key.startswith(layout.ASIDE_PREFIX)]
+    assert layout.aside_of(aside) == ""
+    assert [aside in str(one) for one in (await s3_bucket.catalog()).unreadable] == [True, False]
+
+
+async def test_of_a_node_whose_manifest_cant_be_read_comes_back_what_others_name(
+    connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
+) -> None:
+    """What it produced and was consolidated, and what it has named since; it is told that more may
+    be named.
+    """
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    for node in ("gpu-7", "gpu-8"):
+        entry = await stored(transport, files, f"games/{node}/a.jsonl", node.encode())
+        await s3_bucket.write_manifest(node, manifest(node, transport, entry))
+    await s3_bucket.consolidate()
+    client.put_object(Bucket=bucket, Key=layout.manifest_key("gpu-7"), Body=b"no JSON")
+    became, (unreadable,) = await s3_bucket.restore_node("gpu-7", root)
+    assert list(became) == ["games/gpu-7/a.jsonl"]
+    assert files_under(root) == {"games/a.jsonl": b"gpu-7"}
+    assert f"s3://{bucket}/{layout.manifest_key('gpu-7')}" in str(unreadable)
+    entry = await stored(transport, files, "shared/new.bin", b"new")
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    became, (unreadable,) = await s3_bucket.restore_node("gpu-7", root)
+    assert files_under(root) == {"games/a.jsonl": b"gpu-7", "shared/new.bin": b"new"}
+    assert layout.ASIDE_PREFIX in str(unreadable)
+    with pytest.raises(EntryMissing, match="gpu-9"):
+        await s3_bucket.restore_node("gpu-9", root)
 
 
 # Restore
@@ -801,7 +906,7 @@ async def test_a_node_is_restored_from_the_bucket_alone(
     entries = [await stored(transport, files, path, data) for path, data in contents.items()]
     await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, *entries))
     fresh = S3Bucket(connect())
-    assert all(map(whole, (await fresh.restore_node("gpu-7", root)).values()))
+    assert all(map(whole, (await fresh.restore_node("gpu-7", root)).became.values()))
     found = files_under(root)
     assert found == {path.replace("games/gpu-7/", "games/"): d for path, d in contents.items()}
 
@@ -816,7 +921,7 @@ async def test_what_stands_already_is_not_fetched_again(
     (root / "shared").mkdir()
     (root / "shared/a.bin").write_bytes(b"a")
     client.delete_object(Bucket=bucket, Key=layout.object_key(entry.checksum))
-    became = await S3Bucket(transport).restore_node("gpu-7", root)
+    became, _ = await S3Bucket(transport).restore_node("gpu-7", root)
     assert became == {"shared/a.bin": Landed(bytes=1)}
 
 
@@ -866,7 +971,7 @@ async def test_one_file_that_fails_holds_up_no_other(
     kept = await stored(transport, files, "shared/kept.bin", b"kept")
     await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, lost, kept))
     client.delete_object(Bucket=bucket, Key=layout.object_key(lost.checksum))
-    became = await S3Bucket(transport).restore_node("gpu-7", root)
+    became, _ = await S3Bucket(transport).restore_node("gpu-7", root)
     assert isinstance(became["shared/lost.bin"], EntryMissing)
     assert whole(became["shared/kept.bin"])
 
@@ -905,8 +1010,6 @@ async def test_a_manifest_that_cant_be_read_holds_up_nothing_that_others_name(
     assert (await s3_bucket.prove("shared/x.bin", entry.checksum)).proven
     assert damaged in (await s3_bucket.prove("shared/y.bin", entry.checksum)).reason
     client.put_object(Bucket=bucket, Key=layout.manifest_key(""), Body=b"")
-    with pytest.raises(ManifestUnreadable, match="consolidated"):
-        await s3_bucket.consolidate(["gpu-7"])
     assert len((await s3_bucket.catalog()).unreadable) == 2
 
 
@@ -945,7 +1048,7 @@ async def test_what_is_sealed_is_restored_and_never_readable_in_the_bucket(
     ]
     assert len(held) == 2
     assert not [body for body in held if MARK[:16] in body]
-    became = await S3Bucket(transport).restore_node("gpu-7", root)
+    became, _ = await S3Bucket(transport).restore_node("gpu-7", root)
     assert whole(became["shared/x.bin"])
     assert (root / "shared/x.bin").read_bytes() == data
 
@@ -973,7 +1076,7 @@ async def test_a_sealed_object_opens_only_with_its_key(
     entry = await stored(transport, files, "shared/x.bin", b"x")
     await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
     for other in (connect(), connect(sealer=Sealer(b"k" * 32))):
-        became = await S3Bucket(other).restore_node("gpu-7", root)
+        became, _ = await S3Bucket(other).restore_node("gpu-7", root)
         refused = became["shared/x.bin"]
         assert isinstance(refused, Refused)
         assert f"s3://{bucket}/sealed/" in str(refused) and "shared/x.bin" in str(refused)
@@ -989,7 +1092,7 @@ async def test_a_restore_leaves_nothing_beside_what_came(
     wrong = S3Bucket(connect(sealer=Sealer(b"k" * 32)))
     with pytest.raises(Refused):
         await wrong.restore_file("shared/x.bin", root)
-    assert isinstance((await wrong.restore_node("gpu-7", root))["shared/x.bin"], Refused)
+    assert isinstance((await wrong.restore_node("gpu-7", root)).became["shared/x.bin"], Refused)
     assert names_in(root) == []
 
     async def restore(transport: S3Transport, _: DataEntry, root: Path, **how: Any) -> int:

@@ -73,6 +73,10 @@ def test_manifests_are_beside_the_trees() -> None:
     assert layout.manifest_key("gpu-7") == "nodes/gpu-7/manifest.json"
     assert layout.manifest_key("") == "consolidated/manifest.json"
     assert layout.node_in("nodes/gpu-7/") == "gpu-7"
+    for node in ("gpu-7", "consolidated", "unreadable", ""):
+        assert layout.aside_of(layout.aside_key(node, "0" * 64)) == node
+    for key in ("unreadable/x", "unreadable/nodes/a b/0123456789abcdef.json", "nodes/a/b.json"):
+        assert layout.aside_of(key) is None
 
 
 @pytest.mark.parametrize("prefix", ["", "a", "clusters/a"])
