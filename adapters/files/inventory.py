@@ -28,7 +28,7 @@ from adapters.files.reading import Reader, Reading
 from adapters.files.removal import IDLE_S, Kept, remove
 from adapters.files.rot import Rot, reread, set_aside
 from adapters.files.turns import Turns
-from adapters.files.walk import Walk, print_of, walk
+from adapters.files.walk import Walk, print_of, shown, walk
 from adapters.files.watching import changes_under
 from adapters.workers import finish, settled
 from streams.identity import PathRules
@@ -431,7 +431,7 @@ class Inventory:
         due = await self._on_disk(
             lambda: [one for one in seen.files if self._is_due(one, seen, config_key)]
         )
-        waiting = [f"{one} is being written" for one in sorted(seen.writing)]
+        waiting = [f"{shown(one)} is being written" for one in sorted(seen.writing)]
         waiting += await self._read_all(due)
         await self._miss(seen, before)
         await self._known.sweep()
@@ -448,7 +448,8 @@ class Inventory:
         if row is None or row.state is State.GONE:
             return True
         rests = row.read_s > _LONG_READ_S and config_key is None
-        if rests and self._clock() < row.read_at + _REST_FACTOR * row.read_s:
+        # A clock that was set back says nothing of how long ago it was.
+        if rests and 0 <= self._clock() - row.read_at < _REST_FACTOR * row.read_s:
             return False
         return row.print != now_print
 

@@ -76,7 +76,7 @@ def walk(root: Path, now: float) -> Walk:
                 for entry in found:
                     _look_at(entry, local, home, now, seen, directories)
         except OSError as error:
-            seen.problems.append(f"{local or '.'} cannot be read: {error.strerror}")
+            seen.problems.append(f"{shown(local) or '.'} cannot be read: {error.strerror}")
             seen.unseen.add(local)
     return seen
 
@@ -124,7 +124,7 @@ def _look_at(
             seen.problems.append(problem)
             seen.unseen.add(local)
     except OSError as error:
-        seen.problems.append(f"{_shown(local)} cannot be read: {error.strerror}")
+        seen.problems.append(f"{shown(local)} cannot be read: {error.strerror}")
         seen.unseen.add(local)
 
 
@@ -132,9 +132,9 @@ def _take(entry: os.DirEntry[str], local: str, home: Path, seen: Walk) -> str | 
     """Note one file; or say why it cannot be one."""
     if entry.is_symlink():
         if not Path(entry.path).exists():
-            return f"{_shown(local)} is a symlink to nothing"
+            return f"{shown(local)} is a symlink to nothing"
         if not _stays_inside(Path(os.path.realpath(entry.path)), home):
-            return f"{_shown(local)} is a symlink that leads out of the data root"
+            return f"{shown(local)} is a symlink that leads out of the data root"
         if entry.is_dir():
             # What it leads to is within the root and is walked there.
             return None
@@ -143,7 +143,7 @@ def _take(entry: os.DirEntry[str], local: str, home: Path, seen: Walk) -> str | 
     if data_type_of(local) is None:
         seen.unknown[Path(local).suffix.lower()] += 1
     elif escapes(local) or not _is_text(local):
-        return f"{_shown(local)} has a name that cannot be sent"
+        return f"{shown(local)} has a name that cannot be sent"
     else:
         seen.files[local] = print_of(entry.path)
     return None
@@ -161,5 +161,6 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """A name as it can be sent and stored, whatever its bytes are."""
     return name.encode(errors="backslashreplace").decode()

@@ -57,6 +57,8 @@ class Observer:
         self._reconciler = Reconciler(log, bus, config.node, inventory)
         self._footing = Footing(log, config.data_dir / OWN_DIRECTORY)
         self._looked_at = float("-inf")
+        #: When triggers that wait for what is being written were heard of first.
+        self._heard_at: dict[str, float] = {}
         self._reporting = asyncio.Lock()
         #: What keeps it from saying what is here; "" if nothing does.
         self.problem = ""
@@ -197,6 +199,7 @@ class Observer:
                 logger.error("%s", self.problem, exc_info=error)
                 # Who asks does not wait for ever.
                 await self._answer_with_the_problem(delivery.recorded)
+                self._heard_at.pop(delivery.recorded.id, None)
                 await delivery.ack()
         self._turns += 1
 
@@ -232,12 +235,20 @@ class Observer:
                 # In a log that knows less than was said, nothing new would be no answer.
                 await self._say_anew_if_another()
             scan = await self._inventory.scan(None if whole_node else trigger.config_key)
-            patience = self._config.answer_limit_seconds * PATIENCE
-            if _relevant(scan.waiting, trigger) and time.time() - trigger.time < patience:
+            if _relevant(scan.waiting, trigger) and self._may_wait(trigger):
                 await delivery.nak(1.0)
                 return
             await self._report(scan, trigger)
+        self._heard_at.pop(trigger.id, None)
         await delivery.ack()
+
+    def _may_wait(self, trigger: Recorded) -> bool:
+        """Whether who asked can wait a little longer. By the log's clock and by ours: this node's
+        may be an hour behind.
+        """
+        now = time.monotonic()
+        waited = max(time.time() - trigger.time, now - self._heard_at.setdefault(trigger.id, now))
+        return waited < self._config.answer_limit_seconds * PATIENCE
 
     async def _answer_with_the_problem(self, trigger: Recorded) -> None:
         event = events.FilesObserved(node=self.node, problems=(self.problem[:1000],))

@@ -75,6 +75,9 @@ def test_first_glob_that_matches_decides() -> None:
         ("?.db", "ab.db", False),
         ("a.db", "aXdb", False),
         ("[a].db", "[a].db", True),
+        ("**/*.db", "b\nc/a.db", True),
+        ("games/**", "games/a\nb.db", True),
+        ("?.db", "\n.db", True),
     ],
 )
 def test_globs_mean_what_the_configuration_says(glob: str, path: str, matches: bool) -> None:

@@ -262,6 +262,20 @@ async def test_a_snapshot_that_was_taken_away_is_made_again(make: Make, root: Pa
     assert again.locate(entry.checksum) is not None
 
 
+async def test_a_clock_that_was_set_back_keeps_no_database_from_being_read(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That its last reading lies ahead says nothing of how long it may rest, also after a restart:
+    a machine may have begun in a wrong year.
+    """
+    monkeypatch.setattr("adapters.files.inventory._LONG_READ_S", -1.0)
+    play(root / "games/hex8_2p.db", 3)
+    await told(make())
+    play(root / "games/hex8_2p.db", 4)
+    back = make(clock=lambda: time.time() - 86_400)
+    assert [entry.games for entry in (await back.scan()).changed] == [7]
+
+
 async def test_old_snapshots_go_after_a_while_and_the_newest_never(make: Make, root: Path) -> None:
     """Not before something newer was reported, and not while they are fetched."""
     now = time.time()

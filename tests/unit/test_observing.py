@@ -316,3 +316,40 @@ async def _answer_in(
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     return said
+
+
+async def test_k17_a_clock_that_is_behind_lets_nobody_wait_for_ever(tmp_path: Path) -> None:
+    """What is being written is waited for a while, whatever the log's clock says of that."""
+    (tmp_path / "hex8_2p.jsonl").write_bytes(b"{}\n")
+    (tmp_path / "hex8_2p.jsonl.writing").touch()
+    log = MemoryLog(clock=lambda: time.time() + 3600)
+    config = DataPlaneConfig(node="gpu-1", data_dir=tmp_path, answer_limit_seconds=0.1)
+    words = _Words(_SlowReading(tmp_path, goes_on=False))
+    words.inventory.read.set()
+    observer = Observer(log, MemoryBus(), config, words.inventory)
+    await triggers_of("gpu-1").provide(log)
+    await log.publish(as_fact(opens("a", played("gpu-1")), 0))
+    tasks = [asyncio.create_task(one) for one in (words.hear(log), observer.answer_triggers())]
+    await eventually(lambda: words.answered == ["a"])
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await words.inventory.close()
+
+
+async def test_p2_a_name_that_cannot_be_sent_silences_nobody(tmp_path: Path) -> None:
+    """Where somebody writes a file of such a name, all others are told, and this one is named."""
+    for name in ("hex8_2p_\udcff.jsonl", "hex8_2p_\udcff.jsonl.writing"):
+        (tmp_path / name).touch()
+    (tmp_path / "hex8_2p.jsonl").write_bytes(b"{}\n")
+    log, inventory = MemoryLog(), Inventory(tmp_path, "gpu-1")
+    config = DataPlaneConfig(node="gpu-1", data_dir=tmp_path, answer_limit_seconds=0.0)
+    observer = Observer(log, MemoryBus(), config, inventory)
+    await observer.report()
+    said = await log.get(1)
+    assert said is not None
+    observed = said.event
+    assert isinstance(observed, events.FilesObserved)
+    assert [entry.path for entry in observed.entries] == ["gpu-1/hex8_2p.jsonl"]
+    assert any("hex8_2p_\\udcff.jsonl is being written" in text for text in observed.problems)
+    await inventory.close()
