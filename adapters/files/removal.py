@@ -9,6 +9,7 @@ its own, which SQLite would play into it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Mapping
@@ -16,7 +17,8 @@ from pathlib import Path
 
 from adapters.files.durable import fsync_directories
 from adapters.files.index import Row
-from adapters.files.places import OWN_DIRECTORY
+from adapters.files.leftovers import own_directories
+from adapters.files.places import same_disk_directory
 from adapters.files.sqlite import SIDE_FILES
 from adapters.files.walk import WRITING_SUFFIX, Print, print_of
 
@@ -43,17 +45,18 @@ def remove(root: Path, row: Row, *, now: float, idle_s: float = IDLE_S) -> int:
         seen = print_of(file)
     except FileNotFoundError:
         return 0
-    if file.with_name(file.name + WRITING_SUFFIX).exists():
+    if _is_there(file.with_name(file.name + WRITING_SUFFIX)):
         raise Kept(f"{row.local} is being written")
     if not row.received and now - seen.mtime < idle_s:
         raise Kept(f"{row.local} was changed {now - seen.mtime:.0f} s ago: it is in use")
     if _look(seen) != _look(row.print):
         raise Kept(f"{row.local} is no longer what it was when it was last read")
-    aside = root / OWN_DIRECTORY / TRASH / uuid.uuid4().hex
+    trash = same_disk_directory(root, file, TRASH)
+    aside = trash / uuid.uuid4().hex
     (aside / Path(row.local).parent).mkdir(parents=True)
     _move(root, aside, row.local)
     if _look(print_of(aside / row.local)) != _look(seen):
-        put_back(root)
+        _end(root, trash)
         raise Kept(f"{row.local} was changed at the last moment")
     doomed = aside.rename(aside.with_name(aside.name + _DOOMED))
     fsync_directories(file.parent, file.parent)
@@ -65,7 +68,12 @@ def put_back(root: Path) -> None:
 
     Where another file has taken the place meanwhile, the old one stays aside.
     """
-    for aside in (root / OWN_DIRECTORY / TRASH).glob("*"):
+    for own in own_directories(root):
+        _end(root, own / TRASH)
+
+
+def _end(root: Path, trash: Path) -> None:
+    for aside in trash.glob("*"):
         if aside.name.endswith(_DOOMED):
             _delete(aside)
             continue
@@ -135,12 +143,28 @@ def _move(root: Path, aside: Path, local: str) -> None:
             except FileNotFoundError:
                 raise
             except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    # Then nothing of that name stands there.
+                    continue
                 raise Kept(f"{local}{suffix} can't be moved aside: {error}") from error
             beside.append(local + suffix)
     (root / local).rename(aside / local)
     for name in beside:
         # A writer that closed it meanwhile has removed them.
         (root / name).unlink(missing_ok=True)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether something of this name is there; of a name too long for the disk nothing can be."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            return False
+        raise
+    return True
 
 
 def _delete(doomed: Path) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,48 @@ async def test_a_file_that_is_not_what_was_read_stays(inventory: Inventory, root
     with pytest.raises(Kept, match="no longer what it was"):
         await inventory.remove(entry.path, entry.checksum)
     assert file.read_bytes() == b"\x80other"
+
+
+async def test_a_file_of_the_longest_name_goes(inventory: Inventory, root: Path) -> None:
+    """Nothing can stand beside it that says it is in use."""
+    file = put(root / "models" / ("n" * 251 + ".pth"), b"\x80model")
+    os.utime(file, (time.time() - 3600, time.time() - 3600))
+    entry = await only(inventory)
+    assert await inventory.remove(entry.path, entry.checksum) == 6
+    assert not file.exists()
+
+
+@pytest.fixture
+def disk_within(root: Path) -> Iterator[Path]:
+    """A disk of its own that is mounted within the data root."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    (root / "models").mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(root / "models")]
+    subprocess.run(mount, check=True)
+    yield root / "models"
+    subprocess.run(["umount", "--lazy", str(root / "models")], check=True)
+
+
+async def test_a_file_on_a_disk_within_the_data_root_goes(
+    inventory: Inventory, root: Path, disk_within: Path
+) -> None:
+    """It is moved aside there: no file can be moved from one disk to another."""
+    age(put(disk_within / "x.pth", b"\x80model"))
+    entry = await only(inventory)
+    assert await inventory.remove(entry.path, entry.checksum) == 6
+    assert [path.name for path in (root / "models").iterdir()] == [".dataplane"]
+    assert (await inventory.scan()).removed == (entry.path,)
+
+
+async def test_what_was_moved_aside_on_a_disk_within_comes_back(
+    root: Path, disk_within: Path
+) -> None:
+    """Wherever it is aside, who was killed there puts it back."""
+    put(disk_within / ".dataplane/trash/one/models/x.pth", b"\x80model")
+    put_back(root)
+    assert (disk_within / "x.pth").read_bytes() == b"\x80model"
+    assert not list((disk_within / ".dataplane/trash").iterdir())
 
 
 async def test_a_file_that_changes_at_the_last_moment_comes_back(
