@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from pathlib import Path
@@ -60,8 +60,8 @@ class Projector:
         #: What was wrong with the views at the start, and where they were: "" if nothing was.
         self.rolled_back = ""
         self.rolled_back_from = 0
-        #: Called on the event loop after each commit.
-        self.on_commit: list[Callable[[], None]] = []
+        #: Called on the event loop after each commit, with what is in the views now.
+        self.on_commit: list[Callable[[Sequence[Recorded]], None]] = []
 
     @property
     def store(self) -> Store:
@@ -173,7 +173,7 @@ class Projector:
                 self.checkpoint = await self._fold(self.store, batch)
                 self.batches += 1
                 for tell in self.on_commit:
-                    tell()
+                    tell(batch)
                 async with self._advanced:
                     self._advanced.notify_all()
                 self._copy_if_due()

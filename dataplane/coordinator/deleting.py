@@ -122,7 +122,7 @@ class Deleter:
         self.errors = 0
         #: Deletions that could not be taken further, and when they are tried again.
         self.troubles = Troubles("deletion {} could not go on")
-        projector.on_commit.append(self._changed.set)
+        projector.on_commit.append(lambda _: self._changed.set())
 
     async def run(self) -> None:
         """Drive what is open, for ever."""

@@ -78,7 +78,7 @@ class Dispatcher:
         #: When it last looked, and how often: progress, for health.
         self.last_progress = time.monotonic()
         self.turns = 0
-        projector.on_commit.append(self._changed.set)
+        projector.on_commit.append(lambda _: self._changed.set())
         if self._granter is not None:
             self._granter.on_change = self._changed.set
 
@@ -231,6 +231,8 @@ class Known:
         self._view = view
         self._now = now
         self._planner = SyncPlanner(policy, view, now)
+        #: By transfer: asked for where it comes from, and for who else has it.
+        self._sources: dict[str, Sequence[str]] = {}
 
     def node(self, name: str) -> NodeRow | None:
         return None if name == S3_NODE else self._planner.known.node(name)
@@ -239,9 +241,14 @@ class Known:
         return self._planner.known.nodes()
 
     def link(self, node: str, transport: Transport | None = None) -> LinkRow | None:
-        return self._view.link(node, transport)
+        return self._planner.known.link(node, transport)
 
     def sources(self, transfer: TransferRow) -> Sequence[str]:
+        if transfer.id not in self._sources:
+            self._sources[transfer.id] = self._ranked(transfer)
+        return self._sources[transfer.id]
+
+    def _ranked(self, transfer: TransferRow) -> Sequence[str]:
         target = self._planner.known.node(transfer.target)
         if target is None:
             return ()

@@ -60,7 +60,7 @@ class Drains:
         self._driving: dict[str, asyncio.Task[None]] = {}
         #: By chain, what could not be confirmed yet.
         self.troubles = Troubles("the drain of chain {} could not be confirmed")
-        projector.on_commit.append(self._changed.set)
+        projector.on_commit.append(lambda _: self._changed.set())
 
     @property
     def busy(self) -> bool:

@@ -9,8 +9,8 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import aclosing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
 
 from dataplane.config import DataPlaneConfig
 from dataplane.coordinator.queries import Queries
@@ -88,23 +88,26 @@ class Monitor:
             return self._glance
 
     async def _follow(self) -> None:
+        # The projector reads the log for both: to decode each fact twice is dear.
+        coming = asyncio.Queue[Sequence[Recorded]]()
         known = self._projector.checkpoint.sequence
-        first = (await self._live.state()).first_sequence
+        self._projector.on_commit.append(coming.put_nowait)
         # What was there before us is shown, and was counted by whoever was there.
-        reading = self._live.read(after=max(0, known - _RECENT, first - 1))
-        async with aclosing(reading) as batches:
-            async for batch in batches:
-                self.recent.extendleft(batch)
-                if new := [fact for fact in batch if fact.sequence > known]:
-                    self.metrics.note(new, await self._ended(new))
+        after = max(0, known - _RECENT, (await self._live.state()).first_sequence - 1)
+        if after < known:
+            async with aclosing(self._live.read(after=after, until=known)) as batches:
+                async for batch in batches:
+                    self.recent.extendleft(batch)
+        while True:
+            new = await coming.get()
+            self.recent.extendleft(new)
+            self.metrics.note(new, self._ended(new))
 
-    async def _ended(self, batch: list[Recorded]) -> list[ChainRow]:
+    def _ended(self, batch: Sequence[Recorded]) -> list[ChainRow]:
         """The chains that ended with these facts, as the views have them."""
         ends = [fact.chain for fact in batch if isinstance(fact.event, ENDS)]
         if not ends:
             return []
-        with suppress(TimeoutError):
-            await self._projector.wait_for(batch[-1].sequence)
         with self._projector.store.read() as reader:
             view = ClusterView(reader)
             rows = [view.chain(id) for id in ends]

@@ -36,7 +36,7 @@ class Provisioner:
         self._provided: set[str] = set()
         self._known_until = 0.0
         self._changed = asyncio.Event()
-        projector.on_commit.append(self._changed.set)
+        projector.on_commit.append(lambda _: self._changed.set())
 
     async def run(self) -> None:
         """Provide for who has joined and for who joins, for ever."""

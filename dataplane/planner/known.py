@@ -65,6 +65,7 @@ class Known:
         #: By name, so that many entries on few nodes read each node once.
         self._rows: dict[str, NodeRow | None] = {}
         self._all: Sequence[NodeRow] | None = None
+        self._links: dict[tuple[str, Transport | None], LinkRow | None] = {}
 
     def nodes(self) -> Sequence[NodeRow]:
         """All nodes, as the policy has them; read once."""
@@ -80,6 +81,13 @@ class Known:
             row = self.view.node(name) if name else None
             self._rows[name] = None if row is None else self._as_policy_has_it(row)
         return self._rows[name]
+
+    def link(self, node: str, transport: Transport | None = None) -> LinkRow | None:
+        """How a node could be reached by a transport, or by any; read once."""
+        key = node, transport
+        if key not in self._links:
+            self._links[key] = self.view.link(node, transport)
+        return self._links[key]
 
     def is_ephemeral(self, row: NodeRow) -> bool:
         """Whether what a node holds may be gone any time."""
@@ -132,7 +140,7 @@ class Known:
         rule = BreakerRule(
             breakers.node_failures, breakers.node_open_s, breakers.half_open_successes
         )
-        state = breaker(self.view.link(name), self.now, rule)
+        state = breaker(self.link(name), self.now, rule)
         return state.until if state.state is BreakerState.OPEN else 0.0
 
     def _as_policy_has_it(self, row: NodeRow) -> NodeRow:

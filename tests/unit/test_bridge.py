@@ -911,7 +911,7 @@ async def test_coordinator_that_is_cancelled_ends(
     task = asyncio.create_task(dispatcher.run())
     await asyncio.sleep(0)
     for tell_it in projector.on_commit:
-        tell_it()
+        tell_it([])
     for _ in range(steps):
         await asyncio.sleep(0)
     task.cancel()
