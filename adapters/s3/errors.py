@@ -23,6 +23,8 @@ from adapters.errors import (
 )
 from adapters.http.errors import reason
 
+_ELSEWHERE = "the bucket is in another region or place; set s3_region, or s3_endpoint"
+_FULL = "the bucket may hold no more; give it more room"
 _HINTS = {
     "NoSuchBucket": "there is no such bucket; create it",
     "InvalidAccessKeyId": "the access key is not known there",
@@ -32,7 +34,15 @@ _HINTS = {
     "ExpiredToken": "the credentials have expired",
     "RequestTimeTooSkewed": "this node's clock is wrong",
     "InvalidStorageClass": "this server has no such storage class; set another, or none",
+    "InvalidObjectState": "it is archived; have the bucket restore it, then ask again",
+    "AuthorizationHeaderMalformed": _ELSEWHERE,
+    "IllegalLocationConstraintException": _ELSEWHERE,
+    "QuotaExceeded": _FULL,
+    "XMinioAdminBucketQuotaExceeded": _FULL,
+    "XMinioStorageFull": _FULL,
 }
+_NO_ROOM = 507
+_HINTS_BY_STATUS = {**dict.fromkeys((301, 302, 307, 308), _ELSEWHERE), _NO_ROOM: _FULL}
 _OVERTAKEN = {
     "PreconditionFailed",
     "ConditionalRequestConflict",
@@ -132,9 +142,9 @@ def meaning(said: str, status: int, what: str) -> TransportError:
     code = said if re.fullmatch(r"[A-Za-z0-9.]{1,64}", said) else "an unknown error"
     if code in _OVERTAKEN:
         return Overtaken(f"{what}: {code}")
-    if code in _PASSING or status >= 500 or status == 429:
+    if code in _PASSING or status == 429 or (status >= 500 and status != _NO_ROOM):
         return Interrupted(f"{what}: {code}")
     if code in _MISSING:
         return EntryMissing(f"{what}: the bucket does not hold it")
-    hint = _HINTS.get(code, f"status {status}")
+    hint = _HINTS.get(code) or _HINTS_BY_STATUS.get(status, f"status {status}")
     return Refused(f"{what}: {code}: {hint}")

@@ -281,6 +281,7 @@ class Store:
                         config=_config(self._endpoint_url),
                     )
                     self._client = await self._open.enter_async_context(client)
+                    self._client.meta.events.register("before-call.s3", _let_stay)
                     self._wire = await Wire.open(session, self._client, self._bucket, self._region)
                     self._open.push_async_callback(self._wire.close)
                 except ValueError:
@@ -307,6 +308,13 @@ def _config(endpoint_url: str | None) -> Config:
             "payload_signing_enabled": False,
         },
     )
+
+
+def _let_stay(context: dict[str, Any], **_: Any) -> None:
+    """Keep botocore from looking for the region of a bucket that is elsewhere: where it is not
+    told, it asks until its stack is full; and bytes are never sent there.
+    """
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _place(url: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import inspect
 import itertools
@@ -584,28 +585,26 @@ async def test_what_is_no_server_of_s3_is_refused_though_it_says_yes_to_everythi
     connect: Callable[..., S3Transport], files: Files, page: str
 ) -> None:
     """Nothing counts as stored, begun or listed there: the endpoint is another, or a proxy."""
+    async with answering(200, page) as (url, _):
+        transport = connect(endpoint_url=url)
+        for attempt in asking(transport, files):
+            with pytest.raises((Refused, Interrupted)):
+                await attempt
 
-    async def answer(request: web.BaseRequest) -> web.StreamResponse:
-        await request.read()
-        return web.Response(text=page, content_type="text/html")
 
-    runner = web.ServerRunner(web.Server(answer))
-    await runner.setup()
-    site = web.TCPSite(runner, HOST, 0)
-    await site.start()
-    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-    transport = connect(endpoint_url=f"http://{HOST}:{port}")
-    small, large = files.make(b"x" * 1000), files.make(os.urandom(3 * PART))
-    attempts: list[Coroutine[Any, Any, object]] = [
-        transport.store.send("a", b"x", hashlib.sha256(b"x").digest(), Flow(), {}),
-        push(transport, *small),
-        push(transport, *large),
-        S3Bucket(transport).nodes(),
-    ]
-    for attempt in attempts:
-        with pytest.raises((Refused, Interrupted)):
-            await attempt
-    await runner.cleanup()
+@pytest.mark.parametrize("status", [301, 307])
+@pytest.mark.parametrize("page", ["<Error><Code>PermanentRedirect</Code></Error>", ""])
+async def test_a_bucket_of_another_region_is_refused_with_what_to_set(
+    connect: Callable[..., S3Transport], files: Files, status: int, page: str
+) -> None:
+    """Nobody is asked where it is, and where nothing tells it nobody asks on and on."""
+    async with answering(status, page) as (url, asked):
+        transport = connect(endpoint_url=url)
+        for attempt in asking(transport, files):
+            asked.clear()
+            with pytest.raises(Refused, match="set s3_region"):
+                await attempt
+            assert len(asked) <= 2
 
 
 async def test_memory_is_flat(
@@ -1154,6 +1153,37 @@ async def test_clusters_with_prefixes_share_a_bucket_and_see_nothing_of_each_oth
     client.create_multipart_upload(Bucket=bucket, Key=key)
     assert await theirs.abort_stale(-60.0) == 0
     assert await ours.abort_stale(-60.0) == 1
+
+
+@contextlib.asynccontextmanager
+async def answering(status: int, page: str) -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that says the same to everything: its URL, and by which methods it was asked."""
+    asked: list[str] = []
+
+    async def answer(request: web.BaseRequest) -> web.StreamResponse:
+        await request.read()
+        asked.append(request.method)
+        return web.Response(status=status, text=page, content_type="text/html")
+
+    runner = web.ServerRunner(web.Server(answer))
+    await runner.setup()
+    site = web.TCPSite(runner, HOST, 0)
+    await site.start()
+    port = site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
+    yield f"http://{HOST}:{port}", asked
+    await runner.cleanup()
+
+
+def asking(transport: S3Transport, files: Files) -> list[Coroutine[Any, Any, object]]:
+    """An object sent, small and large files pushed, a listing, and an upload begun."""
+    small, large = files.make(b"x" * 1000), files.make(os.urandom(3 * PART))
+    return [
+        transport.store.send("a", b"x", hashlib.sha256(b"x").digest(), Flow(), {}),
+        push(transport, *small),
+        push(transport, *large),
+        S3Bucket(transport).nodes(),
+        transport.store.call("create_multipart_upload", Flow().answering(), "k"),
+    ]
 
 
 def manifest(node: str, transport: S3Transport, *entries: DataEntry) -> layout.Manifest:
