@@ -60,7 +60,9 @@ _PASSING = {
     "InvalidPart",
     "EntityTooSmall",
 }
-_MISSING = {"NoSuchKey", "404", "InvalidRange", "416"}
+_MISSING = {"NoSuchKey", "404"}
+#: The range begins after the end of the object.
+_TOO_SHORT = {"InvalidRange", "416"}
 _UNREACHABLE = (
     aiohttp.ClientConnectorError,
     aiohttp.ConnectionTimeoutError,
@@ -82,6 +84,10 @@ _NO_CREDENTIALS = (
     boto.TokenRetrievalError,
 )
 _CODE = re.compile(r"<Code>([A-Za-z0-9.]{1,64})</Code>")
+
+
+class ObjectDamaged(EntryMissing):
+    """An object is there, and is not the one that was stored: its content is not held there."""
 
 
 @contextlib.contextmanager
@@ -146,5 +152,7 @@ def meaning(said: str, status: int, what: str) -> TransportError:
         return Interrupted(f"{what}: {code}")
     if code in _MISSING:
         return EntryMissing(f"{what}: the bucket does not hold it")
+    if code in _TOO_SHORT:
+        return ObjectDamaged(f"{what} is damaged: it is shorter than what was stored")
     hint = _HINTS.get(code) or _HINTS_BY_STATUS.get(status, f"status {status}")
     return Refused(f"{what}: {code}: {hint}")

@@ -22,7 +22,7 @@ from botocore.config import Config
 from adapters.errors import EntryMissing, Interrupted, Refused
 from adapters.files.digest import hex_of
 from adapters.s3 import layout
-from adapters.s3.errors import code_in, in_our_words, meaning
+from adapters.s3.errors import ObjectDamaged, code_in, in_our_words, meaning
 from adapters.s3.flow import CONNECT_S, Body, Flow
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.wire import EMPTY_SHA256, Wire
@@ -163,12 +163,12 @@ class Store:
     async def whole(self, key: str, nbytes: int, flow: Flow) -> tuple[Found, bytes]:
         """A small object: what is said of it, and all its bytes.
 
-        Raises `EntryMissing` if it has not so many bytes.
+        Raises `ObjectDamaged` if it has not so many bytes.
         """
         async with self._answered("GET", key, flow.answering(), {}) as said:
             if said.content_length != nbytes:
                 name, length = self.name(key), said.content_length
-                raise EntryMissing(f"{name} has {length} bytes, not {nbytes}")
+                raise ObjectDamaged(f"{name} is damaged: it has {length} bytes, not {nbytes}")
             with in_our_words(self.name(key)):
                 async with asyncio.timeout(flow.stall_s):
                     data = await said.read()

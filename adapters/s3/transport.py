@@ -18,13 +18,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from adapters.errors import DigestMismatch, EntryMissing, Overtaken, Refused, TransportError
 from adapters.files.digest import hex_of
 from adapters.files.landing import Landing
 from adapters.memory import room
 from adapters.s3 import layout
+from adapters.s3.errors import ObjectDamaged
 from adapters.s3.flow import Flow
 from adapters.s3.layout import ManifestEntry
 from adapters.s3.sealing import HEADER_BYTES, Opener, SealBroken, Sealed, Sealer
@@ -48,6 +49,7 @@ STALE_S = 24 * 3600.0
 #: A server may think for long about putting the parts of an upload together.
 COMPLETE_S = 300.0
 
+T = TypeVar("T")
 #: Makes an object appear, on the given condition only.
 Put = Callable[[dict[str, str], Flow], Awaitable[None]]
 
@@ -128,12 +130,11 @@ class S3Transport:
     ) -> int:
         """As `Fetches.fetch`. With a key, an object sealed with it is preferred to a plain one."""
         flow = Flow.of(request, throttle, progress)
-        checksum = request.entry.checksum
-        if self._sealer is not None:
-            with contextlib.suppress(EntryMissing):
-                key = layout.sealed_key(checksum, self._sealer.key_id)
-                return await self.bring(key, landing, flow)
-        return await self.bring(layout.object_key(checksum), landing, flow)
+        return await self._from_either(
+            request.entry,
+            lambda key: self.bring(key, landing, flow),
+            lambda key: self.bring(key, landing, flow),
+        )
 
     async def fetch_many(
         self, requests: Sequence[Request], take: Take
@@ -144,17 +145,44 @@ class S3Transport:
     async def _whole(self, request: Request) -> bytes:
         """All of a small entry, unproven."""
         entry, flow = request.entry, Flow.of(request, Throttle(), lambda *_: None)
-        if self._sealer is not None:
+
+        async def opened(key: str) -> bytes:
             sink = Sink(entry)
-            with contextlib.suppress(EntryMissing):
-                await self.bring(layout.sealed_key(entry.checksum, self._sealer.key_id), sink, flow)
-                return bytes(sink.data)
-        key = layout.object_key(entry.checksum)
-        found, data = await self.store.whole(key, entry.size_bytes, flow)
-        if found.sha256 != hex_of(entry.checksum):
-            name = self.store.name(key)
-            raise EntryMissing(f"{name} of {entry.path} says it is another content")
-        return data
+            await self.bring(key, sink, flow)
+            return bytes(sink.data)
+
+        async def as_it_is(key: str) -> bytes:
+            found, data = await self.store.whole(key, entry.size_bytes, flow)
+            if found.sha256 != hex_of(entry.checksum):
+                name = self.store.name(key)
+                raise ObjectDamaged(f"{name} of {entry.path} says it is another content")
+            return data
+
+        return await self._from_either(entry, opened, as_it_is)
+
+    async def _from_either(
+        self,
+        entry: DataEntry,
+        sealed: Callable[[str], Awaitable[T]],
+        plain: Callable[[str], Awaitable[T]],
+    ) -> T:
+        """What came of the object that is sealed with the key that is here, or of the plain one.
+
+        Where neither is it, the error is of the one that is there and damaged.
+        """
+        damaged: ObjectDamaged | None = None
+        if self._sealer is not None:
+            try:
+                return await sealed(layout.sealed_key(entry.checksum, self._sealer.key_id))
+            except ObjectDamaged as error:
+                damaged = error
+            except EntryMissing:
+                # It was stored before there was a key.
+                pass
+        try:
+            return await plain(layout.object_key(entry.checksum))
+        except EntryMissing as error:
+            raise damaged or error from None
 
     async def bring(self, key: str, landing: Landing | Sink, flow: Flow) -> int:
         """Bring the bytes that `landing` lacks from one object; return how many moved.
@@ -224,7 +252,7 @@ class S3Transport:
     async def _range(
         self, key: str, entry: DataEntry, start: int, length: int, whole: int | None, flow: Flow
     ) -> AsyncGenerator[bytes]:
-        """One range. Raises `EntryMissing` if the object is not the entry's, or not so long."""
+        """One range. Raises `ObjectDamaged` if the object is not the entry's, or not so long."""
         asked = f"bytes={start}-{start + length - 1}"
         async with self.store.got(key, flow, asked) as (said, pieces):
             _check(self.store.name(key), said, entry, start, length, whole)
@@ -430,10 +458,11 @@ def _check(
 ) -> None:
     """Raise unless an answer is the range that was asked for, of the entry's own object."""
     if said.object.sha256 != hex_of(entry.checksum):
-        raise EntryMissing(f"{name} of {entry.path} says it is another content")
+        raise ObjectDamaged(f"{name} of {entry.path} says it is another content")
     offered, _, size = said.content_range.partition("/")
     if offered != f"bytes {start}-{start + length - 1}" or size != str(whole or size):
-        raise EntryMissing(f"{name} of {entry.path} has {size} bytes, not {whole}")
+        wanted = "too few to be sealed" if whole is None else f"not {whole}"
+        raise ObjectDamaged(f"{name} of {entry.path} is damaged: it has {size} bytes, {wanted}")
 
 
 def _metadata(stored: ManifestEntry) -> dict[str, str]:

@@ -26,6 +26,7 @@ from adapters.errors import (
     Refused,
     TransportError,
     Unreachable,
+    told_as,
 )
 from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed, Landing
@@ -1119,6 +1120,37 @@ async def test_a_sealed_object_that_was_changed_is_refused(
         await connect(sealer=sealer).fetch(request_for(entry), landing, Throttle(), quiet)
     assert landing.offset == 0
     await landing.abort()
+
+
+@pytest.mark.parametrize("kept", [0, 20, 2_500_000])
+@pytest.mark.parametrize("sealer", [None, Sealer(bytes(32))])
+async def test_an_object_that_was_cut_short_is_told_as_damaged_and_not_as_absent(
+    connect: Callable[..., S3Transport],
+    client: Any,
+    bucket: str,
+    files: Files,
+    root: Path,
+    sealer: Sealer | None,
+    kept: int,
+) -> None:
+    """By its own name, though a node with a key looks for one without it, too."""
+    transport = connect(sealer=sealer)
+    entry = await stored(transport, files, "shared/x.bin", b"x" * 3_000_000)
+    key = transport.stored(entry).key
+    found = client.get_object(Bucket=bucket, Key=key)
+    cut = found["Body"].read()[:kept]
+    client.put_object(Bucket=bucket, Key=key, Body=cut, Metadata=found["Metadata"])
+    (many,) = await transport.fetch_many([request_for(entry)], lambda _: None)
+    with pytest.raises(EntryMissing) as one:
+        await fetch(transport, entry, root)
+    for error in (many, one.value):
+        assert told_as(type(error)) == "EntryMissing"
+        assert f"s3://{bucket}/{key}" in str(error)
+        assert "damaged" in str(error)
+    client.delete_object(Bucket=bucket, Key=key)
+    with pytest.raises(EntryMissing, match="the bucket does not hold it"):
+        await fetch(transport, entry, root)
+    assert await fetch(transport, await stored(connect(), files, entry.path, b"x"), root) == 1
 
 
 async def test_who_has_a_key_still_fetches_what_was_stored_plain(
