@@ -37,6 +37,7 @@ from dataplane.rows import (
 )
 from dataplane.waiting import transfer_lines
 from projections.cluster import ClusterView
+from projections.transfers import TransferRow, TransferState
 from streams.codec import Recorded
 from streams.foreign import Unreadable, from_json
 from streams.log import Standing
@@ -146,9 +147,12 @@ class AskHeld(Ask, frozen=True):
 
 
 class AskPending(Ask, frozen=True):
-    """Which of these transfers are still to be done."""
+    """Which of these transfers are still to be done; with `executor`, by that node, now."""
 
     transfers: tuple[str, ...]
+    executor: str = ""
+    #: The answer knows the log at least so far.
+    sequence: int = 0
 
 
 class Reading(msgspec.Struct):
@@ -341,10 +345,17 @@ def held(ask: AskHeld, known: Reading) -> HeldPage:
 
 def pending(ask: AskPending, known: Reading) -> list[str]:
     """Their ids, of those that are ids; refused with 503 while the views are far behind the log."""
-    if known.last_sequence - known.view.checkpoint.sequence > LAG_LIMIT:
+    folded = known.view.checkpoint.sequence
+    if known.last_sequence - folded > LAG_LIMIT or folded < ask.sequence:
         raise ServiceRefusal("pending: the views are far behind the log", "503")
     found = ((id, known.view.transfer(id)) for id in ask.transfers if is_token(id))
-    return [id for id, row in found if row is not None and not row.ended]
+    return [id for id, row in found if row is not None and _is_pending(row, ask.executor)]
+
+
+def _is_pending(row: TransferRow, executor: str) -> bool:
+    if not executor:
+        return not row.ended
+    return row.state is TransferState.ASSIGNED and row.executor == executor
 
 
 Answer = Callable[[Any, Reading], Any]

@@ -10,6 +10,8 @@ import asyncio
 import logging
 import time
 
+import msgspec
+
 from adapters.errors import Unforeseen
 from dataplane.agent.attempt import Attempt, Outcome
 from dataplane.agent.deliveries import described, is_last_try, kept_alive, left_to_redelivery
@@ -19,12 +21,19 @@ from dataplane.agent.transfers import TransportManager, quarantine_fact
 from dataplane.consumers import tasks_of
 from dataplane.coordinator.granting import GrantKeeper
 from dataplane.crashpoints import reach
+from dataplane.questions import ask_any
 from dataplane.standstill import Progress
 from streams import events
 from streams.codec import Fact, Recorded, fact_id, in_trace, node_fact, trace_joined
+from streams.foreign import Unreadable, from_json
 from streams.log import Bus, Delivery, Log, LogError
 
 logger = logging.getLogger(__name__)
+
+#: Who sends or passes on is not replaced sooner.
+LATE_S = 5.0
+_PENDING = "dp.query.pending"
+_PENDING_ANSWER_S = 5.0
 
 
 class _Work:
@@ -91,7 +100,7 @@ class Orders:
         recorded, order = delivery.recorded, delivery.recorded.event
         async with kept_alive(delivery), left_to_redelivery(delivery):
             self._turns += 1
-            if isinstance(order, events.TransferAssigned):
+            if isinstance(order, events.TransferAssigned) and not await self._is_over(delivery):
                 try:
                     await self._carry_out(recorded, order)
                 except LogError:
@@ -102,6 +111,32 @@ class Orders:
                     logger.error("order %s is given up", recorded.id, exc_info=surprise)
                     await self._give_up(recorded, order, surprise)
             await delivery.ack()
+
+    async def _is_over(self, delivery: Delivery) -> bool:
+        """Whether a coordinator says that an order is not this node's any more: while it was away,
+        whoever sends or passes on for others is replaced. What is for this node itself never is.
+        """
+        recorded, order = delivery.recorded, delivery.recorded.event
+        assert isinstance(order, events.TransferAssigned)
+        late = delivery.attempt > 1 or time.time() - recorded.time > LATE_S
+        if order.target == self._node or not late:
+            return False
+        try:
+            question = {
+                "transfers": [order.transfer],
+                "executor": self._node,
+                "sequence": recorded.sequence,
+            }
+            answer = await ask_any(
+                self._bus, _PENDING, msgspec.json.encode(question), _PENDING_ANSWER_S
+            )
+            over = order.transfer not in from_json(answer, list[str])
+        except (LogError, Unreadable) as error:
+            logger.debug("no coordinator says whether an order is over: %s", error)
+            return False
+        if over:
+            logger.info("order %s is over: it was given to another, or is done", recorded.id)
+        return over
 
     async def _carry_out(self, recorded: Recorded, order: events.TransferAssigned) -> None:
         """Move the bytes and say what came of it; the caller acknowledges after that."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import pytest
+from msgspec import structs
 
 from adapters.files.inventory import Inventory
 from adapters.transport import Progress
@@ -64,14 +66,18 @@ def order(transfer: str) -> events.TransferAssigned:
 
 @contextlib.asynccontextmanager
 async def given(
-    root: Path, *transfers: str, surprises: int = 1000
+    root: Path,
+    *orders: str | events.TransferAssigned,
+    surprises: int = 1000,
+    bus: MemoryBus | None = None,
 ) -> AsyncIterator[tuple[MemoryLog, asyncio.Task[None]]]:
     """Orders given to a node that takes them."""
-    log, bus, manager = MemoryLog(), MemoryBus(), Odd(root)
+    log, bus, manager = MemoryLog(), bus or MemoryBus(), Odd(root)
     manager.surprises = surprises
     await tasks_of(NODE).provide(log)
-    for number, transfer in enumerate(transfers):
-        await log.publish(as_fact(decided("c", order(transfer)), number))
+    for number, one in enumerate(orders):
+        given = order(one) if isinstance(one, str) else one
+        await log.publish(as_fact(decided("c", given), number))
     saying = Saying(log, Outbox(root / "outbox"))
     grants = GrantKeeper(bus, NODE, lambda claim, mbps: None)
     task = asyncio.create_task(Orders(log, bus, NODE, manager, grants, saying).take())
@@ -128,3 +134,73 @@ async def test_an_order_that_surprises_once_is_carried_out(
     monkeypatch.setattr("dataplane.agent.deliveries._REST_S", 0.001)
     async with given(tmp_path, "odd", surprises=3) as (log, _):
         assert isinstance((await outcome(log, "odd")).event, events.TransferSucceeded)
+
+
+class Coordinator:
+    """Says that no order is anybody's any more; remembers what it was asked."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+        self.asked: list[dict[str, object]] = []
+
+    async def answer(self, subject: str, body: bytes) -> bytes:
+        self.asked.append(msgspec.json.decode(body))
+        return self._answer
+
+
+def to_send(transfer: str) -> events.TransferAssigned:
+    """An order to bring something to another node."""
+    return structs.replace(order(transfer), source=NODE, target="train-2")
+
+
+@pytest.mark.parametrize(
+    ("answer", "late_s", "given_to", "carried_out"),
+    [
+        (b"[]", -1.0, to_send, False),
+        # What is for this node counts whenever it comes.
+        (b"[]", -1.0, order, True),
+        # Nobody is replaced so soon: there is nothing to ask.
+        (b"[]", 3600.0, to_send, True),
+        (b'["given"]', -1.0, to_send, True),
+        (b"no answer", -1.0, to_send, True),
+        (None, -1.0, to_send, True),
+    ],
+)
+async def test_who_was_replaced_does_not_send_once_more(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: bytes | None,
+    late_s: float,
+    given_to: Callable[[str], events.TransferAssigned],
+    carried_out: bool,
+) -> None:
+    """A node that comes back asks whether its order is still its own; who can't say yes or no
+    keeps none from being carried out.
+    """
+    monkeypatch.setattr("dataplane.agent.orders.LATE_S", late_s)
+    bus, coordinator = MemoryBus(), Coordinator(answer or b"")
+    if answer is not None:
+        await bus.answer("dp.query.pending", coordinator.answer)
+    async with given(tmp_path, given_to("given"), order("last"), bus=bus) as (log, _):
+        await outcome(log, "last")
+
+        async def acknowledged() -> bool:
+            consumer = await log.consumer(tasks_of(NODE).name)
+            return consumer is not None and consumer.unacknowledged == 0
+
+        await eventually(acknowledged)
+        said = [one async for one in said_of(log)]
+    assert ("given" in said) is carried_out
+    wanted = {"transfers": ["given"], "executor": NODE, "sequence": 1}
+    assert all(asked == wanted for asked in coordinator.asked)
+    assert len(coordinator.asked) == (answer is not None and late_s < 0 and given_to is to_send)
+
+
+async def said_of(log: MemoryLog) -> AsyncIterator[str]:
+    """The transfers that something was said of."""
+    last = await log.last("dp.node.>")
+    assert last is not None
+    for sequence in range(1, last.sequence + 1):
+        fact = await log.get(sequence)
+        if fact is not None and isinstance(fact.event, events.TransferSucceeded):
+            yield fact.event.transfer

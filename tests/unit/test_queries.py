@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from dataplane import queries
 from dataplane.config import DataPlaneConfig
@@ -20,7 +21,7 @@ from dataplane.queries import (
     pending,
 )
 from projections.transfers import transfer_id
-from streams.events import SyncPlanned
+from streams.events import SyncPlanned, TransferAssigned, TransferFailed
 from streams.micro import ServiceRefusal
 from streams.values import SyncPlan, Transport
 from tests.spec import T0, decided, entry, games_of, given, holds, played, player, ran, trainer
@@ -81,3 +82,51 @@ def test_what_is_no_transfers_id_spoils_no_question_about_others() -> None:
     planner = SyncPlanner(Policy(), view, T0)
     known = Reading(view, planner, T0, {}, view.checkpoint.sequence, DataPlaneConfig(), None)
     assert pending(AskPending(("", "x" * 600, "a b", id, "over")), known) == [id]
+
+
+def test_an_executor_is_told_what_is_still_its_own() -> None:
+    """Not what was given to another since, nor what waits; who is behind its order does not say."""
+    plan = SyncPlan(
+        source_node="gpu-1",
+        target_nodes=("train-1",),
+        entries=(GAMES,),
+        transport_preference=(Transport.HTTP_FETCH,),
+    )
+    id = transfer_id(GAMES, "train-1")
+    order = TransferAssigned(
+        transfer=id,
+        executor="gpu-1",
+        source="gpu-1",
+        target="train-1",
+        entry=GAMES,
+        transports=(Transport.HTTP_FETCH,),
+        attempt=1,
+        timeout_s=30.0,
+    )
+    failed = TransferFailed(
+        transfer=id,
+        node="coordinator",
+        source="gpu-1",
+        target="train-1",
+        entry=GAMES,
+        attempt=1,
+        error="gpu-1 went offline",
+        error_class="Unanswered",
+    )
+    relayed = replace(order, executor="relay-1", attempt=2)
+    said: list[object] = [decided("c1", SyncPlanned(config_key="hex8_2p", plans=(plan,)))]
+    for more, whose in (
+        (decided("c1", order), ["gpu-1"]),
+        (decided("c1", failed), []),
+        (decided("c1", relayed), ["relay-1"]),
+    ):
+        said.append(more)
+        view = given(*said).view
+        folded = view.checkpoint.sequence
+        planner = SyncPlanner(Policy(), view, T0)
+        known = Reading(view, planner, T0, {}, folded, DataPlaneConfig(), None)
+        for node in ("gpu-1", "relay-1"):
+            mine = pending(AskPending((id,), executor=node, sequence=folded), known)
+            assert mine == ([id] if node in whose else [])
+        with pytest.raises(ServiceRefusal, match="far behind"):
+            pending(AskPending((id,), executor="gpu-1", sequence=folded + 1), known)
