@@ -436,8 +436,10 @@ def in_flight(reader: Reader) -> Iterator[TransferRow]:
 
 def newer_versions(reader: Reader, row: TransferRow) -> list[TransferRow]:
     """Open transfers of later versions of the same path to the same target."""
-    there = _at_place(reader, "by_target", row.target, row.entry.path)
-    return [other for other in there if other.entry.version > row.entry.version]
+    # Its place is ordered by version: of most transfers there is nothing behind their own.
+    place = text_key(row.target) + digest_key(row.entry.path)
+    later = reader.scan("by_target", place, start=place + number(row.entry.version + 1))
+    return list(_rows(reader, (id.decode() for _, id in later)))
 
 
 def open_at(reader: Reader, target: str, path: str) -> list[TransferRow]:
@@ -513,10 +515,8 @@ def _waiting_key(chain: str, row: TransferRow) -> bytes:
 
 
 def _at_place(reader: Reader, table: str, target: str, path: str) -> Iterator[TransferRow]:
-    for _, id in reader.scan(table, text_key(target) + (digest_key(path) if path else b"")):
-        row = get_transfer(reader, id.decode())
-        if row is not None:
-            yield row
+    there = reader.scan(table, text_key(target) + (digest_key(path) if path else b""))
+    return _rows(reader, (id.decode() for _, id in there))
 
 
 def _target_key(row: TransferRow) -> bytes:
