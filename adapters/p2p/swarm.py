@@ -16,6 +16,9 @@ import msgspec
 
 #: How long a receiver that says nothing is counted on.
 SILENT_S = 3.0
+#: Where nobody has what is lacking and no source is left: how long it is waited for a receiver to
+#: get any of it from elsewhere. None has anything new for so long because none gets anything.
+QUIET_S = 6.0
 #: How long a peer that failed too often is left alone.
 AWAY_S = 10.0
 #: How long one that lacks what it says it has is left alone.
@@ -75,6 +78,8 @@ class Swarm:
         self._asked_bits = 0
         #: How long a piece usually takes.
         self._usual_s = 0.0
+        #: When somebody last joined or had something new.
+        self._news_at = 0.0
         self._random = random.Random(f"{me} {seed}")
 
     @property
@@ -97,6 +102,7 @@ class Swarm:
         if node not in self._peers and (node != self._me or kind is Kind.SOURCE):
             whole = kind is Kind.SOURCE
             self._peers[node] = Known(kind, whole=whole, heard_at=now)
+            self._news_at = now
 
     def heard(self, node: str, pieces: int, whole: bool, now: float) -> bool:
         """A peer says what it has; whether something of it is lacking here."""
@@ -104,8 +110,11 @@ class Swarm:
         known = self._peers.get(node)
         if known is None:
             return False
+        before = self._pieces(known)
         self._has_now(known, pieces & self._all, known.whole or whole)
         known.heard_at = now
+        if self._pieces(known) & ~before:
+            self._news_at = now
         return bool(self._wanted(known))
 
     def got(self, piece: int, now: float) -> None:
@@ -179,10 +188,12 @@ class Swarm:
 
     def hopeful(self, now: float) -> bool:
         """Whether anybody may still give what is lacking."""
+        quiet = now - self._news_at > max(QUIET_S, 3 * self._usual_s)
         for known in self._peers.values():
             if known.kind is Kind.SOURCE and known.away_until <= now:
                 return True
-            if known.kind is Kind.RECEIVER and self._lives(known, now):
+            lives = known.kind is Kind.RECEIVER and self._lives(known, now)
+            if lives and (self._wanted(known) or not quiet):
                 return True
         return False
 

@@ -27,6 +27,7 @@ from adapters.errors import (
 )
 from adapters.files.landing import Landed
 from adapters.p2p import nearby
+from adapters.p2p.gossip import subject_of
 from streams.values import Endpoint
 from tests.integration.peers import Gossiping, Node, entry_of
 
@@ -300,6 +301,40 @@ async def test_nobody_left_is_the_sources_own_error(make: MAKE) -> None:
     await source.link.close()
     with pytest.raises(Unreachable):
         await target.bring(entry, source.at, Endpoint(node="x", http_url="http://127.0.0.1:9"))
+
+
+async def test_what_nobody_left_has_is_not_waited_for(make: MAKE) -> None:
+    """The source is gone and all others hold the same half, as they go on saying."""
+    source, other, target = await make("gpu-7"), await make("train-1"), await make("train-2")
+    data = os.urandom(4 * MEGABYTE)
+    entry = source.put(PATH, data)
+    block_map = source.server._offers.map(entry.checksum)
+    assert block_map is not None
+    landings = [await node.open(entry) for node in (other, target)]
+    for node, landing in zip((other, target), landings, strict=True):
+        scattered = await landing.scatter(block_map)
+        node.around.underway[entry.checksum] = scattered
+        for index in range(block_map.count // 2):
+            offset, length = block_map.span(index)
+            assert not scattered.put(index, memoryview(data[offset : offset + length]))
+    having = other.server._offers.having(entry.checksum)
+    assert having is not None and not having.whole
+    said = msgspec.structs.replace(having, node="train-1", url=other.at.http_url).encode()
+
+    async def going_on() -> None:
+        while True:
+            assert target.around.gossip is not None
+            target.around.gossip.tell(subject_of(entry.checksum), said)
+            await asyncio.sleep(0.2)
+
+    saying = asyncio.create_task(going_on())
+    await source.link.close()
+    async with asyncio.timeout(60):
+        with pytest.raises(Unreachable):
+            await target.fetch(landings[1], source.at, other.at, stall_s=3600.0)
+    saying.cancel()
+    for one in landings:
+        await one.abort()
 
 
 # Going on

@@ -15,6 +15,7 @@ from adapters.p2p.swarm import (
     LONGEST_RUN_BYTES,
     LOST_S,
     MOST_FAILURES,
+    QUIET_S,
     RUN_S,
     SHORTEST_RUN_BYTES,
     SILENT_S,
@@ -172,6 +173,25 @@ def test_hopeless_once_source_and_receivers_are_gone() -> None:
     made.failed(SOURCE, 0.0, for_good=True)
     assert made.hopeful(1.0)
     assert not made.hopeful(SILENT_S + 1.0)
+
+
+def test_hopeless_once_nobody_has_what_is_lacking_nor_gets_anything() -> None:
+    """All that are left say again and again that they have the same: waiting brings nothing."""
+    made = swarm(count=4, others=("a",))
+    made.got(0, 0.0)
+    made.failed(SOURCE, 0.0, for_good=True)
+
+    def hopeful(pieces: list[int], now: float) -> bool:
+        made.heard("a", bits(pieces), False, now)
+        return made.hopeful(now)
+
+    assert hopeful([0], 1.0)
+    assert not hopeful([0], 1.1 + QUIET_S)
+    # Somebody gives it something: what is lacking here may come there, too.
+    assert hopeful([0, 1], 2 + QUIET_S)
+    assert hopeful([0, 1], 3 + 2 * QUIET_S), "what it has is to be had"
+    made.got(1, 4 + 2 * QUIET_S)
+    assert not hopeful([0, 1], 4 + 2 * QUIET_S)
 
 
 @settings(max_examples=25, deadline=None)
