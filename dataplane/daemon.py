@@ -123,11 +123,18 @@ class UnifiedDataPlaneDaemon:
         await log.ensure_topology(replicas=self.config.replicas, bounded=bounded)
         for part in self._wanted:
             coordinates = part is Part.COORDINATOR
-            place = self.config.views_dir if coordinates else self.config.data_dir / ".dataplane"
+            place = self.config.views_dir if coordinates else self._data_place()
             self._locks.append(hold(place))
             made = _made(part, log, self.config)
             await made.start()
             self._parts.append(made)
+
+    def _data_place(self) -> Path:
+        """Where an agent works, before anything is made there. Raises `NotMounted`."""
+        from dataplane.agent.ground import stand_on
+
+        stand_on(self.config.data_dir, self.config.state_dir)
+        return self.config.data_dir / ".dataplane"
 
     async def _run_parts(self) -> None:
         assert self._log is not None

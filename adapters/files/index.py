@@ -78,8 +78,14 @@ class Expected(msgspec.Struct, frozen=True, array_like=True, gc=False):
     entry: DataEntry
 
 
+class Disk(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """A directory of the root on which a disk of its own is mounted."""
+
+    local: str
+
+
 class Index:
-    """Three tables of small records, each change durable once a method returns.
+    """Tables of small records, each change durable once a method returns.
 
     One that is not `kept` forgets all, until it is recreated.
     """
@@ -99,6 +105,10 @@ class Index:
     def expected(self) -> list[Expected]:
         """All entries that are about to appear."""
         return [msgspec.msgpack.decode(blob, type=Expected) for blob in self._all("expected")]
+
+    def disks(self) -> list[Disk]:
+        """All disks that are mounted within the root."""
+        return [msgspec.msgpack.decode(blob, type=Disk) for blob in self._all("disks")]
 
     def change(self, tables: Mapping[str, Mapping[str, msgspec.Struct | None]]) -> None:
         """Write records of each table by key, or remove those that are None, all or nothing."""
@@ -163,7 +173,7 @@ def _sound(path: Path | str) -> sqlite3.Connection:
             raise sqlite3.DatabaseError("another shape")
         if [row[0] for row in db.execute("PRAGMA quick_check(1)")] != ["ok"]:
             raise sqlite3.DatabaseError("damaged")
-        for table in ("rows", "superseded", "expected"):
+        for table in ("rows", "superseded", "expected", "disks"):
             db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, record BLOB)")
         if shape != SHAPE:
             db.execute(f"PRAGMA user_version = {SHAPE}")

@@ -28,7 +28,7 @@ from adapters.files.reading import Reader, Reading
 from adapters.files.removal import IDLE_S, Kept, remove
 from adapters.files.rot import Rot, reread, set_aside
 from adapters.files.turns import Turns
-from adapters.files.walk import Walk, print_of, shown, walk
+from adapters.files.walk import Walk, is_disk, not_mounted, print_of, shown, walk
 from adapters.files.watching import changes_under
 from adapters.workers import finish, settled
 from streams.identity import PathRules
@@ -40,6 +40,8 @@ RESCAN_S = 60.0
 #: A database that takes long to copy is copied again only after so many times as long.
 _REST_FACTOR = 10.0
 _LONG_READ_S = 0.5
+#: What a directory is that is not there.
+_NOWHERE = (0, 0)
 #: Small files are read in batches of about this long, so that others get their turn.
 _BATCH_S = 0.1
 
@@ -71,6 +73,8 @@ class Counts(msgspec.Struct, frozen=True):
     scan_s: float = 0.0
     #: Why a restart would forget what is known; "" if it would not.
     forgetful: str = ""
+    #: Which disk is not there, so that nothing is said of what lies on it; "" if all are.
+    missing: str = ""
 
 
 class Inventory:
@@ -99,6 +103,7 @@ class Inventory:
         #: Files that could not be understood, as they looked then.
         self._failed: dict[str, Reading] = {}
         self._counts = Counts()
+        self._missing = ""
         self._root_id: tuple[int, int] | None = None
         self._scanning = asyncio.Lock()
         self._turns = Turns()
@@ -122,6 +127,7 @@ class Inventory:
         async with self._scanning:
             await self._known.ready()
             if problem := await self._check_root():
+                self._missing = problem
                 return Scan(problems=(problem,))
             try:
                 return await self._scan(config_key)
@@ -161,9 +167,12 @@ class Inventory:
         """Remember, before they are committed, what will appear, by local path.
 
         If the process dies between commit and `landed`, a later scan still knows the files for
-        received ones. Durable on return.
+        received ones. Durable on return; raises OSError where it can't be, or where the disk that
+        they belong on is not mounted, for then no file must appear.
         """
         await self._known.ready()
+        if problem := self._missing_disk(entries):
+            raise OSError(problem)
         await self._known.expect(entries)
 
     async def landed(self, entries: Mapping[str, DataEntry]) -> set[str]:
@@ -405,7 +414,9 @@ class Inventory:
 
     def counts(self) -> Counts:
         """The inventory as of the last scan, in numbers."""
-        return msgspec.structs.replace(self._counts, forgetful=self._known.problem)
+        return msgspec.structs.replace(
+            self._counts, forgetful=self._known.problem, missing=self._missing
+        )
 
     async def watch(self, stop: asyncio.Event) -> AsyncIterator[None]:
         """Yield whenever something changed, and at least every `rescan_s`, until `stop` is set."""
@@ -427,7 +438,14 @@ class Inventory:
     async def _scan(self, config_key: str | None) -> Scan:
         began, now = time.monotonic(), self._clock()
         before = dict(self._known.rows)
-        seen = await self._on_disk(lambda: walk(self._root, now))
+        seen = await self._on_disk(lambda: walk(self._root, now, self._known.disks))
+        # It may have gone while it was walked, and then what is not there is not gone.
+        if problem := await self._root_problem():
+            self._missing = problem
+            return Scan(problems=(problem,))
+        missing = frozenset(one for one in self._known.disks if seen.was_unseen(one))
+        await self._known.mounted(missing | seen.disks)
+        self._missing = "; ".join(not_mounted(one) for one in sorted(missing))
         due = await self._on_disk(
             lambda: [one for one in seen.files if self._is_due(one, seen, config_key)]
         )
@@ -545,12 +563,33 @@ class Inventory:
 
     async def _check_root(self) -> str:
         """Why nothing can be said of the root; "" if all is well."""
-        found = await self._on_disk(lambda: _identity(self._root))
-        if self._root_id is None:
+        problem = await self._root_problem()
+        if not problem:
+            await self._known.mend()
+        return problem
+
+    async def _root_problem(self) -> str:
+        return await self._on_disk(self._look_at_root)
+
+    def _look_at_root(self) -> str:
+        found = _identity(self._root)
+        if self._root_id is None and found != _NOWHERE:
             self._root_id = found
         if found != self._root_id:
             return f"{self._root} is not the directory it was: is its disk mounted?"
-        await self._known.mend()
+        return ""
+
+    def _missing_disk(self, local_paths: Iterable[str]) -> str:
+        """Why what is to appear would appear on another disk than it belongs on; "" if it would
+        not.
+        """
+        if self._root_id is not None and (problem := self._look_at_root()):
+            return problem
+        for disk in self._known.disks:
+            if any(local.startswith(f"{disk}/") for local in local_paths):
+                directory = self._root / disk
+                if directory.is_dir() and not is_disk(directory):
+                    return not_mounted(disk)
         return ""
 
     async def _on_disk(self, function: Callable[[], T]) -> T:
@@ -578,5 +617,5 @@ def _identity(root: Path) -> tuple[int, int]:
     try:
         found = root.stat()
     except OSError:
-        return (0, 0)
+        return _NOWHERE
     return found.st_dev, found.st_ino

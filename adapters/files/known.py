@@ -18,7 +18,7 @@ from typing import TypeVar
 import msgspec
 
 from adapters.files.contents import Contents
-from adapters.files.index import Expected, Index, Row, State, Superseded
+from adapters.files.index import Disk, Expected, Index, Row, State, Superseded
 from adapters.files.places import OWN_DIRECTORY
 from adapters.files.reading import remove_unfinished
 from adapters.files.removal import put_back
@@ -36,6 +36,8 @@ class Known:
         self.rows: dict[str, Row] = {}
         self.contents = Contents(root, keep_snapshots_s)
         self.expected: dict[str, Expected] = {}
+        #: Where within the root disks are mounted, or should be.
+        self.disks: frozenset[str] = frozenset()
         #: Why a restart would forget what is known; "" if it would not.
         self.problem = ""
         self._root = root
@@ -101,6 +103,12 @@ class Known:
                 self.expected.pop(local, None)
             raise OSError(self.problem)
 
+    async def mounted(self, disks: frozenset[str]) -> None:
+        """Remember that disks are mounted within the root. Durable on return, if it can be."""
+        before, self.disks = self.disks, disks
+        gone: dict[str, Disk | None] = dict.fromkeys(before - disks)
+        await self._save(disks=gone | {local: Disk(local) for local in disks - before})
+
     async def sweep(self) -> None:
         """Remove snapshots that nobody needs any more."""
         before = dict(self.contents.superseded)
@@ -126,6 +134,7 @@ class Known:
         self.rows = {row.local: self._to_be_read(row) for row in index.rows()}
         self._local_of = {row.entry.path: row.local for row in self.rows.values()}
         self.expected = {one.local: one for one in index.expected()}
+        self.disks = frozenset(one.local for one in index.disks())
         remove_unfinished(self._root)
         put_back(self._root)
         self.contents.load(self.rows, index.superseded(), self._clock())
@@ -158,6 +167,7 @@ class Known:
             "rows": dict(self.rows),
             "superseded": dict(self.contents.superseded),
             "expected": dict(self.expected),
+            "disks": {local: Disk(local) for local in self.disks},
         }
         try:
             await self._in_thread(lambda: index.recreate(tables))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
 import msgspec
@@ -54,6 +55,8 @@ class Walk(msgspec.Struct):
     #: Files that somebody says they are writing.
     writing: set[str] = msgspec.field(default_factory=set)
     problems: list[str] = msgspec.field(default_factory=list)
+    #: Directories on which another disk is mounted than the one above is on.
+    disks: set[str] = msgspec.field(default_factory=set)
     #: Paths of which nothing can be said, and of all below them.
     unseen: set[str] = msgspec.field(default_factory=set)
     #: Suffixes the data plane has no word for, and how many files have them.
@@ -64,14 +67,22 @@ class Walk(msgspec.Struct):
         return any(not one or local == one or local.startswith(one + "/") for one in self.unseen)
 
 
-def walk(root: Path, now: float) -> Walk:
-    """Look at everything under `root`. Blocks; belongs in a thread."""
+def walk(root: Path, now: float, disks: Container[str] = ()) -> Walk:
+    """Look at everything under `root`, but for what lies where one of these disks is not mounted.
+    Blocks; belongs in a thread.
+    """
     seen = Walk()
     home = root.resolve()
     directories = [""]
     while directories:
         local = directories.pop()
         try:
+            if local and is_disk(home / local):
+                seen.disks.add(local)
+            elif local in disks:
+                seen.problems.append(not_mounted(local))
+                seen.unseen.add(local)
+                continue
             with os.scandir(home / local) as found:
                 for entry in found:
                     _look_at(entry, local, home, now, seen, directories)
@@ -79,6 +90,16 @@ def walk(root: Path, now: float) -> Walk:
             seen.problems.append(f"{shown(local) or '.'} cannot be read: {error.strerror}")
             seen.unseen.add(local)
     return seen
+
+
+def is_disk(directory: Path) -> bool:
+    """Whether another disk is mounted there than the one above is on. Raises `OSError`."""
+    return directory.stat().st_dev != directory.parent.stat().st_dev
+
+
+def not_mounted(local: str) -> str:
+    """That a disk is not where it was, in words."""
+    return f"{shown(local)} is not the disk it was: is it mounted?"
 
 
 def print_of(path: str | Path) -> Print:

@@ -173,8 +173,10 @@ class Agent:
         parts = Parts(self._bus, self._grants)
         self._relaying = Relaying(self.node, config.data_dir, parts, self._receiver)
         self._server = await self._serve(around, config.http_port or _remembered(port_file))
-        port_file.parent.mkdir(parents=True, exist_ok=True)
-        port_file.write_text(str(self._server.port))
+        # Where there is no room, the next one is registered anew.
+        with suppress(OSError):
+            port_file.parent.mkdir(parents=True, exist_ok=True)
+            port_file.write_text(str(self._server.port))
         self._transports = make_transports(config, around)
         self._answering = [
             await self._bus.answer(locate_subject(self.node), self._locate),
@@ -397,7 +399,10 @@ class Agent:
                     "roles": list(self._config.roles),
                     "disk_free_bytes": shutil.disk_usage(self._config.data_dir).free,
                     "files": counts.files,
-                    "problem": counts.forgetful or self._observer.problem or self._unmerged(),
+                    "problem": counts.missing
+                    or counts.forgetful
+                    or self._observer.problem
+                    or self._unmerged(),
                     "transfers_running": manager.running if manager else 0,
                     "bytes_moved": manager.bytes_moved if manager else 0,
                 }

@@ -22,6 +22,7 @@ from adapters.files.digest import Stopped
 from adapters.files.index import Index
 from adapters.files.inventory import Inventory, Scan
 from adapters.files.landing import Landing
+from adapters.files.walk import walk
 from streams.values import DataEntry, DataType
 from tests.damaged import unreadable_archive
 
@@ -384,6 +385,77 @@ async def test_p17_a_root_whose_disk_is_gone_holds_no_news(make: Make, root: Pat
     found = await inventory.scan()
     assert found.removed == ()
     assert "mounted" in found.problems[0]
+
+
+async def test_p17_a_root_whose_disk_goes_while_it_is_walked_holds_no_news(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not there any more was not looked at."""
+    put(root / "models/canonical_x.pth", b"\x80one")
+    inventory = make()
+    await told(inventory)
+
+    def unmounted(*args: object) -> object:
+        swap_for_an_empty_directory(root)
+        return walk(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("adapters.files.inventory.walk", unmounted)
+    found = await inventory.scan()
+    assert found.removed == ()
+    assert "mounted" in found.problems[0]
+
+
+def unmount(place: Path) -> None:
+    """Take a disk away, whoever is at it."""
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.fixture
+def within(root: Path) -> Iterator[Path]:
+    """A disk that is mounted within the data root."""
+    if os.geteuid() != 0:
+        pytest.skip("mounting needs root")
+    place = root / "games"
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)], check=True)
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=False, stderr=subprocess.DEVNULL)
+
+
+async def test_p17_of_a_disk_within_that_is_gone_there_is_no_news(
+    make: Make, root: Path, within: Path
+) -> None:
+    """Its mount point is no empty directory, also for who begins anew, and nothing that belongs on
+    it may appear there. Who means it removes the mount point.
+    """
+    put(within / "hex8_2p.jsonl", b"{}\n")
+    put(root / "models/canonical_x.pth", b"\x80one")
+    inventory = make()
+    await told(inventory)
+    unmount(within)
+    put(within / "square8_2p.jsonl", b"{}\n")
+    for unmounted in (inventory, make()):
+        found = await unmounted.scan()
+        assert (found.changed, found.removed) == ((), ())
+        assert found.problems == ("games is not the disk it was: is it mounted?",)
+        assert unmounted.counts().missing == found.problems[0]
+        with pytest.raises(OSError, match="is it mounted"):
+            await unmounted.expect({"games/gpu-1/x.jsonl": received(b"", "games/gpu-1/x.jsonl")})
+        await unmounted.expect({"models/x.pth": received(b"", "models/x.pth")})
+        await unmounted.close()
+    shutil.rmtree(within)
+    found = await (again := make()).scan()
+    assert found.removed == ("games/gpu-7/hex8_2p.jsonl",)
+    assert again.counts().missing == ""
+
+
+async def test_p17_nothing_appears_where_the_root_was(make: Make, root: Path) -> None:
+    """It would fill another disk, and be gone once the right one is there again."""
+    inventory = make()
+    await inventory.scan()
+    swap_for_an_empty_directory(root)
+    with pytest.raises(OSError, match="is its disk mounted"):
+        await inventory.expect({"models/x.pth": received(b"", "models/x.pth")})
 
 
 async def test_p17_symlinked_models_are_found_and_files_of_unknown_kinds_counted(
