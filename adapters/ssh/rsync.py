@@ -99,7 +99,9 @@ class RsyncTransport:
                 telling.tell(landing.offset)
                 return landing.offset
 
-            run = await through(begin, request.source.node, request, throttle, follow)
+            run = await through(
+                begin, request.source.node, request.entry.path, request, throttle, follow
+            )
             _judge(run, request, landing, begun)
             if aside.basis is not None and runs == 1 and run.literal is not None:
                 return run.literal
@@ -186,7 +188,9 @@ class RsyncTransport:
             return run.done or 0
 
         async with self._way(request.target, request) as way:
-            run = await through(begin, request.target.node, request, throttle, follow)
+            run = await through(
+                begin, request.target.node, request.entry.path, request, throttle, follow
+            )
             if run.status != 0:
                 raise failure(run.status, run.said, request.target.node, request.source.node)
         return runs

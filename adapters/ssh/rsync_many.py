@@ -48,7 +48,8 @@ async def fetch_small(
     place = root / OWN_DIRECTORY / "rsync" / uuid.uuid4().hex
     try:
         await finish(lambda: _make(place))
-        ended = await _run(rsync, shell, requests[0], sorted(set(names.values())), place)
+        asked = [requests[number] for number in names]
+        ended = await _run(rsync, shell, asked, sorted(set(names.values())), place)
         await finish(lambda: _hand_on(place, requests, names, ended, failed, take))
     finally:
         await finish(lambda: shutil.rmtree(place, ignore_errors=True))
@@ -64,9 +65,13 @@ def _make(place: Path) -> None:
 
 
 async def _run(
-    rsync: str, shell: list[str], request: Request, names: Sequence[str], place: Path
+    rsync: str, shell: list[str], requests: Sequence[Request], names: Sequence[str], place: Path
 ) -> TransportError | None:
     """Let rsync bring these files; what it ended with."""
+    request, others = requests[0], len(requests) - 1
+    who, what = request.source.node, request.entry.path
+    if others:
+        what += f" and {others} other{'s' * (others > 1)}"
 
     async def begin(limit: float) -> Run:
         said = "\0".join(names).encode(errors="surrogateescape") + b"\0"
@@ -77,10 +82,10 @@ async def _run(
 
     try:
         # What a grant allows was waited for before so little is asked for.
-        run = await through(begin, request.source.node, request, Throttle(), follow)
+        run = await through(begin, who, what, request, Throttle(), follow)
     except TransportError as error:
         return error
-    return failure(run.status, run.said, request.source.node) if run.status else None
+    return failure(run.status, run.said, f"{who}, asked for {what}") if run.status else None
 
 
 def _name(request: Request, rules: PathRules) -> str:

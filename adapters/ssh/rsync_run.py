@@ -152,11 +152,13 @@ async def _started(words: list[str], stderr: int) -> asyncio.subprocess.Process:
 async def through(
     begin: Callable[[float], Awaitable[Run]],
     who: str,
+    what: str,
     request: Request,
     throttle: Throttle,
     follow: Callable[[Run], Awaitable[int]],
 ) -> Run:
     """Let rsync run to its end with the far end of `who`, begun anew whenever the grant changes.
+    `what` moves, in the words of an error.
 
     `begin` takes the limit in bytes per second; `follow` takes in what came and says how many
     bytes are there. Raises `Stalled`; nothing runs any more afterwards, in whatever way it ends.
@@ -165,7 +167,7 @@ async def through(
         limit = throttle.bytes_per_s
         run = await begin(limit)
         try:
-            ended = await _watched(run, request, throttle, limit, follow)
+            ended = await _watched(run, what, request, throttle, limit, follow)
         except Stalled as error:
             await run.stop()
             await follow(run)
@@ -179,6 +181,7 @@ async def through(
 
 async def _watched(
     run: Run,
+    what: str,
     request: Request,
     throttle: Throttle,
     limit: float,
@@ -198,7 +201,7 @@ async def _watched(
             await _charge(throttle, done - before)
         elif now - max(moved_at, run.heard_at) > patience_s:
             said = f": {run.said.strip()}" if run.said.strip() else ""
-            raise Stalled(f"no byte for {patience_s:g} s{said}")
+            raise Stalled(f"no byte of {what} for {patience_s:g} s{said}")
         if _changed(limit, throttle.bytes_per_s) and now - run.began >= ANEW_S:
             return run.ended.done()
     return True
