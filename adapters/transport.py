@@ -21,9 +21,9 @@ from streams.values import DataEntry, Endpoint, Transport
 #: Told (bytes done, bytes in all), from the event loop, not more often than the reader can bear.
 Progress = Callable[[int, int], None]
 #: A content in memory, or a file that holds it and may be moved.
-Content = bytes | bytearray | memoryview | Path
+Brought = bytes | bytearray | memoryview | Path
 #: Takes contents, each with the number of its entry; it may block, and must not keep the memory.
-Take = Callable[[Sequence[tuple[int, Content]]], None]
+Take = Callable[[Sequence[tuple[int, Brought]]], None]
 
 
 class Request(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from adapters.http.small import Access, fetch_small
 from adapters.p2p.asking import Around, Asking
 from adapters.p2p.gathering import Gathering
 from adapters.throttle import Throttle
-from adapters.transport import Content, Progress, Request, Take
+from adapters.transport import Brought, Progress, Request, Take
 from streams.values import SMALL_BYTES, Transport
 
 
@@ -41,7 +41,7 @@ class P2PTransport:
             return await Gathering(asking).run()
         came: list[bytes] = []
 
-        def take(some: Sequence[tuple[int, Content]]) -> None:
+        def take(some: Sequence[tuple[int, Brought]]) -> None:
             came.extend(bytes(data) for _, data in some)
 
         (failed,) = await self.fetch_many([request], take)

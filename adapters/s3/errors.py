@@ -21,7 +21,7 @@ from adapters.errors import (
     TransportError,
     Unreachable,
 )
-from adapters.http.errors import reason
+from adapters.reasons import reason
 
 _ELSEWHERE = "the bucket is in another region or place; set s3_region, or s3_endpoint"
 _FULL = "the bucket may hold no more; give it more room"

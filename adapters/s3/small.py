@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 from adapters.errors import TransportError
-from adapters.transport import Content, Request, Take
+from adapters.transport import Brought, Request, Take
 from adapters.workers import cancelled, each, finish
 from streams.values import DataEntry
 
@@ -44,7 +44,7 @@ async def fetch_small(
 ) -> list[TransportError | None]:
     """As `FetchesMany.fetch_many`; `bring` brings the whole content of one."""
     failed: list[TransportError | None] = [None] * len(requests)
-    came: asyncio.Queue[tuple[int, Content]] = asyncio.Queue()
+    came: asyncio.Queue[tuple[int, Brought]] = asyncio.Queue()
 
     async def one(numbered: tuple[int, Request]) -> None:
         number, request = numbered
@@ -62,7 +62,7 @@ async def fetch_small(
     return failed
 
 
-async def _hand_on(came: asyncio.Queue[tuple[int, Content]], take: Take) -> None:
+async def _hand_on(came: asyncio.Queue[tuple[int, Brought]], take: Take) -> None:
     """Hand on what has come, in a thread, while more comes."""
     while True:
         some = [await came.get()]

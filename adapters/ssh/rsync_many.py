@@ -22,7 +22,7 @@ from adapters.ssh.connections import source_file
 from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, many_words
 from adapters.throttle import Throttle
-from adapters.transport import Content, Request, Take
+from adapters.transport import Brought, Request, Take
 from adapters.workers import finish
 from streams.identity import PathRules, escapes
 
@@ -106,7 +106,7 @@ def _hand_on(
 ) -> None:
     # A content may be wanted under several paths, but its file can be moved only once.
     left = Counter(names.values())
-    came = list[tuple[int, Content]]()
+    came = list[tuple[int, Brought]]()
     for number, name in names.items():
         file, size = place / name, requests[number].entry.size_bytes
         left[name] -= 1

@@ -29,7 +29,7 @@ from adapters.errors import (
 from adapters.files.group import Group, Wanted
 from adapters.files.landing import Landed
 from adapters.http import server
-from adapters.transport import Content, FetchesMany, PushesMany
+from adapters.transport import Brought, FetchesMany, PushesMany
 from streams.values import SMALL_BYTES, DataEntry, Transport
 from tests.contract.conftest import made
 from tests.contract.rigs import Rig, files_in, left_in
@@ -212,7 +212,7 @@ async def test_after_a_cancelled_fetch_nothing_is_handed_on(
     """Whoever took the contents may let go of them then."""
     entries = all_offered(rig, tmp_path, MANY)
     rig.link.down = 3_000_000
-    came: list[tuple[int, Content]] = []
+    came: list[tuple[int, Brought]] = []
     requests = [
         rig.request(entry, f"t-{n}", entry.path, 30.0, 10.0) for n, entry in enumerate(entries)
     ]

@@ -19,7 +19,7 @@ from adapters.ssh import rsync as rsync_module
 from adapters.ssh import sharing
 from adapters.ssh.rsync import RsyncTransport
 from adapters.throttle import Throttle
-from adapters.transport import Content, Request
+from adapters.transport import Brought, Request
 from tests.faults import Proxy
 from tests.integration.ssh_server import SshServer, running
 from tests.integration.test_ssh_transports import PATIENCE_S, entry_of, held, until
@@ -72,7 +72,7 @@ class Rig:
         requests = [self.request(os.urandom(100)) for _ in range(count)]
         came: dict[int, bytes] = {}
 
-        def take(some: Sequence[tuple[int, Content]]) -> None:
+        def take(some: Sequence[tuple[int, Brought]]) -> None:
             for number, data in some:
                 came[number] = data.read_bytes() if isinstance(data, Path) else bytes(data)
 

@@ -8,9 +8,10 @@ import hashlib
 import os
 import socket
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,26 +169,41 @@ async def test_rsync_has_ended_however_often_it_is_given_up() -> None:
     assert run.ended.done()
 
 
+class Threads(ThreadPoolExecutor):
+    """It remembers what was given to it."""
+
+    def __init__(self) -> None:
+        super().__init__(max_workers=1)
+        self.given: list[Future[Any]] = []
+
+    def submit(self, *work: Any, **more: Any) -> Future[Any]:
+        self.given.append(super().submit(*work, **more))
+        return self.given[-1]
+
+
 async def test_what_ended_badly_as_it_was_given_up_is_not_complained_of() -> None:
     """Nobody is left to ask what came of it, and that is nothing to log."""
     complaints: list[dict[str, object]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, said: complaints.append(said))
-    hurried, ended = threading.Event(), threading.Event()
+    hurried, told = threading.Event(), threading.Event()
 
     def fails() -> None:
         hurried.wait()
-        ended.set()
         raise OSError("gone")
 
-    asked = asyncio.ensure_future(finish(fails, hurry=hurried.set))
-    await asyncio.sleep(0.05)
-    asked.cancel()
-    await asyncio.sleep(0)
-    # It ends in the same turn of the loop in which it is given up a second time.
-    ended.wait()
-    time.sleep(0.1)  # noqa: ASYNC251
-    asked.cancel()
-    await asyncio.wait([asked])
+    with Threads() as threads:
+        asked = asyncio.ensure_future(finish(fails, executor=threads, hurry=hurried.set))
+        while not threads.given:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        # Who waits for it has asked to be told before.
+        threads.given[0].add_done_callback(lambda _: told.set())
+        asked.cancel()
+        await asyncio.sleep(0)
+        # It ends in the same turn of the loop in which it is given up a second time.
+        told.wait()
+        asked.cancel()
+        await asyncio.wait([asked])
+    threads.given.clear()
     del asked
     gc.collect()
     await asyncio.sleep(0)
