@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -17,8 +18,7 @@ def hold(directory: Path) -> IO[str]:
 
     Raises DirectoryInUse, with the directory and who has it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = (directory / "lock").open("a+")
+    lock = _opened(directory)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -28,7 +28,19 @@ def hold(directory: Path) -> IO[str]:
         raise DirectoryInUse(
             f"{directory} is in use by {holder}: end that first, or take another --state-dir"
         ) from None
-    lock.truncate(0)
-    lock.write(f"process {os.getpid()}")
-    lock.flush()
+    with contextlib.suppress(OSError):
+        # Only a word to whoever comes: a disk that is full or can't be written keeps nobody out.
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"process {os.getpid()}".encode())
     return lock
+
+
+def _opened(directory: Path) -> IO[str]:
+    """The file of the lock; where it can't be written, it may still be there to be locked."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        return (directory / "lock").open("a+")
+    except OSError:
+        with contextlib.suppress(OSError):
+            return (directory / "lock").open()
+        raise

@@ -159,8 +159,10 @@ def instance_of(directory: Path) -> str:
         token = file.read_text()
     except FileNotFoundError:
         token = secrets.token_hex(8)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(token)
+        # What can't be kept is another one after a restart, which waits for this one's name.
+        with contextlib.suppress(OSError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(token)
     machine = ""
     with contextlib.suppress(OSError):
         machine = Path("/etc/machine-id").read_text()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import stat
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -31,7 +32,7 @@ from adapters.files.turns import Turns
 from adapters.files.walk import Walk, is_disk, not_mounted, print_of, shown, walk
 from adapters.files.watching import changes_under
 from adapters.workers import finish, settled
-from streams.identity import PathRules
+from streams.identity import PathRules, escapes
 from streams.values import DataEntry, Proof, config_key_in
 
 T = TypeVar("T")
@@ -250,6 +251,29 @@ class Inventory:
             row.entry if row is not None and row.received and row.state is State.HERE else None
             for row in rows
         ]
+
+    async def unread(self, paths: Iterable[str]) -> set[str]:
+        """Those of these logical paths under which a file may be here that could not be read: it
+        is busy, being written, out of reach or on a disk that fails or is full. Nobody can say
+        that it is gone. What was read and is damaged is not among them.
+        """
+        await self._known.ready()
+        unknown = [path for path in paths if self._known.row_of(path) is None]
+        return await self._on_disk(lambda: {path for path in unknown if self._may_be_here(path)})
+
+    def _may_be_here(self, path: str) -> bool:
+        local = self._local(path)
+        failed = self._failed.get(local)
+        if escapes(local) or (failed is not None and failed.print is not None):
+            return False
+        if self._missing_disk([local]):
+            return True
+        try:
+            return not stat.S_ISDIR((self._root / local).lstat().st_mode)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
 
     def keeps_own(self, path: str) -> bool:
         """Whether a file of this node's own stands where a received one would have to."""

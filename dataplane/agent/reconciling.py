@@ -130,7 +130,11 @@ class Reconciler:
         await self._believed.catch_up()
         said = set(self._believed.paths.items())
         here = {(entry.path, entry.checksum) for entry in await self._inventory.held()}
-        return Difference(frozenset(said - here), frozenset(here - said))
+        lost = said - here
+        # What can't be read, of an inventory that has forgotten it, is not gone.
+        unread = await self._inventory.unread({path for path, _ in lost})
+        lost = {(path, checksum) for path, checksum in lost if path not in unread}
+        return Difference(frozenset(lost), frozenset(here - said))
 
     def _facts(self, found: Difference, held: dict[str, DataEntry]) -> list[Fact]:
         known = [held[path] for path, _ in sorted(found.dark) if path in held]

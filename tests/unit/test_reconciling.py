@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from streams import events
 from streams.codec import node_fact
 from streams.memory import MemoryBus, MemoryLog
 from tests.spec import entry
-from tests.unit.test_inventory import NODE, put, received, told
+from tests.unit.test_inventory import NODE, play, put, received, told
 
 
 class Node:
@@ -90,6 +91,31 @@ async def test_files_that_went_with_the_index_are_lost(there: Node) -> None:
     assert last is not None
     assert last.event == events.FilesRemoved(node=NODE, paths=("models/a.pth",))
     assert not await reconciler.reconcile()
+
+
+async def test_p17_what_an_inventory_that_forgot_all_can_not_read_is_not_lost(
+    there: Node, tmp_path: Path
+) -> None:
+    """Where a database is held by its writer, a model is being written, or a directory leads
+    nowhere; what was read and is damaged is lost, though a file is there.
+    """
+    for name in ("busy", "damaged"):
+        play(there.root / f"games/{name}.db", 3)
+    put(there.root / "npz/x.jsonl", b"{}\n")
+    await there.scanned()
+    held = sqlite3.connect(there.root / "games/busy.db")
+    held.execute("PRAGMA locking_mode = EXCLUSIVE").fetchone()
+    held.execute("BEGIN IMMEDIATE")
+    (there.root / "games/damaged.db").write_bytes(b"SQLite format 3\0" + bytes(8000))
+    (there.root / "models/a.pth.writing").touch()
+    (there.root / "npz/x.jsonl").unlink()
+    (there.root / "npz").rmdir()
+    (there.root / "npz").symlink_to("npz")
+    await there.lose_index()
+    await there.scanned()
+    found = await Reconciler(there.log, there.bus, NODE, there.inventory).reconcile()
+    assert {path for path, _ in found.lost} == {"games/gpu-7/damaged.db"}
+    held.close()
 
 
 async def test_files_of_which_this_log_never_heard_are_dark(there: Node) -> None:
