@@ -424,7 +424,11 @@ def _die_with_parent() -> None:
     parent = os.environ.get(PARENT_VARIABLE)
     if not parent or not sys.platform.startswith("linux"):
         return
-    set_death_signal = 1
-    ctypes.CDLL(None).prctl(set_death_signal, signal.SIGTERM)
+    set_death_signal, get_death_signal = 1, 2
+    prctl, asked = ctypes.CDLL(None).prctl, ctypes.c_int()
+    prctl(get_death_signal, ctypes.byref(asked))
+    # Who starts it may have asked for another one.
+    if not asked.value:
+        prctl(set_death_signal, signal.SIGTERM)
     if os.getppid() != int(parent):
         os.kill(os.getpid(), signal.SIGTERM)

@@ -36,7 +36,8 @@ class EmbeddedServer:
 
     `port` 0 lets the server choose; once it runs, `port` is what it chose and stays that for
     every later start. With `die_with_parent` (Linux only) the server ends when the thread that
-    started it does, even by ``kill -9``: start it from a thread that lives as long as you do.
+    started it does, even by ``kill -9``: start it from a thread that lives as long as you do. It
+    is told by `told_by`; what may be paused just then hears SIGKILL alone.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class EmbeddedServer:
         log_file: Path | None = None,
         binary: Path | None = None,
         die_with_parent: bool = True,
+        told_by: signal.Signals = signal.SIGTERM,
     ) -> None:
         self.store_dir = store_dir
         self.port = port
@@ -55,6 +57,7 @@ class EmbeddedServer:
         self.log_file = log_file or store_dir / "nats-server.log"
         self._binary = binary
         self._die_with_parent = die_with_parent
+        self._told_by = told_by
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -148,7 +151,7 @@ class EmbeddedServer:
                 cwd=self.store_dir,
                 # A Ctrl-C on the terminal is for us; we stop the server after its clients.
                 start_new_session=True,
-                preexec_fn=death_wish() if self._die_with_parent else None,
+                preexec_fn=death_wish(self._told_by) if self._die_with_parent else None,
             )
 
     def _command(self) -> list[str]:
@@ -246,8 +249,11 @@ def _greeting(port: int) -> dict[str, object]:
     return said if isinstance(said, dict) else {}
 
 
-def death_wish() -> Callable[[], None] | None:
-    """What the child must call to be ended with its parent; None where that can't be had."""
+def death_wish(told_by: signal.Signals = signal.SIGTERM) -> Callable[[], None] | None:
+    """What the child must call to be ended with its parent; None where that can't be had.
+
+    A child that is paused by then hears no signal but SIGKILL.
+    """
     if not sys.platform.startswith("linux"):
         return None
     # Loaded before the fork: after it, only plain system calls are safe.
@@ -255,7 +261,7 @@ def death_wish() -> Callable[[], None] | None:
     parent = os.getpid()
 
     def ask() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        prctl(_PR_SET_PDEATHSIG, told_by)
         if os.getppid() != parent:
             os._exit(1)
 

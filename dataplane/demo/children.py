@@ -15,6 +15,7 @@ from pathlib import Path
 
 from dataplane.config import ENVIRONMENT_PREFIX
 from dataplane.daemon import PARENT_VARIABLE
+from streams.server import death_wish
 
 _STOP_S = 5.0
 _TAIL_LINES = 15
@@ -93,6 +94,8 @@ class Child:
                 env={**self._env, **more},
                 # A Ctrl-C on the terminal is for the demo, which then stops its children in order.
                 start_new_session=True,
+                # It may be paused when this process ends.
+                preexec_fn=death_wish(signal.SIGKILL),
             )
         if self._retired:
             await self.kill()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import socket
 import subprocess
 import sysconfig
@@ -103,7 +104,7 @@ class S3Server:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=death_wish(),
+                preexec_fn=death_wish(signal.SIGKILL),
             )
 
     def _arguments(self, data: Path) -> list[str]:

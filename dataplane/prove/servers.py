@@ -182,7 +182,8 @@ class Routes:
 
 def single(store: Path, log_file: Path) -> list[BusServer]:
     """One server."""
-    return [BusServer("nats-1", EmbeddedServer(store, log_file=log_file))]
+    server = EmbeddedServer(store, log_file=log_file, told_by=signal.SIGKILL)
+    return [BusServer("nats-1", server)]
 
 
 def clustered(
@@ -214,7 +215,13 @@ def clustered(
             # Nobody is to find another way to it than the cables that it was told of.
             cluster = f'advertise: "{HOST}:{NOWHERE}", {cluster}'
         config.write_text(_config(name, cluster, _includes(store, keys)))
-        server = EmbeddedServer(store, port=port, config=config, log_file=logs / f"{name}.log")
+        server = EmbeddedServer(
+            store,
+            port=port,
+            config=config,
+            log_file=logs / f"{name}.log",
+            told_by=signal.SIGKILL,
+        )
         made.append(BusServer(name, server))
     return made
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import re
 import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -229,6 +231,52 @@ async def test_no_process_is_left_behind(tmp_path: Path, number: signal.Signals)
         await eventually(lambda: demo.poll() is not None)
         await eventually(lambda: not processes_in(directory))
     assert demo.returncode == (-number if number is signal.SIGKILL else 130)
+
+
+PAUSING = """
+import asyncio, sys
+from pathlib import Path
+from dataplane.demo.bucket import DemoBucket
+from dataplane.demo.children import Child, Layout, environment_of
+from dataplane.prove.servers import BucketServer, single
+
+async def main(layout):
+    [bus] = single(layout.nats, layout.log("nats"))
+    bucket = BucketServer("bucket", DemoBucket(layout.root / "bucket"))
+    await bus.start()
+    await bucket.start()
+    state, log = layout.state("coord-1"), layout.log("coord-1")
+    env = environment_of({"nats_url": bus.url, "node": "coord-1", "state_dir": state})
+    coordinator = Child("coord-1", ["dataplane", "coordinator"], state, log, env)
+    await coordinator.start()
+    while not (state / "views").exists():
+        await asyncio.sleep(0.05)
+    for child in (coordinator, bus, bucket):
+        child.pause()
+    print("paused", flush=True)
+    await asyncio.sleep(3600)
+
+asyncio.run(main(Layout(Path(sys.argv[1]))))
+"""
+
+
+async def test_no_process_is_left_behind_that_is_paused(tmp_path: Path) -> None:
+    """Whoever paused it is killed and lets it go on no more."""
+    directory = tmp_path / "kept"
+    command = [sys.executable, "-c", PAUSING, str(directory)]
+    parent = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        assert await parent.stdout.readline() == b"paused\n"
+        assert len(processes_in(directory)) >= 3
+        parent.kill()
+        await parent.wait()
+        await eventually(lambda: not processes_in(directory))
+    finally:
+        with suppress(ProcessLookupError):
+            parent.kill()
+        for left in processes_in(directory):
+            os.kill(left, signal.SIGKILL)
 
 
 @contextmanager
