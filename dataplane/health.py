@@ -6,18 +6,20 @@ Degraded is not healthy. Pure: readings and the time come in, a verdict goes out
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice, takewhile
 from typing import Any
 
 import msgspec
 
 from dataplane.policy import Policy
-from dataplane.words import counted
+from dataplane.words import counted, span
+from projections.chains import ChainRow, ChainStatus
 from projections.cluster import ClusterView
 from projections.links import BreakerRule, BreakerState, breaker
 from projections.nodes import NodeRow
 from streams.log import ConsumerState, Standing
 from streams.permissions import node_durables
-from streams.values import SweepKind
+from streams.values import ALL_CONFIGS, SweepKind
 
 #: A projection further behind than this many facts is not keeping up.
 LAG_LIMIT = 1_000
@@ -25,6 +27,10 @@ LAG_LIMIT = 1_000
 STALL_LIMIT_S = 30.0
 #: A chain that has been open for this long is worth an operator's look.
 OLD_CHAIN_S = 900.0
+#: Chains fail one after another where, of those that ended in so many seconds, at least so many
+#: failed, and this share of them. As many ends are looked at as the page shows alerts of.
+FAILING_S, FAILING_LEAST, FAILING_FROM = 900.0, 3, 0.2
+ENDED_LOOKED_AT = 200
 #: Somebody's heart beats every five seconds.
 QUIET_S = 20.0
 #: A log that has so much of what it may have is an operator's business.
@@ -90,6 +96,26 @@ def _named_problems(view: ClusterView, now: float, policy: Policy) -> list[tuple
     return problems + [("disk-full", text) for text in full if text]
 
 
+def _failing_chains(view: ClusterView, now: float) -> str:
+    """What to say while chains end, and end badly: that they all end is no progress (P18); else "".
+
+    What was only brought ahead may fail, and a node that stays after all ends what was to empty it.
+    """
+    newest = islice(view.ended_chains(), ENDED_LOOKED_AT)
+    lately = takewhile(lambda row: now - row.ended_at < FAILING_S, newest)
+    ended = [row for row in lately if not row.ahead and not row.cancelled_at]
+    failed = [row for row in ended if row.status is ChainStatus.FAILED]
+    if len(failed) < FAILING_LEAST or len(failed) < FAILING_FROM * len(ended):
+        return ""
+    text = f"{len(failed)} of the last {len(ended)} chains failed within {span(FAILING_S)}"
+    return f"{text}: {named_chain(failed[0])}: {failed[0].reason}"
+
+
+def named_chain(row: ChainRow) -> str:
+    """What began a chain and of what: where that is of no configuration, of which node."""
+    return f"{row.trigger} of {row.node if row.config_key == ALL_CONFIGS else row.config_key}"
+
+
 def _full_disk(row: NodeRow, policy: Policy) -> str:
     """What a node with a full disk should do (K21); "" if it is not that full."""
     disk = row.description
@@ -141,6 +167,8 @@ def cluster_health(
         found.problem("views-behind", f"views are {lag} facts behind the log")
     for reason, text in _named_problems(view, now, policy):
         found.problem(reason, text)
+    if failing := _failing_chains(view, now):
+        found.problem("chains-failing", failing)
     if late := _late_backup(view, now, policy):
         found.problem("backup-late", late)
     _judge_presence(found, view, present)

@@ -13,7 +13,14 @@ from typing import Any
 
 import msgspec
 
-from dataplane.health import OLD_CHAIN_S, HealthCheckResult, cluster_health, standing_problems
+from dataplane.health import (
+    ENDED_LOOKED_AT,
+    OLD_CHAIN_S,
+    HealthCheckResult,
+    cluster_health,
+    named_chain,
+    standing_problems,
+)
 from dataplane.policy import Policy
 from dataplane.rows import (
     ChainLine,
@@ -33,7 +40,7 @@ from projections.tallies import Tally
 from projections.trainings import Staging
 from streams.events import DataSyncFailed, NodeRegistered, type_name
 from streams.log import Standing
-from streams.values import ALL_CONFIGS, added
+from streams.values import added
 
 #: Rows of each kind that are shown; how many there are is counted all the same.
 MOST_ROWS = 100
@@ -43,7 +50,6 @@ MOST_ALIKE = 20
 MOST_NAMED = 5
 #: A chain that failed is an alert for so long.
 FAILED_LATELY_S = 3600.0
-_ENDED_LOOKED_AT = 200
 _FAILED, _REGISTERED = type_name(DataSyncFailed), type_name(NodeRegistered)
 
 
@@ -165,7 +171,7 @@ def overview(
     wanted = min(policy.replication.minimum, max(1, online))
     rows = data_map(view.catalog.tallied(), wanted)
     open_chains = list(view.open_chains())
-    ended = list(islice(view.ended_chains(), _ENDED_LOOKED_AT))
+    ended = list(islice(view.ended_chains(), ENDED_LOOKED_AT))
     links = tuple(link_line(row, now) for row in view.links())
     known = None if beats is None else {key: dict(beat) for key, beat in heard.items()}
     health = cluster_health(
@@ -316,11 +322,11 @@ def _chain_alerts(
     waiting, old = [], []
     for row in open_chains:
         if row.status is ChainStatus.WAITING_FOR_FILES and row.node not in joined:
-            text = f"{_named(row)} waits for {row.node}, which never joined"
+            text = f"{named_chain(row)} waits for {row.node}, which never joined"
             waiting.append(Alert(Severity.WARNING, text, {"chain": row.id}))
         if now - row.opened_at > OLD_CHAIN_S and not row.ahead:
             age = span(now - row.opened_at)
-            text = f"{_named(row)} has been {row.status} for {age}"
+            text = f"{named_chain(row)} has been {row.status} for {age}"
             old.append(Alert(Severity.WARNING, text, {"chain": row.id}))
     yield from _first(waiting, "chains wait for nodes that never joined")
     yield from _first(old, f"chains have been open for more than {span(OLD_CHAIN_S)}")
@@ -328,7 +334,7 @@ def _chain_alerts(
     for row in ended:
         lately = row.status is ChainStatus.FAILED and now - row.ended_at < FAILED_LATELY_S
         if lately and not row.ahead:
-            alike.setdefault((_named(row), row.config_key, row.reason), []).append(row.id)
+            alike.setdefault((named_chain(row), row.config_key, row.reason), []).append(row.id)
     for (named, config, reason), ids in alike.items():
         facts = {"chain": ids[0]} if len(ids) == 1 else {"type": _FAILED, "config": config}
         often = "" if len(ids) == 1 else f" {len(ids)} times"
@@ -340,11 +346,6 @@ def _first(alike: list[Alert], others: str) -> Iterable[Alert]:
     yield from alike[:MOST_ALIKE]
     if len(alike) > MOST_ALIKE:
         yield Alert(Severity.WARNING, f"{len(alike) - MOST_ALIKE} more {others}")
-
-
-def _named(row: ChainRow) -> str:
-    """What began a chain and of what: where that is of no configuration, of which node."""
-    return f"{row.trigger} of {row.node if row.config_key == ALL_CONFIGS else row.config_key}"
 
 
 def _link_alerts(links: Iterable[LinkLine]) -> Iterable[Alert]:

@@ -8,6 +8,7 @@ import pytest
 
 from dataplane.clocks import NAMED_S, ClockWatch
 from dataplane.health import (
+    FAILING_S,
     LAG_LIMIT,
     OLD_CHAIN_S,
     QUIET_S,
@@ -115,6 +116,38 @@ def test_p18_chain_that_stands_still_degrades_the_whole() -> None:
 def test_chain_that_has_ended_is_no_old_chain() -> None:
     """However long ago."""
     story = given(*CLUSTER, ran("c1", played(), games_of("gpu-1")), after(100_000))
+    assert cluster(story).healthy
+
+
+def failing(*chains: str) -> list[Any]:
+    """Chains that nobody answers, and that end for it."""
+    opened = [opens(name, played(games=n)) for n, name in enumerate(chains, 1)]
+    return [*opened, after(120.0), said_what_is_owed]
+
+
+def test_p18_chains_that_fail_one_after_another_degrade_the_whole() -> None:
+    """That each of them ends is no progress. It says how many, of what, and why the last one."""
+    few = given(*CLUSTER, *failing("c1", "c2"))
+    assert cluster(few).healthy
+    story = few.tell(*failing("c3"))
+    result = cluster(story)
+    assert (result.status, result.details["reasons"]) == ("degraded", ["chains-failing"])
+    assert result.message == (
+        "3 of the last 3 chains failed within 15 min: SELFPLAY_COMPLETE of hex8_2p: "
+        "gpu-1 gave no answer within 60 s"
+    )
+    assert coordinator(story).status == "healthy", "it is not the coordinator that is unwell"
+    assert not cluster(story, now=story.now + FAILING_S - 200).healthy
+    assert cluster(story, now=story.now + FAILING_S).healthy
+
+
+def test_a_few_chains_that_fail_among_many_do_not_degrade_the_whole() -> None:
+    """Each of them is an alert."""
+    story = given(*CLUSTER, *failing("c1", "c2", "c3"))
+    for number in range(13):
+        assert not cluster(story).healthy
+        games = games_of("gpu-1", games=number + 1)
+        story.tell(ran(f"good-{number}", played(games=number + 50), games))
     assert cluster(story).healthy
 
 
