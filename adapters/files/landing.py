@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future, wait
 from pathlib import Path
@@ -156,7 +157,7 @@ class Landing:
         try:
             yield
         finally:
-            await finish(lambda: name.unlink(missing_ok=True))
+            await finish(lambda: _let_go_of(name))
             await partial.trim()
 
     async def follow(self) -> int:
@@ -336,6 +337,14 @@ def _begun(path: Path, handle: int, block_map: BlockMap) -> Scattered:
     except BaseException:
         os.close(handle)
         raise
+
+
+def _let_go_of(name: Path) -> None:
+    """Remove a name, whatever another program has made of it."""
+    try:
+        name.unlink(missing_ok=True)
+    except OSError:
+        shutil.rmtree(name)
 
 
 def _taken(path: Path) -> int:

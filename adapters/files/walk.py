@@ -6,6 +6,7 @@ for something that is not there.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import Counter
@@ -105,6 +106,9 @@ def not_mounted(local: str) -> str:
 def print_of(path: str | Path) -> Print:
     """The print of a file, or of what a symlink leads to. Raises `OSError`."""
     found = os.stat(path)  # noqa: PTH116 - to make a path of it costs more than to look
+    if not stat.S_ISREG(found.st_mode):
+        # Who opens a pipe waits for its other end, for ever.
+        raise FileNotFoundError(errno.ENOENT, "it is no file", str(path))
     wal_size = wal_mtime_ns = 0
     if is_database(str(path)):
         try:

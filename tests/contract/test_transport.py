@@ -333,6 +333,21 @@ async def test_what_the_source_does_not_hold_is_missing(rig: Rig, root: Path) ->
     assert not caught.value.try_next_transport
 
 
+async def test_what_has_become_a_directory_is_missing(rig: Rig, tmp_path: Path, root: Path) -> None:
+    """As what is gone: nothing of what is in it comes, and nothing of it is left here."""
+    data = os.urandom(70_000)
+    entry, file = entry_of(data), file_of(tmp_path, data)
+    if rig.lands:
+        rig.hold(entry, file)
+    file.unlink()
+    file.mkdir()
+    (file / "x.bin").write_bytes(data)
+    with pytest.raises(EntryMissing, match=FAR_END):
+        await bring(rig, root, entry)
+    assert files_in(root) == {}
+    assert [name for name in left_in(root) if not name.endswith(".partial")] == []
+
+
 async def test_a_source_that_does_not_trust_us_refuses(
     rig: Rig, tmp_path: Path, root: Path
 ) -> None:

@@ -210,6 +210,27 @@ async def test_a_file_that_changes_while_it_is_read_waits(
     assert entry.checksum == sha(b"\x80other")
 
 
+async def test_p20_a_file_that_becomes_a_pipe_is_not_waited_for(
+    make: Make, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who opened it would wait for its other end, and all other files with it."""
+    file = put(root / "models/canonical_x.pth", b"\x80one")
+    put(root / "models/canonical_y.pth", b"\x80two")
+
+    def replaced(*args: object) -> object:
+        seen = walk(*args)  # type: ignore[arg-type]
+        file.unlink()
+        os.mkfifo(file)
+        return seen
+
+    monkeypatch.setattr("adapters.files.inventory.walk", replaced)
+    scanning = asyncio.create_task(make().scan())
+    await asyncio.wait([scanning], timeout=30)
+    if not scanning.done():
+        os.close(os.open(file, os.O_WRONLY | os.O_NONBLOCK))
+    assert paths(await scanning) == ["models/canonical_y.pth"]
+
+
 async def test_p7_a_database_is_served_as_an_unchanging_snapshot(make: Make, root: Path) -> None:
     """While the original goes on, what was reported can be fetched byte for byte."""
     path = root / "games/hex8_2p.db"
