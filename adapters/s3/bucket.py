@@ -128,8 +128,7 @@ class S3Bucket:
         A node without a manifest, or whose can't be read, is passed over, and nothing is dropped
         for it. A consolidated one that can't be read is put aside and begun anew, from all nodes'.
         """
-        names = await self.nodes() if nodes is None else nodes
-        known = await self._written.readable(names)
+        known = await self._written.readable(nodes)
         manifest, begun = await self._written.grow("", known.manifests)
         return manifest if not begun or nodes is None else await self.consolidate()
 
@@ -138,7 +137,7 @@ class S3Bucket:
 
         A manifest that can't be read keeps none of what the others name from being restored.
         """
-        known, unreadable = await self._written.readable(["", *await self.nodes()])
+        known, unreadable = await self._written.readable()
         newest = await finish(lambda: layout.merged("", known, self._clock()))
         return Catalog(newest.entries, tuple(unreadable))
 

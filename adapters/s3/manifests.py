@@ -14,7 +14,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-from adapters.errors import EntryMissing, Overtaken
+from adapters.errors import EntryMissing, Overtaken, Refused
 from adapters.s3 import layout
 from adapters.s3.flow import Flow
 from adapters.s3.layout import LaterRelease, Manifest, ManifestUnreadable
@@ -63,12 +63,14 @@ class Manifests:
             raise EntryMissing(f"there is no {self._store.name(key)}")
         return await self._parsed(data, node, key)
 
-    async def readable(self, nodes: Iterable[str]) -> Readable:
-        """The manifests of nodes, "" for the consolidated one, with those that were put aside. A
-        node without one is passed over.
+    async def readable(self, nodes: Iterable[str] | None = None) -> Readable:
+        """The manifests of nodes, or all, with those that were put aside; "" is the consolidated
+        one. A node without one is passed over.
         """
         found, unreadable = list[Manifest](), list[ManifestUnreadable]()
         aside = await self._aside()
+        if nodes is None:
+            nodes = sorted({"", *await self.nodes(), *(of for _, of in aside)})
         for node in nodes:
             for key in (layout.manifest_key(node), *(key for key, of in aside if of == node)):
                 data, _ = await self._bytes(key)
@@ -109,8 +111,11 @@ class Manifests:
             raise
         except ManifestUnreadable as error:
             beside = layout.aside_key(node, hashlib.sha256(data).hexdigest())
-            if await self._store.head(beside, Flow()) is None:
-                await self._store.copy(key, beside, etag, Flow())
+            try:
+                if await self._store.head(beside, Flow()) is None:
+                    await self._store.copy(key, beside, etag, Flow())
+            except Refused as refused:
+                raise ManifestUnreadable(f"{error}; it can't be kept beside: {refused}") from None
             logger.warning(
                 "a manifest can't be read: %s; another is begun, and it is kept as %s: what it "
                 "names counts again once it can be read there",
@@ -120,10 +125,14 @@ class Manifests:
             return None
 
     async def _aside(self) -> list[tuple[str, str]]:
-        """The manifests that were put aside: key, and whose."""
-        listed = await self._store.listed(
-            "list_objects_v2", "Contents", Flow(), Prefix=layout.ASIDE_PREFIX
-        )
+        """The manifests that were put aside: key, and whose; none for who may not look there."""
+        try:
+            listed = await self._store.listed(
+                "list_objects_v2", "Contents", Flow(), Prefix=layout.ASIDE_PREFIX
+            )
+        except Refused:
+            # They name more, or leave more in doubt: without them nothing is believed that is not.
+            return []
         keys = [one["Key"] for one in listed]
         return [(key, of) for key in keys if (of := layout.aside_of(key)) is not None]
 

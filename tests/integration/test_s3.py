@@ -38,7 +38,7 @@ from adapters.s3 import transport as s3
 from adapters.s3 import wire as s3_wire
 from adapters.s3.bucket import S3Bucket
 from adapters.s3.flow import Flow
-from adapters.s3.layout import LaterRelease, ManifestEntry
+from adapters.s3.layout import LaterRelease, ManifestEntry, ManifestUnreadable
 from adapters.s3.sealing import Sealer
 from adapters.s3.transport import S3Transport
 from adapters.throttle import Throttle
@@ -801,10 +801,44 @@ async def test_a_manifest_that_cant_be_read_ends_no_backups_and_is_kept_as_it_wa
     assert f"s3://{bucket}/{beside}" in catalog.doubt
     assert "mend it there" in catalog.doubt
     client.put_object(Bucket=bucket, Key=beside, Body=whole_one)
+    client.delete_object(Bucket=bucket, Key=key)
+    assert (await s3_bucket.catalog()).known == (lost,), "also once no other is there"
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, entry))
     assert await s3_bucket.catalog() == await S3Bucket(connect()).catalog()
     assert (await s3_bucket.catalog()).known == (lost, entry)
     assert (await s3_bucket.prove(lost.path, lost.checksum)).proven
     assert not (await s3_bucket.catalog()).doubt
+
+
+async def test_who_may_not_keep_an_unreadable_manifest_beside_leaves_it_and_is_told_both(
+    connect: Callable[..., S3Transport],
+    client: Any,
+    bucket: str,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is wrong with it, and what is not allowed; who may not look there reads all others."""
+    transport, key = connect(), layout.manifest_key("gpu-7")
+    client.put_object(Bucket=bucket, Key=key, Body=b"no JSON")
+    entry = await stored(transport, files, "data/x.bin", b"x")
+    await S3Bucket(transport).write_manifest("gpu-8", manifest("gpu-8", transport, entry))
+
+    async def denied(*_: object) -> None:
+        raise Refused("s3://b/unreadable/x: AccessDenied")
+
+    monkeypatch.setattr(transport.store, "copy", denied)
+    with pytest.raises(ManifestUnreadable, match=f"{key}.*kept beside.*AccessDenied"):
+        await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, entry))
+    assert client.get_object(Bucket=bucket, Key=key)["Body"].read() == b"no JSON"
+    listed = transport.store.listed
+
+    async def not_aside(*asked: Any, **more: Any) -> list[Any]:
+        if more["Prefix"] == layout.ASIDE_PREFIX:
+            raise Refused("s3://b/unreadable/: AccessDenied")
+        return await listed(*asked, **more)
+
+    monkeypatch.setattr(transport.store, "listed", not_aside)
+    assert (await S3Bucket(transport).catalog()).known == (entry,)
 
 
 async def test_a_manifest_of_a_later_release_is_let_be(
