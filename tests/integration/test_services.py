@@ -80,6 +80,8 @@ async def _answers(client: Any) -> None:
     assert await _ask(client, "missing", {"node": "train-1"}) == []
     assert await _ask(client, "plans", {}) == []
     assert await _ask(client, "pending", {"transfers": ["nobody-knows-it"]}) == []
+    asked = {"transfers": ["nobody-knows-it"], "executor": "gpu-7", "sequence": 1}
+    assert await _ask(client, "pending", asked) == []
     assert await _ask(client, "rejected", {}) == []
     said = await client.jetstream().publish("dp.node.gpu-7.SELFPLAY_COMPLETE.hex8_2p", b"no JSON")
     await until(lambda: _ask(client, "rejected", {}), "what nobody understands to be told")
@@ -116,6 +118,7 @@ async def _refusals(client: Any) -> None:
         ("missing", b"{}", "400", "missing required field `node`"),
         ("where", b'{"path":"games/x.db"}', "404", "nobody holds"),
         ("rejected", b'{"sequence":1}', "404", "message 1 was neither rejected nor set aside"),
+        ("pending", b'{"transfers":[],"sequence":1000000}', "503", "far behind the log"),
         ("where", b'{"pth":"games/x.db"}', "400", "unknown field `pth`"),
         ("health", b"not json", "400", "JSON is malformed"),
     ):
