@@ -8,6 +8,8 @@ import os
 from pathlib import Path
 from typing import IO
 
+from adapters.files.places import LOCK
+
 
 class DirectoryInUse(Exception):
     """Another process of the data plane works on this directory."""
@@ -39,8 +41,8 @@ def _opened(directory: Path) -> IO[str]:
     """The file of the lock; where it can't be written, it may still be there to be locked."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        return (directory / "lock").open("a+")
+        return (directory / LOCK).open("a+")
     except OSError:
         with contextlib.suppress(OSError):
-            return (directory / "lock").open()
+            return (directory / LOCK).open()
         raise

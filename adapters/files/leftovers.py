@@ -158,8 +158,9 @@ def _lying_in(directory: Path, stuck: Stuck) -> Iterator[Leftover]:
         except OSError as error:
             stuck(path, error)
             continue
-        # A file's own time may be its entry's; the time of its last change of any kind is ours.
-        yield Leftover(path, stat.st_blocks * 512, max(stat.st_ctime, stat.st_mtime))
+        # A file's own time may be its entry's, and lie in the future where its producer's clock is
+        # wrong; the time of its last change of any kind is ours.
+        yield Leftover(path, stat.st_blocks * 512, stat.st_ctime)
 
 
 def _named_in(directory: Path, stuck: Stuck) -> list[Path]:

@@ -14,6 +14,8 @@ from streams.identity import escapes
 
 #: The data plane's own directory within a data root; nothing in it is data.
 OWN_DIRECTORY = ".dataplane"
+#: In the own directory of a data root: held by the agent that works on it.
+LOCK = "lock"
 #: Kept free beyond a file's own size.
 RESERVE = 0.1
 

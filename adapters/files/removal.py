@@ -18,9 +18,9 @@ from pathlib import Path
 from adapters.files.durable import fsync_directories
 from adapters.files.index import Row
 from adapters.files.leftovers import own_directories
-from adapters.files.places import same_disk_directory
+from adapters.files.places import LOCK, same_disk_directory
 from adapters.files.sqlite import SIDE_FILES
-from adapters.files.walk import WRITING_SUFFIX, Print, print_of
+from adapters.files.walk import WRITING_SUFFIX, Print, is_disk, print_of
 
 TRASH = "trash"
 #: A file of this node's own that changed within so many seconds is in use.
@@ -69,7 +69,17 @@ def put_back(root: Path) -> None:
     Where another file has taken the place meanwhile, the old one stays aside.
     """
     for own in own_directories(root):
-        _end(root, own / TRASH)
+        if own.parent == root or _is_ours(own):
+            _end(root, own / TRASH)
+
+
+def _is_ours(own: Path) -> bool:
+    """Whether files of this root are put aside there: it is the directory of a disk within, and no
+    other agent works on it.
+    """
+    with contextlib.suppress(OSError):
+        return is_disk(own.parent) and not (own / LOCK).exists()
+    return False
 
 
 def _end(root: Path, trash: Path) -> None:

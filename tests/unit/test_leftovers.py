@@ -145,6 +145,16 @@ async def test_quarantine_makes_room_for_data_after_a_day(
     assert quarantined_in(tmp_path) == []
 
 
+async def test_k16_a_producers_clock_keeps_nothing_in_quarantine(tmp_path: Path) -> None:
+    """A month after it came here it goes, whatever time its file says it has."""
+    await quarantine(tmp_path)
+    own, now = tmp_path / ".dataplane", time.time()
+    for left in (own / "quarantine").iterdir():
+        os.utime(left, (now + 999 * DAY, now + 999 * DAY))
+    assert sweep_quarantine(own, FULL_FROM, now + 29 * DAY) == []
+    assert len(sweep_quarantine(own, FULL_FROM, now + 31 * DAY)) == 2
+
+
 async def test_on_a_full_disk_quarantine_makes_room_at_once(
     tmp_path: Path, free: list[int]
 ) -> None:

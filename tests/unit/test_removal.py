@@ -141,6 +141,17 @@ async def test_what_was_moved_aside_on_a_disk_within_comes_back(
     assert not list((disk_within / ".dataplane/trash").iterdir())
 
 
+def test_what_another_agent_has_aside_is_its_own(root: Path, disk_within: Path) -> None:
+    """Its data root may lie within this one, on a disk of its own or not."""
+    for place in (root / "games", disk_within):
+        put(place / ".dataplane/trash/one/x.pth", b"\x80model")
+    put(disk_within / ".dataplane/lock", b"process 1")
+    put_back(root)
+    assert not (root / "x.pth").exists()
+    for place in (root / "games", disk_within):
+        assert (place / ".dataplane/trash/one/x.pth").exists()
+
+
 async def test_a_file_that_changes_at_the_last_moment_comes_back(
     inventory: Inventory, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
