@@ -51,10 +51,20 @@ def remove(root: Path, row: Row, *, now: float, idle_s: float = IDLE_S) -> int:
         raise Kept(f"{row.local} was changed {now - seen.mtime:.0f} s ago: it is in use")
     if _look(seen) != _look(row.print):
         raise Kept(f"{row.local} is no longer what it was when it was last read")
-    trash = same_disk_directory(root, file, TRASH)
-    aside = trash / uuid.uuid4().hex
-    (aside / Path(row.local).parent).mkdir(parents=True)
-    _move(root, aside, row.local)
+    try:
+        trash = same_disk_directory(root, file, TRASH)
+        aside = trash / uuid.uuid4().hex
+        (aside / Path(row.local).parent).mkdir(parents=True)
+    except OSError as error:
+        raise Kept(f"{row.local} can't be moved aside: {error}") from error
+    try:
+        _move(root, aside, row.local)
+    except OSError as error:
+        _end(root, trash)
+        raise Kept(f"{row.local} can't be moved aside: {error}") from error
+    except Kept:
+        _end(root, trash)
+        raise
     if _look(print_of(aside / row.local)) != _look(seen):
         _end(root, trash)
         raise Kept(f"{row.local} was changed at the last moment")

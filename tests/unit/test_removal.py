@@ -131,6 +131,26 @@ async def test_a_file_on_a_disk_within_the_data_root_goes(
     assert (await inventory.scan()).removed == (entry.path,)
 
 
+async def test_a_file_on_a_disk_that_can_not_be_written_stays(
+    inventory: Inventory, disk_within: Path
+) -> None:
+    """With a reason, as whatever stays, and with nothing of it anywhere else."""
+    age(put(disk_within / "x.pth", b"\x80model"))
+    (disk_within / ".dataplane/trash").mkdir(parents=True)
+    entry = await only(inventory)
+    remount(disk_within, "ro")
+    with pytest.raises(Kept, match="Read-only"):
+        await inventory.remove(entry.path, entry.checksum)
+    remount(disk_within, "rw")
+    assert list((disk_within / ".dataplane/trash").iterdir()) == []
+    assert await inventory.remove(entry.path, entry.checksum) == 6
+
+
+def remount(disk: Path, how: str) -> None:
+    """Let a disk be read only, or written again."""
+    subprocess.run(["mount", "-o", f"remount,{how}", str(disk)], check=True)
+
+
 async def test_what_was_moved_aside_on_a_disk_within_comes_back(
     root: Path, disk_within: Path
 ) -> None:
