@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
@@ -54,6 +54,9 @@ class Scan(msgspec.Struct, frozen=True):
     #: Logical paths that were reported or received and are no longer here as they were.
     removed: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
+    #: Those of them that hide what was asked for: a disk that is not there, or a directory that
+    #: can't be read and had some of it.
+    blind: tuple[str, ...] = ()
     #: What could not be read yet, and why: somebody writes it.
     waiting: tuple[str, ...] = ()
 
@@ -129,7 +132,7 @@ class Inventory:
             await self._known.ready()
             if problem := await self._check_root():
                 self._missing = problem
-                return Scan(problems=(problem,))
+                return Scan(problems=(problem,), blind=(problem,))
             try:
                 return await self._scan(config_key)
             except Stopped:
@@ -466,7 +469,7 @@ class Inventory:
         # It may have gone while it was walked, and then what is not there is not gone.
         if problem := await self._root_problem():
             self._missing = problem
-            return Scan(problems=(problem,))
+            return Scan(problems=(problem,), blind=(problem,))
         missing = frozenset(one for one in self._known.disks if seen.was_unseen(one))
         await self._known.mounted(missing | seen.disks)
         self._missing = "; ".join(not_mounted(one) for one in sorted(missing))
@@ -563,8 +566,19 @@ class Inventory:
             changed=tuple(changed),
             removed=tuple(removed),
             problems=(*seen.problems, *failed, *spoiled),
+            blind=tuple(self._hides(seen, config_key)),
             waiting=tuple(waiting),
         )
+
+    def _hides(self, seen: Walk, config_key: str | None) -> Iterator[str]:
+        for directory, problem in seen.blind.items():
+            hidden = (
+                config_key in (None, config_key_in(row.local))
+                for row in self._known.rows.values()
+                if not directory or row.local.startswith(f"{directory}/")
+            )
+            if directory in self._known.disks or any(hidden):
+                yield problem
 
     def _count(self, seen: Walk, found: Scan, now: float, took_s: float) -> None:
         here = list(self._known.here())

@@ -23,6 +23,8 @@ from streams.identity import data_type_of, escapes
 #: How long a ``.writing`` marker is believed.
 WRITING_S = 300.0
 WRITING_SUFFIX = ".writing"
+#: What a disk keeps for itself in its highest directory; only root may read it.
+_OF_THE_DISK = "lost+found"
 _NO_DATA = (*SIDE_FILES, WRITING_SUFFIX, ".tmp", ".partial")
 
 
@@ -56,6 +58,8 @@ class Walk(msgspec.Struct):
     #: Files that somebody says they are writing.
     writing: set[str] = msgspec.field(default_factory=set)
     problems: list[str] = msgspec.field(default_factory=list)
+    #: Those of them that are about directories, by path: what is in one nobody knows.
+    blind: dict[str, str] = msgspec.field(default_factory=dict)
     #: Directories on which another disk is mounted than the one above is on.
     disks: set[str] = msgspec.field(default_factory=set)
     #: Paths of which nothing can be said, and of all below them.
@@ -81,15 +85,16 @@ def walk(root: Path, now: float, disks: Container[str] = ()) -> Walk:
             if local and is_disk(home / local):
                 seen.disks.add(local)
             elif local in disks:
-                seen.problems.append(not_mounted(local))
+                seen.blind[local] = not_mounted(local)
                 seen.unseen.add(local)
                 continue
             with os.scandir(home / local) as found:
                 for entry in found:
                     _look_at(entry, local, home, now, seen, directories)
         except OSError as error:
-            seen.problems.append(f"{shown(local) or '.'} cannot be read: {error.strerror}")
+            seen.blind[local] = f"{shown(local) or '.'} cannot be read: {error.strerror}"
             seen.unseen.add(local)
+    seen.problems += seen.blind.values()
     return seen
 
 
@@ -136,7 +141,7 @@ def _look_at(
     seen: Walk,
     directories: list[str],
 ) -> None:
-    if entry.name.startswith("."):
+    if entry.name.startswith(".") or entry.name == _OF_THE_DISK:
         return
     local = f"{directory}/{entry.name}" if directory else entry.name
     try:

@@ -272,7 +272,7 @@ class Observer:
     def _observations(self, scan: Scan, trigger: Recorded | None) -> list[Fact]:
         if trigger is None and not scan.changed:
             return []
-        problems = _relevant((*scan.problems, *scan.waiting), trigger)
+        problems = _relevant((*scan.problems, *scan.waiting), trigger, scan.blind)
         parts = split_entries(scan.changed)
         content = fact_id(*((e.path, e.checksum, e.mtime) for e in scan.changed))
         chain, cause = (trigger.chain, trigger.id) if trigger else ("", "")
@@ -307,8 +307,13 @@ class Observer:
         ]
 
 
-def _relevant(problems: tuple[str, ...], trigger: Recorded | None) -> tuple[str, ...]:
-    """Problems a report tells: all, or those of the configuration that a trigger speaks of."""
+def _relevant(
+    problems: tuple[str, ...], trigger: Recorded | None, blind: tuple[str, ...] = ()
+) -> tuple[str, ...]:
+    """Problems a report tells: all, or those of the configuration that a trigger speaks of and
+    those that hide what it may be about.
+    """
     if trigger is not None and trigger.config_key != ALL_CONFIGS:
-        problems = tuple(p for p in problems if config_key_in(p) == trigger.config_key)
+        asked = trigger.config_key
+        problems = tuple(p for p in problems if p in blind or config_key_in(p) == asked)
     return tuple(text[:1000] for text in problems[:100])

@@ -533,6 +533,7 @@ async def test_temporary_and_hidden_files_are_no_data(make: Make, root: Path) ->
     for name in (".hidden.pth", "x.pth.tmp", "x.db-wal", "x.db-shm", "x.npz.partial", "y.pth~"):
         put(root / "models" / name, b"\x80")
     put(root / ".cache/x.pth", b"\x80")
+    put(root / "lost+found/x.pth", b"\x80")
     assert (await make().scan()).changed == ()
 
 

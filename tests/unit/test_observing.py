@@ -353,3 +353,36 @@ async def test_p2_a_name_that_cannot_be_sent_silences_nobody(tmp_path: Path) -> 
     assert [entry.path for entry in observed.entries] == ["gpu-1/hex8_2p.jsonl"]
     assert any("hex8_2p_\\udcff.jsonl is being written" in text for text in observed.problems)
     await inventory.close()
+
+
+async def test_p17_an_answer_names_the_directory_that_hides_what_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever its name: nobody can say that there is nothing new. One that never held any of it
+    keeps no answer from being whole.
+    """
+    for name in ("games/hex8_2p.jsonl", "private/square8_2p.jsonl"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"{}\n")
+    log, inventory = MemoryLog(), Inventory(tmp_path, "gpu-1")
+    observer = Observer(
+        log, MemoryBus(), DataPlaneConfig(node="gpu-1", data_dir=tmp_path), inventory
+    )
+    await observer.report()
+    scandir = os.scandir
+
+    def failing(path: Path) -> object:
+        if path.name in ("games", "private"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("adapters.files.walk.os.scandir", failing)
+    await triggers_of("gpu-1").provide(log)
+    await log.publish(as_fact(opens("a", played("gpu-1")), 0))
+    answering = asyncio.create_task(observer.answer_triggers())
+    async with asyncio.timeout(30):
+        answer = await answer_to(log, "a")
+    assert answer.problems == ("games cannot be read: Permission denied",)
+    answering.cancel()
+    await asyncio.gather(answering, return_exceptions=True)
+    await inventory.close()
