@@ -73,8 +73,16 @@ class Scrubber:
         here = self._inventory.at_rest()
         paths = {entry.path for _, entry in here}
         self._read_at = {path: at for path, at in self._read_at.items() if path in paths}
-        last = [(max(at, self._read_at.get(e.path, self._began)), e) for at, e in here]
-        oldest = self._clock() - self._interval_s
+        # What lies ahead was noted before the clock was set back: when it was nobody knows.
+        now = self._clock()
+        self._began = min(self._began, now)
+
+        def last_read(at: float, path: str) -> float:
+            known = (at, self._read_at.get(path, self._began))
+            return max((time for time in known if 0 < time <= now), default=self._began)
+
+        last = [(last_read(at, entry.path), entry) for at, entry in here]
+        oldest = now - self._interval_s
         return [e for at, e in sorted(last, key=lambda pair: pair[0]) if at <= oldest]
 
     async def scrub_at(self, path: str) -> Rot | None:

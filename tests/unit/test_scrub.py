@@ -187,6 +187,20 @@ async def test_file_of_the_nodes_own_that_rotted_is_said_once_and_stays(
     assert file.exists()
 
 
+@pytest.mark.parametrize("scrubbed", [True, False])
+async def test_a_clock_that_was_set_back_keeps_nothing_from_being_read_again(
+    inventory: Inventory, scrubber: Scrubber, clock: Clock, tmp_path: Path, scrubbed: bool
+) -> None:
+    """A machine that began in a wrong year would not read before that comes."""
+    entry = await received(inventory, tmp_path)
+    if scrubbed:
+        await scrubber.scrub(entry)
+    clock.now -= 365 * DAY_S
+    assert scrubber.due() == []
+    clock.now += DAY_S
+    assert scrubber.due() == [entry]
+
+
 async def test_what_was_read_longest_ago_is_due_first_and_only_after_the_interval(
     inventory: Inventory, scrubber: Scrubber, clock: Clock, tmp_path: Path
 ) -> None:
