@@ -195,13 +195,14 @@ class S3Bucket:
         throttle: Throttle | None = None,
         progress: Progress = lambda *_: None,
     ) -> RestoredNode:
-        """Bring all that a node's manifest names under `root`, where that node would keep it; if
-        it can't be read, what others name that this node produced.
+        """Bring all that a node's manifest names under `root`, where that node would keep it, and
+        what others name that this node produced: where it could not store a file itself, who had
+        a copy did.
 
         Returns what became of each path: one that fails holds up no other. What is there already
         is left as it is, so that it can be called again. `progress` is told of all as of one.
         Nothing stays below `root` but the files, or what of them came. Raises `EntryMissing` if
-        there is no manifest of it.
+        there is no manifest of it, and none names anything of it.
         """
         known = rules or PathRules()
         became: dict[str, Landed | TransportError] = {}
@@ -230,15 +231,13 @@ class S3Bucket:
         self, node: str, rules: PathRules
     ) -> tuple[Sequence[ManifestEntry], Sequence[ManifestUnreadable]]:
         """What a node has stored, and its manifests, or those of others, that may name more."""
-        known, unreadable = await self._written.readable([node])
-        if not known and not unreadable:
+        own, unreadable = await self._written.readable([node])
+        catalog = await self.catalog()
+        entries = [one for manifest in own for one in manifest.entries]
+        entries += [one for one in catalog.entries if rules.producer(one.entry.path) == node]
+        if not (entries or own or unreadable):
             await self.read_manifest(node)
-        entries = [one for manifest in known for one in manifest.entries]
-        if unreadable:
-            catalog = await self.catalog()
-            unreadable = catalog.unreadable
-            entries += [one for one in catalog.entries if rules.producer(one.entry.path) == node]
-        return layout.manifest_of(node, entries, self._clock()).entries, unreadable
+        return layout.manifest_of(node, entries, self._clock()).entries, catalog.unreadable
 
     async def _restore_file(
         self,

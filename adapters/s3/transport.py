@@ -226,7 +226,10 @@ class S3Transport:
         """How an object is opened, by what it begins with."""
         if self._sealer is None or layout.sealed_with(key) != self._sealer.key_id:
             name, lacking = self.store.name(key), layout.sealed_with(key)
-            raise Refused(f"{name} of {entry.path}: this node has not the key {lacking}")
+            raise Refused(
+                f"{name} of {entry.path}: this node has not the key {lacking}; set "
+                "s3_encryption_key_file to it"
+            )
         coming = self._range(key, entry, 0, HEADER_BYTES, None, flow)
         header = b"".join([piece async for piece in coming])
         return self._sealer.opening(header, entry.checksum, entry.size_bytes)

@@ -98,7 +98,7 @@ def restore_file(path: str, to: To) -> None:
 
 @restore_app.command("node")
 def restore_node(node: str, to: To, as_json: Json = False) -> None:
-    """Bring back all that a node's manifest names, where that node would keep it below --to."""
+    """Bring back all that a node stored or produced, where that node would keep it below --to."""
 
     async def bring() -> Any:
         to.mkdir(parents=True, exist_ok=True)

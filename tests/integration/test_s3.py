@@ -897,6 +897,26 @@ async def test_a_consolidated_manifest_that_cant_be_read_is_begun_anew_from_all_
     assert [aside in str(one) for one in (await s3_bucket.catalog()).unreadable] == [True, False]
 
 
+async def test_with_a_node_comes_back_what_it_produced_and_another_stored(
+    connect: Callable[..., S3Transport], bucket: str, files: Files, root: Path
+) -> None:
+    """A node that could not reach the bucket has no manifest that names it, or none at all."""
+    transport = connect()
+    s3_bucket = S3Bucket(transport)
+    theirs = [
+        await stored(transport, files, path, path.encode())
+        for path in ("games/gpu-7/b.jsonl", "games/gpu-8/c.jsonl")
+    ]
+    await s3_bucket.write_manifest("gpu-8", manifest("gpu-8", transport, *theirs))
+    await s3_bucket.restore_node("gpu-7", root)
+    assert files_under(root) == {"games/b.jsonl": b"games/gpu-7/b.jsonl"}
+    own = await stored(transport, files, "games/gpu-7/a.jsonl", b"own")
+    await s3_bucket.write_manifest("gpu-7", manifest("gpu-7", transport, own))
+    became, unreadable = await s3_bucket.restore_node("gpu-7", root)
+    assert sorted(became) == ["games/gpu-7/a.jsonl", "games/gpu-7/b.jsonl"]
+    assert not unreadable
+
+
 async def test_of_a_node_whose_manifest_cant_be_read_comes_back_what_others_name(
     connect: Callable[..., S3Transport], client: Any, bucket: str, files: Files, root: Path
 ) -> None:
