@@ -38,6 +38,7 @@ DEFAULT_SERVER = "nats://127.0.0.1:4222"
 _CONNECT_S = 2
 _PROBE_S = 10.0
 _CLOSE_S = 5.0
+_NO_TLS = "offers no TLS"
 #: What JetStream answers, not somebody who may be away.
 _KEPT = ("$", "dp.node.", "dp.chain.", "dp.task.")
 
@@ -77,6 +78,16 @@ class _Client(Client):
         elif (subscription := self._subs.get(sid)) is not None and subscription._cb is not None:
             # A subscription of the library's own, such as a service's.
             await super()._process_msg(sid, subject, reply, data, headers)
+
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        server = self._current_server
+        wanted = "tls" in self.options or (server is not None and server.uri.scheme == "tls")
+        if initial_connection and wanted and not info.get("tls_required"):
+            # The library would go on without, and show who we are to whoever took TLS out.
+            if not info.get("tls_available"):
+                raise nats.errors.Error(_NO_TLS)
+            info["tls_required"] = True
+        await super()._process_info(info, initial_connection)
 
     async def settle(self) -> None:
         """Until the server has seen all that was sent: the library's ping overtakes it."""
@@ -440,7 +451,7 @@ def _arguments(servers: list[str], options: ConnectOptions) -> dict[str, Any]:
 
 async def _probe(arguments: Mapping[str, Any]) -> None:
     """Connect once without patience: with it, bad credentials and no server look like waiting."""
-    client, failures = Client(), list[str]()
+    client, failures = _Client(), list[str]()
 
     async def note(error: Exception) -> None:
         failures.append(str(error) or repr(error))
@@ -474,6 +485,11 @@ def _explain(arguments: Mapping[str, Any], why: list[str], cause: Exception) -> 
         raise PermissionDenied(
             f"the NATS server at {where} does not let {who} in ({said}); check user and password, "
             "or the credentials file, against its configuration"
+        ) from cause
+    if _NO_TLS in said:
+        raise LogUnavailable(
+            f"the NATS server at {where} {_NO_TLS}, and without it nothing is said to it; set it "
+            "up there, or take out nats_tls_ca, nats_tls_cert and tls:// here"
         ) from cause
     if "certificate" in said.lower() or "ssl" in said.lower():
         raise LogUnavailable(
