@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ssl
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -21,6 +20,7 @@ import msgspec
 from adapters.workers import cancelled, finish
 from dataplane.catalog import Catalog
 from dataplane.config import ConfigError, DataPlaneConfig
+from dataplane.credentials import bus_key, bus_tls
 from dataplane.following import Following
 from dataplane.health import HealthCheckResult, cluster_health, nobody_tells
 from dataplane.outbox import NotKept, Outbox
@@ -109,19 +109,30 @@ class SyncHandle:
         `progress_callback` is told (bytes done, bytes in all) of what the chain moves, a few times
         a second. It is called on the event loop; what it raises, this raises.
         """
-        async with asyncio.timeout(timeout):
-            if progress_callback is None:
-                return await self._end(lambda recorded: None)
-            following = Following(progress_callback)
-            hearing = asyncio.create_task(following.hear(self._bus))
-            ending = asyncio.create_task(self._end(following.see))
-            try:
-                await asyncio.wait({ending, hearing}, return_when=asyncio.FIRST_COMPLETED)
-                if not ending.done():
-                    hearing.result()
-                return await ending
-            finally:
-                await cancelled([hearing, ending])
+        waiting = asyncio.timeout(timeout)
+        try:
+            async with waiting:
+                return await self._followed(progress_callback)
+        except TimeoutError:
+            if not waiting.expired():
+                raise
+            raise TimeoutError(
+                f"no end within {timeout:g} s; it goes on: dataplane chain {self.chain}"
+            ) from None
+
+    async def _followed(self, progress_callback: Callable[[int, int], None] | None) -> SyncResult:
+        if progress_callback is None:
+            return await self._end(lambda recorded: None)
+        following = Following(progress_callback)
+        hearing = asyncio.create_task(following.hear(self._bus))
+        ending = asyncio.create_task(self._end(following.see))
+        try:
+            await asyncio.wait({ending, hearing}, return_when=asyncio.FIRST_COMPLETED)
+            if not ending.done():
+                hearing.result()
+            return await ending
+        finally:
+            await cancelled([hearing, ending])
 
     async def _end(self, see: Callable[[Recorded], None]) -> SyncResult:
         reading = self._log.read(after=self._sequence, subjects=[chain_filter(self.chain)])
@@ -454,37 +465,18 @@ class DataPlane:
 
 
 async def open_log(config: DataPlaneConfig) -> JetStreamLog:
-    """Connect to the configured bus. Raises LogUnavailable or PermissionDenied with a hint."""
+    """Connect to the configured bus. Raises LogUnavailable or PermissionDenied with a hint, and
+    ConfigError for files that can't be used.
+    """
     return await JetStreamLog.connect(
         config.servers,
         name=config.node,
         user=config.nats_user or None,
         password=config.nats_password or None,
-        creds_file=_file(config.nats_credentials),
-        nkey_seed_file=_file(config.nats_nkey),
+        creds_file=bus_key("nats_credentials", config.nats_credentials),
+        nkey_seed_file=bus_key("nats_nkey", config.nats_nkey),
         tls=bus_tls(config),
     )
-
-
-def _file(name: str) -> Path | None:
-    return Path(name).expanduser() if name else None
-
-
-def bus_tls(config: DataPlaneConfig) -> ssl.SSLContext | None:
-    """How a bus with TLS is checked, and what we show it; None where nothing is configured.
-
-    Raises ConfigError for files that can't be used.
-    """
-    if not (config.nats_tls_ca or config.nats_tls_cert):
-        return None
-    try:
-        context = ssl.create_default_context(cafile=config.nats_tls_ca or None)
-        context.minimum_version = ssl.TLSVersion.TLSv1_2
-        if config.nats_tls_cert:
-            context.load_cert_chain(config.nats_tls_cert, config.nats_tls_key or None)
-    except OSError as error:
-        raise ConfigError(f"nats_tls_ca, nats_tls_cert or nats_tls_key: {error}") from error
-    return context
 
 
 _current: DataPlane | None = None

@@ -120,7 +120,7 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ssh_host: str = ""
     ssh_port: Annotated[int, Meta(ge=1, le=65535)] = 22
     ssh_user: str = ""
-    #: What this node's own SSH client trusts and shows; None means the user's own files.
+    #: What this node's own SSH client trusts and shows; None, or "", means the user's own files.
     ssh_known_hosts: Path | None = None
     ssh_identity: Path | None = None
 
@@ -336,6 +336,9 @@ class DataPlaneConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         for name, (concern, field) in FLAT_NAMES.items():
             setattr(config, name, getattr(getattr(policy, concern), field))
         config.path_rules = policy.paths
+        for name in ("ssh_known_hosts", "ssh_identity"):
+            if getattr(config, name) == Path():
+                setattr(config, name, None)
         if config.s3_enabled and not config.s3_bucket:
             raise ConfigError(f"{where}: s3_enabled needs s3_bucket")
         into = config.consolidate_to
@@ -561,6 +564,8 @@ TEMPLATE = """\
 # ssh_host = ""                  # where others reach this node by SSH
 # ssh_port = 22
 # ssh_user = ""
+# ssh_known_hosts = ""           # host keys of nodes that this one sends to by SSH; "": the user's
+# ssh_identity = ""              # the private key that it shows them, mode 0600; "": the user's
 
 # The bucket. Credentials come from the standard places of the AWS tools, never from here; agents
 # store and fetch with them, coordinators prove what is there.
@@ -570,10 +575,10 @@ TEMPLATE = """\
 # s3_endpoint = ""               # "http://10.0.0.9:8333" for a server of one's own
 # s3_region = ""
 # shutdown_push_seconds = 8.0    # an agent that is told to end pushes for so long what it lacks
-# s3_encryption_key_file = ""   # what this node stores is sealed with this key
+# s3_encryption_key_file = ""    # what this node stores is sealed with this key
 
 # Merging.
-# consolidate_to = ""            # "games/canonical_{{config}}.db": all complete games here, in one
+# consolidate_to = ""            # "games/canonical_{config}.db": all complete games here, in one
 
 # Scrubbing.
 # scrub_interval = 1209600.0     # every replica is read again within this; 0: never

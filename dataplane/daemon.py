@@ -25,6 +25,7 @@ from dataplane.api import open_log
 from dataplane.audit.archiving import ArchiveKeeper
 from dataplane.catalog import Catalog
 from dataplane.config import DataPlaneConfig
+from dataplane.credentials import look_at_agent_files, look_at_page_files, warn_of_open_keys
 from dataplane.holding import DirectoryInUse, hold
 from dataplane.presence import NameTaken
 from dataplane.pulse import PULSE_LIMIT_S, PULSE_S, PULSE_VARIABLE, SOCKET_VARIABLE, Pulse
@@ -118,6 +119,7 @@ class UnifiedDataPlaneDaemon:
             await self.stop(last_push=told)
 
     async def _open(self) -> None:
+        _look_at_files(self.config, self._wanted)
         self._log = log = await _patiently_connect(self.config)
         bounded = self.config.log_max_age_seconds > 0
         await log.ensure_topology(replicas=self.config.replicas, bounded=bounded)
@@ -142,6 +144,14 @@ class UnifiedDataPlaneDaemon:
             for part in self._parts:
                 group.create_task(part.run())
             group.create_task(_end_with(self._log))
+
+
+def _look_at_files(config: DataPlaneConfig, parts: Iterable[Part]) -> None:
+    """Whether the parts can use what the configuration names. Raises ConfigError."""
+    looks = {Part.AGENT: look_at_agent_files, Part.COORDINATOR: look_at_page_files}
+    for part in parts:
+        looks[part](config)
+    warn_of_open_keys(config)
 
 
 def _made(part: Part, log: JetStreamLog, config: DataPlaneConfig) -> Coordinator | Agent:
@@ -404,6 +414,8 @@ async def _stop_child(child: asyncio.subprocess.Process, limit_s: float) -> None
 
 def supervise(config: DataPlaneConfig, environment: Mapping[str, str] | None = None) -> int:
     """Run ``dataplane up`` until SIGTERM or SIGINT; the exit status."""
+    # Its parts would be started again and again.
+    _look_at_files(config, Part)
     try:
         lock = hold(config.state_dir)
     except DirectoryInUse as error:

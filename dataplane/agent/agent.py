@@ -26,6 +26,7 @@ from adapters.http.receiving import Receiver
 from adapters.http.signing import Signer
 from adapters.http.transport import FileServer
 from adapters.p2p.asking import Around
+from adapters.reasons import reason
 from adapters.transport import Fetches
 from dataplane.agent import asking
 from dataplane.agent.attempt import Outcome
@@ -290,13 +291,22 @@ class Agent:
         server = made(port)
         try:
             await server.start()
-        except OSError:
+        except OSError as error:
             if self._config.http_port:
-                raise
+                raise self._not_served(error) from error
             # The port of last time is taken: any other will do, it is registered anew.
             server = made(0)
-            await server.start()
+            try:
+                await server.start()
+            except OSError as late:
+                raise self._not_served(late) from late
         return server
+
+    def _not_served(self, error: OSError) -> OSError:
+        """Why files can't be served, by the settings that say where."""
+        host, port = self._config.http_host, self._config.http_port
+        why = f"files can't be served at http_host {host!r}, http_port {port}: {reason(error)}"
+        return OSError(why)
 
     def _find(self, checksum: str) -> Path | None:
         """A file of this node, or one that passes through it, with exactly this content."""

@@ -124,6 +124,15 @@ def assert_grows(told: list[tuple[int, int]]) -> None:
     assert last == (total, total)
 
 
+async def test_who_waits_no_longer_is_told_that_the_chain_goes_on(cluster: LocalCluster) -> None:
+    """And where to look for it."""
+    async with DataPlane.connect(cluster.server.url, node="train-1") as dp:
+        nobody = SelfplayComplete(config_key="hex8_2p", source_node="gpu-9", games_count=5)
+        handle = await dp.handle(await dp.publish(nobody))
+        with pytest.raises(TimeoutError, match=f"no end within 0.1 s.*chain {handle.chain}"):
+            await handle.wait(0.1)
+
+
 async def test_request_for_data_that_nobody_has_fails_with_the_reason(
     cluster: LocalCluster,
 ) -> None:

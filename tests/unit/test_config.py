@@ -353,12 +353,12 @@ def uncommented(text: str) -> str:
 
 def test_template_is_a_configuration_as_it_is(tmp_path: Path) -> None:
     """A fresh file changes nothing."""
-    assert loaded(tmp_path, TEMPLATE.format(node="gpu-7")) == loaded(tmp_path)
+    assert loaded(tmp_path, TEMPLATE.replace("{node}", "gpu-7")) == loaded(tmp_path)
 
 
 def test_template_parses_when_uncommented_and_shows_the_defaults(tmp_path: Path) -> None:
     """Every line can be used as it stands; only node and bus are this machine's own."""
-    text = uncommented(TEMPLATE.format(node="gpu-7"))
+    text = uncommented(TEMPLATE.replace("{node}", "gpu-7"))
     values = tomllib.loads(text)
     assert len(values) > 15
     config = loaded(tmp_path, text)
@@ -367,6 +367,13 @@ def test_template_parses_when_uncommented_and_shows_the_defaults(tmp_path: Path)
     assert config.policy() == defaults.policy()
     config.policy_tables = {}
     assert msgspec.structs.asdict(config) == msgspec.structs.asdict(defaults)
+
+
+def test_what_the_template_shows_of_consolidation_can_be_set(tmp_path: Path) -> None:
+    """Its example is for copying."""
+    (shown,) = re.findall(r'^# consolidate_to .*?# ("[^"]+")', TEMPLATE, re.MULTILINE)
+    assert loaded(tmp_path, f"consolidate_to = {shown}").consolidate_to.endswith("{config}.db")
+    assert "{{" not in TEMPLATE
 
 
 def test_no_node_may_be_called_like_the_bucket(tmp_path: Path) -> None:
