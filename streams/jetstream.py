@@ -28,6 +28,7 @@ from streams.log import (
     LogError,
     LogState,
     LogUnavailable,
+    PermissionDenied,
     Receipt,
     Room,
     SequenceConflict,
@@ -118,6 +119,11 @@ class JetStreamLog:
                 raise
             try:
                 info = await api(wire, f"STREAM.CREATE.{name}", config)
+            except PermissionDenied as denied:
+                raise PermissionDenied(
+                    f"the bus has no stream {name} yet, and this key may not make it; start a "
+                    f"coordinator first, whose key may ({denied})"
+                ) from denied
             except ApiError as late:
                 if late.code != STREAM_NAME_IN_USE:
                     raise LogUnavailable(f"stream {name} can't be made: {late}") from late

@@ -33,6 +33,8 @@ _UNTRUSTED = re.compile(
     r"Host key verification failed|HOST IDENTIFICATION HAS CHANGED|host key is known"
     r"|[Hh]ost key is not trusted|No matching host key|no matching host key"
 )
+#: The ssh client goes on without it, and what it says last is that the other end let it in not.
+_OPEN_KEY = re.compile(r"Permissions \d+ for '([^'\n]+)' are too open")
 _MEANINGS: tuple[tuple[re.Pattern[str], type[TransportError]], ...] = tuple(
     (re.compile(pattern), kind)
     for pattern, kind in (
@@ -54,8 +56,10 @@ def meaning(said: str, who: str, otherwise: type[TransportError]) -> TransportEr
     if _UNTRUSTED.search(said):
         return Refused(
             f"the host key of {who} is unknown or has changed; find out which, "
-            f"then correct the known hosts: {said}"
+            f"then correct the known hosts, in ssh_known_hosts or ~/.ssh/known_hosts: {said}"
         )
+    if open_key := _OPEN_KEY.search(said):
+        return Refused(f"{who} was not asked: others may read {open_key[1]}: chmod 600 it")
     for pattern, kind in _MEANINGS:
         if pattern.search(said):
             return kind(f"{who}: {said}")

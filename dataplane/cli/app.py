@@ -83,7 +83,7 @@ def common(
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.INFO, handlers=[_handler(log_json)]
     )
-    for noisy in ("aiohttp.access", "watchfiles.main", "asyncio", "aiobotocore"):
+    for noisy in ("aiohttp.access", "watchfiles.main", "asyncio", "asyncssh", "aiobotocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

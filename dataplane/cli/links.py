@@ -21,6 +21,10 @@ from dataplane.rows import plain
 from streams.foreign import Unreadable, from_json
 from streams.subjects import PROGRESS_SUBJECTS
 
+#: Whoever fetches by itself is reached by nobody.
+_NOBODY_ASKED = "nothing was brought to {0} or fetched from it yet; what {0} itself fetches stands \
+under the nodes it comes from"
+
 
 @app.command(rich_help_panel=LOOK)
 def links(
@@ -43,7 +47,12 @@ def links(
         "last_error",
         "opens_again_in_s",
     ]
-    show.emit(rows, columns, as_json=as_json, empty="nothing has moved yet")
+    show.emit(
+        rows,
+        columns,
+        as_json=as_json,
+        empty=_NOBODY_ASKED.format(node) if node else "nothing has moved yet",
+    )
 
 
 @app.command(rich_help_panel=LOOK)

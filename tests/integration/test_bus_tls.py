@@ -27,7 +27,7 @@ def authority(tmp_path: Path) -> Authority:
 async def test_a_bus_that_offers_no_tls_is_told_nothing_where_it_must(
     authority: Authority, by: str
 ) -> None:
-    """Neither password nor name: who sits between would have them by taking TLS out of the greeting."""
+    """Neither password nor name: who sits between could take TLS out of the greeting."""
     heard = bytearray()
 
     async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -189,6 +189,24 @@ def test_exit_codes_and_last_words_say_what_to_do_next(
     assert "gpu-7" in str(error)
 
 
+def test_a_private_key_that_others_may_read_is_named_with_what_to_do() -> None:
+    """The client's own banner is long, and ends with what the far end said of no key at all."""
+    banner = (
+        "@@@@\n@ WARNING: UNPROTECTED PRIVATE KEY FILE! @\n@@@@\n"
+        "Permissions 0644 for '/home/me/id' are too open.\n"
+        "root@10.0.0.7: Permission denied (publickey)."
+    )
+    error = failure(255, banner, "gpu-7")
+    assert type(error) is Refused
+    assert str(error) == "gpu-7 was not asked: others may read /home/me/id: chmod 600 it"
+
+
+def test_an_unknown_host_key_names_the_setting_of_those_that_are_known() -> None:
+    """Whoever reads it corrects a file, and must know which."""
+    said = str(failure(255, "Host key verification failed.", "gpu-7"))
+    assert "ssh_known_hosts or ~/.ssh/known_hosts" in said
+
+
 @pytest.mark.parametrize(
     ("status", "kind"),
     [
