@@ -52,7 +52,11 @@ class Confinement:
         above = local.rpartition("/")[0]
         found = self._directories.get(above)
         if found is None:
-            found = (self._home / above).resolve()
+            try:
+                found = (self._home / above).resolve()
+            except RuntimeError as error:
+                # So `pathlib` says it, up to Python 3.12.
+                raise PathEscapes(f"{local!r} leads in a circle of symlinks") from error
             own = found.is_relative_to(self._home / OWN_DIRECTORY)
             if own or not found.is_relative_to(self._home):
                 raise PathEscapes(f"{local!r} leads out of the data root through a symlink")

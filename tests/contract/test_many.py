@@ -297,15 +297,17 @@ async def test_p22_a_file_that_is_not_its_entry_never_appears(far: Rig, tmp_path
 
 
 async def test_p5_p19_what_may_not_come_is_refused_alone(far: Rig, tmp_path: Path) -> None:
-    """A path that leads out, a link that does, and a directory of that name."""
+    """A path that leads out, a link that does or leads to itself, and a directory of that name."""
     (tmp_path / "elsewhere").mkdir()
     (far.root / "out").symlink_to(tmp_path / "elsewhere")
+    (far.root / "round").symlink_to("round")
     (far.root / "data/taken.bin").mkdir(parents=True)
-    paths = ["data/fine.bin", "../x.bin", "out/x.bin", "data/taken.bin"]
+    paths = ["data/fine.bin", "../x.bin", "out/x.bin", "round/x.bin", "data/taken.bin"]
     entries = [entry_of(path.encode(), path) for path in paths]
     failed = await push(far, entries, [file_of(tmp_path, path.encode()) for path in paths])
     assert [type(one) for one in failed] == [
         int,
+        PathEscapes,
         PathEscapes,
         PathEscapes,
         NeverReplaced,
