@@ -148,7 +148,8 @@ def _look_at(
         if entry.is_dir(follow_symlinks=False):
             directories.append(local)
         elif entry.name.endswith(WRITING_SUFFIX):
-            if now - entry.stat().st_mtime < WRITING_S:
+            # One from a time that has yet to come was written by a clock that was wrong.
+            if abs(now - entry.stat().st_mtime) < WRITING_S:
                 seen.writing.add(local.removesuffix(WRITING_SUFFIX))
         elif not entry.name.endswith(_NO_DATA) and (problem := _take(entry, local, home, seen)):
             seen.problems.append(problem)

@@ -515,7 +515,9 @@ async def test_p19_a_symlink_that_leads_out_is_a_problem_and_never_read(
 
 
 async def test_k17_a_file_marked_as_being_written_waits(make: Make, root: Path) -> None:
-    """Until the marker is gone, or so old that its writer must be dead."""
+    """Until the marker is gone, or so old that its writer must be dead; one of a wrong clock, which
+    would never be, is none.
+    """
     put(root / "npz/hex8_2p.jsonl", b"{}")
     marker = put(root / "npz/hex8_2p.jsonl.writing", b"")
     inventory = make()
@@ -523,9 +525,11 @@ async def test_k17_a_file_marked_as_being_written_waits(make: Make, root: Path) 
     assert found.changed == ()
     assert found.waiting == ("npz/hex8_2p.jsonl is being written",)
     assert await inventory.held() == []
-    old = time.time() - 301
-    os.utime(marker, (old, old))
-    assert len((await inventory.scan()).changed) == 1
+    for wrong in (-301, 3600):
+        os.utime(marker, (time.time() + wrong, time.time() + wrong))
+        assert len((await inventory.scan()).changed) == 1
+        os.utime(marker)
+        assert (await inventory.scan()).changed == ()
 
 
 async def test_temporary_and_hidden_files_are_no_data(make: Make, root: Path) -> None:
