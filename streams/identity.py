@@ -98,8 +98,10 @@ def data_type_of(path: str) -> DataType | None:
 
 
 def falls_under(path: str, globs: Iterable[str]) -> bool:
-    """Whether a path falls under one of these globs, as `PathRules` reads them."""
-    return any(_matcher(glob).fullmatch(path) for glob in globs)
+    """Whether a path falls under one of these globs, as `PathRules` reads them, but that case
+    counts for nothing: what is kept by its name is kept however it is written.
+    """
+    return any(_matcher(glob.lower()).fullmatch(path.lower()) for glob in globs)
 
 
 def escapes(path: str) -> bool:
@@ -130,7 +132,13 @@ def _matcher(glob: str) -> re.Pattern[str]:
 @functools.lru_cache(maxsize=4096)
 def _ownership(globs: tuple[tuple[str, Ownership], ...], path: str) -> Ownership:
     found = _first_of(globs).fullmatch(path)
-    return globs[found.lastindex - 1][1] if found and found.lastindex else Ownership.SHARED
+    rule = found.lastindex if found and found.lastindex else len(globs) + 1
+    stem, dot, suffix = path.rpartition(".")
+    if dot and "/" not in suffix and suffix != suffix.lower():
+        # A file's type is the same however its suffix is written, and so is whose it is.
+        found = _first_of(globs).fullmatch(f"{stem}.{suffix.lower()}")
+        rule = min(rule, found.lastindex) if found and found.lastindex else rule
+    return globs[rule - 1][1] if rule <= len(globs) else Ownership.SHARED
 
 
 @functools.cache

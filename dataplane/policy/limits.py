@@ -106,10 +106,14 @@ class Disk(Concern, frozen=True):
     #: Logical paths that no cleaner may touch.
     never_delete: tuple[str, ...] = (
         "**/canonical_*",
+        "**/canonical_*/**",
         "**/*elo*.db",
+        "**/*elo*.sqlite*",
         "**/*registry*.db",
+        "**/*registry*.sqlite*",
         "**/*.npz",
         "**/candidate_*",
+        "**/candidate_*/**",
         "**/*backup*",
         "**/*backup*/**",
         "**/coordination/**",

@@ -137,6 +137,10 @@ def test_p8_a_source_is_not_deleted_because_some_copy_arrived() -> None:
         msgspec.structs.replace(GAMES, path="m/model_registry.db"),
         msgspec.structs.replace(GAMES, path="backups/gpu-1/hex8_2p.db"),
         msgspec.structs.replace(GAMES, path="x/coordination/state.db"),
+        msgspec.structs.replace(GAMES, path="npz/hex8_2p.NPZ"),
+        msgspec.structs.replace(GAMES, path="models/Canonical_hex8_2p.pth"),
+        msgspec.structs.replace(GAMES, path="models/gpu-1/candidate_7/weights.bin"),
+        msgspec.structs.replace(GAMES, path="metadata/gpu-1/Elo.sqlite3"),
     ],
     ids=lambda entry: entry.path,
 )

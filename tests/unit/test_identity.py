@@ -40,11 +40,20 @@ LOCAL = st.lists(NAMES, min_size=1, max_size=4).map("/".join)
         ("metadata/hex8_elo_v2.db", MERGED),
         ("metadata/model_registry.db", MERGED),
         ("elo_ratings.txt", SHARED),
+        ("metadata/elo_ratings.DB", MERGED),
+        ("data/hex8_2p.JSONL", OWNED),
+        ("a.B/hex8_2p", SHARED),
     ],
 )
 def test_default_rules_say_whose_each_kind_of_file_is(path: str, ownership: Ownership) -> None:
     """Games, checkpoints and candidates are their producer's; Elo and registries are merged."""
     assert RULES.ownership(path) is ownership
+
+
+def test_suffix_is_also_matched_as_it_is_written() -> None:
+    """A rule of one's own may name one kind of writing and leave the other to the next."""
+    rules = PathRules(globs=(("*.DB", MERGED), ("*.db", OWNED)))
+    assert (rules.ownership("a.DB"), rules.ownership("a.db")) == (MERGED, OWNED)
 
 
 def test_first_glob_that_matches_decides() -> None:
