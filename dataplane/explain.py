@@ -16,7 +16,7 @@ from dataplane.planner import SyncPlanner
 from dataplane.planner.targets import exclusion
 from dataplane.policy import Policy, Rule
 from dataplane.slots import Slots
-from dataplane.words import clock, size
+from dataplane.words import clock, counted, size
 from projections.cluster import ClusterView
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow, TransferState, attempts, transfer_id
@@ -293,7 +293,10 @@ def _under_way(asked: Asked, row: TransferRow) -> str:
 
 def _behind(asked: Asked, row: TransferRow) -> str:
     """What a pending transfer waits behind, in figures."""
-    bandwidth, slots = asked.policy.bandwidth, Slots(asked.policy, asked.view.in_flight())
+    bandwidth, slots = (
+        asked.policy.bandwidth,
+        Slots(asked.policy, asked.view.in_flight(), asked.view.node),
+    )
     here, there = slots.used(asked.node), slots.used(row.source)
     if newer := asked.view.newer_versions(row):
         return f"waiting for the later version {newer[-1].entry.checksum[:14]}…"
@@ -306,13 +309,15 @@ def _behind(asked: Asked, row: TransferRow) -> str:
     target = asked.view.node(asked.node)
     if target is not None and not target.online:
         return f"waiting: {asked.node} is offline: {target.reason or 'it said so'}"
+    if full := slots.no_room(row):
+        return f"waiting: {full.reason}"
     before = 0
     for one in asked.view.pending():
         if one.id == row.id:
             break
         before += 1
     spare = " for slots and rates that nothing else asks for," if row.spare_only else ""
-    return f"waiting{spare} behind {before} other transfers"
+    return f"waiting{spare} behind {counted(before, 'other transfer', 'other transfers')}"
 
 
 def _refused(asked: Asked) -> Sentence | None:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
-from dataplane.policy import GIGABYTE, Policy
+from dataplane.policy import Policy
+from dataplane.words import size
 from projections.nodes import NodeRow
 from projections.transfers import TransferRow
 from streams.values import S3_NODE, SMALL_BYTES, SyncPriority
@@ -104,7 +105,7 @@ class Slots:
             return Wait("slot", reason)
         if transfer.spare_only and (wait := self._no_spare(transfer, transfer.target)) is not None:
             return wait
-        return self._no_room(transfer)
+        return self.no_room(transfer)
 
     def take(self, transfer: TransferRow, source: str) -> bool:
         """Count a transfer in if it fits; two versions never move to one place at once."""
@@ -163,9 +164,13 @@ class Slots:
         return None
 
     def _reserved(self, transfer: TransferRow) -> int:
-        return int(transfer.entry.size_bytes * self._policy.disk.reserve_factor)
+        """What of the target's disk it takes yet: what failed attempts brought lies there, and of
+        a disk that it filled it would ask for the same room twice.
+        """
+        whole = int(transfer.entry.size_bytes * self._policy.disk.reserve_factor)
+        return max(0, whole - sum(failure.moved for failure in transfer.failures))
 
-    def _no_room(self, transfer: TransferRow) -> Wait | None:
+    def no_room(self, transfer: TransferRow) -> Wait | None:
         """Why a target's disk or memory has no room (K21); None if it has, or nobody knows."""
         row = self._node(transfer.target)
         if row is None:
@@ -179,8 +184,8 @@ class Slots:
                 return Wait("disk-tier", f"{reason}: no background data from {limit:.0%} on")
             left = disk.disk_free_bytes - self._bytes[transfer.target]
             if self._reserved(transfer) > left:
-                needs, has = self._reserved(transfer) / GIGABYTE, max(0, left) / GIGABYTE
-                return Wait("disk-space", f"{row.name} has {has:.2f} GB left of {needs:.2f} GB")
+                needs, has = size(self._reserved(transfer)), size(max(0, left))
+                return Wait("disk-space", f"{row.name} has {has} left, and it takes {needs}")
         free = disk.memory_free_bytes
         if disk.memory_total_bytes and free is not None:
             needs_bytes = MEMORY_BYTES * (self.used(transfer.target) + 1)

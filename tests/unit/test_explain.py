@@ -135,6 +135,18 @@ CASES: dict[str, tuple[tuple[Any, ...], str, str, tuple[str, ...]]] = {
         "train-1",
         ("set aside on gpu-1", "quick_check failed"),
     ),
+    "a file for which the disk has no room": (
+        (
+            trainer(disk_total_bytes=10**6, disk_free_bytes=500),
+            player(),
+            opens("c1", played()),
+            answers("c1", "gpu-1", GAMES),
+            said_what_is_owed,
+        ),
+        GAMES.path,
+        "train-1",
+        ("waiting: train-1 has 500 B left, and it takes 1.1 KB",),
+    ),
     "a file in flight": (
         MOVING,
         GAMES.path,

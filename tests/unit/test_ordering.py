@@ -18,7 +18,7 @@ from dataplane.policy import MEGABYTE, Bandwidth, Policy
 from dataplane.slots import Slots
 from dataplane.waiting import transfer_lines
 from projections.links import LinkRow, Rates, size_class
-from projections.transfers import TransferRow, TransferState
+from projections.transfers import Failure, TransferRow, TransferState
 from streams import events
 from streams.values import SyncPriority, Transport
 from tests.spec import (
@@ -326,6 +326,24 @@ def test_k21_room_is_set_aside_for_all_that_is_under_way() -> None:
     wait = slots.hold(rows[2])
     assert wait is not None
     assert wait.rule == "disk-space"
+    assert wait.reason == "train-1 has 80.0 MB left, and it takes 110.0 MB"
+
+
+def test_what_failed_attempts_left_on_the_disk_is_not_asked_for_again() -> None:
+    """Or what filled a disk waits for room that it has itself."""
+    known = Known(nodes=full_node(60 * MEGABYTE, 10**12))
+    lacks = wanted("r0", size_mb=100)
+    assert started(admit([lacks], [], known, Policy(), T0)) == []
+    told = Failure(
+        time=T0,
+        error="full",
+        error_class="DiskFull",
+        retryable=True,
+        source="gpu-1",
+        moved=50 * MEGABYTE,
+    )
+    there = msgspec.structs.replace(lacks, failures=(told,))
+    assert Slots(Policy(), [], known.node).hold(there) is None
 
 
 def test_memory_is_set_aside_for_each_transfer() -> None:
