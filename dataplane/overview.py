@@ -6,6 +6,7 @@ Pure: views, heartbeats and the time come in. It judges nothing but what deserve
 from __future__ import annotations
 
 import enum
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from itertools import islice
@@ -50,6 +51,7 @@ MOST_ALIKE = 20
 MOST_NAMED = 5
 #: A chain that failed is an alert for so long.
 FAILED_LATELY_S = 3600.0
+_LOOPBACK = re.compile(r"http://(127\.|localhost[:/]|\[::1\])")
 _FAILED, _REGISTERED = type_name(DataSyncFailed), type_name(NodeRegistered)
 
 
@@ -297,6 +299,10 @@ def _node_alerts(
             yield Alert(Severity.WARNING, f"{node.node} is out of planning{why}", facts)
         elif silent_matters and node.seen_s_ago is None:
             yield Alert(Severity.WARNING, f"no heartbeat from {node.node}", facts)
+        if off := node.clock_ahead_s:
+            way = "ahead of" if off > 0 else "behind"
+            text = f"the clock of {node.node} is {span(abs(off))} {way} the one here; set it right"
+            yield Alert(Severity.WARNING, text, facts)
         used = 1 - node.disk_free_bytes / node.disk_total_bytes if node.disk_total_bytes else 0.0
         if used >= policy.disk.cleanup_from:
             full = used >= policy.disk.stop_production_from
@@ -307,7 +313,12 @@ def _node_alerts(
 def _plain_alerts(nodes: Iterable[NodeLine]) -> Iterable[Alert]:
     """Nodes without TLS among others with it: to change over half of a cluster parts it."""
     here = [node for node in nodes if node.planned_for]
-    plain = [node.node for node in here if node.http_url.startswith("http:")]
+    # Where others reach nobody, such as behind a NAT, it is nobody's business.
+    plain = [
+        node.node
+        for node in here
+        if node.http_url.startswith("http:") and not _LOOPBACK.match(node.http_url)
+    ]
     if plain and any(node.http_url.startswith("https:") for node in here):
         more = f" and {len(plain) - MOST_NAMED} more" if len(plain) > MOST_NAMED else ""
         text = (

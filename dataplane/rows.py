@@ -16,7 +16,11 @@ from projections.nodes import NodeRow
 from projections.rejected import RejectedRow
 from projections.trainings import TrainingRow, expected
 from projections.transfers import TransferRow
+from streams.topology import NODES_TTL_S
 from streams.values import DataEntry
+
+#: By less a clock may be off, and nobody is told.
+CLOCK_OFF_S = 30.0
 
 #: What rates are shown for: a file of a common size.
 TYPICAL_BYTES = 16 << 20
@@ -67,6 +71,9 @@ class NodeLine(msgspec.Struct, frozen=True, kw_only=True):
     leaving: bool = False
     #: null if no heartbeat is there.
     seen_s_ago: float | None
+    #: How far its clock is ahead of that of whoever asked, negative if behind; 0 where the age of
+    #: its last heartbeat may account for that.
+    clock_ahead_s: float = 0.0
     disk_free_bytes: int
     disk_total_bytes: int
     transfers_running: int | None
@@ -219,16 +226,26 @@ def rejected_line(row: RejectedRow) -> RejectedLine:
     )
 
 
+def _clock_ahead(age_s: float | None) -> float:
+    """How far a clock is off by which a heartbeat that the bus still has is so old."""
+    if age_s is None or -CLOCK_OFF_S <= age_s <= NODES_TTL_S + CLOCK_OFF_S:
+        return 0.0
+    return -age_s
+
+
 def node_line(row: NodeRow, beat: Mapping[str, Any] | None, now: float) -> NodeLine:
     """A node, with its last heartbeat if the bus could be asked."""
     description, said = row.description, beat or {}
+    age = None if beat is None else now - beat["time"]
+    ahead = _clock_ahead(age)
     return NodeLine(
         node=row.name,
         roles=description.roles,
         traits=description.traits,
         planned_for=row.online,
         leaving=row.is_leaving(now),
-        seen_s_ago=None if beat is None else round(now - beat["time"], 1),
+        seen_s_ago=None if age is None else round(age + ahead, 1),
+        clock_ahead_s=round(ahead, 1),
         disk_free_bytes=said.get("disk_free_bytes", description.disk_free_bytes),
         disk_total_bytes=description.disk_total_bytes,
         transfers_running=said.get("transfers_running"),

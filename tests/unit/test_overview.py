@@ -44,18 +44,19 @@ from tests.spec import (
 )
 
 CLUSTER = (trainer(), player())
-BEATS: dict[str, dict[str, Any]] = {
-    "coordinator.boss": {"time": 0.0},
-    "agent.train-1": {"time": 0.0},
-    "agent.gpu-1": {"time": 0.0},
-}
+HEARD = ("coordinator.boss", "agent.train-1", "agent.gpu-1")
+
+
+def heard(story: Story, *names: str) -> dict[str, dict[str, Any]]:
+    """Heartbeats of just now: of all, or of these."""
+    return {name: {"time": story.now} for name in names or HEARD}
 
 
 def seen(story: Story, **changes: Any) -> Overview:
     """What the page shows of a story."""
     given_: dict[str, Any] = {
         "now": story.now,
-        "beats": BEATS,
+        "beats": heard(story),
         "last_sequence": len(story.facts),
         "policy": policy_of(replication={"minimum": 2}),
     }
@@ -141,7 +142,7 @@ def test_a_chain_that_failed_lately_leads_to_its_facts() -> None:
 def test_a_full_disk_is_critical() -> None:
     """K21: from 93 % on."""
     full = node("gpu-1", disk_total_bytes=100, disk_free_bytes=6)
-    [alert] = seen(given(full), beats={**BEATS}).alerts
+    [alert] = seen(given(full)).alerts
     assert (alert.severity, alert.text) == (Severity.CRITICAL, "the disk of gpu-1 is 94% full")
 
 
@@ -157,7 +158,7 @@ def test_k21_alerts_of_disks_follow_the_policys_tiers() -> None:
 def test_a_silent_node_is_an_alert_now_and_not_in_the_past() -> None:
     """A look at the past has no heartbeats."""
     story = given(*CLUSTER)
-    silent = {k: v for k, v in BEATS.items() if k != "agent.gpu-1"}
+    silent = heard(story, "coordinator.boss", "agent.train-1")
     assert texts(seen(story, beats=silent)) == ["no heartbeat from gpu-1"]
     assert texts(seen(story, beats=None)) == []
 
@@ -236,6 +237,29 @@ def test_a_cluster_that_is_half_changed_over_to_tls_is_told() -> None:
     [row] = [row for row in half.view.nodes() if row.name == "gpu-1"]
     half.tell(events.NodeRegistered(replace(row.description, endpoint=secure), changed=True))
     assert "some nodes serve files by TLS, and without it gpu-2, train-1" in texts(seen(half))
+    for row in half.view.nodes():
+        if row.name != "gpu-1":
+            own = Endpoint(node=row.name, http_url="http://127.0.0.1:8770")
+            told = events.NodeRegistered(replace(row.description, endpoint=own), changed=True)
+            half.tell(told)
+    assert not any("TLS" in text for text in texts(seen(half)))
+
+
+def test_a_clock_that_is_an_hour_off_is_told_with_its_node() -> None:
+    """It is heard all the same: how long ago is counted by the bus, not by that clock."""
+    story = given(*CLUSTER)
+    beats = {
+        "coordinator.boss": {"time": story.now},
+        "agent.train-1": {"time": story.now - 3600},
+        "agent.gpu-1": {"time": story.now + 3600},
+    }
+    glance = seen(story, beats=beats)
+    found = texts(glance)
+    assert "the clock of train-1 is 1 h behind the one here; set it right" in found
+    assert "the clock of gpu-1 is 1 h ahead of the one here; set it right" in found
+    assert [node.seen_s_ago for node in glance.nodes] == [0.0, 0.0]
+    late = {name: {"time": story.now - 40} for name in beats}
+    assert not any("clock" in text for text in texts(seen(story, beats=late)))
 
 
 def test_many_alike_alerts_do_not_hide_the_others() -> None:
