@@ -61,7 +61,8 @@ def status(as_json: Json = False) -> None:
     else:
         show.console.print(f"{health.status}: {health.message}", highlight=False)
         for name, value in health.details.items():
-            show.console.print(f"  {name:<14} {show.words(value)}", highlight=False, markup=False)
+            for line in show.lines(name, value):
+                show.console.print(f"  {line}", highlight=False, markup=False)
     raise typer.Exit(0 if health.healthy else 1)
 
 
@@ -88,6 +89,7 @@ def nodes(as_json: Json = False) -> None:
         "disk_free_bytes",
         "http_url",
         "reachable",
+        "ssh_reachable",
         "not_from",
     ]
     show.emit(rows, columns, as_json=as_json, empty="no node has joined yet")

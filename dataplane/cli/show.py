@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -53,6 +53,16 @@ def words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(words, value)) or "-"
     return "-" if value is None or value == "" else str(value)
+
+
+def lines(name: str, value: Any) -> Iterator[str]:
+    """A value with its name before it; of several sentences each has a line."""
+    several = isinstance(value, list | tuple) and all(isinstance(one, str) for one in value)
+    if not (several and value):
+        is_size = name.endswith("_bytes") and isinstance(value, int)
+        value = [size(value) if is_size else words(value)]
+    for number, text in enumerate(value):
+        yield f"{'' if number else name:<14} {text}"
 
 
 def _named(name: str, value: Any) -> str:
