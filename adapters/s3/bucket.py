@@ -7,6 +7,7 @@ entry**: that a file is absent on a node says nothing about its backup.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from adapters.errors import EntryMissing, TransportError
+from adapters.errors import EntryMissing, NeverReplaced, TransportError
 from adapters.files.digest import checksum_of
 from adapters.files.landing import Landed, Landing
 from adapters.files.leftovers import tidy
+from adapters.files.partial import disk_errors
 from adapters.files.places import confined
 from adapters.s3 import layout
 from adapters.s3.flow import Flow
@@ -163,7 +165,8 @@ class S3Bucket:
     ) -> Restored:
         """Bring the newest version of one logical path that the bucket knows, to `root`/`path`.
 
-        Raises `EntryMissing` if no manifest names it, and as `Fetches.fetch`. Nothing stays below
+        Raises `EntryMissing` if no manifest names it, `NeverReplaced` if another content is there,
+        and as `Fetches.fetch`. Nothing stays below
         `root` but the file, or what of it came.
         """
         try:
@@ -200,7 +203,8 @@ class S3Bucket:
         a copy did.
 
         Returns what became of each path: one that fails holds up no other. What is there already
-        is left as it is, so that it can be called again. `progress` is told of all as of one.
+        is left as it is, so that it can be called again; where it is another content, that is what
+        became of it. `progress` is told of all as of one.
         Nothing stays below `root` but the files, or what of them came. Raises `EntryMissing` if
         there is no manifest of it, and none names anything of it.
         """
@@ -249,14 +253,17 @@ class S3Bucket:
         progress: Progress,
     ) -> Landed:
         onward = Onward(progress, stored.entry.size_bytes)
-        if await finish(lambda: _stands(root, local, stored.entry)):
+        if await finish(lambda: _there(root, local, stored.entry)):
             onward.arrived()
             return Landed(bytes=stored.entry.size_bytes)
         transfer = f"restore {stored.entry.path}"
         landing = await Landing.open(root, stored.entry, transfer, local, rules=rules)
         try:
             await self.restore(stored, landing, throttle, onward)
-            landed = await landing.commit()
+            await landing.prove()
+            # Whoever has begun to write there meanwhile goes on.
+            await finish(lambda: _there(root, local, stored.entry))
+            landed = await landing.publish()
             onward.arrived()
             return landed
         finally:
@@ -318,10 +325,16 @@ class S3Bucket:
             raise EntryMissing(f"{name} of {path} is not stored: not named")
 
 
-def _stands(root: Path, local: str, entry: DataEntry) -> bool:
-    """Whether a file is where it belongs, with its digest."""
+def _there(root: Path, local: str, entry: DataEntry) -> bool:
+    """Whether a file is where it belongs, with its digest.
+
+    Raises `NeverReplaced` if another content is there: it may be newer than what was stored, or a
+    database that is written just now. Whoever means it moves that away first.
+    """
     path = confined(root, local)
-    try:
-        return path.stat().st_size == entry.size_bytes and checksum_of(path) == entry.checksum
-    except OSError:
+    if not os.path.lexists(path):
         return False
+    with disk_errors():
+        if path.stat().st_size == entry.size_bytes and checksum_of(path) == entry.checksum:
+            return True
+    raise NeverReplaced(f"{local} is there with another content: move it away to restore it")

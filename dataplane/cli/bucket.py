@@ -22,7 +22,7 @@ from dataplane.words import counted
 
 restore_app = typer.Typer(no_args_is_help=True, help="Bring back what is in the bucket.")
 app.add_typer(restore_app, name="restore", rich_help_panel=SAFE)
-To = Annotated[Path, typer.Option("--to", help="Directory; what stands there right is kept.")]
+To = Annotated[Path, typer.Option("--to", help="Directory; whatever stands there is kept.")]
 
 
 @app.command(rich_help_panel=SAFE)

@@ -23,6 +23,7 @@ from adapters.errors import (
     DigestMismatch,
     EntryMissing,
     Interrupted,
+    NeverReplaced,
     Refused,
     TransportError,
     Unreachable,
@@ -56,6 +57,7 @@ from tests.integration.s3_server import (
     with_credentials,
 )
 from tests.memory import forget_peak, memory
+from tests.unit.test_inventory import play
 
 __all__ = ["running_s3_server"]
 
@@ -977,6 +979,41 @@ async def test_what_stands_already_is_not_fetched_again(
     client.delete_object(Bucket=bucket, Key=layout.object_key(entry.checksum))
     became, _ = await S3Bucket(transport).restore_node("gpu-7", root)
     assert became == {"shared/a.bin": Landed(bytes=1)}
+
+
+async def test_p5_a_restore_replaces_nothing_that_is_another_content(
+    connect: Callable[..., S3Transport],
+    files: Files,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It may be newer than the backup, a database with games that are only there; also what comes
+    to be there meanwhile. All else is restored.
+    """
+    transport = connect()
+    paths = ("games/gpu-7/live.db", "shared/late.bin", "shared/gone.bin")
+    entries = [await stored(transport, files, path, path.encode()) for path in paths]
+    await S3Bucket(transport).write_manifest("gpu-7", manifest("gpu-7", transport, *entries))
+    play(root / "games/live.db", 3)
+    before = files_under(root)
+    bring = S3Transport.bring
+
+    async def begun_meanwhile(self: S3Transport, key: str, *more: Any) -> int:
+        came = await bring(self, key, *more)
+        if key == layout.object_key(entries[1].checksum):
+            (root / "shared").mkdir(exist_ok=True)
+            (root / "shared/late.bin").write_bytes(b"newer")
+        return came
+
+    monkeypatch.setattr(S3Transport, "bring", begun_meanwhile)
+    became, _ = await S3Bucket(transport).restore_node("gpu-7", root)
+    assert {path: type(became[path]) for path in paths} == {
+        "games/gpu-7/live.db": NeverReplaced,
+        "shared/late.bin": NeverReplaced,
+        "shared/gone.bin": Landed,
+    }
+    late = {"shared/late.bin": b"newer", "shared/gone.bin": b"shared/gone.bin"}
+    assert files_under(root) == before | late
 
 
 async def test_how_far_a_restore_is_is_told_of_all_as_of_one(
