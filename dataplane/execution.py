@@ -30,6 +30,8 @@ PUSHING = (Transport.HTTP_FETCH, Transport.RSYNC, Transport.BASE64_SSH)
 SOURCE_FAILED = ("EntryMissing", "Unreachable", "Refused", "Stalled", "Interrupted")
 #: Failures after which the other end is to open the connection, if it can.
 WAY_FAILED = ("Unreachable", "Refused", "Unanswered")
+#: Failures of the disk of whoever carries it out: of a third node, another may relay instead.
+DISK_FAILED = ("DiskFull", "DiskFailed")
 #: How long a transport that brought wrong bytes is tried after the others.
 CORRUPT_S = 3600.0
 #: Third nodes that are thought of for a relay.
@@ -85,11 +87,13 @@ def choose(
         by_source = [f for f in transfer.failures if f.source == way.source and not f.headway]
         same_way = [f for f in by_source if f.executor == way.executor]
         executor = known.node(way.executor)
+        relays = way.executor not in (way.source, transfer.target)
+        in_the_way = (*WAY_FAILED, *DISK_FAILED) if relays else WAY_FAILED
         return (
             _is_open(known.link(way.remote), policy.breakers, now),
             executor is not None and not executor.online,
             sum(f.error_class in SOURCE_FAILED for f in by_source),
-            sum(f.error_class in WAY_FAILED for f in same_way),
+            sum(f.error_class in in_the_way for f in same_way),
             way.detour,
             ranked.index(way.source),
         )

@@ -28,7 +28,7 @@ def hold(directory: Path) -> IO[str]:
         holder = lock.read().strip() or "another process"
         lock.close()
         raise DirectoryInUse(
-            f"{directory} is in use by {holder}: end that first, or take another --state-dir"
+            f"{directory} is in use by {holder}: end that first, or take another directory"
         ) from None
     with contextlib.suppress(OSError):
         # Only a word to whoever comes: a disk that is full or can't be written keeps nobody out.

@@ -33,6 +33,8 @@ _UNTRUSTED = re.compile(
     r"Host key verification failed|HOST IDENTIFICATION HAS CHANGED|host key is known"
     r"|[Hh]ost key is not trusted|No matching host key|no matching host key"
 )
+#: As ssh, and as its library, say it.
+_NOT_LET_IN = re.compile(r"Permission denied \([a-z]|Permission denied for user")
 #: The ssh client goes on without it, and what it says last is that the other end let it in not.
 _OPEN_KEY = re.compile(r"Permissions \d+ for '([^'\n]+)' are too open")
 _MEANINGS: tuple[tuple[re.Pattern[str], type[TransportError]], ...] = tuple(
@@ -42,7 +44,7 @@ _MEANINGS: tuple[tuple[re.Pattern[str], type[TransportError]], ...] = tuple(
         (r"Timeout, server|io timeout|timeout in data", Stalled),
         (r"connect to host|Could not resolve hostname|No route to host", Unreachable),
         (r"Network is unreachable|Connection refused", Unreachable),
-        (r"Permission denied \([a-z]|Unable to negotiate|Too many authentication", Refused),
+        (r"Unable to negotiate|Too many authentication", Refused),
         (r"rsync: (?:command )?not found|command not found", Refused),
         (r"No space left on device|[Qq]uota exceeded", DiskFull),
         (r"Read-only file system", DiskFailed),
@@ -60,6 +62,10 @@ def meaning(said: str, who: str, otherwise: type[TransportError]) -> TransportEr
         )
     if open_key := _OPEN_KEY.search(said):
         return Refused(f"{who} was not asked: others may read {open_key[1]}: chmod 600 it")
+    if _NOT_LET_IN.search(said):
+        return Refused(
+            f"{who} does not let us in; its ssh_user must know the key of ssh_identity here: {said}"
+        )
     for pattern, kind in _MEANINGS:
         if pattern.search(said):
             return kind(f"{who}: {said}")

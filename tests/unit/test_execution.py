@@ -232,6 +232,17 @@ def test_the_bucket_relays_where_no_node_can() -> None:
     assert who(way(transfer(), cluster)) == ("t", "a"), "nobody can: the target's failure says so"
 
 
+@pytest.mark.parametrize("error", ["DiskFull", "DiskFailed"])
+def test_a_relay_whose_disk_is_full_is_replaced_by_another_or_the_bucket(error: str) -> None:
+    """A target's disk is full whoever sends; a third node's is in nobody else's way."""
+    with_bucket = policy_of(s3={"enabled": True, "bucket": "b"})
+    row = transfer(failure(error, executor="store"))
+    two = Cluster(a=NAT, t=NAT, hub=OPEN, store=OPEN)
+    assert who(way(row, two, policy=with_bucket)) == ("hub", "a")
+    found = way(row, Cluster(a=NAT, t=NAT, store=OPEN), policy=with_bucket)
+    assert (found.executor, found.transports) == ("a", (S3,))
+
+
 def test_what_the_bucket_holds_is_fetched_from_there_by_its_transport() -> None:
     """The last holder to be asked, but before any relay."""
     found = way(transfer(), Cluster(a=NAT, t=NAT, hub=OPEN), "a", S3_NODE)

@@ -201,6 +201,16 @@ def test_a_private_key_that_others_may_read_is_named_with_what_to_do() -> None:
     assert str(error) == "gpu-7 was not asked: others may read /home/me/id: chmod 600 it"
 
 
+@pytest.mark.parametrize(
+    "said", ["me@a: Permission denied (publickey).", "Permission denied for user me on host a"]
+)
+def test_who_is_not_let_in_is_told_which_settings_decide_it(said: str) -> None:
+    """One is of that node, one of this."""
+    error = meaning(said, "gpu-7", Interrupted)
+    assert type(error) is Refused
+    assert "ssh_user must know the key of ssh_identity here" in str(error)
+
+
 def test_an_unknown_host_key_names_the_setting_of_those_that_are_known() -> None:
     """Whoever reads it corrects a file, and must know which."""
     said = str(failure(255, "Host key verification failed.", "gpu-7"))
