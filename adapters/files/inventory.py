@@ -466,6 +466,7 @@ class Inventory:
         began, now = time.monotonic(), self._clock()
         before = dict(self._known.rows)
         seen = await self._on_disk(lambda: walk(self._root, now, self._known.disks))
+        await self._on_disk(lambda: self._call_by_known_names(seen, before))
         # It may have gone while it was walked, and then what is not there is not gone.
         if problem := await self._root_problem():
             self._missing = problem
@@ -483,6 +484,21 @@ class Inventory:
         found = self._outcome(seen, waiting, config_key)
         self._count(seen, found, now, time.monotonic() - began)
         return found
+
+    def _call_by_known_names(self, seen: Walk, before: Mapping[str, Row]) -> None:
+        """Let what landed through a symlinked directory be seen there, not only where it leads."""
+        known = {local for local, row in before.items() if row.state is not State.GONE}
+        for local in (known | self._known.expected.keys()) - seen.files.keys():
+            above, _, name = local.rpartition("/")
+            there = os.path.realpath(self._root / above)
+            real = os.path.relpath(f"{there}/{name}", self._root)
+            if real == local or real not in seen.files:
+                continue
+            seen.files[local] = seen.files[real]
+            if real in seen.writing:
+                seen.writing.add(local)
+            if real not in before:
+                del seen.files[real]
 
     def _is_due(self, local: str, seen: Walk, config_key: str | None) -> bool:
         if local in seen.writing or (config_key and config_key_in(local) != config_key):

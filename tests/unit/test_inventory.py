@@ -642,6 +642,29 @@ async def test_p4_a_received_file_keeps_its_producers_name(make: Make, root: Pat
     assert await again.held() == [entry]
 
 
+@pytest.mark.parametrize("recorded", [True, False], ids=["recorded", "killed before that"])
+async def test_p4_what_landed_through_a_symlinked_directory_is_no_file_of_our_own(
+    make: Make, root: Path, recorded: bool
+) -> None:
+    """It is here under its name, and neither said to be gone nor to be anything else; once it is
+    gone that is said.
+    """
+    (root / "large").mkdir()
+    (root / "games").symlink_to("large")
+    entry = received(b"{}\n", "games/gpu-1/hex8_2p.jsonl")
+    inventory = make()
+    await inventory.expect({entry.path: entry})
+    settle(put(root / entry.path, b"{}\n"))
+    if recorded:
+        await inventory.landed({entry.path: entry})
+    for one in (inventory, make()):
+        assert await one.scan() == Scan()
+        assert [here.path for here in await one.held()] == [entry.path]
+        await one.close()
+    (root / entry.path).unlink()
+    assert (await make().scan()).removed == (entry.path,)
+
+
 async def test_p4_a_crash_between_commit_and_record_makes_nobody_its_owner(
     make: Make, root: Path
 ) -> None:
