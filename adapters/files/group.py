@@ -13,7 +13,6 @@ import errno
 import hashlib
 import os
 import sqlite3
-import threading
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -32,16 +31,13 @@ from adapters.files.landing import Landed, appear, may_be_refused, refuse_replac
 from adapters.files.leftovers import GROUP_PREFIX
 from adapters.files.partial import disk_error, disk_errors, write_all
 from adapters.files.places import Confinement, Reservation, same_disk_directory
+from adapters.workers import turn
 from streams.identity import Ownership, PathRules
 from streams.values import DataEntry
 
 #: So few are flushed one by one: to flush a disk takes along what others wrote to it.
 FEW = 4
 Content = bytes | bytearray | memoryview
-#: Held while small files are written or named, some at a time. Each is a handful of short calls to
-#: the system, and threads that made theirs side by side would wait for the interpreter after each
-#: of them: that took a fifth more processor time. Never held while a disk is flushed.
-_TURN = threading.Lock()
 _MODE = 0o644
 _FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -89,7 +85,8 @@ class Group:
     def __init__(
         self, root: Path, wanted: Sequence[Wanted], rules: PathRules | None = None
     ) -> None:
-        """Begin. What may not appear has its outcome at once, as `Landing.open` would raise it."""
+        """Begin. What may not appear has its outcome at once, as `Landing.open` would raise it.
+        Takes its `turn`."""
         self.root = root.resolve()
         self.wanted = wanted
         #: What became of each entry; None while that is open.
@@ -104,7 +101,8 @@ class Group:
         # Nobody else ever writes a file of this name.
         self._group = f"{GROUP_PREFIX}{os.getpid()}-{os.urandom(8).hex()}"
         try:
-            self._begin()
+            with turn():
+                self._begin()
         except BaseException:
             self.close()
             raise
@@ -123,16 +121,16 @@ class Group:
         """Prove contents and set them aside; what is wrong with one is its entry's outcome.
 
         A file that holds one, and that nobody writes, is moved where it can be: it is gone then.
+        Best called in a `turn`.
         """
-        with self._turn():
-            for number, data in some:
-                if self.outcomes[number] is None and number not in self._asides:
-                    try:
-                        self._put(number, data)
-                    except TransportError as error:
-                        self.outcomes[number] = error
-                    except (OSError, sqlite3.DatabaseError) as error:
-                        self.outcomes[number] = disk_error(error)
+        for number, data in some:
+            if self.outcomes[number] is None and number not in self._asides:
+                try:
+                    self._put(number, data)
+                except TransportError as error:
+                    self.outcomes[number] = error
+                except (OSError, sqlite3.DatabaseError) as error:
+                    self.outcomes[number] = disk_error(error)
 
     def fail(self, number: int, error: TransportError) -> None:
         """This entry will not come."""
@@ -274,11 +272,6 @@ class Group:
     def _syncs(self, disk: Disk) -> bool:
         return disk.can_sync and len(self.wanted) > FEW
 
-    def _turn(self) -> contextlib.AbstractContextManager[object]:
-        """Held while contents are put aside."""
-        together = all(self._syncs(place.disk) for place in self._places)
-        return _TURN if together else contextlib.nullcontext()
-
     def _gathered_in(self) -> dict[_Place, list[int]]:
         """Numbers of those that wait for their names, by place."""
         numbers_in: dict[_Place, list[int]] = {}
@@ -320,7 +313,7 @@ class Group:
         directory.mkdir(parents=True, exist_ok=True)
         handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            with _TURN:
+            with turn():
                 for number in numbers:
                     try:
                         self._give_name(number, place, handle)

@@ -22,7 +22,7 @@ from adapters.files.landing import Landed
 from adapters.files.partial import disk_errors
 from adapters.http.batches import BATCH_BYTES, FRAME, MOST_FRAMES, Contents
 from adapters.http.receiving import Receiver, refusal
-from adapters.workers import finish
+from adapters.workers import finish, turn
 from streams.foreign import from_json
 from streams.values import SMALL_BYTES, DataEntry
 
@@ -147,8 +147,9 @@ async def _fill(
 
 
 def _feed(contents: Contents, pieces: Sequence[bytes]) -> None:
-    for piece in pieces:
-        contents.feed(piece)
+    with turn():
+        for piece in pieces:
+            contents.feed(piece)
 
 
 async def _gathered(

@@ -19,8 +19,9 @@ from adapters.http.errors import broken_off
 from adapters.memory import room
 
 _ERROR_TEXT = 300
-#: Larger pieces cost more to make room for than to ask for.
-_PIECE_BYTES = 256 << 10
+#: What has come of a piece when the answer breaks off is lost: the first pieces are small, so that
+#: something stays of every answer, and each later one is twice as large, up to a most.
+_FIRST_PIECE_BYTES, _MOST_PIECE_BYTES = 16 << 10, 256 << 10
 #: A reader is woken for so many bytes, not for each packet, as long as more than these are to come.
 WAKE_BYTES = 32 << 10
 
@@ -57,6 +58,7 @@ class Peer:
         self._woken_for = 1
         self._line = Line()
         self._room = memoryview(b"")
+        self._piece_bytes = _FIRST_PIECE_BYTES
 
     def ask(
         self,
@@ -121,15 +123,15 @@ class Peer:
         return count, None
 
     def some(self, view: memoryview) -> int:
-        """Put bytes that have come, or else the next that come, into `view`; how many. As `fill`
-        otherwise.
+        """Put the next bytes into `view`, as many as are good to take at once; how many. Raises
+        `Stalled` or `Interrupted`.
         """
         with self._reading() as answer:
-            data = answer.read1(min(len(view), _PIECE_BYTES))
-            if not data:
+            count = answer.readinto(view[: self._piece_bytes])
+            if not count:
                 raise ConnectionResetError("ended early")
-            view[: len(data)] = data
-            return len(data)
+            self._piece_bytes = min(2 * self._piece_bytes, _MOST_PIECE_BYTES)
+            return count
 
     def read(self, most: int) -> bytes:
         """The next bytes of the answer, `most` if it goes on so long. As `fill` otherwise."""
@@ -211,4 +213,5 @@ class Peer:
             headers={"Accept-Encoding": "identity", **headers},
         )
         answer = self.answer = self._connection.getresponse()
+        self._piece_bytes = _FIRST_PIECE_BYTES
         return answer

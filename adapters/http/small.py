@@ -6,8 +6,10 @@ is sent has landed once the target has said so of each.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import ssl
+import time
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -23,10 +25,12 @@ from adapters.http.peer import Peer
 from adapters.http.receiving import error_of
 from adapters.http.signing import BATCH_ROUTE, Signer
 from adapters.transport import Request, Take
-from adapters.workers import PEERS, finish
+from adapters.workers import PEERS, finish, turn
 from streams.foreign import from_json
 from streams.values import Endpoint
 
+#: A source that lets us wait so long for a piece has its bytes taken without a turn.
+_SLOW_S = 0.01
 #: What a target says of a batch.
 _MOST_SAID_BYTES = 4 << 20
 
@@ -77,8 +81,15 @@ async def fetch_small(
         contents = Contents([request.entry.size_bytes for request in requests], taken)
         try:
             peer.ask(url, method="POST", body=body)
-            while not contents.over:
-                contents.filled(peer.some(contents.room))
+            with contextlib.ExitStack() as held:
+                held.enter_context(turn())
+                while not contents.over:
+                    began = time.monotonic()
+                    count = peer.some(contents.room)
+                    if time.monotonic() - began > _SLOW_S:
+                        # There is time for others while its bytes come.
+                        held.close()
+                    contents.filled(count)
         except TransportError as error:
             failed[contents.came :] = [type(error)(str(error)) for _ in requests[contents.came :]]
         finally:

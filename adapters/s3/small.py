@@ -11,7 +11,7 @@ from functools import partial
 
 from adapters.errors import TransportError
 from adapters.transport import Brought, Request, Take
-from adapters.workers import cancelled, each, finish
+from adapters.workers import cancelled, each, finish, turn
 from streams.values import DataEntry
 
 #: Objects that are asked for at once: more would only wait for each other.
@@ -68,6 +68,11 @@ async def _hand_on(came: asyncio.Queue[tuple[int, Brought]], take: Take) -> None
         some = [await came.get()]
         while not came.empty():
             some.append(came.get_nowait())
-        await finish(partial(take, some))
+        await finish(partial(_hand, take, some))
         for _ in some:
             came.task_done()
+
+
+def _hand(take: Take, some: list[tuple[int, Brought]]) -> None:
+    with turn():
+        take(some)

@@ -23,7 +23,7 @@ from adapters.ssh.rsync_run import Run, through
 from adapters.ssh.rsync_words import failure, many_words
 from adapters.throttle import Throttle
 from adapters.transport import Brought, Request, Take
-from adapters.workers import finish
+from adapters.workers import finish, turn
 from streams.identity import PathRules, escapes
 
 
@@ -120,7 +120,8 @@ def _hand_on(
             who, what = requests[number].source.node, requests[number].entry.path
             failed[number] = EntryMissing(f"{who} has no {what} of {size} bytes")
     if came:
-        take(came)
+        with turn():
+            take(came)
 
 
 def _came(file: Path, size: int) -> bool:

@@ -181,6 +181,24 @@ async def test_a_source_that_breaks_off_a_batch_spoils_only_what_did_not_come(ma
     assert {type(error) for error in failed[len(came) :]} == {Interrupted}
 
 
+async def test_connections_that_are_cut_soon_bring_a_batch_all_the_same(make: MAKE) -> None:
+    """Each brings something that stays, though none lives for more than a few small files."""
+    source, target = await make("gpu-7"), await make("train-1")
+    contents = [os.urandom(20_000) for _ in range(12)]
+    entries = [source.put(f"data/{number}.bin", data) for number, data in enumerate(contents)]
+    source.link.cut_after_bytes = 80_000
+    came: dict[str, bytes] = {}
+    while left := [entry for entry in entries if entry.path not in came]:
+        before = len(came)
+        await target.fetch_many(
+            left,
+            source.at,
+            lambda some, left=left: came.update({left[n].path: bytes(d) for n, d in some}),
+        )
+        assert len(came) > before
+    assert list(came.values()) == contents
+
+
 # From many
 
 
