@@ -85,8 +85,7 @@ class Group:
     def __init__(
         self, root: Path, wanted: Sequence[Wanted], rules: PathRules | None = None
     ) -> None:
-        """Begin. What may not appear has its outcome at once, as `Landing.open` would raise it.
-        Takes its `turn`."""
+        """Begin. What may not appear has its outcome at once, as `Landing.open` would raise it."""
         self.root = root.resolve()
         self.wanted = wanted
         #: What became of each entry; None while that is open.
