@@ -104,8 +104,10 @@ def is_disk(directory: Path) -> bool:
 
 
 def not_mounted(local: str) -> str:
-    """That a disk is not where it was, in words."""
-    return f"{shown(local)} is not the disk it was: is it mounted?"
+    """That a disk is not where it was, in words, and when that is believed."""
+    name = shown(local)
+    gone = f"what was on it counts as gone once there is no {name}"
+    return f"{name} is not the disk it was: is it mounted? If it never will be, {gone}"
 
 
 def print_of(path: str | Path) -> Print:
