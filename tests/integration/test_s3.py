@@ -370,7 +370,8 @@ async def test_a_killed_upload_sends_only_the_rest(
     await link.open()
     transport = connect(endpoint_url=link.url)
     moved = await push(transport, entry, file)
-    assert moved == entry.size_bytes - kept
+    # A part that was on its way by then may have been taken after all.
+    assert 0 < moved <= entry.size_bytes - kept
     assert moved <= link.passed_up < moved + 100_000
     await transport.close()
     await link.close()
