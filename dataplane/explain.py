@@ -293,10 +293,8 @@ def _under_way(asked: Asked, row: TransferRow) -> str:
 
 def _behind(asked: Asked, row: TransferRow) -> str:
     """What a pending transfer waits behind, in figures."""
-    bandwidth, slots = (
-        asked.policy.bandwidth,
-        Slots(asked.policy, asked.view.in_flight(), asked.view.node),
-    )
+    bandwidth = asked.policy.bandwidth
+    slots = Slots(asked.policy, asked.view.in_flight(), asked.view.node)
     here, there = slots.used(asked.node), slots.used(row.source)
     if newer := asked.view.newer_versions(row):
         return f"waiting for the later version {newer[-1].entry.checksum[:14]}…"
