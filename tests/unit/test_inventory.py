@@ -25,6 +25,7 @@ from adapters.files.landing import Landing
 from adapters.files.walk import not_mounted, walk
 from streams.values import DataEntry, DataType
 from tests.damaged import unreadable_archive
+from tests.disks import mounted
 from tests.turns import turns_during
 
 NODE = "gpu-7"
@@ -435,13 +436,8 @@ def unmount(place: Path) -> None:
 @pytest.fixture
 def within(root: Path) -> Iterator[Path]:
     """A disk that is mounted within the data root."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    place = root / "games"
-    place.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(place)], check=True)
-    yield place
-    subprocess.run(["umount", "--lazy", str(place)], check=False, stderr=subprocess.DEVNULL)
+    with mounted(root / "games", 8) as place:
+        yield place
 
 
 async def test_p17_of_a_disk_within_that_is_gone_there_is_no_news(
@@ -997,16 +993,13 @@ async def test_a_spoiled_copy_that_was_mended_is_said_to_be_here_again(
 @pytest.fixture
 def full(make: Make, root: Path) -> Iterator[Callable[[], None]]:
     """The data root is a small disk with one model, and full to the last byte; makes room."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(root)], check=True)
-    settle(put(root / "models/canonical_x.pth", b"\x80one"))
-    filler = root / "filler.tmp"
-    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
-        while True:
-            file.write(bytes(4096))
-    yield filler.unlink
-    subprocess.run(["umount", "--lazy", str(root)], check=True)
+    with mounted(root, 8):
+        settle(put(root / "models/canonical_x.pth", b"\x80one"))
+        filler = root / "filler.tmp"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(4096))
+        yield filler.unlink
 
 
 async def test_p18_a_disk_without_any_room_keeps_no_agent_from_beginning(

@@ -10,7 +10,6 @@ import os
 import pickle
 import sqlite3
 import stat
-import subprocess
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -39,6 +38,7 @@ from adapters.workers import DIGESTS, DISK
 from streams.identity import PathRules
 from streams.values import DataEntry, DataType
 from tests.damaged import unreadable_archive
+from tests.disks import mounted
 from tests.turns import turns_during
 
 
@@ -608,13 +608,8 @@ async def test_k21_room_is_promised_to_one_landing_only(
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, of 24 MiB, mounted below the test's directory."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(path)], check=True)
-    yield path
-    subprocess.run(["umount", str(path)], check=True)
+    with mounted(tmp_path / "disk", 24) as path:
+        yield path
 
 
 async def test_a_disk_that_fills_up_ends_the_landing_with_its_bytes_kept(disk: Path) -> None:

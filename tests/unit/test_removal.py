@@ -17,6 +17,7 @@ from adapters.files.inventory import Inventory
 from adapters.files.removal import Kept, put_back
 from dataplane.demo.gamedb import count_games
 from streams.values import DataEntry
+from tests.disks import mounted
 from tests.unit.test_inventory import NODE, play, put, settle, told
 from tests.unit.test_sqlite import written
 
@@ -111,13 +112,8 @@ async def test_a_file_of_the_longest_name_goes(inventory: Inventory, root: Path)
 @pytest.fixture
 def disk_within(root: Path) -> Iterator[Path]:
     """A disk of its own that is mounted within the data root."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    (root / "models").mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "none", str(root / "models")]
-    subprocess.run(mount, check=True)
-    yield root / "models"
-    subprocess.run(["umount", "--lazy", str(root / "models")], check=True)
+    with mounted(root / "models", 8) as place:
+        yield place
 
 
 async def test_a_file_on_a_disk_within_the_data_root_goes(
